@@ -1,0 +1,138 @@
+//! Tensors in the caller's buffers, and what must hold of them.
+
+use crate::error::BuildError;
+use crate::plan::ELEM_BYTES;
+
+/// One named tensor in buffers that the caller owns.
+///
+/// The elements are `f32`, one after the other. Parameters are read and written, gradients only read; the two
+/// lie in different buffers, because WebGPU lets a dispatch either write a buffer or bind it read-only. Both
+/// buffers need `BufferUsages::STORAGE`. Several tensors may share a buffer; their parameters must not
+/// overlap each other or any tensor's gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorBinding<'a> {
+    /// Name, used in errors and states; unique within an optimizer.
+    pub name: &'a str,
+    /// Buffer of the parameters.
+    pub params: &'a wgpu::Buffer,
+    /// Byte offset of the first parameter, a multiple of 4.
+    pub params_offset_bytes: u64,
+    /// Buffer of the gradients.
+    pub grads: &'a wgpu::Buffer,
+    /// Byte offset of the first gradient, a multiple of 4.
+    pub grads_offset_bytes: u64,
+    /// Number of elements; may be zero.
+    pub numel: u64,
+}
+
+/// Checks each tensor alone, then all of them against each other.
+pub(crate) fn check_bindings(tensors: &[TensorBinding<'_>]) -> Result<(), BuildError> {
+    tensors.iter().try_for_each(check_binding)?;
+    check_overlap(tensors)
+}
+
+fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
+    let name = || tensor.name.to_owned();
+    for (role, buffer, offset_bytes) in [
+        ("params", tensor.params, tensor.params_offset_bytes),
+        ("grads", tensor.grads, tensor.grads_offset_bytes),
+    ] {
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(BuildError::MissingUsage {
+                tensor: name(),
+                role,
+                required: wgpu::BufferUsages::STORAGE,
+                actual: buffer.usage(),
+            });
+        }
+        if !offset_bytes.is_multiple_of(ELEM_BYTES) {
+            return Err(BuildError::Misaligned {
+                tensor: name(),
+                role,
+                offset_bytes,
+            });
+        }
+        let end = tensor
+            .numel
+            .checked_mul(ELEM_BYTES)
+            .and_then(|bytes| bytes.checked_add(offset_bytes));
+        if end.is_none_or(|end| end > buffer.size()) {
+            return Err(BuildError::OutOfBounds {
+                tensor: name(),
+                role,
+                offset_bytes,
+                numel: tensor.numel,
+                buffer_bytes: buffer.size(),
+            });
+        }
+    }
+    if tensor.params == tensor.grads {
+        return Err(BuildError::SharedBuffer { tensor: name() });
+    }
+    Ok(())
+}
+
+/// A slice of a buffer, for the overlap check.
+#[derive(Clone, Copy)]
+struct Slice<'a> {
+    buffer: &'a wgpu::Buffer,
+    start: u64,
+    end: u64,
+    tensor: &'a str,
+    writes: bool,
+}
+
+/// Parameters are written, so nothing else may lie where they lie; gradients may share.
+fn check_overlap(tensors: &[TensorBinding<'_>]) -> Result<(), BuildError> {
+    let mut slices: Vec<_> = tensors
+        .iter()
+        .filter(|tensor| tensor.numel > 0)
+        .flat_map(|tensor| {
+            let slice = |buffer, start: u64, writes| Slice {
+                buffer,
+                start,
+                end: start + tensor.numel * ELEM_BYTES,
+                tensor: tensor.name,
+                writes,
+            };
+            [
+                slice(tensor.params, tensor.params_offset_bytes, true),
+                slice(tensor.grads, tensor.grads_offset_bytes, false),
+            ]
+        })
+        .collect();
+    slices.sort_by(|x, y| (x.buffer, x.start).cmp(&(y.buffer, y.start)));
+
+    // The slices so far in the same buffer that reach furthest: of all, and of those that are written.
+    let (mut furthest, mut furthest_written): (Option<Slice<'_>>, Option<Slice<'_>>) = (None, None);
+    for slice in slices {
+        let clash = |before: Slice<'_>| before.buffer == slice.buffer && before.end > slice.start;
+        let before = if slice.writes {
+            furthest
+        } else {
+            furthest_written
+        };
+        if let Some(before) = before.filter(|before| clash(*before)) {
+            let (written, other) = if slice.writes {
+                (slice, before)
+            } else {
+                (before, slice)
+            };
+            return Err(BuildError::Overlap {
+                tensor: written.tensor.to_owned(),
+                role: if other.writes { "params" } else { "grads" },
+                other: other.tensor.to_owned(),
+            });
+        }
+        let further = |before: Option<Slice<'_>>| {
+            before.is_none_or(|b| b.buffer != slice.buffer || b.end <= slice.end)
+        };
+        if further(furthest) {
+            furthest = Some(slice);
+        }
+        if slice.writes && further(furthest_written) {
+            furthest_written = Some(slice);
+        }
+    }
+    Ok(())
+}

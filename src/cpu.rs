@@ -1,0 +1,230 @@
+//! The parallel CPU optimizer: the embedded default where there is no GPU.
+
+use rayon::prelude::*;
+
+use crate::coefficients::{Coefficients, Terms};
+use crate::error::{BuildError, ConfigError, StateError, StepError};
+use crate::reference;
+use crate::sgd::SgdConfig;
+use crate::state::{OptimizerState, TensorState, Tensors, UnknownTensor};
+
+/// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
+/// its scheduling by far.
+const CHUNK_ELEMS: usize = 32 * 1024;
+
+/// The momentum update over slices in memory, on all cores.
+///
+/// Same configuration and, bit for bit, the same results as [`reference`]: each element is computed by the
+/// same statements in the same order, whatever the number of threads.
+///
+/// ```
+/// use wgpu_optim::{CpuOptimizer, SgdConfig};
+///
+/// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;
+/// let mut optimizer = CpuOptimizer::new(config, [("weight", 3)])?;
+/// let mut weight = [1.0, 2.0, 3.0];
+/// optimizer.step(&mut [&mut weight], &[&[1.0, 0.0, -1.0]])?;
+/// assert_eq!(weight, [0.5, 2.0, 3.5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CpuOptimizer {
+    config: SgdConfig,
+    tensors: Tensors,
+    /// One per tensor; empty without momentum.
+    velocity: Vec<Vec<f32>>,
+}
+
+impl CpuOptimizer {
+    /// An optimizer for tensors of the given names and numbers of elements, with zero velocity.
+    ///
+    /// # Errors
+    /// [`BuildError::DuplicateName`] if two tensors have the same name.
+    pub fn new<N: Into<String>>(
+        config: SgdConfig,
+        tensors: impl IntoIterator<Item = (N, usize)>,
+    ) -> Result<Self, BuildError> {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, numel)| (name.into(), numel as u64));
+        let tensors = Tensors::new(tensors)?;
+        let velocity_of = |numel: u64| {
+            if config.has_velocity() {
+                vec![0.0; numel as usize]
+            } else {
+                Vec::new()
+            }
+        };
+        let velocity = tensors.as_slice().iter().map(|t| velocity_of(t.numel));
+        Ok(Self {
+            config,
+            velocity: velocity.collect(),
+            tensors,
+        })
+    }
+
+    /// The configuration, with the learning rate of the next step.
+    #[must_use]
+    pub const fn config(&self) -> &SgdConfig {
+        &self.config
+    }
+
+    /// Sets the learning rate of the steps to come.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
+        self.config = self.config.with_lr(lr)?;
+        Ok(())
+    }
+
+    /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, velocity and step count
+    /// included.
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        self.tensors.set_frozen(tensor, frozen)
+    }
+
+    /// How many steps have been applied to a tensor.
+    #[must_use]
+    pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
+        self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
+    }
+
+    /// Applies one step: `params[i]` moves by `grads[i]`, in the order in which the tensors were given.
+    ///
+    /// # Errors
+    /// [`StepError`] if the number of slices or the length of one is not the optimizer's; then nothing has
+    /// been written.
+    pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), StepError> {
+        self.check("params", params.iter().map(|slice| slice.len()))?;
+        self.check("grads", grads.iter().map(|slice| slice.len()))?;
+
+        let has = Terms::of(&self.config);
+        for (((tensor, params), velocity), grads) in self
+            .tensors
+            .as_slice()
+            .iter()
+            .zip(params)
+            .zip(&mut self.velocity)
+            .zip(grads)
+        {
+            if !tensor.frozen {
+                let k = Coefficients::new(&self.config, tensor.applied_steps == 0).cast();
+                step_tensor(&k, has, params, velocity, grads);
+            }
+        }
+        self.tensors.count_step();
+        Ok(())
+    }
+
+    /// A copy of what the optimizer remembers.
+    #[must_use]
+    pub fn state(&self) -> OptimizerState {
+        let momentum = self.config.has_velocity();
+        let tensors = self.tensors.as_slice().iter().zip(&self.velocity);
+        OptimizerState {
+            form: self.config.form(),
+            tensors: tensors
+                .map(|(tensor, velocity)| TensorState {
+                    name: tensor.name.clone(),
+                    applied_steps: tensor.applied_steps,
+                    velocity: (momentum && tensor.applied_steps > 0).then(|| velocity.clone()),
+                })
+                .collect(),
+        }
+    }
+
+    /// Takes over a saved state. Tensors that it does not mention stay as they are; one that comes without a
+    /// velocity starts fresh.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
+    pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
+        let matched = self.tensors.match_state(state, &self.config)?;
+        let momentum = self.config.has_velocity();
+        for (index, entry) in &matched {
+            match &entry.velocity {
+                Some(velocity) => self.velocity[*index].copy_from_slice(velocity),
+                None => self.velocity[*index].fill(0.0),
+            }
+        }
+        self.tensors.restore_counts(&matched, momentum);
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        role: &'static str,
+        lengths: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<(), StepError> {
+        let tensors = self.tensors.as_slice();
+        if lengths.len() != tensors.len() {
+            return Err(StepError::TensorCount {
+                role,
+                expected: tensors.len(),
+                actual: lengths.len(),
+            });
+        }
+        for (tensor, actual) in tensors.iter().zip(lengths) {
+            if actual as u64 != tensor.numel {
+                return Err(StepError::Length {
+                    tensor: tensor.name.clone(),
+                    role,
+                    expected: tensor.numel as usize,
+                    actual,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Picks the loop compiled for the config's terms, so that it vectorises without a branch inside.
+fn step_tensor(
+    k: &Coefficients<f32>,
+    has: Terms,
+    params: &mut [f32],
+    velocity: &mut [f32],
+    grads: &[f32],
+) {
+    match (has.lambda, has.b, has.rho) {
+        (false, false, false) => step_chunks::<false, false, false>(k, params, velocity, grads),
+        (false, false, true) => step_chunks::<false, false, true>(k, params, velocity, grads),
+        (false, true, false) => step_chunks::<false, true, false>(k, params, velocity, grads),
+        (false, true, true) => step_chunks::<false, true, true>(k, params, velocity, grads),
+        (true, false, false) => step_chunks::<true, false, false>(k, params, velocity, grads),
+        (true, false, true) => step_chunks::<true, false, true>(k, params, velocity, grads),
+        (true, true, false) => step_chunks::<true, true, false>(k, params, velocity, grads),
+        (true, true, true) => step_chunks::<true, true, true>(k, params, velocity, grads),
+    }
+}
+
+fn step_chunks<const LAMBDA: bool, const B: bool, const RHO: bool>(
+    k: &Coefficients<f32>,
+    params: &mut [f32],
+    velocity: &mut [f32],
+    grads: &[f32],
+) {
+    let has = |velocity| Terms {
+        velocity,
+        lambda: LAMBDA,
+        b: B,
+        rho: RHO,
+    };
+    let chunks = params
+        .par_chunks_mut(CHUNK_ELEMS)
+        .zip(grads.par_chunks(CHUNK_ELEMS));
+    // Without momentum there is no velocity to walk along.
+    if velocity.is_empty() {
+        chunks.for_each(|(params, grads)| reference::sgd_plain(k, has(false), params, grads));
+    } else {
+        chunks
+            .zip(velocity.par_chunks_mut(CHUNK_ELEMS))
+            .for_each(|((params, grads), velocity)| {
+                reference::sgd(k, has(true), params, velocity, grads);
+            });
+    }
+}

@@ -1,0 +1,35 @@
+//! Turns what a device reports while something is created into a `Result`, instead of wgpu's panic.
+
+/// Runs `create` and returns the first error that the device reports meanwhile.
+///
+/// In a browser errors arrive later than this function can wait: there they go to the handler set with
+/// `wgpu::Device::on_uncaptured_error`.
+pub(crate) fn checked<T>(
+    device: &wgpu::Device,
+    create: impl FnOnce() -> T,
+) -> Result<T, wgpu::Error> {
+    #[cfg(target_arch = "wasm32")]
+    {
+        let _ = device;
+        Ok(create())
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        let scopes = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+            wgpu::ErrorFilter::OutOfMemory,
+        ]
+        .map(|filter| device.push_error_scope(filter));
+        let value = create();
+        // All scopes are popped, the one pushed last first.
+        let errors = scopes
+            .into_iter()
+            .rev()
+            .filter_map(|scope| pollster::block_on(scope.pop()));
+        match errors.reduce(|first, _| first) {
+            Some(error) => Err(error),
+            None => Ok(value),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Adapter and device choice for programs that have no engine of their own.
+
+use crate::error::GpuError;
+
+/// Optional device features that the kernels use where they are there.
+pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
+
+/// Which adapter is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterRequest {
+    /// Only adapters whose name holds this text, in any case.
+    pub name: Option<String>,
+    /// `LowPower` prefers an integrated GPU to a discrete one; anything else prefers the discrete one.
+    pub power_preference: wgpu::PowerPreference,
+    /// Whether a software adapter will do where there is no other.
+    pub allow_software: bool,
+}
+
+impl Default for AdapterRequest {
+    /// Any adapter: hardware first, a software one allowed.
+    fn default() -> Self {
+        Self {
+            name: None,
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            allow_software: true,
+        }
+    }
+}
+
+/// A device opened with all that its adapter offers for this work.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    /// The adapter.
+    pub adapter: wgpu::Adapter,
+    /// The device, with the adapter's own limits and those of the [`OPTIONAL_FEATURES`] that it has.
+    pub device: wgpu::Device,
+    /// Its queue.
+    pub queue: wgpu::Queue,
+}
+
+impl Gpu {
+    /// Opens the best adapter that fits `request`.
+    ///
+    /// # Errors
+    /// [`GpuError::NoAdapter`] if none fits, [`GpuError::NoDevice`] if the best one gives no device.
+    pub async fn open(request: &AdapterRequest) -> Result<Self, GpuError> {
+        let available = adapters().await;
+        let best = available
+            .iter()
+            .map(|adapter| (adapter, adapter.get_info()))
+            .filter(|(_, info)| request.accepts(info))
+            .min_by_key(|(_, info)| request.rank(info));
+        let Some((adapter, info)) = best else {
+            return Err(request.no_adapter(&available));
+        };
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("wgpu_optim.device"),
+                required_features: adapter.features() & OPTIONAL_FEATURES,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| GpuError::NoDevice {
+                adapter: info.name,
+                message: error.to_string(),
+            })?;
+        Ok(Self {
+            adapter: adapter.clone(),
+            device,
+            queue,
+        })
+    }
+
+    /// [`open`](Self::open) for native programs.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn open_blocking(request: &AdapterRequest) -> Result<Self, GpuError> {
+        pollster::block_on(Self::open(request))
+    }
+}
+
+impl AdapterRequest {
+    fn accepts(&self, info: &wgpu::AdapterInfo) -> bool {
+        let named = self.name.as_ref().is_none_or(|name| {
+            let name = name.to_lowercase();
+            info.name.to_lowercase().contains(&name)
+        });
+        named && (self.allow_software || info.device_type != wgpu::DeviceType::Cpu)
+    }
+
+    /// Lower is better: the kind of device first, then GL after the backends made for compute.
+    fn rank(&self, info: &wgpu::AdapterInfo) -> (u8, bool) {
+        let low_power = self.power_preference == wgpu::PowerPreference::LowPower;
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu if low_power => 1,
+            wgpu::DeviceType::IntegratedGpu if low_power => 0,
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (kind, info.backend == wgpu::Backend::Gl)
+    }
+
+    fn no_adapter(&self, available: &[wgpu::Adapter]) -> GpuError {
+        let mut request = String::new();
+        if let Some(name) = &self.name {
+            request += &format!(" with {name:?} in its name");
+        }
+        if !self.allow_software {
+            request += " that is hardware";
+        }
+        let names: Vec<_> = available.iter().map(|a| a.get_info().name).collect();
+        GpuError::NoAdapter {
+            request,
+            available: if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            },
+        }
+    }
+}
+
+/// Every adapter of the machine, on every backend that the build has.
+pub async fn adapters() -> Vec<wgpu::Adapter> {
+    // An instance without a backend panics; a build without one has no adapters.
+    if wgpu::Instance::enabled_backend_features().is_empty() {
+        return Vec::new();
+    }
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    instance.enumerate_adapters(wgpu::Backends::all()).await
+}

@@ -1,0 +1,287 @@
+//! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::coefficients::Terms;
+use crate::error::KernelError;
+use crate::error_scope::checked;
+use crate::plan::{WORKGROUP_SIZE, Width};
+use crate::scalars::{ScalarPath, SgdUniforms};
+
+/// Bind group of params, grads and velocity; `@group(0)` in the shaders.
+pub(crate) const TENSORS_GROUP: u32 = 0;
+/// Bind group of the scalars on the uniform path; `@group(1)` in the shaders.
+pub(crate) const SCALARS_GROUP: u32 = 1;
+
+/// The complete WGSL source for a road of the scalars.
+const fn source(path: ScalarPath) -> &'static str {
+    match path {
+        ScalarPath::Immediates => concat!(
+            include_str!("../shaders/scalars_immediate.wgsl"),
+            include_str!("../shaders/sgd.wgsl")
+        ),
+        ScalarPath::Uniforms => concat!(
+            include_str!("../shaders/scalars_uniform.wgsl"),
+            include_str!("../shaders/sgd.wgsl")
+        ),
+    }
+}
+
+/// One compiled variant of the shader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Variant {
+    terms: Terms,
+    width: Width,
+}
+
+impl Variant {
+    const fn entry_point(self) -> &'static str {
+        match (self.terms.velocity, self.width) {
+            (true, Width::Vec4) => "sgd",
+            (true, Width::Scalar) => "sgd_scalar",
+            (false, Width::Vec4) => "sgd_plain",
+            (false, Width::Scalar) => "sgd_plain_scalar",
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match (self.terms.velocity, self.width) {
+            (true, Width::Vec4) => "wgpu_optim.sgd",
+            (true, Width::Scalar) => "wgpu_optim.sgd_scalar",
+            (false, Width::Vec4) => "wgpu_optim.sgd_plain",
+            (false, Width::Scalar) => "wgpu_optim.sgd_plain_scalar",
+        }
+    }
+
+    /// Values of the shader's `override`s.
+    fn constants(self) -> [(&'static str, f64); 3] {
+        let flag = |present: bool| if present { 1.0 } else { 0.0 };
+        [
+            ("HAS_LAMBDA", flag(self.terms.lambda)),
+            ("HAS_B", flag(self.terms.b)),
+            ("HAS_RHO", flag(self.terms.rho)),
+        ]
+    }
+}
+
+/// The kernels of one device: a handle that is cheap to clone and to share between optimizers.
+///
+/// A pipeline is compiled when the first optimizer that needs it is built, never during a step.
+#[derive(Clone, Debug)]
+pub struct Kernels(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    path: ScalarPath,
+    module: wgpu::ShaderModule,
+    scalars_layout: Option<wgpu::BindGroupLayout>,
+    momentum: Layouts,
+    plain: Layouts,
+    pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
+}
+
+#[derive(Debug)]
+struct Layouts {
+    tensors: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+impl Kernels {
+    /// Prepares the kernels for `device` and its `queue`, with the scalars on the best road that the device
+    /// offers. Submits nothing.
+    ///
+    /// # Errors
+    /// [`KernelError`] if a limit of the device is below what the kernels need, or the device refuses the
+    /// shader or its layouts.
+    pub fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Self, KernelError> {
+        check_limits(&device.limits())?;
+        let path = ScalarPath::of(device);
+        let inner = checked(device, || {
+            let scalars_layout = match path {
+                ScalarPath::Immediates => None,
+                ScalarPath::Uniforms => Some(scalars_layout(device)),
+            };
+            Inner {
+                device: device.clone(),
+                queue: queue.clone(),
+                path,
+                module: device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                    label: Some("wgpu_optim.sgd"),
+                    source: wgpu::ShaderSource::Wgsl(source(path).into()),
+                }),
+                momentum: Layouts::new(device, true, scalars_layout.as_ref()),
+                plain: Layouts::new(device, false, scalars_layout.as_ref()),
+                scalars_layout,
+                pipelines: Mutex::default(),
+            }
+        })
+        .map_err(|error| KernelError::Device {
+            kernel: "wgpu_optim.sgd",
+            message: error.to_string(),
+        })?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The device that these kernels were built for.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    /// Its queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    /// The road that the scalars of a step take on this device.
+    #[must_use]
+    pub fn scalar_path(&self) -> ScalarPath {
+        self.0.path
+    }
+
+    pub(crate) fn scalars_layout(&self) -> Option<&wgpu::BindGroupLayout> {
+        self.0.scalars_layout.as_ref()
+    }
+
+    pub(crate) fn tensors_layout(&self, terms: Terms) -> &wgpu::BindGroupLayout {
+        &self.0.layouts(terms).tensors
+    }
+
+    /// The pipeline for a config's terms; compiled at the first call, shared afterwards.
+    pub(crate) fn pipeline(
+        &self,
+        terms: Terms,
+        width: Width,
+    ) -> Result<wgpu::ComputePipeline, KernelError> {
+        let variant = Variant { terms, width };
+        let inner = &self.0;
+        let mut pipelines = inner
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&variant) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = checked(&inner.device, || {
+            inner
+                .device
+                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(variant.label()),
+                    layout: Some(&inner.layouts(terms).pipeline),
+                    module: &inner.module,
+                    entry_point: Some(variant.entry_point()),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        constants: &variant.constants(),
+                        ..Default::default()
+                    },
+                    cache: None,
+                })
+        })
+        .map_err(|error| KernelError::Device {
+            kernel: variant.label(),
+            message: error.to_string(),
+        })?;
+        pipelines.insert(variant, pipeline.clone());
+        Ok(pipeline)
+    }
+}
+
+impl Inner {
+    fn layouts(&self, terms: Terms) -> &Layouts {
+        if terms.velocity {
+            &self.momentum
+        } else {
+            &self.plain
+        }
+    }
+}
+
+impl Layouts {
+    fn new(device: &wgpu::Device, velocity: bool, scalars: Option<&wgpu::BindGroupLayout>) -> Self {
+        let storage = |binding: u32, read_only: bool| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only },
+                has_dynamic_offset: false,
+                // Vec4 and scalar entry points share the layout, and their minimum sizes differ.
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries = [storage(0, false), storage(1, true), storage(2, false)];
+        let label = if velocity {
+            "wgpu_optim.sgd"
+        } else {
+            "wgpu_optim.sgd_plain"
+        };
+        let tensors = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(label),
+            entries: if velocity { &entries } else { &entries[..2] },
+        });
+        let groups = [Some(&tensors), scalars];
+        let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(label),
+            bind_group_layouts: if scalars.is_some() {
+                &groups
+            } else {
+                &groups[..1]
+            },
+            immediate_size: if scalars.is_some() {
+                0
+            } else {
+                SgdUniforms::BYTES
+            },
+        });
+        Self { tensors, pipeline }
+    }
+}
+
+fn scalars_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("wgpu_optim.uniforms"),
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: true,
+                min_binding_size: wgpu::BufferSize::new(SgdUniforms::BYTES.into()),
+            },
+            count: None,
+        }],
+    })
+}
+
+fn check_limits(limits: &wgpu::Limits) -> Result<(), KernelError> {
+    for (limit, actual, required) in [
+        (
+            "max_storage_buffers_per_shader_stage",
+            limits.max_storage_buffers_per_shader_stage,
+            3,
+        ),
+        (
+            "max_compute_invocations_per_workgroup",
+            limits.max_compute_invocations_per_workgroup,
+            WORKGROUP_SIZE,
+        ),
+        (
+            "max_compute_workgroup_size_x",
+            limits.max_compute_workgroup_size_x,
+            WORKGROUP_SIZE,
+        ),
+    ] {
+        if actual < required {
+            return Err(KernelError::LimitTooLow {
+                limit,
+                required: required.into(),
+                actual: actual.into(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Upload and asynchronous download of `f32` data. Never used by a step.
+
+use std::future::Future;
+
+use futures_intrusive::channel::shared::oneshot_channel;
+
+use crate::error::TransferError;
+use crate::error_scope::checked;
+use crate::plan::ELEM_BYTES;
+
+/// Writes `data` into `buffer` from byte `offset_bytes` on; it takes effect before the commands of the next
+/// submission. Submits nothing.
+///
+/// # Errors
+/// [`TransferError`] if the buffer lacks `COPY_DST`, the slice ends past it, the offset is not a multiple of
+/// 4, or the device is out of memory.
+pub fn upload(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    data: &[f32],
+) -> Result<(), TransferError> {
+    check(
+        buffer,
+        offset_bytes,
+        data.len() as u64,
+        wgpu::BufferUsages::COPY_DST,
+    )?;
+    checked(device, || {
+        queue.write_buffer(buffer, offset_bytes, bytemuck::cast_slice(data));
+    })
+    .map_err(|error| refused(&error))
+}
+
+/// Reads `numel` elements of `buffer` from byte `offset_bytes` on, after everything submitted so far.
+///
+/// Submits one copy into a staging buffer of its own and waits for the mapping. It never blocks, so outside a
+/// browser somebody has to call `wgpu::Device::poll` or submit more work until it is done;
+/// [`download_blocking`] does.
+///
+/// # Errors
+/// [`TransferError`] if the buffer lacks `COPY_SRC`, the slice ends past it, the offset is not a multiple of
+/// 4, or the device is lost or out of memory.
+pub async fn download(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    numel: u64,
+) -> Result<Vec<f32>, TransferError> {
+    check(buffer, offset_bytes, numel, wgpu::BufferUsages::COPY_SRC)?;
+    if numel == 0 {
+        return Ok(Vec::new());
+    }
+    let (sender, receiver) = oneshot_channel();
+    let staging = checked(device, || {
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgpu_optim.readback"),
+            size: numel * ELEM_BYTES,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim.readback"),
+        });
+        encoder.copy_buffer_to_buffer(buffer, offset_bytes, &staging, 0, staging.size());
+        queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone if the caller has dropped the future.
+            let _ = sender.send(result);
+        });
+        staging
+    })
+    .map_err(|error| refused(&error))?;
+
+    let lost = || TransferError::Device {
+        message: "the device was lost before the data could be mapped".to_owned(),
+    };
+    receiver
+        .receive()
+        .await
+        .ok_or_else(lost)?
+        .map_err(|_| lost())?;
+    let bytes = staging
+        .get_mapped_range(..)
+        .map_err(|error| TransferError::Device {
+            message: error.to_string(),
+        })?;
+    Ok(bytemuck::pod_collect_to_vec(&bytes))
+}
+
+/// [`download`] for native programs: polls the device until the data is there.
+///
+/// # Errors
+/// As [`download`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn download_blocking(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    numel: u64,
+) -> Result<Vec<f32>, TransferError> {
+    block_on(device, download(device, queue, buffer, offset_bytes, numel))
+}
+
+/// Runs a transfer to its end, polling `device` whenever it waits. Blocks the thread; native programs only.
+///
+/// # Errors
+/// Those of the transfer, or [`TransferError::Device`] if the device has nothing left to do and the transfer
+/// still waits.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn block_on<T, E: From<TransferError>>(
+    device: &wgpu::Device,
+    transfer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let mut transfer = std::pin::pin!(transfer);
+    let mut idle_polls = 0;
+    pollster::block_on(std::future::poll_fn(|context| {
+        let polled = transfer.as_mut().poll(context);
+        if polled.is_pending() {
+            let status = device.poll(wgpu::PollType::wait_indefinitely());
+            // After an idle poll every callback has run: what waits still will wait for ever.
+            if idle_polls > 1 {
+                return std::task::Poll::Ready(Err(TransferError::Device {
+                    message: format!("the transfer does not end: {status:?}"),
+                }
+                .into()));
+            }
+            let idle = status.map_or(true, |status| status.is_queue_empty());
+            idle_polls = if idle { idle_polls + 1 } else { 0 };
+            context.waker().wake_by_ref();
+        }
+        polled
+    }))
+}
+
+fn check(
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    numel: u64,
+    required: wgpu::BufferUsages,
+) -> Result<(), TransferError> {
+    let end = numel
+        .checked_mul(ELEM_BYTES)
+        .and_then(|bytes| bytes.checked_add(offset_bytes));
+    if !offset_bytes.is_multiple_of(ELEM_BYTES) || end.is_none_or(|end| end > buffer.size()) {
+        return Err(TransferError::OutOfBounds {
+            offset_bytes,
+            numel,
+            buffer_bytes: buffer.size(),
+        });
+    }
+    if !buffer.usage().contains(required) {
+        return Err(TransferError::MissingUsage {
+            required,
+            actual: buffer.usage(),
+        });
+    }
+    Ok(())
+}
+
+fn refused(error: &wgpu::Error) -> TransferError {
+    TransferError::Device {
+        message: error.to_string(),
+    }
+}

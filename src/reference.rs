@@ -1,0 +1,107 @@
+//! The CPU twin: one element at a time, in the names and the statement order of `shaders/sgd.wgsl`.
+
+use std::ops::{Add, Mul, Sub};
+
+use crate::coefficients::{Coefficients, Terms};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// `f32`, in which the kernels compute, or `f64`, which shows how much of that is rounding.
+pub trait Real:
+    Copy
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + sealed::Sealed
+    + 'static
+{
+    /// Rounds to nearest.
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Real for f32 {
+    fn from_f64(value: f64) -> Self {
+        value as Self
+    }
+}
+
+impl Real for f64 {
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
+
+/// `d = s*g + lambda*theta`
+#[inline(always)]
+fn direction<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, g: T) -> T {
+    let mut d = k.s * g;
+    if has.lambda {
+        d = d + k.lambda * theta;
+    }
+    d
+}
+
+/// `v = alpha*v + c*d`
+#[inline(always)]
+fn next_velocity<T: Real>(k: &Coefficients<T>, v: T, d: T) -> T {
+    k.alpha * v + k.c * d
+}
+
+/// `theta = rho*theta - (a*v + b*d)`
+#[inline(always)]
+fn next_params<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, v: T, d: T) -> T {
+    let mut update = k.a * v;
+    if has.b {
+        update = update + k.b * d;
+    }
+    decayed(k, has, theta) - update
+}
+
+/// `theta = rho*theta - b*d`
+#[inline(always)]
+fn next_params_plain<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, d: T) -> T {
+    decayed(k, has, theta) - k.b * d
+}
+
+#[inline(always)]
+fn decayed<T: Real>(k: &Coefficients<T>, has: Terms, theta: T) -> T {
+    if has.rho { k.rho * theta } else { theta }
+}
+
+/// One momentum step over whole tensors: the twin of the entry points `sgd` and `sgd_scalar`.
+///
+/// All three slices hold one value per element; of unequal lengths the shortest counts. `params` and
+/// `velocity` are updated in place.
+#[inline(always)]
+pub fn sgd<T: Real>(
+    k: &Coefficients<T>,
+    has: Terms,
+    params: &mut [T],
+    velocity: &mut [T],
+    grads: &[T],
+) {
+    for ((theta, v), g) in params.iter_mut().zip(velocity).zip(grads) {
+        let d = direction(k, has, *theta, *g);
+        *v = next_velocity(k, *v, d);
+        *theta = next_params(k, has, *theta, *v, d);
+    }
+}
+
+/// One step of plain gradient descent over whole tensors: the twin of the entry points `sgd_plain` and
+/// `sgd_plain_scalar`.
+///
+/// Both slices hold one value per element; of unequal lengths the shorter counts. `params` is updated in
+/// place.
+#[inline(always)]
+pub fn sgd_plain<T: Real>(k: &Coefficients<T>, has: Terms, params: &mut [T], grads: &[T]) {
+    for (theta, g) in params.iter_mut().zip(grads) {
+        let d = direction(k, has, *theta, *g);
+        *theta = next_params_plain(k, has, *theta, d);
+    }
+}

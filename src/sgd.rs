@@ -1,0 +1,304 @@
+//! What the user says: the momentum form and its hyper-parameters, checked when built.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::ConfigError;
+
+/// Where the learning rate sits in the momentum recurrence.
+///
+/// With a constant learning rate the heavy-ball and lr-inside forms visit the same points; they part as
+/// soon as the learning rate changes, because the first stores gradients and the second stores updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MomentumForm {
+    /// `v <- mu*v + (1-tau)*d; theta <- theta - eta*v`: the learning rate stays outside the velocity, which
+    /// holds gradients. PyTorch `torch.optim.SGD`, optax `sgd` and `trace`.
+    #[default]
+    HeavyBall,
+    /// `v <- mu*v + (1-mu)*d; theta <- theta - eta*v`: the velocity is an exponential moving average of the
+    /// gradients. optax `ema` without debiasing.
+    Ema,
+    /// `v <- mu*v - eta*d; theta <- theta + v`: the velocity holds updates. Sutskever et al. 2013, Keras.
+    LrInside,
+}
+
+impl MomentumForm {
+    /// Every form, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::HeavyBall, Self::Ema, Self::LrInside];
+
+    /// The name used on the command line and in saved states.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HeavyBall => "heavy-ball",
+            Self::Ema => "ema",
+            Self::LrInside => "lr-inside",
+        }
+    }
+}
+
+impl fmt::Display for MomentumForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for MomentumForm {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|form| form.name() == name)
+            .ok_or_else(|| ConfigError::UnknownForm {
+                name: name.to_owned(),
+            })
+    }
+}
+
+/// Checked hyper-parameters of one momentum update.
+///
+/// Made by [`SgdConfig::builder`]; a value of this type is always valid. Hyper-parameters are `f64`, as in
+/// the Python libraries, and are rounded to `f32` once, after the coefficients have been computed.
+///
+/// ```
+/// use wgpu_optim::{MomentumForm, SgdConfig};
+///
+/// let config = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).build()?;
+/// assert_eq!(config.form(), MomentumForm::HeavyBall);
+///
+/// // PyTorch forbids Nesterov momentum with dampening, and so do we.
+/// let refused = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).dampening(0.5).build();
+/// assert!(refused.is_err());
+/// # Ok::<(), wgpu_optim::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SgdConfig {
+    lr: f64,
+    momentum: f64,
+    dampening: f64,
+    nesterov: bool,
+    weight_decay: f64,
+    decoupled_weight_decay: f64,
+    maximize: bool,
+    form: MomentumForm,
+}
+
+impl SgdConfig {
+    /// Starts from plain gradient descent with learning rate `lr`.
+    #[must_use]
+    pub const fn builder(lr: f64) -> SgdConfigBuilder {
+        SgdConfigBuilder(Self {
+            lr,
+            momentum: 0.0,
+            dampening: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+            form: MomentumForm::HeavyBall,
+        })
+    }
+
+    /// The same configuration at another learning rate.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `lr` is out of range, or would make `1 - lr*decoupled_weight_decay` negative.
+    pub fn with_lr(mut self, lr: f64) -> Result<Self, ConfigError> {
+        self.lr = lr;
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Learning rate, eta.
+    #[must_use]
+    pub const fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    /// Momentum, mu; zero means that there is no velocity at all.
+    #[must_use]
+    pub const fn momentum(&self) -> f64 {
+        self.momentum
+    }
+
+    /// Dampening, tau.
+    #[must_use]
+    pub const fn dampening(&self) -> f64 {
+        self.dampening
+    }
+
+    /// Whether the update looks ahead along the velocity.
+    #[must_use]
+    pub const fn nesterov(&self) -> bool {
+        self.nesterov
+    }
+
+    /// Coupled (L2) weight decay, lambda.
+    #[must_use]
+    pub const fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    /// Decoupled weight decay, `lambda_d`.
+    #[must_use]
+    pub const fn decoupled_weight_decay(&self) -> f64 {
+        self.decoupled_weight_decay
+    }
+
+    /// Whether the objective is maximized.
+    #[must_use]
+    pub const fn maximize(&self) -> bool {
+        self.maximize
+    }
+
+    /// Where the learning rate sits.
+    #[must_use]
+    pub const fn form(&self) -> MomentumForm {
+        self.form
+    }
+
+    /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero.
+    #[must_use]
+    pub fn has_velocity(&self) -> bool {
+        self.momentum != 0.0
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        // The averaging form at mu = 1 would never let a gradient in.
+        let momentum_limit = if self.form == MomentumForm::Ema {
+            1.0_f64.next_down()
+        } else {
+            1.0
+        };
+        check_range("lr", self.lr, f64::INFINITY)?;
+        check_range("momentum", self.momentum, momentum_limit)?;
+        check_range("dampening", self.dampening, 1.0)?;
+        check_range("weight_decay", self.weight_decay, f64::INFINITY)?;
+        check_range(
+            "decoupled_weight_decay",
+            self.decoupled_weight_decay,
+            f64::INFINITY,
+        )?;
+        if self.lr * self.decoupled_weight_decay > 1.0 {
+            return Err(ConfigError::DecayTooLarge {
+                lr: self.lr,
+                decoupled_weight_decay: self.decoupled_weight_decay,
+            });
+        }
+
+        let forbid = |condition: bool, fields: &'static str, why: &'static str| {
+            if condition {
+                Err(ConfigError::Unsupported { fields, why })
+            } else {
+                Ok(())
+            }
+        };
+        forbid(
+            self.nesterov && self.momentum == 0.0,
+            "nesterov, momentum",
+            "Nesterov momentum needs a momentum above zero",
+        )?;
+        forbid(
+            self.nesterov && self.dampening != 0.0,
+            "nesterov, dampening",
+            "Nesterov momentum needs zero dampening",
+        )?;
+        forbid(
+            self.nesterov && self.form == MomentumForm::Ema,
+            "nesterov, form",
+            "Nesterov momentum is not defined for the ema form",
+        )?;
+        forbid(
+            self.dampening != 0.0 && self.momentum == 0.0,
+            "dampening, momentum",
+            "dampening acts on the velocity, so it needs a momentum above zero",
+        )?;
+        forbid(
+            self.dampening != 0.0 && self.form != MomentumForm::HeavyBall,
+            "dampening, form",
+            "dampening is defined for the heavy-ball form only",
+        )
+    }
+}
+
+/// Accepts zero and anything from the smallest normal `f32` up to `limit`, so that a term that is present
+/// here is present in the kernel too, which computes in `f32`.
+fn check_range(field: &'static str, value: f64, limit: f64) -> Result<(), ConfigError> {
+    let in_f32 = value == 0.0 || (value as f32).is_normal();
+    if in_f32 && (0.0..=limit).contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::OutOfRange {
+            field,
+            value,
+            expected: match (limit.is_finite(), limit < 1.0) {
+                (false, _) => "zero or a positive number that f32 can hold",
+                (true, true) => "0 <= x < 1",
+                (true, false) => "0 <= x <= 1",
+            },
+        })
+    }
+}
+
+/// Collects hyper-parameters; [`build`](Self::build) checks them together.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct SgdConfigBuilder(SgdConfig);
+
+impl SgdConfigBuilder {
+    /// Momentum mu, `0 <= mu <= 1` (below 1 for [`MomentumForm::Ema`]). Zero, the default, is plain gradient
+    /// descent without a velocity buffer.
+    pub const fn momentum(mut self, momentum: f64) -> Self {
+        self.0.momentum = momentum;
+        self
+    }
+
+    /// Dampening tau, `0 <= tau <= 1`: the velocity takes in `(1-tau)*d`, except at the first applied step of
+    /// each tensor, which is undampened (PyTorch's rule). Heavy-ball form only.
+    pub const fn dampening(mut self, dampening: f64) -> Self {
+        self.0.dampening = dampening;
+        self
+    }
+
+    /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
+    pub const fn nesterov(mut self, nesterov: bool) -> Self {
+        self.0.nesterov = nesterov;
+        self
+    }
+
+    /// Coupled (L2) weight decay lambda: `lambda*theta` joins the gradient before the velocity sees it.
+    pub const fn weight_decay(mut self, weight_decay: f64) -> Self {
+        self.0.weight_decay = weight_decay;
+        self
+    }
+
+    /// Decoupled weight decay: theta is multiplied by `1 - lr*lambda_d` before the step.
+    pub const fn decoupled_weight_decay(mut self, decoupled_weight_decay: f64) -> Self {
+        self.0.decoupled_weight_decay = decoupled_weight_decay;
+        self
+    }
+
+    /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+    pub const fn maximize(mut self, maximize: bool) -> Self {
+        self.0.maximize = maximize;
+        self
+    }
+
+    /// Where the learning rate sits; heavy ball by default.
+    pub const fn form(mut self, form: MomentumForm) -> Self {
+        self.0.form = form;
+        self
+    }
+
+    /// Checks all fields together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the fields: a value out of range or not finite, or a combination that no
+    /// library defines, such as Nesterov momentum with dampening.
+    pub fn build(self) -> Result<SgdConfig, ConfigError> {
+        self.0.check()?;
+        Ok(self.0)
+    }
+}

@@ -1,0 +1,100 @@
+use wgpu_optim::{Coefficients, ConfigError, MomentumForm, SgdConfig, SgdConfigBuilder, Terms};
+
+use crate::cases::configs;
+
+fn base() -> SgdConfigBuilder {
+    SgdConfig::builder(0.1).momentum(0.9)
+}
+
+fn field_of(result: Result<SgdConfig, ConfigError>) -> &'static str {
+    match result {
+        Err(ConfigError::OutOfRange { field, .. }) => field,
+        Err(ConfigError::Unsupported { fields, .. }) => fields,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[test]
+fn every_field_out_of_range_is_named() {
+    for bad in [-0.1, f64::NAN, f64::INFINITY, -f64::INFINITY, 1e39, 1e-50] {
+        assert_eq!(field_of(SgdConfig::builder(bad).build()), "lr");
+        assert_eq!(field_of(base().momentum(bad).build()), "momentum");
+        assert_eq!(field_of(base().dampening(bad).build()), "dampening");
+        assert_eq!(field_of(base().weight_decay(bad).build()), "weight_decay");
+        assert_eq!(
+            field_of(base().decoupled_weight_decay(bad).build()),
+            "decoupled_weight_decay"
+        );
+    }
+    assert_eq!(field_of(base().momentum(1.1).build()), "momentum");
+    assert_eq!(field_of(base().dampening(1.1).build()), "dampening");
+    assert!(base().momentum(1.0).build().is_ok());
+    assert_eq!(
+        field_of(base().momentum(1.0).form(MomentumForm::Ema).build()),
+        "momentum"
+    );
+}
+
+#[test]
+fn combinations_that_no_library_defines_are_refused() {
+    let nesterov = base().nesterov(true);
+    assert_eq!(
+        field_of(nesterov.momentum(0.0).build()),
+        "nesterov, momentum"
+    );
+    assert_eq!(
+        field_of(nesterov.dampening(0.1).build()),
+        "nesterov, dampening"
+    );
+    assert_eq!(
+        field_of(nesterov.form(MomentumForm::Ema).build()),
+        "nesterov, form"
+    );
+    let dampened = base().dampening(0.1);
+    assert_eq!(
+        field_of(dampened.momentum(0.0).build()),
+        "dampening, momentum"
+    );
+    for form in [MomentumForm::Ema, MomentumForm::LrInside] {
+        assert_eq!(field_of(dampened.form(form).build()), "dampening, form");
+    }
+}
+
+#[test]
+fn decay_that_would_flip_the_sign_of_theta_is_refused_also_when_lr_changes() {
+    let config = base().decoupled_weight_decay(2.0).build().unwrap();
+    let refused = config.with_lr(0.6);
+    assert!(matches!(refused, Err(ConfigError::DecayTooLarge { .. })));
+    assert_eq!(config.with_lr(0.5).unwrap().lr(), 0.5);
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("0.6") && message.contains("decoupled_weight_decay = 2"));
+}
+
+#[test]
+fn forms_have_names() {
+    for form in MomentumForm::ALL {
+        assert_eq!(form.name().parse::<MomentumForm>(), Ok(form));
+    }
+    let unknown = "heavyball".parse::<MomentumForm>();
+    assert!(
+        unknown
+            .unwrap_err()
+            .to_string()
+            .contains("heavy-ball, ema or lr-inside")
+    );
+}
+
+#[test]
+fn an_absent_term_has_the_coefficient_that_leaves_it_out() {
+    for config in configs() {
+        let has = Terms::of(&config);
+        for first_step in [true, false] {
+            let k = Coefficients::new(&config, first_step);
+            assert_eq!(has.lambda, k.lambda != 0.0, "{config:?}");
+            assert_eq!(has.b, k.b != 0.0, "{config:?}");
+            assert_eq!(has.rho, k.rho != 1.0, "{config:?}");
+            assert_eq!(has.velocity, k.a != 0.0, "{config:?}");
+        }
+        assert!(Terms::all().any(|terms| terms == has), "{config:?}");
+    }
+}

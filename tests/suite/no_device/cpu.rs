@@ -1,0 +1,248 @@
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::reference::{sgd, sgd_plain};
+use wgpu_optim::{
+    BuildError, Coefficients, CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateError,
+    StepError, TensorState, Terms,
+};
+
+use crate::cases::{LRS, configs, sizes, values};
+
+#[test]
+fn reference_follows_the_oracle_in_every_config() {
+    for config in configs() {
+        let numel = 257;
+        let (mut params, mut velocity) = (values(1, numel), vec![0.0; numel]);
+        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        for (step, lr) in LRS.into_iter().enumerate() {
+            let config = config.with_lr(lr).unwrap();
+            let grads = values(10 + step as u64, numel);
+            let k = Coefficients::new(&config, step == 0).cast();
+            let has = Terms::of(&config);
+            if has.velocity {
+                sgd(&k, has, &mut params, &mut velocity, &grads);
+            } else {
+                sgd_plain(&k, has, &mut params, &grads);
+            }
+            oracle.step(&config, &grads);
+            oracle
+                .check_params(&params)
+                .unwrap_or_else(|e| panic!("{config:?}: {e}"));
+            oracle
+                .check_velocity(&velocity)
+                .unwrap_or_else(|e| panic!("{config:?}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn reference_in_f64_is_the_oracle_to_f64_precision() {
+    for config in configs() {
+        let start = values(1, 50);
+        let mut params: Vec<f64> = start.iter().copied().map(f64::from).collect();
+        let mut velocity = vec![0.0; 50];
+        let mut oracle = Oracle::new(&start, Rounding::NEAREST);
+        for (step, lr) in LRS.into_iter().enumerate() {
+            let config = config.with_lr(lr).unwrap();
+            let grads = values(10 + step as u64, 50);
+            let exact_grads: Vec<_> = grads.iter().copied().map(f64::from).collect();
+            let k = Coefficients::new(&config, step == 0);
+            let has = Terms::of(&config);
+            if has.velocity {
+                sgd(&k, has, &mut params, &mut velocity, &exact_grads);
+            } else {
+                sgd_plain(&k, has, &mut params, &exact_grads);
+            }
+            oracle.step(&config, &grads);
+        }
+        for (actual, expected) in params.iter().zip(oracle.params()) {
+            // Four steps of about ten roundings of terms of magnitude 10.
+            approx::assert_abs_diff_eq!(*actual, expected, epsilon = 40.0 * 10.0 * f64::EPSILON);
+        }
+    }
+}
+
+#[test]
+fn parallel_is_the_reference_bit_for_bit() {
+    let numels: Vec<_> = sizes().chain([32 * 1024, 100_003]).collect();
+    for config in configs() {
+        let names = numels.iter().map(|numel| (numel.to_string(), *numel));
+        let mut optimizer = CpuOptimizer::new(config, names).unwrap();
+        let mut params: Vec<_> = numels.iter().map(|n| values(*n as u64, *n)).collect();
+        let mut expected = params.clone();
+        let mut velocity: Vec<_> = numels.iter().map(|n| vec![0.0; *n]).collect();
+        for (step, lr) in LRS.into_iter().enumerate() {
+            optimizer.set_lr(lr).unwrap();
+            let grads: Vec<_> = numels
+                .iter()
+                .map(|n| values((n * 7 + step) as u64, *n))
+                .collect();
+            let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            let grad_slices: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            optimizer.step(&mut slices, &grad_slices).unwrap();
+
+            let k = Coefficients::new(&config.with_lr(lr).unwrap(), step == 0).cast();
+            let has = Terms::of(&config);
+            for ((params, velocity), grads) in expected.iter_mut().zip(&mut velocity).zip(&grads) {
+                if has.velocity {
+                    sgd(&k, has, params, velocity, grads);
+                } else {
+                    sgd_plain(&k, has, params, grads);
+                }
+            }
+        }
+        for (actual, expected) in params.iter().zip(&expected) {
+            assert!(
+                actual
+                    .iter()
+                    .map(|x| x.to_bits())
+                    .eq(expected.iter().map(|x| x.to_bits()))
+            );
+        }
+        let state = optimizer.state();
+        for (tensor, expected) in state.tensors.iter().zip(&velocity) {
+            assert_eq!(tensor.applied_steps, 4);
+            assert_eq!(
+                tensor.velocity.as_ref(),
+                config.has_velocity().then_some(expected)
+            );
+        }
+    }
+}
+
+fn two_tensors() -> CpuOptimizer {
+    let config = SgdConfig::builder(0.1)
+        .momentum(0.9)
+        .dampening(0.5)
+        .build()
+        .unwrap();
+    CpuOptimizer::new(config, [("a", 2), ("b", 3)]).unwrap()
+}
+
+#[test]
+fn a_frozen_tensor_keeps_its_undampened_first_step() {
+    let mut optimizer = two_tensors();
+    let (mut a, mut b) = ([1.0, 2.0], [3.0, 4.0, 5.0]);
+    optimizer.set_frozen("b", true).unwrap();
+    optimizer
+        .step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 3]])
+        .unwrap();
+    assert_eq!(b, [3.0, 4.0, 5.0]);
+    optimizer.set_frozen("b", false).unwrap();
+    optimizer
+        .step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 3]])
+        .unwrap();
+    assert_eq!(
+        (optimizer.applied_steps("a"), optimizer.applied_steps("b")),
+        (Some(2), Some(1))
+    );
+    let state = optimizer.state();
+    assert_eq!(state.tensors[0].velocity, Some(vec![0.9 + 0.5; 2]));
+    assert_eq!(state.tensors[1].velocity, Some(vec![1.0; 3]));
+    assert_eq!(optimizer.set_frozen("c", true).unwrap_err().tensor, "c");
+}
+
+#[test]
+fn wrong_slices_are_refused_before_anything_is_written() {
+    let mut optimizer = two_tensors();
+    let (mut a, mut b) = ([1.0, 2.0], [3.0, 4.0, 5.0]);
+    let refused = optimizer.step(&mut [&mut a], &[&[1.0; 2]]);
+    assert!(matches!(
+        refused,
+        Err(StepError::TensorCount {
+            role: "params",
+            expected: 2,
+            actual: 1
+        })
+    ));
+    let refused = optimizer.step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 4]]);
+    let expected = StepError::Length {
+        tensor: "b".into(),
+        role: "grads",
+        expected: 3,
+        actual: 4,
+    };
+    assert_eq!(refused, Err(expected));
+    assert_eq!((a, b), ([1.0, 2.0], [3.0, 4.0, 5.0]));
+    assert_eq!(optimizer.applied_steps("a"), Some(0));
+    optimizer
+        .step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 3]])
+        .unwrap();
+    assert_eq!(a, [0.9, 1.9]);
+}
+
+#[test]
+fn two_tensors_of_one_name_are_refused() {
+    let twice = CpuOptimizer::new(*two_tensors().config(), [("a", 1), ("a", 2)]);
+    assert_eq!(
+        twice.unwrap_err(),
+        BuildError::DuplicateName { tensor: "a".into() }
+    );
+}
+
+#[test]
+fn state_carries_on_and_a_foreign_state_is_refused() {
+    let mut whole = two_tensors();
+    let (mut a, mut b) = ([1.0, 2.0], [3.0, 4.0, 5.0]);
+    let grads: [&[f32]; 2] = [&[0.3, -0.4], &[0.1, 0.2, 0.7]];
+    whole.step(&mut [&mut a, &mut b], &grads).unwrap();
+    let state = whole.state();
+    let (mut a2, mut b2) = (a, b);
+    whole.step(&mut [&mut a, &mut b], &grads).unwrap();
+
+    let mut resumed = two_tensors();
+    let foreign = |change: &dyn Fn(&mut OptimizerState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        state
+    };
+    let ema = foreign(&|s| s.form = MomentumForm::Ema);
+    assert!(matches!(
+        resumed.load_state(&ema),
+        Err(StateError::Form { .. })
+    ));
+    let unknown = foreign(&|s| s.tensors[1].name = "c".into());
+    assert!(matches!(
+        resumed.load_state(&unknown),
+        Err(StateError::UnknownTensor { .. })
+    ));
+    let short = foreign(&|s| s.tensors[1].velocity = Some(vec![1.0]));
+    assert_eq!(
+        resumed.load_state(&short),
+        Err(StateError::Length {
+            tensor: "b".into(),
+            expected: 3,
+            actual: 1
+        })
+    );
+    assert_eq!(
+        resumed.state(),
+        two_tensors().state(),
+        "a refused state leaves no trace"
+    );
+
+    resumed.load_state(&state).unwrap();
+    resumed.step(&mut [&mut a2, &mut b2], &grads).unwrap();
+    assert_eq!((a2, b2), (a, b));
+
+    let plain = SgdConfig::builder(0.1).build().unwrap();
+    let mut plain = CpuOptimizer::new(plain, [("a", 2), ("b", 3)]).unwrap();
+    assert!(matches!(
+        plain.load_state(&state),
+        Err(StateError::UnexpectedVelocity { .. })
+    ));
+}
+
+#[test]
+fn a_state_without_velocity_starts_the_velocity_fresh() {
+    let mut optimizer = two_tensors();
+    let state = OptimizerState {
+        form: MomentumForm::HeavyBall,
+        tensors: vec![TensorState {
+            name: "a".into(),
+            applied_steps: 9,
+            velocity: None,
+        }],
+    };
+    optimizer.load_state(&state).unwrap();
+    assert_eq!(optimizer.applied_steps("a"), Some(0));
+}
