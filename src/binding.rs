@@ -7,7 +7,8 @@ use crate::plan::ELEM_BYTES;
 ///
 /// The elements are `f32`, one after the other. Parameters are read and written, gradients only read; the two
 /// lie in different buffers, because WebGPU lets a dispatch either write a buffer or bind it read-only. Both
-/// buffers need `BufferUsages::STORAGE`. Several tensors may share a buffer; their parameters must not
+/// buffers need `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of
+/// another `wgpu::Instance` from one of this). Several tensors may share a buffer; their parameters must not
 /// overlap each other or any tensor's gradients.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorBinding<'a> {

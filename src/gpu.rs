@@ -10,6 +10,8 @@ pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
 pub struct AdapterRequest {
     /// Only adapters whose name holds this text, in any case.
     pub name: Option<String>,
+    /// Only adapters of these backends; Vulkan, Metal, DX12 and the browser's WebGPU by default.
+    pub backends: wgpu::Backends,
     /// `LowPower` prefers an integrated GPU to a discrete one; anything else prefers the discrete one.
     pub power_preference: wgpu::PowerPreference,
     /// Whether a software adapter will do where there is no other.
@@ -21,6 +23,7 @@ impl Default for AdapterRequest {
     fn default() -> Self {
         Self {
             name: None,
+            backends: wgpu::Backends::PRIMARY,
             power_preference: wgpu::PowerPreference::HighPerformance,
             allow_software: true,
         }
@@ -44,7 +47,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::NoAdapter`] if none fits, [`GpuError::NoDevice`] if the best one gives no device.
     pub async fn open(request: &AdapterRequest) -> Result<Self, GpuError> {
-        let available = adapters().await;
+        let available = adapters(request.backends).await;
         let best = available
             .iter()
             .map(|adapter| (adapter, adapter.get_info()))
@@ -126,12 +129,15 @@ impl AdapterRequest {
     }
 }
 
-/// Every adapter of the machine, on every backend that the build has.
-pub async fn adapters() -> Vec<wgpu::Adapter> {
-    // An instance without a backend panics; a build without one has no adapters.
+/// Every adapter of the machine on these backends, as far as the build has them.
+pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    // An instance without any backend panics; a build without one has no adapters.
     if wgpu::Instance::enabled_backend_features().is_empty() {
         return Vec::new();
     }
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    instance.enumerate_adapters(wgpu::Backends::all()).await
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    instance.enumerate_adapters(backends).await
 }

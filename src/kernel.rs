@@ -285,3 +285,125 @@ fn check_limits(limits: &wgpu::Limits) -> Result<(), KernelError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::mem::offset_of;
+
+    use naga::back::PipelineConstants;
+    use naga::back::pipeline_constants::process_overrides;
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    use super::*;
+
+    fn parse(path: ScalarPath) -> (naga::Module, naga::valid::ModuleInfo) {
+        let module = naga::front::wgsl::parse_str(source(path)).unwrap();
+        // What a device has with and without Features::IMMEDIATES.
+        let capabilities = match path {
+            ScalarPath::Immediates => Capabilities::IMMEDIATES,
+            ScalarPath::Uniforms => Capabilities::empty(),
+        };
+        let info = Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .unwrap();
+        (module, info)
+    }
+
+    const PATHS: [ScalarPath; 2] = [ScalarPath::Immediates, ScalarPath::Uniforms];
+
+    #[test]
+    fn every_variant_that_the_host_can_ask_for_is_valid() {
+        for path in PATHS {
+            let (module, info) = parse(path);
+            for terms in Terms::all() {
+                for width in [Width::Vec4, Width::Scalar] {
+                    let variant = Variant { terms, width };
+                    let constants: PipelineConstants = variant
+                        .constants()
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value))
+                        .collect();
+                    let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
+                    // Resolves the overrides and validates what comes out.
+                    process_overrides(&module, &info, entry_point, &constants).unwrap();
+                    assert_eq!(
+                        variant.label(),
+                        format!("wgpu_optim.{}", variant.entry_point())
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_override_is_one_that_the_host_sets() {
+        let (module, _) = parse(ScalarPath::Uniforms);
+        let mut names: Vec<_> = module
+            .overrides
+            .iter()
+            .map(|(_, value)| value.name.as_deref().unwrap())
+            .collect();
+        names.sort_unstable();
+        let terms = Terms::all().next().unwrap();
+        let mut set = Variant {
+            terms,
+            width: Width::Vec4,
+        }
+        .constants()
+        .map(|(name, _)| name);
+        set.sort_unstable();
+        assert_eq!(names, set);
+    }
+
+    #[test]
+    fn the_workgroup_is_as_large_as_the_planner_thinks() {
+        let (module, _) = parse(ScalarPath::Uniforms);
+        assert_eq!(module.entry_points.len(), 4);
+        for entry_point in &module.entry_points {
+            assert_eq!(entry_point.workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn the_uniforms_lie_in_rust_as_in_wgsl() {
+        macro_rules! offsets {
+            ($($field:ident),*) => {
+                [$((stringify!($field), offset_of!(SgdUniforms, $field) as u32)),*]
+            };
+        }
+        let ours = offsets!(
+            s,
+            lambda,
+            alpha,
+            c,
+            a,
+            b,
+            rho,
+            params_first,
+            grads_first,
+            velocity_first,
+            count,
+            row,
+            head,
+            gap
+        );
+        for path in PATHS {
+            let (module, _) = parse(path);
+            let (_, wgsl) = module
+                .types
+                .iter()
+                .find(|(_, ty)| ty.name.as_deref() == Some("SgdUniforms"))
+                .unwrap();
+            let naga::TypeInner::Struct { members, span } = &wgsl.inner else {
+                unreachable!("SgdUniforms is a struct")
+            };
+            let theirs: Vec<_> = members
+                .iter()
+                .map(|member| (member.name.as_deref().unwrap(), member.offset))
+                .collect();
+            assert_eq!(theirs, ours);
+            assert_eq!(*span, SgdUniforms::BYTES);
+        }
+    }
+}

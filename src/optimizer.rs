@@ -1,5 +1,7 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
+use std::fmt;
+
 use crate::binding::{TensorBinding, check_bindings};
 use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, StateError, StepError};
@@ -52,7 +54,6 @@ use crate::state::{OptimizerState, TensorState, Tensors, UnknownTensor};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct GpuOptimizer {
     kernels: Kernels,
     config: SgdConfig,
@@ -296,6 +297,16 @@ impl GpuOptimizer {
         }
         self.tensors.restore_counts(&matched, self.terms.velocity);
         Ok(())
+    }
+}
+
+impl fmt::Debug for GpuOptimizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GpuOptimizer")
+            .field("config", &self.config)
+            .field("tensors", &self.tensors.as_slice().len())
+            .field("dispatches", &self.plan.dispatches.len())
+            .finish_non_exhaustive()
     }
 }
 

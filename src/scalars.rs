@@ -42,20 +42,20 @@ impl ScalarPath {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct SgdUniforms {
-    s: f32,
-    lambda: f32,
-    alpha: f32,
-    c: f32,
-    a: f32,
-    b: f32,
-    rho: f32,
-    params_first: u32,
-    grads_first: u32,
-    velocity_first: u32,
-    count: u32,
-    row: u32,
-    head: u32,
-    gap: u32,
+    pub(crate) s: f32,
+    pub(crate) lambda: f32,
+    pub(crate) alpha: f32,
+    pub(crate) c: f32,
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+    pub(crate) rho: f32,
+    pub(crate) params_first: u32,
+    pub(crate) grads_first: u32,
+    pub(crate) velocity_first: u32,
+    pub(crate) count: u32,
+    pub(crate) row: u32,
+    pub(crate) head: u32,
+    pub(crate) gap: u32,
 }
 
 impl SgdUniforms {
@@ -85,12 +85,11 @@ impl SgdUniforms {
 ///
 /// `Queue::write_buffer` would not do: it takes effect before all the commands of the next submission, so two
 /// steps recorded into one encoder would both see the scalars of the second.
-#[derive(Debug)]
 pub(crate) struct UniformRing {
     staging: wgpu::util::StagingBelt,
     uniforms: wgpu::Buffer,
     bind_group: wgpu::BindGroup,
-    slot_bytes: u32,
+    pub(crate) slot_bytes: u32,
     /// Reused from step to step.
     scratch: Vec<u8>,
 }

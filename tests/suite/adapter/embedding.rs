@@ -1,0 +1,200 @@
+//! Inside somebody else's encoder.
+
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{BuildError, GpuOptimizer, MomentumForm, SgdConfig, StateError, readback, wgpu};
+
+use super::{Bench, whole};
+use crate::cases::values;
+
+fn config() -> SgdConfig {
+    SgdConfig::builder(0.1)
+        .momentum(0.9)
+        .dampening(0.2)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn steps_recorded_into_one_encoder_each_see_their_own_lr() {
+    let (start, gradient) = (values(1, 1003), values(2, 1003));
+    for bench in Bench::both() {
+        for lrs in [vec![0.1, 0.01], vec![0.3, 0.0, 0.02, 0.1, 0.5, 0.07]] {
+            let params = bench.buffer_of(&start);
+            let grads = bench.buffer_of(&gradient);
+            let mut optimizer = bench.optimizer(config(), &params, &grads);
+            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut encoder = bench.encoder();
+            for lr in lrs {
+                optimizer.set_lr(lr).unwrap();
+                optimizer.step(&mut encoder).unwrap();
+                oracle.step(optimizer.config(), &gradient);
+            }
+            bench.queue.submit([encoder.finish()]);
+            oracle.check_params(&bench.download(&params)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn steps_in_encoders_submitted_together_each_see_their_own_lr() {
+    let (start, gradient) = (values(1, 1003), values(2, 1003));
+    for bench in Bench::both() {
+        let params = bench.buffer_of(&start);
+        let grads = bench.buffer_of(&gradient);
+        let mut optimizer = bench.optimizer(config(), &params, &grads);
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut recorded = Vec::new();
+        for lr in [0.1, 0.01, 0.3] {
+            let mut encoder = bench.encoder();
+            optimizer.set_lr(lr).unwrap();
+            optimizer.step(&mut encoder).unwrap();
+            oracle.step(optimizer.config(), &gradient);
+            recorded.push(encoder.finish());
+        }
+        bench.queue.submit(recorded);
+        oracle.check_params(&bench.download(&params)).unwrap();
+    }
+}
+
+#[test]
+fn what_the_caller_records_around_a_step_sees_the_right_values() {
+    for bench in Bench::both() {
+        let (start, gradient) = (values(1, 64), values(2, 64));
+        let params = bench.buffer_of(&start);
+        let fresh_grads = bench.buffer_of(&gradient);
+        let grads = bench.buffer(64);
+        let after = bench.buffer(64);
+        let mut optimizer = bench.optimizer(config(), &params, &grads);
+        let mut encoder = bench.encoder();
+        encoder.copy_buffer_to_buffer(&fresh_grads, 0, &grads, 0, grads.size());
+        optimizer.step(&mut encoder).unwrap();
+        encoder.copy_buffer_to_buffer(&params, 0, &after, 0, after.size());
+        encoder.clear_buffer(&params, 0, None);
+        bench.queue.submit([encoder.finish()]);
+
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        oracle.step(&config(), &gradient);
+        oracle.check_params(&bench.download(&after)).unwrap();
+        assert_eq!(bench.download(&params), vec![0.0; 64]);
+    }
+}
+
+#[test]
+fn a_frozen_tensor_is_left_alone_and_starts_undampened() {
+    for bench in Bench::both() {
+        let start = values(1, 50);
+        let gradient = values(2, 50);
+        let buffers = [(); 2].map(|()| (bench.buffer_of(&start), bench.buffer_of(&gradient)));
+        let tensors = [
+            whole("a", &buffers[0].0, &buffers[0].1),
+            whole("b", &buffers[1].0, &buffers[1].1),
+        ];
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &tensors).unwrap();
+        let mut oracles = [(); 2].map(|()| Oracle::new(&start, Rounding::WGSL));
+        for frozen in [true, false, true, false] {
+            optimizer.set_frozen("b", frozen).unwrap();
+            bench.step(&mut optimizer);
+            oracles[0].step(&config(), &gradient);
+            if !frozen {
+                oracles[1].step(&config(), &gradient);
+            }
+            for (oracle, (params, _)) in oracles.iter().zip(&buffers) {
+                oracle.check_params(&bench.download(params)).unwrap();
+            }
+        }
+        assert_eq!(optimizer.applied_steps("a"), Some(4));
+        assert_eq!(optimizer.applied_steps("b"), Some(2));
+    }
+}
+
+#[test]
+fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
+    for bench in Bench::both() {
+        let (start, gradient) = (values(1, 1003), values(2, 1003));
+        let params = bench.buffer_of(&start);
+        let grads = bench.buffer_of(&gradient);
+        let mut whole_run = bench.optimizer(config(), &params, &grads);
+        bench.step(&mut whole_run);
+        let state = readback::block_on(&bench.device, whole_run.state()).unwrap();
+        let half_way = bench.download(&params);
+        bench.step(&mut whole_run);
+        let expected = bench.download(&params);
+
+        let mut resumed = bench.optimizer(config(), &params, &grads);
+        let mut foreign = state.clone();
+        foreign.form = MomentumForm::Ema;
+        let refused = resumed.load_state(&foreign);
+        assert!(matches!(refused, Err(StateError::Form { .. })));
+        assert_eq!(resumed.applied_steps("theta"), Some(0));
+
+        bench.upload(&params, &half_way);
+        resumed.load_state(&state).unwrap();
+        bench.step(&mut resumed);
+        assert_eq!(bench.download(&params), expected);
+
+        // A state without velocity starts afresh, also where a velocity was before.
+        let mut fresh = state.clone();
+        fresh.tensors[0].velocity = None;
+        resumed.load_state(&fresh).unwrap();
+        bench.upload(&params, &start);
+        bench.step(&mut resumed);
+        assert_eq!(bench.download(&params), half_way);
+    }
+}
+
+#[test]
+fn two_optimizers_share_pipelines_and_do_not_meet() {
+    let bench = Bench::best();
+    let gradient = values(2, 100);
+    let grads = bench.buffer_of(&gradient);
+    let buffers = [values(3, 100), values(4, 100)].map(|start| (bench.buffer_of(&start), start));
+    let mut optimizers: Vec<_> = buffers
+        .iter()
+        .map(|(params, _)| bench.optimizer(config(), params, &grads))
+        .collect();
+    let mut encoder = bench.encoder();
+    for optimizer in &mut optimizers {
+        optimizer.step(&mut encoder).unwrap();
+    }
+    bench.queue.submit([encoder.finish()]);
+    for (params, start) in &buffers {
+        let mut oracle = Oracle::new(start, Rounding::WGSL);
+        oracle.step(&config(), &gradient);
+        oracle.check_params(&bench.download(params)).unwrap();
+    }
+}
+
+#[test]
+fn a_device_at_webgpus_defaults_will_do() {
+    let bench = Bench::open(wgpu::Features::empty(), wgpu::Limits::default());
+    let (start, gradient) = (values(1, 777), values(2, 777));
+    let params = bench.buffer_of(&start);
+    let grads = bench.buffer_of(&gradient);
+    let mut optimizer = bench.optimizer(config(), &params, &grads);
+    bench.step(&mut optimizer);
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    oracle.step(&config(), &gradient);
+    oracle.check_params(&bench.download(&params)).unwrap();
+}
+
+#[test]
+fn a_buffer_of_another_device_is_an_error_and_no_panic() {
+    let (ours, theirs) = (Bench::best(), Bench::with(wgpu::Features::empty()));
+    let (params, grads, foreign) = (ours.buffer(100), ours.buffer(100), theirs.buffer(100));
+    let refused = GpuOptimizer::new(&ours.kernels, config(), &[whole("a", &params, &foreign)]);
+    let Err(BuildError::Device { message }) = refused else {
+        panic!("a foreign buffer went unseen");
+    };
+    assert!(message.to_lowercase().contains("device"), "{message}");
+    bench_still_works(ours, &params, &grads);
+}
+
+fn bench_still_works(bench: &Bench, params: &wgpu::Buffer, grads: &wgpu::Buffer) {
+    let (start, gradient) = (values(5, 100), values(6, 100));
+    bench.upload(params, &start);
+    bench.upload(grads, &gradient);
+    bench.step(&mut bench.optimizer(config(), params, grads));
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    oracle.step(&config(), &gradient);
+    oracle.check_params(&bench.download(params)).unwrap();
+}

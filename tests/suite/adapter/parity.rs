@@ -1,0 +1,218 @@
+//! GPU against the oracle: every config, awkward sizes and offsets, canaries around every slice.
+
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, TensorBinding, wgpu};
+
+use super::Bench;
+use crate::cases::{LRS, configs, sizes, values};
+
+const CANARY: f32 = -12_345.678;
+
+/// Where a tensor lies in the shared buffers, in elements.
+struct Place {
+    params: usize,
+    grads: usize,
+    numel: usize,
+}
+
+/// One tensor of each size, apart by a few canaries, with the parameters and gradients at offsets that line
+/// up modulo four or not, in turn.
+fn places(sizes: impl Iterator<Item = usize>) -> Vec<Place> {
+    let mut places = Vec::new();
+    let (mut params, mut grads) = (1, 1);
+    for (index, numel) in sizes.enumerate() {
+        params += index % 4;
+        grads += index % 3;
+        places.push(Place {
+            params,
+            grads,
+            numel,
+        });
+        params += numel + 1;
+        grads += numel + 1;
+    }
+    places
+}
+
+/// Runs a few steps over all places at once and compares every element, canaries included.
+fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
+    let extent = |end: fn(&Place) -> usize| places.iter().map(end).max().unwrap() + 5;
+    let mut host_params = vec![CANARY; extent(|p| p.params + p.numel)];
+    let mut host_grads = vec![CANARY; extent(|p| p.grads + p.numel)];
+    for (index, place) in places.iter().enumerate() {
+        let start = values(index as u64, place.numel);
+        host_params[place.params..place.params + place.numel].copy_from_slice(&start);
+    }
+    let params = bench.buffer_of(&host_params);
+    let grads = bench.buffer_of(&host_grads);
+    let names: Vec<_> = (0..places.len()).map(|index| index.to_string()).collect();
+    let tensors: Vec<_> = places
+        .iter()
+        .zip(&names)
+        .map(|(place, name)| TensorBinding {
+            name,
+            params: &params,
+            params_offset_bytes: 4 * place.params as u64,
+            grads: &grads,
+            grads_offset_bytes: 4 * place.grads as u64,
+            numel: place.numel as u64,
+        })
+        .collect();
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+    let mut oracles: Vec<_> = places
+        .iter()
+        .map(|p| Oracle::new(&host_params[p.params..p.params + p.numel], Rounding::WGSL))
+        .collect();
+
+    for (step, lr) in LRS.into_iter().enumerate() {
+        optimizer.set_lr(lr).unwrap();
+        for (index, (place, oracle)) in places.iter().zip(&mut oracles).enumerate() {
+            let grads = values((1000 * step + index) as u64, place.numel);
+            host_grads[place.grads..place.grads + place.numel].copy_from_slice(&grads);
+            oracle.step(optimizer.config(), &grads);
+        }
+        bench.upload(&grads, &host_grads);
+        bench.step(&mut optimizer);
+    }
+
+    let mut after = bench.download(&params);
+    let state = wgpu_optim::readback::block_on(&bench.device, optimizer.state()).unwrap();
+    for ((place, oracle), state) in places.iter().zip(&oracles).zip(&state.tensors) {
+        let here = format!(
+            "{} elements at {} and {}, {config:?}",
+            place.numel, place.params, place.grads
+        );
+        let slice = &mut after[place.params..place.params + place.numel];
+        oracle
+            .check_params(slice)
+            .unwrap_or_else(|e| panic!("{here}: {e}"));
+        slice.fill(CANARY);
+        if let Some(velocity) = &state.velocity {
+            oracle
+                .check_velocity(velocity)
+                .unwrap_or_else(|e| panic!("{here}: {e}"));
+        }
+        assert_eq!(state.velocity.is_some(), config.has_velocity());
+        assert_eq!(state.applied_steps, 4);
+    }
+    assert!(
+        after.iter().all(|x| x.to_bits() == CANARY.to_bits()),
+        "a canary died: {config:?}"
+    );
+    let grads_after = bench.download(&grads);
+    assert!(
+        grads_after
+            .iter()
+            .zip(&host_grads)
+            .all(|(x, y)| x.to_bits() == y.to_bits())
+    );
+}
+
+#[test]
+fn every_config_at_every_awkward_size() {
+    let places = places(sizes());
+    for bench in Bench::both() {
+        for config in configs() {
+            check(bench, config, &places);
+        }
+    }
+}
+
+#[test]
+fn every_pair_of_offsets() {
+    let config = SgdConfig::builder(0.05)
+        .momentum(0.9)
+        .nesterov(true)
+        .build()
+        .unwrap();
+    let plain = SgdConfig::builder(0.05).weight_decay(0.1).build().unwrap();
+    let mut places = Vec::new();
+    for params in 0..8 {
+        for grads in 0..8 {
+            for numel in [3, 4, 5, 11, 64, 301] {
+                let row = places.len() * 400;
+                places.push(Place {
+                    params: row + params,
+                    grads: row + grads,
+                    numel,
+                });
+            }
+        }
+    }
+    for bench in Bench::both() {
+        check(bench, config, &places);
+        check(bench, plain, &places);
+    }
+}
+
+#[test]
+fn a_device_of_small_limits_folds_and_splits() {
+    let limits = wgpu::Limits {
+        max_compute_workgroups_per_dimension: 3,
+        max_storage_buffer_binding_size: 16 * 1024,
+        max_buffer_size: 256 * 1024,
+        ..wgpu::Limits::default()
+    };
+    let config = SgdConfig::builder(0.05)
+        .momentum(0.9)
+        .weight_decay(0.1)
+        .build()
+        .unwrap();
+    // In step modulo four, so vec4 in several pieces; then out of step, so scalar in rows.
+    let places = [(4, 8, 20_003), (20_013, 20_012, 21_001)].map(|(params, grads, numel)| Place {
+        params,
+        grads,
+        numel,
+    });
+    for optional in [wgpu::Features::empty(), OPTIONAL_FEATURES] {
+        let mut limits = limits.clone();
+        if optional.contains(wgpu::Features::IMMEDIATES) {
+            limits.max_immediate_size = super::gpu().adapter.limits().max_immediate_size;
+        }
+        let bench = Bench::open(optional, limits);
+        check(&bench, config, &places);
+    }
+}
+
+#[test]
+fn a_repeated_run_is_the_same_bit_for_bit() {
+    let config = SgdConfig::builder(0.05)
+        .momentum(0.9)
+        .weight_decay(0.01)
+        .build()
+        .unwrap();
+    for bench in Bench::both() {
+        let run = || {
+            let params = bench.buffer_of(&values(1, 10_001));
+            let grads = bench.buffer_of(&values(2, 10_001));
+            let mut optimizer = bench.optimizer(config, &params, &grads);
+            for _ in 0..5 {
+                bench.step(&mut optimizer);
+            }
+            bench.download(&params)
+        };
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(run()), bits(run()));
+    }
+}
+
+#[test]
+fn infinite_and_nan_gradients_stay_in_their_element() {
+    for bench in Bench::both() {
+        for config in configs() {
+            // At lr = 0.3 nothing overflows but what starts infinite.
+            let start = values(1, 67);
+            let mut bad = values(2, 67);
+            (bad[5], bad[33], bad[66]) = (f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
+            let params = bench.buffer_of(&start);
+            let grads = bench.buffer_of(&bad);
+            let mut optimizer = bench.optimizer(config, &params, &grads);
+            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            oracle.step(&config, &bad);
+            bench.step(&mut optimizer);
+            oracle
+                .check_params(&bench.download(&params))
+                .unwrap_or_else(|e| panic!("{config:?}: {e}"));
+        }
+    }
+}

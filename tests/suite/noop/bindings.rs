@@ -1,0 +1,133 @@
+//! Every mistake in a list of tensors is named, and the next optimizer builds.
+
+use wgpu_optim::{BuildError, wgpu};
+
+use super::{STORAGE, buffer, build, kernels, tensor};
+
+#[test]
+fn a_good_list_builds_and_steps() {
+    let kernels = kernels();
+    let (params, grads) = (
+        buffer(&kernels, 400, STORAGE),
+        buffer(&kernels, 400, STORAGE),
+    );
+    let tensors = [
+        tensor("a", (&params, 0), (&grads, 0), 50),
+        tensor("empty", (&params, 200), (&grads, 0), 0),
+        // Gradients may be shared.
+        tensor("b", (&params, 200), (&grads, 0), 50),
+    ];
+    let mut optimizer = build(&kernels, &tensors).unwrap();
+    let mut encoder = kernels.device().create_command_encoder(&Default::default());
+    optimizer.step(&mut encoder).unwrap();
+    kernels.queue().submit([encoder.finish()]);
+    assert_eq!(optimizer.applied_steps("b"), Some(1));
+    assert_eq!(optimizer.applied_steps("c"), None);
+}
+
+#[test]
+fn no_tensors_at_all_is_a_step_of_nothing() {
+    let kernels = kernels();
+    let mut optimizer = build(&kernels, &[]).unwrap();
+    let mut encoder = kernels.device().create_command_encoder(&Default::default());
+    optimizer.step(&mut encoder).unwrap();
+    kernels.queue().submit([encoder.finish()]);
+    assert!(optimizer.plan().dispatches.is_empty());
+}
+
+#[test]
+fn mistakes_are_named_and_the_next_list_builds() {
+    let kernels = kernels();
+    let params = &buffer(&kernels, 400, STORAGE);
+    let grads = &buffer(&kernels, 400, STORAGE);
+    let copy = &buffer(&kernels, 400, wgpu::BufferUsages::COPY_DST);
+    let good = tensor("a", (params, 0), (grads, 0), 10);
+
+    let refused = |tensors: &[_]| build(&kernels, tensors).unwrap_err();
+    let name = || "b".to_owned();
+    assert_eq!(
+        refused(&[good, good]),
+        BuildError::DuplicateName { tensor: "a".into() }
+    );
+    for (role, bad) in [
+        ("params", tensor("b", (params, 42), (grads, 40), 10)),
+        ("grads", tensor("b", (params, 40), (grads, 42), 10)),
+    ] {
+        let expected = BuildError::Misaligned {
+            tensor: name(),
+            role,
+            offset_bytes: 42,
+        };
+        assert_eq!(refused(&[good, bad]), expected);
+    }
+    for (role, offset_bytes, numel) in [
+        ("params", 364, 10),
+        ("params", 40, u64::MAX / 2),
+        ("params", u64::MAX - 3, 1),
+    ] {
+        let bad = tensor("b", (params, offset_bytes), (grads, 0), numel);
+        let expected = BuildError::OutOfBounds {
+            tensor: name(),
+            role,
+            offset_bytes,
+            numel,
+            buffer_bytes: 400,
+        };
+        assert_eq!(refused(&[good, bad]), expected);
+    }
+    let bad = tensor("b", (params, 40), (grads, 364), 10);
+    assert!(matches!(
+        refused(&[good, bad]),
+        BuildError::OutOfBounds { role: "grads", .. }
+    ));
+    for (role, bad) in [
+        ("params", tensor("b", (copy, 0), (grads, 0), 10)),
+        ("grads", tensor("b", (params, 40), (copy, 0), 10)),
+    ] {
+        let expected = BuildError::MissingUsage {
+            tensor: name(),
+            role,
+            required: STORAGE,
+            actual: wgpu::BufferUsages::COPY_DST,
+        };
+        assert_eq!(refused(&[good, bad]), expected);
+    }
+    let shared = tensor("b", (params, 40), (params, 200), 10);
+    assert_eq!(
+        refused(&[good, shared]),
+        BuildError::SharedBuffer { tensor: name() }
+    );
+
+    assert!(build(&kernels, &[good]).is_ok());
+}
+
+#[test]
+fn overlaps_are_found_in_any_order() {
+    let kernels = kernels();
+    let params = &buffer(&kernels, 4000, STORAGE);
+    let grads = &buffer(&kernels, 4000, STORAGE);
+    let other = &buffer(&kernels, 4000, STORAGE);
+    let wide = tensor("wide", (params, 0), (grads, 0), 100);
+    let inside = tensor("inside", (params, 100), (grads, 800), 1);
+    let beside = tensor("beside", (params, 400), (grads, 0), 100);
+    let last_element = tensor("last", (params, 396), (grads, 1200), 2);
+    let reads_wide = tensor("reads", (other, 0), (params, 200), 10);
+
+    for (list, names) in [
+        (vec![wide, inside], ["wide", "inside"]),
+        (vec![inside, beside, wide], ["wide", "inside"]),
+        (vec![last_element, wide], ["wide", "last"]),
+        (vec![reads_wide, wide], ["wide", "reads"]),
+    ] {
+        let Err(BuildError::Overlap { tensor, other, .. }) = build(&kernels, &list) else {
+            panic!("an overlap went unseen: {names:?}");
+        };
+        assert!(names.contains(&tensor.as_str()) && names.contains(&other.as_str()));
+    }
+    let Err(error) = build(&kernels, &[reads_wide, wide]) else {
+        panic!("an overlap went unseen");
+    };
+    let expected = "tensor \"wide\": its parameters overlap the grads of tensor \"reads\"";
+    assert_eq!(error.to_string(), expected);
+    assert!(build(&kernels, &[wide, beside]).is_ok());
+}
