@@ -20,19 +20,13 @@ use crate::state::{OptimizerState, TensorState, Tensors, UnknownTensor};
 /// recorded, so an encoder that holds a step has to be submitted.
 ///
 /// ```
-/// use wgpu_optim::{AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback, wgpu};
+/// use wgpu_optim::{AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
-/// # let buffer = |numel: u64| device.create_buffer(&wgpu::BufferDescriptor {
-/// #     label: None,
-/// #     size: numel * 4,
-/// #     usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-/// #     mapped_at_creation: false,
-/// # });
-/// # let (params, grads) = (buffer(3), buffer(3));
-/// readback::upload(&device, &queue, &params, 0, &[1.0, 2.0, 3.0])?;
-/// readback::upload(&device, &queue, &grads, 0, &[1.0, 0.0, -1.0])?;
+/// // Your own buffers, or:
+/// let params = readback::storage_buffer(&device, &queue, "params", &[1.0, 2.0, 3.0])?;
+/// let grads = readback::storage_buffer(&device, &queue, "grads", &[1.0, 0.0, -1.0])?;
 ///
 /// let kernels = Kernels::new(&device, &queue)?; // once per device
 /// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;

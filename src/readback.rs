@@ -33,6 +33,33 @@ pub fn upload(
     .map_err(|error| refused(&error))
 }
 
+/// A buffer that holds `data` and can be stepped on, uploaded to and downloaded from: usages `STORAGE`,
+/// `COPY_SRC` and `COPY_DST`. As with [`upload`], the data is there for the next submission.
+///
+/// # Errors
+/// [`TransferError::Device`] if the data is larger than a buffer of this device may be, or the device is out of
+/// memory.
+pub fn storage_buffer(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    label: &str,
+    data: &[f32],
+) -> Result<wgpu::Buffer, TransferError> {
+    let buffer = checked(device, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: data.len() as u64 * ELEM_BYTES,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    })
+    .map_err(|error| refused(&error))?;
+    upload(device, queue, &buffer, 0, data)?;
+    Ok(buffer)
+}
+
 /// Reads `numel` elements of `buffer` from byte `offset_bytes` on, after everything submitted so far.
 ///
 /// Submits one copy into a staging buffer of its own and waits for the mapping. It never blocks, so outside a

@@ -1,1 +1,87 @@
-fn main() {}
+//! `wgpu-optim`: applies the momentum update to safetensors models and benchmarks GPU against CPU.
+
+mod args;
+mod backend;
+mod bench;
+mod copy_kernel;
+mod files;
+mod info;
+mod progress;
+mod state_file;
+mod step;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, BenchArgs, Command};
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// Something is wrong with the arguments or the files: exit code 2, and nothing has been written.
+    Refused(anyhow::Error),
+    /// The device failed, or computed something wrong: exit code 1.
+    Failed(anyhow::Error),
+}
+
+impl Failure {
+    fn failed(error: impl Into<anyhow::Error>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => {
+            return report(&Failure::Refused(args::one_line(&error)));
+        }
+        Err(help_or_version) => {
+            let printed = help_or_version.print();
+            return printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        }
+    };
+    let outcome = match &args.command {
+        Some(Command::Step(step)) => step::run(&args.common, step),
+        Some(Command::Bench(bench)) => bench::run(&args.common, bench),
+        Some(Command::Info) => info::run(&args.common),
+        None => bench::run(&args.common, &BenchArgs::default()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+/// One line on stderr, whatever the error holds.
+fn report(failure: &Failure) -> ExitCode {
+    let (error, code) = match failure {
+        Failure::Refused(error) => (error, 2),
+        Failure::Failed(error) => (error, 1),
+    };
+    let line = format!("{error:#}")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    // Where stderr is closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "error: {line}");
+    ExitCode::from(code)
+}
+
+/// Prints the one document of a command. A reader that closes the pipe early has read enough.
+fn print(document: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,184 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use wgpu_optim::{ConfigError, MomentumForm, SgdConfig};
+
+/// The fused momentum update on GPU and CPU. Without a command: bench.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CommonArgs {
+    /// Where to compute: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub device: DeviceArg,
+    /// Only an adapter with this text in its name
+    #[arg(long, global = true, value_name = "SUBSTRING")]
+    pub adapter: Option<String>,
+    /// Print one JSON document on stdout and nothing else there
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    #[default]
+    Auto,
+    Gpu,
+    Cpu,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Apply the update to a model held in safetensors files
+    Step(StepArgs),
+    /// Time one step on the GPU, on the parallel CPU twin and on the one-thread reference
+    Bench(BenchArgs),
+    /// List the adapters and what the kernels would use on each
+    Info,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StepArgs {
+    /// Parameters, a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub params: PathBuf,
+    /// Gradients, a safetensors file; a parameter without a gradient is frozen
+    #[arg(long, value_name = "FILE")]
+    pub grads: PathBuf,
+    /// State that an earlier step wrote; without it, a fresh start
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Where to write the updated parameters; may be an input
+    #[arg(long, value_name = "FILE")]
+    pub out_params: PathBuf,
+    /// Where to write the state for the next step; may be an input
+    #[arg(long, value_name = "FILE")]
+    pub out_state: PathBuf,
+    /// How many times to apply the same gradient
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    #[command(flatten)]
+    pub hyper: HyperArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct HyperArgs {
+    /// Learning rate
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lr: f64,
+    /// Momentum; zero is plain gradient descent
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub momentum: f64,
+    /// Dampening of the gradient, but not at a tensor's first step
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub dampening: f64,
+    /// Nesterov momentum
+    #[arg(long)]
+    pub nesterov: bool,
+    /// Weight decay: joins the gradient (L2), unless --decoupled
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub weight_decay: f64,
+    /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
+    #[arg(long)]
+    pub decoupled: bool,
+    /// Ascend instead of descend
+    #[arg(long)]
+    pub maximize: bool,
+    /// Where the learning rate sits: heavy-ball, ema or lr-inside
+    #[arg(long, value_name = "FORM", default_value_t)]
+    pub form: MomentumForm,
+}
+
+impl HyperArgs {
+    pub fn config(&self) -> Result<SgdConfig, ConfigError> {
+        let (coupled, decoupled) = if self.decoupled {
+            (0.0, self.weight_decay)
+        } else {
+            (self.weight_decay, 0.0)
+        };
+        SgdConfig::builder(self.lr)
+            .momentum(self.momentum)
+            .dampening(self.dampening)
+            .nesterov(self.nesterov)
+            .weight_decay(coupled)
+            .decoupled_weight_decay(decoupled)
+            .maximize(self.maximize)
+            .form(self.form)
+            .build()
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    /// Sizes to measure, in elements; K, M and G are powers of 1024
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1M", "16M"], value_parser = parse_numel)]
+    pub numel: Vec<usize>,
+    /// Timed steps of each size
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+}
+
+impl Default for BenchArgs {
+    fn default() -> Self {
+        Self {
+            numel: vec![1 << 20, 16 << 20],
+            steps: 30,
+        }
+    }
+}
+
+fn parse_numel(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.to_ascii_uppercase().strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => {
+            let shift = match text.chars().last() {
+                Some('k' | 'K') => 10,
+                Some('m' | 'M') => 20,
+                _ => 30,
+            };
+            (digits.to_owned(), shift)
+        }
+        None => (text.to_owned(), 0),
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|numel| (1..=1 << 40).contains(numel))
+        .ok_or_else(|| "expected a number of elements such as 1000, 64K, 16M or 1G".to_owned())
+}
+
+/// Clap's message without the usage that follows it.
+pub fn one_line(error: &clap::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let message = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let message = message
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(message);
+    anyhow!("{}", message.trim_start_matches("error: "))
+}

@@ -1,0 +1,436 @@
+//! `step`: the update applied to a model held in safetensors files.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Serialize;
+use wgpu_optim::{
+    CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, TensorBinding, TensorState,
+    Terms, readback,
+};
+
+use crate::args::{CommonArgs, StepArgs};
+use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
+use crate::files::{MappedFile, Metadata, StagedFile, f32_values, replace_both};
+use crate::progress::Progress;
+use crate::state_file::StateHeader;
+use crate::{Failure, print};
+
+/// What was done, as printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: &'static str,
+    adapter: String,
+    reason: String,
+    tensors_updated: usize,
+    tensors_frozen: usize,
+    numel: u64,
+    dispatches: usize,
+    repeat: u32,
+    update_ms: f64,
+    total_ms: f64,
+    gb_per_s: f64,
+}
+
+pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
+    let config = args.hyper.config().map_err(anyhow::Error::from)?;
+    let out_params = StagedFile::create(&args.out_params)?;
+    let out_state = StagedFile::create(&args.out_state)?;
+    if out_params.target() == out_state.target() {
+        return Err(anyhow::anyhow!(
+            "--out-params and --out-state are the same file, {}",
+            out_params.target().display()
+        )
+        .into());
+    }
+    // The files are no longer mapped when they are replaced.
+    let report = update(common, args, config, &out_params, &out_state)?;
+    replace_both(out_params, out_state)?;
+    if common.json {
+        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
+    } else {
+        print(&report.to_text())
+    }
+}
+
+/// Reads the model, applies the steps and writes the staged files.
+fn update(
+    common: &CommonArgs,
+    args: &StepArgs,
+    config: SgdConfig,
+    out_params: &StagedFile,
+    out_state: &StagedFile,
+) -> Result<Report, Failure> {
+    let params_file = MappedFile::open(&args.params)?;
+    let grads_file = MappedFile::open(&args.grads)?;
+    let state_file = args.state.as_deref().map(MappedFile::open).transpose()?;
+    let (params, metadata) = params_file.parse()?;
+    let (grads, _) = grads_file.parse()?;
+    let parsed_state = state_file.as_ref().map(MappedFile::parse).transpose()?;
+    let saved = match (&parsed_state, &args.state) {
+        (Some((tensors, metadata)), Some(path)) => {
+            SavedState::new(tensors, metadata, &params, &config)
+                .with_context(|| format!("state {}", path.display()))?
+        }
+        _ => SavedState::none(&config),
+    };
+    let mut model = Model::pair(&params, &grads)?;
+    let state = saved.of_updated(&model, &config)?;
+
+    let Choice { backend, reason } = Choice::for_updates(common)?;
+    let done = match &backend {
+        Backend::Gpu(gpu) => step_on_gpu(gpu, config, &mut model, &state, args.repeat)?,
+        Backend::Cpu => step_on_cpu(config, &mut model, &state, args.repeat)?,
+    };
+
+    write_params(out_params, &params, metadata, &model)?;
+    saved.write_with(out_state, &model, &done.state)?;
+
+    let numel = model.numel();
+    let bytes = numel * Terms::of(&config).bytes_per_elem() * u64::from(args.repeat);
+    let (backend, adapter) = match &backend {
+        Backend::Gpu(gpu) => ("gpu", gpu.name()),
+        Backend::Cpu => ("cpu", cpu_name()),
+    };
+    Ok(Report {
+        backend,
+        adapter,
+        reason,
+        tensors_updated: model.updated.len(),
+        tensors_frozen: model.frozen,
+        numel,
+        dispatches: done.dispatches,
+        repeat: args.repeat,
+        update_ms: millis(done.update),
+        total_ms: millis(done.total),
+        gb_per_s: bytes as f64 / done.update.as_secs_f64().max(1e-9) / 1e9,
+    })
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+impl Report {
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<12}{value}");
+        };
+        line("device", format!("{}: {}", self.backend, self.adapter));
+        line("why", self.reason.clone());
+        line(
+            "tensors",
+            format!(
+                "{} updated, {} frozen",
+                self.tensors_updated, self.tensors_frozen
+            ),
+        );
+        line("parameters", self.numel.to_string());
+        if self.backend == "gpu" {
+            line("dispatches", self.dispatches.to_string());
+        }
+        line("steps", self.repeat.to_string());
+        line(
+            "update",
+            format!("{:.3} ms, {:.1} GB/s", self.update_ms, self.gb_per_s),
+        );
+        line("total", format!("{:.3} ms with transfers", self.total_ms));
+        text
+    }
+}
+
+/// A tensor that has a gradient.
+struct Updated<'data> {
+    name: String,
+    shape: Vec<usize>,
+    grads: TensorView<'data>,
+    values: Vec<f32>,
+}
+
+/// The parameters and gradients of a model, paired by name.
+struct Model<'data> {
+    updated: Vec<Updated<'data>>,
+    frozen: usize,
+}
+
+impl<'data> Model<'data> {
+    fn pair(params: &SafeTensors<'data>, grads: &SafeTensors<'data>) -> Result<Self> {
+        let mut updated = Vec::new();
+        let mut names = grads.names();
+        names.sort_unstable();
+        for name in names {
+            let grad = grads.tensor(name)?;
+            let param = params
+                .tensor(name)
+                .ok()
+                .with_context(|| format!("gradient {name:?} has no parameter of that name"))?;
+            for (role, view) in [("parameter", &param), ("gradient", &grad)] {
+                ensure!(
+                    view.dtype() == Dtype::F32,
+                    "tensor {name:?}: the {role} is {:?}, expected F32",
+                    view.dtype()
+                );
+            }
+            ensure!(
+                grad.shape() == param.shape(),
+                "tensor {name:?}: the gradient has shape {:?}, expected {:?}",
+                grad.shape(),
+                param.shape()
+            );
+            updated.push(Updated {
+                name: name.to_owned(),
+                shape: param.shape().to_vec(),
+                grads: grad,
+                values: f32_values(&param),
+            });
+        }
+        let frozen = params.len() - updated.len();
+        Ok(Self { updated, frozen })
+    }
+
+    fn numel(&self) -> u64 {
+        self.updated.iter().map(|t| t.values.len() as u64).sum()
+    }
+}
+
+/// What an earlier step left, of updated and frozen tensors alike.
+struct SavedState<'data> {
+    header: StateHeader,
+    velocity: HashMap<String, TensorView<'data>>,
+}
+
+impl<'data> SavedState<'data> {
+    fn none(config: &SgdConfig) -> Self {
+        Self {
+            header: StateHeader::new(config.form()),
+            velocity: HashMap::new(),
+        }
+    }
+
+    fn new(
+        tensors: &SafeTensors<'data>,
+        metadata: &Metadata,
+        params: &SafeTensors<'_>,
+        config: &SgdConfig,
+    ) -> Result<Self> {
+        let header = StateHeader::parse(metadata, tensors)?;
+        ensure!(
+            header.form == config.form(),
+            "it was made by the {} form, expected {}",
+            header.form,
+            config.form()
+        );
+        for name in header.applied_steps.keys() {
+            ensure!(
+                params.tensor(name).is_ok(),
+                "tensor {name:?} has no parameter of that name"
+            );
+        }
+        let mut velocity = HashMap::new();
+        for (name, view) in tensors.iter() {
+            let param = params.tensor(name)?;
+            ensure!(
+                view.dtype() == Dtype::F32,
+                "tensor {name:?}: the velocity is {:?}, expected F32",
+                view.dtype()
+            );
+            ensure!(
+                view.shape() == param.shape(),
+                "tensor {name:?}: the velocity has shape {:?}, expected {:?}",
+                view.shape(),
+                param.shape()
+            );
+            velocity.insert(name.to_owned(), view);
+        }
+        Ok(Self { header, velocity })
+    }
+
+    /// The part that the optimizer needs; checked as the optimizer will.
+    fn of_updated(&self, model: &Model<'_>, config: &SgdConfig) -> Result<OptimizerState> {
+        let state = OptimizerState {
+            form: self.header.form,
+            tensors: model
+                .updated
+                .iter()
+                .filter_map(|tensor| {
+                    let applied_steps = *self.header.applied_steps.get(&tensor.name)?;
+                    Some(TensorState {
+                        name: tensor.name.clone(),
+                        applied_steps,
+                        velocity: self.velocity.get(&tensor.name).map(f32_values),
+                    })
+                })
+                .collect(),
+        };
+        let with_velocity = state.tensors.iter().find(|t| t.velocity.is_some());
+        if let (false, Some(tensor)) = (config.has_velocity(), with_velocity) {
+            anyhow::bail!(
+                "the state holds a velocity for tensor {:?}, but the momentum is zero",
+                tensor.name
+            );
+        }
+        Ok(state)
+    }
+
+    /// Writes the new state of the updated tensors beside the old one of the frozen.
+    fn write_with(&self, file: &StagedFile, model: &Model<'_>, new: &OptimizerState) -> Result<()> {
+        let mut header = self.header.clone();
+        let mut tensors: HashMap<_, _> = self.velocity.clone();
+        for (tensor, state) in model.updated.iter().zip(&new.tensors) {
+            header
+                .applied_steps
+                .insert(tensor.name.clone(), state.applied_steps);
+            if let Some(velocity) = &state.velocity {
+                tensors.insert(tensor.name.clone(), f32_view(&tensor.shape, velocity)?);
+            }
+        }
+        file.write(tensors, header.to_metadata()?)
+    }
+}
+
+fn f32_view<'data>(shape: &[usize], values: &'data [f32]) -> Result<TensorView<'data>> {
+    Ok(TensorView::new(
+        Dtype::F32,
+        shape.to_vec(),
+        bytemuck::cast_slice(values),
+    )?)
+}
+
+/// Writes every tensor of the parameter file: updated ones with their new values, frozen ones byte for byte.
+fn write_params(
+    file: &StagedFile,
+    params: &SafeTensors<'_>,
+    metadata: Metadata,
+    model: &Model<'_>,
+) -> Result<()> {
+    let mut tensors: HashMap<_, _> = params.tensors().into_iter().collect();
+    for tensor in &model.updated {
+        tensors.insert(
+            tensor.name.clone(),
+            f32_view(&tensor.shape, &tensor.values)?,
+        );
+    }
+    file.write(tensors, metadata)
+}
+
+/// What a device did.
+struct Done {
+    state: OptimizerState,
+    dispatches: usize,
+    /// The steps alone.
+    update: Duration,
+    /// With transfers.
+    total: Duration,
+}
+
+fn step_on_cpu(
+    config: SgdConfig,
+    model: &mut Model<'_>,
+    state: &OptimizerState,
+    repeat: u32,
+) -> Result<Done, Failure> {
+    let started = Instant::now();
+    let numel = model.numel();
+    let mut progress = Progress::new(numel * (1 + u64::from(repeat)));
+    let names = model
+        .updated
+        .iter()
+        .map(|t| (t.name.as_str(), t.values.len()));
+    let mut optimizer = CpuOptimizer::new(config, names).map_err(anyhow::Error::from)?;
+    optimizer.load_state(state).map_err(anyhow::Error::from)?;
+    let grads: Vec<_> = model.updated.iter().map(|t| f32_values(&t.grads)).collect();
+    let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+    let mut params: Vec<_> = model
+        .updated
+        .iter_mut()
+        .map(|t| t.values.as_mut_slice())
+        .collect();
+    progress.advance("read", numel);
+
+    let stepping = Instant::now();
+    for _ in 0..repeat {
+        optimizer
+            .step(&mut params, &grads)
+            .map_err(Failure::failed)?;
+        progress.advance("step", numel);
+    }
+    let update = stepping.elapsed();
+    Ok(Done {
+        state: optimizer.state(),
+        dispatches: 0,
+        update,
+        total: started.elapsed(),
+    })
+}
+
+fn step_on_gpu(
+    open: &OpenGpu,
+    config: SgdConfig,
+    model: &mut Model<'_>,
+    state: &OptimizerState,
+    repeat: u32,
+) -> Result<Done, Failure> {
+    let (device, queue) = (&open.gpu.device, &open.gpu.queue);
+    let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
+    let started = Instant::now();
+    let mut progress = Progress::new(model.numel() * (2 + u64::from(repeat)));
+
+    let mut buffers = Vec::with_capacity(model.updated.len());
+    for tensor in &model.updated {
+        let upload = |values: &[f32]| readback::storage_buffer(device, queue, &tensor.name, values);
+        let params = upload(&tensor.values).map_err(Failure::failed)?;
+        let grads = upload(&f32_values(&tensor.grads)).map_err(Failure::failed)?;
+        buffers.push((params, grads));
+        progress.advance("upload", tensor.values.len() as u64);
+    }
+    let bindings: Vec<_> = model
+        .updated
+        .iter()
+        .zip(&buffers)
+        .map(|(tensor, (params, grads))| TensorBinding {
+            name: &tensor.name,
+            params,
+            params_offset_bytes: 0,
+            grads,
+            grads_offset_bytes: 0,
+            numel: tensor.values.len() as u64,
+        })
+        .collect();
+    let mut optimizer = GpuOptimizer::new(&kernels, config, &bindings).map_err(Failure::failed)?;
+    optimizer.load_state(state).map_err(Failure::failed)?;
+    queue.submit([]);
+    open.finish()?;
+
+    let stepping = Instant::now();
+    for _ in 0..repeat {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        optimizer.step(&mut encoder).map_err(Failure::failed)?;
+        queue.submit([encoder.finish()]);
+        open.finish()?;
+        progress.advance(
+            "step",
+            model.updated.iter().map(|t| t.values.len() as u64).sum(),
+        );
+    }
+    let update = stepping.elapsed();
+
+    for (tensor, (params, _)) in model.updated.iter_mut().zip(&buffers) {
+        let numel = tensor.values.len() as u64;
+        tensor.values = readback::download_blocking(device, queue, params, 0, numel)
+            .map_err(Failure::failed)?;
+        progress.advance("download", numel);
+    }
+    let state = readback::block_on(device, optimizer.state()).map_err(Failure::failed)?;
+    open.finish()?;
+    Ok(Done {
+        state,
+        dispatches: optimizer.plan().dispatches.len(),
+        update,
+        total: started.elapsed(),
+    })
+}
