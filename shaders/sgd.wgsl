@@ -1,31 +1,34 @@
 // The fused momentum update, and plain gradient descent:
 //
-//     d     = s*g + lambda*theta
+//     d     = g + lambda*theta
 //     v     <- alpha*v + c*d
 //     theta <- rho*theta - (a*v + b*d)
 //
 // CPU twin: src/reference.rs, same names, same statement order. One of the scalars_*.wgsl files declares `k`.
 
 // The terms that the config has; an absent term is compiled out.
+override HAS_C: bool = false;
 override HAS_LAMBDA: bool = false;
 override HAS_B: bool = false;
 override HAS_RHO: bool = false;
+// Whether the vec4 entry points find the gradients further on in their binding than the parameters. Most
+// tensors have both at the same place, and then one address serves all three arrays.
+override GRADS_APART: bool = false;
 
 const WORKGROUP_SIZE: u32 = 256;
 
 struct SgdUniforms {
-    s: f32,
     lambda: f32,
     alpha: f32,
     c: f32,
     a: f32,
     b: f32,
     rho: f32,
-    // Where the dispatch starts in each binding. Units of this and what follows: four elements for the
-    // vec4 entry points, one element for the scalar ones.
-    params_first: u32,
-    grads_first: u32,
-    velocity_first: u32,
+    // Where the dispatch starts in the bindings of params and velocity. Units of this and what follows: four
+    // elements for the vec4 entry points, one element for the scalar ones.
+    first: u32,
+    // How much further on the gradients start in theirs, modulo 2^32.
+    grads_shift: u32,
     // How many units the dispatch covers.
     count: u32,
     // Invocations in one row of the grid: a dispatch past the per-dimension limit folds into y.
@@ -45,15 +48,17 @@ struct SgdUniforms {
 @group(0) @binding(2) var<storage, read_write> velocity_scalar: array<f32>;
 
 fn direction(theta: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
-    var d = k.s * g;
     if HAS_LAMBDA {
-        d = d + k.lambda * theta;
+        return g + k.lambda * theta;
     }
-    return d;
+    return g;
 }
 
 fn next_velocity(v: vec4<f32>, d: vec4<f32>) -> vec4<f32> {
-    return k.alpha * v + k.c * d;
+    if HAS_C {
+        return k.alpha * v + k.c * d;
+    }
+    return k.alpha * v + d;
 }
 
 fn next_params(theta: vec4<f32>, v: vec4<f32>, d: vec4<f32>) -> vec4<f32> {
@@ -79,8 +84,19 @@ fn unit_of(invocation: vec3<u32>) -> u32 {
     return invocation.y * k.row + invocation.x;
 }
 
+fn vec4_of(unit: u32) -> u32 {
+    return k.first + unit;
+}
+
+fn grads_vec4_of(unit: u32) -> u32 {
+    if GRADS_APART {
+        return vec4_of(unit) + k.grads_shift;
+    }
+    return vec4_of(unit);
+}
+
 fn element_of(unit: u32) -> u32 {
-    return unit + select(0u, k.gap, unit >= k.head);
+    return k.first + unit + select(0u, k.gap, unit >= k.head);
 }
 
 // All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move
@@ -92,14 +108,15 @@ fn sgd(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if unit >= k.count {
         return;
     }
-    let theta = params[k.params_first + unit];
-    let g = grads[k.grads_first + unit];
-    let v_old = velocity[k.velocity_first + unit];
+    let i = vec4_of(unit);
+    let theta = params[i];
+    let g = grads[grads_vec4_of(unit)];
+    let v_old = velocity[i];
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
-    velocity[k.velocity_first + unit] = v;
-    params[k.params_first + unit] = next_params(theta, v, d);
+    velocity[i] = v;
+    params[i] = next_params(theta, v, d);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -109,14 +126,14 @@ fn sgd_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
         return;
     }
     let i = element_of(unit);
-    let theta = vec4(params_scalar[k.params_first + i]);
-    let g = vec4(grads_scalar[k.grads_first + i]);
-    let v_old = vec4(velocity_scalar[k.velocity_first + i]);
+    let theta = vec4(params_scalar[i]);
+    let g = vec4(grads_scalar[i + k.grads_shift]);
+    let v_old = vec4(velocity_scalar[i]);
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
-    velocity_scalar[k.velocity_first + i] = v.x;
-    params_scalar[k.params_first + i] = next_params(theta, v, d).x;
+    velocity_scalar[i] = v.x;
+    params_scalar[i] = next_params(theta, v, d).x;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -125,11 +142,12 @@ fn sgd_plain(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if unit >= k.count {
         return;
     }
-    let theta = params[k.params_first + unit];
-    let g = grads[k.grads_first + unit];
+    let i = vec4_of(unit);
+    let theta = params[i];
+    let g = grads[grads_vec4_of(unit)];
 
     let d = direction(theta, g);
-    params[k.params_first + unit] = next_params_plain(theta, d);
+    params[i] = next_params_plain(theta, d);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -139,9 +157,9 @@ fn sgd_plain_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
         return;
     }
     let i = element_of(unit);
-    let theta = vec4(params_scalar[k.params_first + i]);
-    let g = vec4(grads_scalar[k.grads_first + i]);
+    let theta = vec4(params_scalar[i]);
+    let g = vec4(grads_scalar[i + k.grads_shift]);
 
     let d = direction(theta, g);
-    params_scalar[k.params_first + i] = next_params_plain(theta, d).x;
+    params_scalar[i] = next_params_plain(theta, d).x;
 }

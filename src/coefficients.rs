@@ -1,4 +1,4 @@
-//! Config x step -> the seven numbers of the one recurrence behind the whole momentum family.
+//! Config x step -> the six numbers of the one recurrence behind the whole momentum family.
 
 use crate::reference::Real;
 use crate::sgd::{MomentumForm, SgdConfig};
@@ -6,7 +6,7 @@ use crate::sgd::{MomentumForm, SgdConfig};
 /// The coefficients of
 ///
 /// ```text
-/// d     = s*g + lambda*theta
+/// d     = g + lambda*theta
 /// v     <- alpha*v + c*d
 /// theta <- rho*theta - (a*v + b*d)
 /// ```
@@ -20,11 +20,10 @@ use crate::sgd::{MomentumForm, SgdConfig};
 /// | lr inside | mu | -eta | -1 | 0 |
 /// | lr inside, Nesterov | mu | -eta | -mu | eta |
 ///
-/// `s` is -1 to maximize and 1 otherwise, `lambda` is the coupled decay, `rho = 1 - eta*lambda_d`.
+/// `lambda` is the coupled decay, `rho = 1 - eta*lambda_d`. To maximize, `lambda`, `c` and `b` change sign: the
+/// direction `-g + lambda*theta` is `-(g - lambda*theta)`, and a change of sign rounds nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coefficients<T = f64> {
-    /// Gradient scale.
-    pub s: T,
     /// Coupled (L2) weight decay.
     pub lambda: T,
     /// What the velocity keeps of itself.
@@ -58,13 +57,13 @@ impl Coefficients {
         } else {
             (0.0, 0.0, 0.0, eta)
         };
+        let sign = if config.maximize() { -1.0 } else { 1.0 };
         Self {
-            s: if config.maximize() { -1.0 } else { 1.0 },
-            lambda: config.weight_decay(),
+            lambda: sign * config.weight_decay(),
             alpha,
-            c,
+            c: sign * c,
             a,
-            b,
+            b: sign * b,
             rho: 1.0 - eta * config.decoupled_weight_decay(),
         }
     }
@@ -73,7 +72,6 @@ impl Coefficients {
     #[must_use]
     pub fn cast<T: Real>(&self) -> Coefficients<T> {
         Coefficients {
-            s: T::from_f64(self.s),
             lambda: T::from_f64(self.lambda),
             alpha: T::from_f64(self.alpha),
             c: T::from_f64(self.c),
@@ -85,11 +83,13 @@ impl Coefficients {
 }
 
 /// Which terms of the recurrence a config has. A term that is absent is compiled out of the kernels, never
-/// multiplied by zero, because `0 * inf` is NaN.
+/// multiplied by zero, because `0 * inf` is NaN; so is a factor that is always one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
-    /// There is a velocity: `alpha`, `c` and `a` count.
+    /// There is a velocity: `alpha` and `a` count.
     pub velocity: bool,
+    /// `c` multiplies what the velocity takes in; without it that is the direction itself.
+    pub c: bool,
     /// `lambda*theta` joins the direction.
     pub lambda: bool,
     /// `b*d` joins the update beside the velocity (always so without a velocity).
@@ -104,22 +104,27 @@ impl Terms {
     pub fn of(config: &SgdConfig) -> Self {
         Self {
             velocity: config.has_velocity(),
+            c: config.has_velocity()
+                && (config.maximize()
+                    || config.dampening() != 0.0
+                    || config.form() != MomentumForm::HeavyBall),
             lambda: config.weight_decay() != 0.0,
             b: config.nesterov() || !config.has_velocity(),
             rho: config.decoupled_weight_decay() != 0.0,
         }
     }
 
-    /// Every combination a config can have: eight with a velocity, four without.
+    /// Every combination a config can have: sixteen with a velocity, four without.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..16u8)
+        (0..32u8)
             .map(|bits| Self {
                 velocity: bits & 1 != 0,
-                lambda: bits & 2 != 0,
-                b: bits & 4 != 0,
-                rho: bits & 8 != 0,
+                c: bits & 2 != 0,
+                lambda: bits & 4 != 0,
+                b: bits & 8 != 0,
+                rho: bits & 16 != 0,
             })
-            .filter(|terms| terms.velocity || terms.b)
+            .filter(|terms| terms.velocity || (terms.b && !terms.c))
     }
 
     /// Bytes that one step moves per element: 20 with a velocity (read theta, v, g; write theta, v), else 12.

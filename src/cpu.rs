@@ -190,19 +190,28 @@ fn step_tensor(
     velocity: &mut [f32],
     grads: &[f32],
 ) {
-    match (has.lambda, has.b, has.rho) {
-        (false, false, false) => step_chunks::<false, false, false>(k, params, velocity, grads),
-        (false, false, true) => step_chunks::<false, false, true>(k, params, velocity, grads),
-        (false, true, false) => step_chunks::<false, true, false>(k, params, velocity, grads),
-        (false, true, true) => step_chunks::<false, true, true>(k, params, velocity, grads),
-        (true, false, false) => step_chunks::<true, false, false>(k, params, velocity, grads),
-        (true, false, true) => step_chunks::<true, false, true>(k, params, velocity, grads),
-        (true, true, false) => step_chunks::<true, true, false>(k, params, velocity, grads),
-        (true, true, true) => step_chunks::<true, true, true>(k, params, velocity, grads),
-    }
+    let run = match (has.c, has.lambda, has.b, has.rho) {
+        (false, false, false, false) => step_chunks::<false, false, false, false>,
+        (false, false, false, true) => step_chunks::<false, false, false, true>,
+        (false, false, true, false) => step_chunks::<false, false, true, false>,
+        (false, false, true, true) => step_chunks::<false, false, true, true>,
+        (false, true, false, false) => step_chunks::<false, true, false, false>,
+        (false, true, false, true) => step_chunks::<false, true, false, true>,
+        (false, true, true, false) => step_chunks::<false, true, true, false>,
+        (false, true, true, true) => step_chunks::<false, true, true, true>,
+        (true, false, false, false) => step_chunks::<true, false, false, false>,
+        (true, false, false, true) => step_chunks::<true, false, false, true>,
+        (true, false, true, false) => step_chunks::<true, false, true, false>,
+        (true, false, true, true) => step_chunks::<true, false, true, true>,
+        (true, true, false, false) => step_chunks::<true, true, false, false>,
+        (true, true, false, true) => step_chunks::<true, true, false, true>,
+        (true, true, true, false) => step_chunks::<true, true, true, false>,
+        (true, true, true, true) => step_chunks::<true, true, true, true>,
+    };
+    run(k, params, velocity, grads);
 }
 
-fn step_chunks<const LAMBDA: bool, const B: bool, const RHO: bool>(
+fn step_chunks<const C: bool, const LAMBDA: bool, const B: bool, const RHO: bool>(
     k: &Coefficients<f32>,
     params: &mut [f32],
     velocity: &mut [f32],
@@ -210,6 +219,7 @@ fn step_chunks<const LAMBDA: bool, const B: bool, const RHO: bool>(
 ) {
     let has = |velocity| Terms {
         velocity,
+        c: C,
         lambda: LAMBDA,
         b: B,
         rho: RHO,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::coefficients::Terms;
 use crate::error::KernelError;
 use crate::error_scope::checked;
-use crate::plan::{WORKGROUP_SIZE, Width};
+use crate::plan::{Access, WORKGROUP_SIZE};
 use crate::scalars::{ScalarPath, SgdUniforms};
 
 /// Bind group of params, grads and velocity; `@group(0)` in the shaders.
@@ -32,35 +32,37 @@ const fn source(path: ScalarPath) -> &'static str {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Variant {
     terms: Terms,
-    width: Width,
+    access: Access,
 }
 
 impl Variant {
     const fn entry_point(self) -> &'static str {
-        match (self.terms.velocity, self.width) {
-            (true, Width::Vec4) => "sgd",
-            (true, Width::Scalar) => "sgd_scalar",
-            (false, Width::Vec4) => "sgd_plain",
-            (false, Width::Scalar) => "sgd_plain_scalar",
+        match (self.terms.velocity, self.access) {
+            (true, Access::Vec4 | Access::Vec4GradsApart) => "sgd",
+            (true, Access::Scalar) => "sgd_scalar",
+            (false, Access::Vec4 | Access::Vec4GradsApart) => "sgd_plain",
+            (false, Access::Scalar) => "sgd_plain_scalar",
         }
     }
 
     const fn label(self) -> &'static str {
-        match (self.terms.velocity, self.width) {
-            (true, Width::Vec4) => "wgpu_optim.sgd",
-            (true, Width::Scalar) => "wgpu_optim.sgd_scalar",
-            (false, Width::Vec4) => "wgpu_optim.sgd_plain",
-            (false, Width::Scalar) => "wgpu_optim.sgd_plain_scalar",
+        match (self.terms.velocity, self.access) {
+            (true, Access::Vec4 | Access::Vec4GradsApart) => "wgpu_optim.sgd",
+            (true, Access::Scalar) => "wgpu_optim.sgd_scalar",
+            (false, Access::Vec4 | Access::Vec4GradsApart) => "wgpu_optim.sgd_plain",
+            (false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
         }
     }
 
     /// Values of the shader's `override`s.
-    fn constants(self) -> [(&'static str, f64); 3] {
+    fn constants(self) -> [(&'static str, f64); 5] {
         let flag = |present: bool| if present { 1.0 } else { 0.0 };
         [
+            ("HAS_C", flag(self.terms.c)),
             ("HAS_LAMBDA", flag(self.terms.lambda)),
             ("HAS_B", flag(self.terms.b)),
             ("HAS_RHO", flag(self.terms.rho)),
+            ("GRADS_APART", flag(self.access == Access::Vec4GradsApart)),
         ]
     }
 }
@@ -155,9 +157,9 @@ impl Kernels {
     pub(crate) fn pipeline(
         &self,
         terms: Terms,
-        width: Width,
+        access: Access,
     ) -> Result<wgpu::ComputePipeline, KernelError> {
-        let variant = Variant { terms, width };
+        let variant = Variant { terms, access };
         let inner = &self.0;
         let mut pipelines = inner
             .pipelines
@@ -317,8 +319,8 @@ mod tests {
         for path in PATHS {
             let (module, info) = parse(path);
             for terms in Terms::all() {
-                for width in [Width::Vec4, Width::Scalar] {
-                    let variant = Variant { terms, width };
+                for access in Access::ALL {
+                    let variant = Variant { terms, access };
                     let constants: PipelineConstants = variant
                         .constants()
                         .into_iter()
@@ -348,7 +350,7 @@ mod tests {
         let terms = Terms::all().next().unwrap();
         let mut set = Variant {
             terms,
-            width: Width::Vec4,
+            access: Access::Vec4,
         }
         .constants()
         .map(|(name, _)| name);
@@ -373,16 +375,14 @@ mod tests {
             };
         }
         let ours = offsets!(
-            s,
             lambda,
             alpha,
             c,
             a,
             b,
             rho,
-            params_first,
-            grads_first,
-            velocity_first,
+            first,
+            grads_shift,
             count,
             row,
             head,

@@ -7,7 +7,7 @@ use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, StateError, StepError};
 use crate::error_scope::checked;
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use crate::plan::{DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, Width, Window};
+use crate::plan::{Access, DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, Window};
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
@@ -57,8 +57,8 @@ pub struct GpuOptimizer {
     velocity: Vec<wgpu::Buffer>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
-    /// One per width that the plan uses.
-    pipelines: Vec<(Width, wgpu::ComputePipeline)>,
+    /// One per access that the plan uses.
+    pipelines: Vec<(Access, wgpu::ComputePipeline)>,
     /// On the uniform path only.
     ring: Option<UniformRing>,
 }
@@ -90,9 +90,9 @@ impl GpuOptimizer {
         let plan = Plan::new(&layouts, &DeviceLimits::from(&device.limits()))?;
 
         let mut pipelines = Vec::new();
-        for width in [Width::Vec4, Width::Scalar] {
-            if plan.dispatches.iter().any(|d| d.width == width) {
-                pipelines.push((width, kernels.pipeline(terms, width)?));
+        for access in Access::ALL {
+            if plan.dispatches.iter().any(|d| d.access == access) {
+                pipelines.push((access, kernels.pipeline(terms, access)?));
             }
         }
         let velocity = if terms.velocity {
@@ -204,11 +204,11 @@ impl GpuOptimizer {
             let Some((dispatch, scalars)) = live(index) else {
                 continue;
             };
-            if current != Some(dispatch.width) {
-                let pipeline = self.pipelines.iter().find(|(w, _)| *w == dispatch.width);
-                if let Some((width, pipeline)) = pipeline {
+            if current != Some(dispatch.access) {
+                let pipeline = self.pipelines.iter().find(|(a, _)| *a == dispatch.access);
+                if let Some((access, pipeline)) = pipeline {
                     pass.set_pipeline(pipeline);
-                    current = Some(*width);
+                    current = Some(*access);
                 }
             }
             pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);

@@ -116,13 +116,14 @@ impl Element {
         let magnitude = 1.0 + before.theta.abs() + before.velocity.abs() + d.abs();
         let flush = f64::from(f32::MIN_POSITIVE) * magnitude;
 
-        // d = s*g + lambda*theta, where s is 1 or -1.
+        // d = g + lambda*theta, up to the sign.
         let theta_reach = before.theta.abs() + before.theta_bound;
         let mut d_bound = 0.0;
         if has.lambda {
-            d_bound = k.lambda * before.theta_bound
+            let lambda = k.lambda.abs();
+            d_bound = lambda * before.theta_bound
                 + gamma(1) * grad.abs()
-                + gamma(3) * k.lambda * theta_reach
+                + gamma(3) * lambda * theta_reach
                 + 2.0 * flush;
         }
         let d_reach = d.abs() + d_bound;

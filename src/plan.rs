@@ -99,34 +99,48 @@ pub struct Piece {
     pub velocity: Window,
 }
 
-/// How many elements an invocation updates.
+/// How a dispatch reaches its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Width {
-    /// Four, through 16-byte loads and stores.
+pub enum Access {
+    /// Four elements per invocation, through 16-byte loads and stores.
     Vec4,
-    /// One: what is left at either end of a vec4 run, and pieces whose parameters and gradients do not line
-    /// up with each other modulo four elements.
+    /// The same, but the gradients lie further on in their window than the parameters in theirs.
+    Vec4GradsApart,
+    /// One element per invocation: what is left at either end of a vec4 run, and pieces whose parameters and
+    /// gradients do not line up with each other modulo four elements.
     Scalar,
 }
 
-/// One dispatch over one piece or part of it. Positions and counts are in units of the width.
+impl Access {
+    /// Every access, in the order in which a step dispatches them.
+    pub const ALL: [Self; 3] = [Self::Vec4, Self::Vec4GradsApart, Self::Scalar];
+
+    /// Elements per invocation; the unit of a dispatch's positions and counts.
+    #[must_use]
+    pub const fn unit_elems(self) -> u32 {
+        match self {
+            Self::Vec4 | Self::Vec4GradsApart => 4,
+            Self::Scalar => 1,
+        }
+    }
+}
+
+/// One dispatch over one piece or part of it. Positions and counts are in units of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
     /// Index into [`Plan::pieces`].
     pub piece: usize,
-    /// Elements per unit.
-    pub width: Width,
-    /// First unit in the parameter window.
-    pub params_first: u32,
-    /// First unit in the gradient window.
-    pub grads_first: u32,
-    /// First unit in the velocity window.
-    pub velocity_first: u32,
+    /// How it reaches its elements.
+    pub access: Access,
+    /// First unit in the parameter window and in the velocity window.
+    pub first: u32,
+    /// How much further on the first unit is in the gradient window, modulo 2^32.
+    pub grads_shift: u32,
     /// Number of units updated.
     pub count: u32,
-    /// Units before the gap ([`Width::Scalar`] only).
+    /// Units before the gap ([`Access::Scalar`] only).
     pub head: u32,
-    /// Units left out after them ([`Width::Scalar`] only).
+    /// Units left out after them ([`Access::Scalar`] only).
     pub gap: u32,
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
@@ -145,7 +159,7 @@ impl Dispatch {
 pub struct Plan {
     /// Runs of elements, in the order of the tensors; each element lies in exactly one.
     pub pieces: Vec<Piece>,
-    /// Vec4 dispatches first, so that the pipeline changes at most once in a step.
+    /// Sorted by access, so that the pipeline changes at most twice in a step.
     pub dispatches: Vec<Dispatch>,
     /// Size of each velocity buffer.
     pub velocity_buffer_bytes: Vec<u64>,
@@ -209,7 +223,7 @@ impl Plan {
                 let params_start = layout.params_offset_bytes + start * ELEM_BYTES;
                 let grads_start = layout.grads_offset_bytes + start * ELEM_BYTES;
                 let (velocity_buffer, velocity_start) = plan.place_velocity(
-                    params_slack % VEC4_BYTES,
+                    params_slack,
                     numel * ELEM_BYTES,
                     alignment_bytes,
                     limits.max_buffer_bytes,
@@ -226,7 +240,7 @@ impl Plan {
                 start += numel;
             }
         }
-        plan.dispatches.sort_by_key(|dispatch| dispatch.width);
+        plan.dispatches.sort_by_key(|dispatch| dispatch.access);
         Ok(plan)
     }
 
@@ -238,24 +252,24 @@ impl Plan {
         &self.pieces[start..end]
     }
 
-    /// Reserves room for a piece's velocity: aligned, but `phase_bytes` past that, so that the velocity lines
-    /// up with the parameters. Returns the buffer and the byte offset of the first element.
+    /// Reserves room for a piece's velocity: aligned, but `slack_bytes` past that, so that it lies in its
+    /// window where the parameters lie in theirs. Returns the buffer and the byte offset of the first element.
     fn place_velocity(
         &mut self,
-        phase_bytes: u64,
+        slack_bytes: u64,
         size_bytes: u64,
         alignment_bytes: u64,
         max_buffer_bytes: u64,
     ) -> (usize, u64) {
         if let Some(used) = self.velocity_buffer_bytes.last_mut() {
-            let start = used.next_multiple_of(alignment_bytes) + phase_bytes;
+            let start = used.next_multiple_of(alignment_bytes) + slack_bytes;
             if start + size_bytes <= max_buffer_bytes {
                 *used = start + size_bytes;
                 return (self.velocity_buffer_bytes.len() - 1, start);
             }
         }
-        self.velocity_buffer_bytes.push(phase_bytes + size_bytes);
-        (self.velocity_buffer_bytes.len() - 1, phase_bytes)
+        self.velocity_buffer_bytes.push(slack_bytes + size_bytes);
+        (self.velocity_buffer_bytes.len() - 1, slack_bytes)
     }
 
     /// Adds the dispatches of the piece pushed last.
@@ -270,17 +284,20 @@ impl Plan {
         } else {
             0
         };
-        let firsts = [&piece.params, &piece.grads, &piece.velocity].map(|w| w.first_elem);
+        let first = piece.params.first_elem;
+        let grads_shift = piece.grads.first_elem.wrapping_sub(first);
         let piece = self.pieces.len() - 1;
 
         if vec4_count > 0 {
-            let [params_first, grads_first, velocity_first] = firsts.map(|f| (f + head) / 4);
             self.dispatches.push(Dispatch {
                 piece,
-                width: Width::Vec4,
-                params_first,
-                grads_first,
-                velocity_first,
+                access: if grads_shift == 0 {
+                    Access::Vec4
+                } else {
+                    Access::Vec4GradsApart
+                },
+                first: (first + head) / 4,
+                grads_shift: (grads_shift as i32 / 4) as u32,
                 count: vec4_count,
                 head: 0,
                 gap: 0,
@@ -289,13 +306,11 @@ impl Plan {
         }
         let rest = numel - 4 * vec4_count;
         if rest > 0 {
-            let [params_first, grads_first, velocity_first] = firsts;
             self.dispatches.push(Dispatch {
                 piece,
-                width: Width::Scalar,
-                params_first,
-                grads_first,
-                velocity_first,
+                access: Access::Scalar,
+                first,
+                grads_shift,
                 count: rest,
                 head: if vec4_count > 0 { head } else { rest },
                 gap: 4 * vec4_count,

@@ -37,20 +37,20 @@ impl Real for f64 {
     }
 }
 
-/// `d = s*g + lambda*theta`
+/// `d = g + lambda*theta`
 #[inline(always)]
 fn direction<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, g: T) -> T {
-    let mut d = k.s * g;
-    if has.lambda {
-        d = d + k.lambda * theta;
-    }
-    d
+    if has.lambda { g + k.lambda * theta } else { g }
 }
 
 /// `v = alpha*v + c*d`
 #[inline(always)]
-fn next_velocity<T: Real>(k: &Coefficients<T>, v: T, d: T) -> T {
-    k.alpha * v + k.c * d
+fn next_velocity<T: Real>(k: &Coefficients<T>, has: Terms, v: T, d: T) -> T {
+    if has.c {
+        k.alpha * v + k.c * d
+    } else {
+        k.alpha * v + d
+    }
 }
 
 /// `theta = rho*theta - (a*v + b*d)`
@@ -88,7 +88,7 @@ pub fn sgd<T: Real>(
 ) {
     for ((theta, v), g) in params.iter_mut().zip(velocity).zip(grads) {
         let d = direction(k, has, *theta, *g);
-        *v = next_velocity(k, *v, d);
+        *v = next_velocity(k, has, *v, d);
         *theta = next_params(k, has, *theta, *v, d);
     }
 }

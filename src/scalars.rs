@@ -42,16 +42,14 @@ impl ScalarPath {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct SgdUniforms {
-    pub(crate) s: f32,
     pub(crate) lambda: f32,
     pub(crate) alpha: f32,
     pub(crate) c: f32,
     pub(crate) a: f32,
     pub(crate) b: f32,
     pub(crate) rho: f32,
-    pub(crate) params_first: u32,
-    pub(crate) grads_first: u32,
-    pub(crate) velocity_first: u32,
+    pub(crate) first: u32,
+    pub(crate) grads_shift: u32,
     pub(crate) count: u32,
     pub(crate) row: u32,
     pub(crate) head: u32,
@@ -63,16 +61,14 @@ impl SgdUniforms {
 
     pub(crate) fn new(k: &Coefficients<f32>, dispatch: &Dispatch) -> Self {
         Self {
-            s: k.s,
             lambda: k.lambda,
             alpha: k.alpha,
             c: k.c,
             a: k.a,
             b: k.b,
             rho: k.rho,
-            params_first: dispatch.params_first,
-            grads_first: dispatch.grads_first,
-            velocity_first: dispatch.velocity_first,
+            first: dispatch.first,
+            grads_shift: dispatch.grads_shift,
             count: dispatch.count,
             row: dispatch.row(),
             head: dispatch.head,

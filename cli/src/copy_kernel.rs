@@ -1,7 +1,7 @@
 //! The yardstick: a plain copy kernel with the access pattern of the momentum step, over buffers of its own.
 
 use anyhow::{Result, ensure};
-use wgpu_optim::plan::{DeviceLimits, Plan, TensorLayout, Width};
+use wgpu_optim::plan::{Access, DeviceLimits, Plan, TensorLayout};
 use wgpu_optim::{readback, wgpu};
 
 pub struct CopyKernel {
@@ -45,7 +45,7 @@ impl CopyKernel {
         let dispatches = plan
             .dispatches
             .iter()
-            .filter(|dispatch| dispatch.width == Width::Vec4)
+            .filter(|dispatch| dispatch.access == Access::Vec4)
             .map(|dispatch| {
                 let piece = &plan.pieces[dispatch.piece];
                 let entry = |binding: u32, buffer| wgpu::BindGroupEntry {

@@ -94,6 +94,7 @@ fn an_absent_term_has_the_coefficient_that_leaves_it_out() {
             assert_eq!(has.b, k.b != 0.0, "{config:?}");
             assert_eq!(has.rho, k.rho != 1.0, "{config:?}");
             assert_eq!(has.velocity, k.a != 0.0, "{config:?}");
+            assert!(has.c || !has.velocity || k.c == 1.0, "{config:?}");
         }
         assert!(Terms::all().any(|terms| terms == has), "{config:?}");
     }

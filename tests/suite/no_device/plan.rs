@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use wgpu_optim::PlanError;
 use wgpu_optim::plan::{
-    DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, WORKGROUP_SIZE, Width, Window,
+    Access, DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, WORKGROUP_SIZE, Window,
 };
 
 /// What lavapipe has, and WebGPU guarantees.
@@ -28,7 +28,7 @@ fn numel(piece: &Piece) -> u64 {
 fn updated(plan: &Plan, dispatch: usize) -> Vec<u64> {
     let d = &plan.dispatches[dispatch];
     let piece = &plan.pieces[d.piece];
-    let per_unit = if d.width == Width::Vec4 { 4 } else { 1 };
+    let per_unit = u64::from(d.access.unit_elems());
     let mut elements = Vec::new();
     for y in 0..d.workgroups[1] {
         for x in 0..d.workgroups[0] * WORKGROUP_SIZE {
@@ -36,19 +36,17 @@ fn updated(plan: &Plan, dispatch: usize) -> Vec<u64> {
             if unit >= d.count {
                 continue;
             }
-            let skipped = if unit >= d.head && d.width == Width::Scalar {
-                d.gap
-            } else {
-                0
-            };
+            let skips = unit >= d.head && d.access == Access::Scalar;
+            let skipped = if skips { d.gap } else { 0 };
             let unit = u64::from(unit + skipped);
             for lane in 0..per_unit {
                 let in_window = |first: u32, window: &Window| {
                     (u64::from(first) + unit) * per_unit + lane - u64::from(window.first_elem)
                 };
-                let element = in_window(d.params_first, &piece.params);
-                assert_eq!(element, in_window(d.grads_first, &piece.grads));
-                assert_eq!(element, in_window(d.velocity_first, &piece.velocity));
+                let grads_first = d.first.wrapping_add(d.grads_shift);
+                let element = in_window(d.first, &piece.params);
+                assert_eq!(element, in_window(d.first, &piece.velocity));
+                assert_eq!(element, in_window(grads_first, &piece.grads));
                 elements.push(element);
             }
         }
@@ -122,7 +120,7 @@ fn check_plan(tensors: &[TensorLayout], limits: &DeviceLimits) -> Plan {
         covered.iter().flatten().all(|times| *times == 1),
         "not exactly once: {plan:?}"
     );
-    assert!(plan.dispatches.is_sorted_by_key(|dispatch| dispatch.width));
+    assert!(plan.dispatches.is_sorted_by_key(|dispatch| dispatch.access));
     plan
 }
 
@@ -170,7 +168,7 @@ fn awkward_sizes_and_offsets() {
                 let vec4 = plan
                     .dispatches
                     .iter()
-                    .filter(|d| d.width == Width::Vec4)
+                    .filter(|d| d.access != Access::Scalar)
                     .count();
                 let reaches_a_vec4 = numel >= 4 + (4 - params % 4) % 4;
                 assert_eq!(vec4 == 1, params % 4 == grads % 4 && reaches_a_vec4);

@@ -61,6 +61,6 @@ fn scalars_take_immediates_where_they_fit() {
         path(wgpu::Features::IMMEDIATES, 128),
         ScalarPath::Immediates
     );
-    assert_eq!(path(wgpu::Features::IMMEDIATES, 52), ScalarPath::Uniforms);
+    assert_eq!(path(wgpu::Features::IMMEDIATES, 44), ScalarPath::Uniforms);
     assert_eq!(path(wgpu::Features::empty(), 0), ScalarPath::Uniforms);
 }
