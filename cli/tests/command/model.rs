@@ -1,0 +1,155 @@
+//! Models in a directory of their own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use safetensors::Dtype;
+use safetensors::tensor::{SafeTensors, TensorView};
+use tempfile::TempDir;
+
+use crate::wgpu_optim;
+
+/// A tensor of a file, bytes and all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub fn f32(shape: &[usize], values: &[f32]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), values.len());
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self {
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes,
+        }
+    }
+
+    pub fn i64(values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self {
+            dtype: Dtype::I64,
+            shape: vec![values.len()],
+            bytes,
+        }
+    }
+
+    pub fn values(&self) -> Vec<f32> {
+        assert_eq!(self.dtype, Dtype::F32);
+        self.bytes
+            .chunks(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+}
+
+/// A safetensors file in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    pub tensors: BTreeMap<String, Tensor>,
+    pub metadata: Option<HashMap<String, String>>,
+}
+
+impl Model {
+    pub fn new<const N: usize>(tensors: [(&str, Tensor); N]) -> Self {
+        let tensors = tensors
+            .map(|(name, tensor)| (name.to_owned(), tensor))
+            .into();
+        Self {
+            tensors,
+            metadata: None,
+        }
+    }
+
+    pub fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let owned = |(name, view): (String, TensorView<'_>)| {
+            let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+            (
+                name,
+                Tensor {
+                    dtype,
+                    shape,
+                    bytes: view.data().to_vec(),
+                },
+            )
+        };
+        Self {
+            tensors: tensors.tensors().into_iter().map(owned).collect(),
+            metadata: header.metadata().clone(),
+        }
+    }
+
+    pub fn write(&self, path: &Path) {
+        let views = self.tensors.iter().map(|(name, tensor)| {
+            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).unwrap();
+            (name.clone(), view)
+        });
+        fs::write(
+            path,
+            safetensors::serialize(views, self.metadata.clone()).unwrap(),
+        )
+        .unwrap();
+    }
+}
+
+/// A directory with the files of a step.
+pub struct Workspace(TempDir);
+
+impl Workspace {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `step` from `params` and `grads` to `out_params` and `out_state`.
+    pub fn step(&self) -> Command {
+        let mut command = wgpu_optim();
+        command.current_dir(self.0.path()).args([
+            "step",
+            "--params",
+            "params",
+            "--grads",
+            "grads",
+            "--out-params",
+            "out_params",
+            "--out-state",
+            "out_state",
+        ]);
+        command
+    }
+
+    /// Every file with its content.
+    pub fn snapshot(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let entries = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| {
+                let content = if path.is_file() {
+                    fs::read(&path).unwrap()
+                } else {
+                    Vec::new()
+                };
+                (path, content)
+            })
+            .collect()
+    }
+}
+
+/// Values of both signs around one, none of them zero.
+pub fn values(seed: u64, numel: usize) -> Vec<f32> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let value = |_| (0.25 + rng.f32()) * if rng.bool() { 1.0 } else { -1.0 };
+    (0..numel).map(value).collect()
+}

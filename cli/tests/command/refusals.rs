@@ -1,0 +1,358 @@
+//! Whatever is wrong: exit code 2, one clear line, and no file created or changed.
+
+use std::fs;
+
+use safetensors::Dtype;
+
+use crate::model::{Model, Tensor, Workspace};
+use crate::{wgpu_optim, without_driver};
+
+/// A workspace in which a step would succeed, with outputs that are already there.
+fn good() -> Workspace {
+    let workspace = Workspace::new();
+    let params = Model::new([
+        ("a", Tensor::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
+        ("b", Tensor::f32(&[4], &[1.0; 4])),
+        ("ids", Tensor::i64(&[1, 2])),
+    ]);
+    params.write(&workspace.path("params"));
+    let grads = Model::new([
+        ("a", Tensor::f32(&[2, 3], &[1.0; 6])),
+        ("b", Tensor::f32(&[4], &[1.0; 4])),
+    ]);
+    grads.write(&workspace.path("grads"));
+    workspace
+        .step()
+        .args(["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"])
+        .assert()
+        .success();
+    fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+    fs::write(workspace.path("out_params"), "precious").unwrap();
+    workspace
+}
+
+/// Runs a step that has to be refused with a line that holds all of `words`.
+fn refused(workspace: &Workspace, args: &[&str], words: &[&str]) {
+    let before = workspace.snapshot();
+    let mut step = workspace.step();
+    step.args(["--device", "cpu"]).args(args);
+    let output = step.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    for word in words {
+        assert!(
+            stderr.contains(word),
+            "{args:?}: {word:?} is not in {stderr}"
+        );
+    }
+    assert_eq!(
+        workspace.snapshot(),
+        before,
+        "{args:?} left something behind"
+    );
+}
+
+const STEP: [&str; 4] = ["--lr", "0.1", "--momentum", "0.9"];
+const RESUME: [&str; 6] = ["--lr", "0.1", "--momentum", "0.9", "--state", "state"];
+
+#[test]
+fn hyper_parameters() {
+    let workspace = good();
+    for (args, words) in [
+        (&["--lr", "nan"][..], &["lr = NaN", "out of range"][..]),
+        (&["--lr", "-0.1"], &["lr = -0.1"]),
+        (&["--lr", "inf"], &["lr = inf"]),
+        (&["--lr", "1e60"], &["lr = 1e60"]),
+        (&["--lr", "much"], &["invalid value 'much'", "--lr"]),
+        (
+            &["--lr", "0.1", "--momentum", "1.5"],
+            &["momentum = 1.5", "0 <= x <= 1"],
+        ),
+        (
+            &["--lr", "0.1", "--momentum", "1", "--form", "ema"],
+            &["momentum = 1.0", "0 <= x < 1"],
+        ),
+        (
+            &["--lr", "0.1", "--momentum", "0.9", "--dampening", "2"],
+            &["dampening = 2.0"],
+        ),
+        (
+            &["--lr", "0.1", "--weight-decay", "-1"],
+            &["weight_decay = -1.0"],
+        ),
+        (
+            &["--lr", "9", "--weight-decay", "1", "--decoupled"],
+            &["lr = 9.0", "decoupled_weight_decay = 1.0"],
+        ),
+        (&["--lr", "0.1", "--nesterov"], &["nesterov, momentum"]),
+        (
+            &[
+                "--lr",
+                "0.1",
+                "--nesterov",
+                "--momentum",
+                "0.9",
+                "--dampening",
+                "0.1",
+            ],
+            &["nesterov, dampening"],
+        ),
+        (
+            &[
+                "--lr",
+                "0.1",
+                "--nesterov",
+                "--momentum",
+                "0.9",
+                "--form",
+                "ema",
+            ],
+            &["nesterov, form"],
+        ),
+        (
+            &["--lr", "0.1", "--dampening", "0.1"],
+            &["dampening, momentum"],
+        ),
+        (
+            &[
+                "--lr",
+                "0.1",
+                "--momentum",
+                "0.9",
+                "--dampening",
+                "0.1",
+                "--form",
+                "lr-inside",
+            ],
+            &["dampening, form"],
+        ),
+        (
+            &["--lr", "0.1", "--form", "nonsense"],
+            &["nonsense", "heavy-ball"],
+        ),
+    ] {
+        refused(&workspace, args, words);
+    }
+}
+
+#[test]
+fn arguments() {
+    let workspace = good();
+    refused(&workspace, &[], &["--lr"]);
+    refused(&workspace, &["--lr", "0.1", "--repeat", "0"], &["--repeat"]);
+    refused(&workspace, &["--lr", "0.1", "--nonsense"], &["--nonsense"]);
+    refused(&workspace, &["--lr", "0.1", "extra"], &["extra"]);
+    let none = wgpu_optim().args(["step"]).output().unwrap();
+    assert_eq!(none.status.code(), Some(2));
+    let stderr = String::from_utf8(none.stderr).unwrap();
+    assert!(
+        stderr.contains("--params") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+}
+
+#[test]
+fn files_that_are_not_there_or_not_safetensors() {
+    for name in ["params", "grads", "state"] {
+        let workspace = good();
+        let path = workspace.path(name);
+        let good_bytes = fs::read(&path).unwrap();
+        fs::write(&path, &good_bytes[..good_bytes.len() - 3]).unwrap();
+        refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
+        fs::write(&path, "this is text, and a rather long one").unwrap();
+        refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
+        fs::write(&path, "").unwrap();
+        refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
+        fs::remove_file(&path).unwrap();
+        refused(&workspace, &RESUME, &["cannot read", name, "No such file"]);
+        fs::create_dir(&path).unwrap();
+        refused(&workspace, &RESUME, &["cannot read", name, "directory"]);
+    }
+}
+
+#[test]
+fn gradients_that_do_not_fit() {
+    let workspace = good();
+    let with = |name: &str, tensor: Tensor| {
+        let gradient = Tensor::f32(&[4], &[1.0; 4]);
+        let mut grads = Model::new([("b", gradient)]);
+        grads.tensors.insert(name.to_owned(), tensor);
+        grads.write(&workspace.path("grads"));
+    };
+    with("stranger", Tensor::f32(&[1], &[1.0]));
+    refused(&workspace, &STEP, &["\"stranger\"", "no parameter"]);
+    with("a", Tensor::f32(&[3, 2], &[1.0; 6]));
+    refused(
+        &workspace,
+        &STEP,
+        &["\"a\"", "gradient", "[3, 2]", "[2, 3]"],
+    );
+    with(
+        "a",
+        Tensor {
+            dtype: Dtype::F16,
+            shape: vec![2, 3],
+            bytes: vec![0; 12],
+        },
+    );
+    refused(&workspace, &STEP, &["\"a\"", "gradient", "F16", "F32"]);
+    with("ids", Tensor::f32(&[2], &[1.0; 2]));
+    refused(&workspace, &STEP, &["\"ids\"", "parameter", "I64", "F32"]);
+}
+
+#[test]
+fn states_that_do_not_fit() {
+    let workspace = good();
+    let original = Model::read(&workspace.path("state"));
+    let with = |change: &dyn Fn(&mut Model)| {
+        let mut state = original.clone();
+        change(&mut state);
+        state.write(&workspace.path("state"));
+    };
+    let ema = [
+        "--lr",
+        "0.1",
+        "--momentum",
+        "0.9",
+        "--state",
+        "state",
+        "--form",
+        "ema",
+    ];
+    refused(&workspace, &ema, &["state", "heavy-ball", "ema"]);
+    refused(
+        &workspace,
+        &["--lr", "0.1", "--state", "state"],
+        &["\"a\"", "momentum is zero"],
+    );
+
+    let set = |key: &'static str, value: &'static str| {
+        move |state: &mut Model| {
+            state
+                .metadata
+                .as_mut()
+                .unwrap()
+                .insert(key.into(), value.into());
+        }
+    };
+    with(&|state| state.metadata = None);
+    refused(&workspace, &RESUME, &["not a state file", "format_version"]);
+    with(&set("format_version", "2"));
+    refused(&workspace, &RESUME, &["version is 2", "expected 1"]);
+    with(&set("form", "nonsense"));
+    refused(&workspace, &RESUME, &["nonsense"]);
+    with(&set("applied_steps", "[1]"));
+    refused(&workspace, &RESUME, &["applied_steps"]);
+    with(&set("applied_steps", "{\"a\":1}"));
+    refused(&workspace, &RESUME, &["\"b\"", "no applied step count"]);
+    with(&set("applied_steps", "{\"a\":1,\"b\":1,\"stranger\":1}"));
+    refused(&workspace, &RESUME, &["\"stranger\"", "no parameter"]);
+    with(&|state| {
+        state
+            .tensors
+            .insert("a".into(), Tensor::f32(&[6], &[0.0; 6]));
+    });
+    refused(&workspace, &RESUME, &["\"a\"", "velocity", "[6]", "[2, 3]"]);
+    with(&|state| {
+        state.tensors.insert("b".into(), Tensor::i64(&[1, 2, 3, 4]));
+    });
+    refused(&workspace, &RESUME, &["\"b\"", "velocity", "I64", "F32"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let workspace = good();
+    let step = |out_params: &str, out_state: &str, words: &[&str]| {
+        let before = workspace.snapshot();
+        let output = wgpu_optim()
+            .current_dir(workspace.path(""))
+            .args([
+                "step", "--device", "cpu", "--params", "params", "--grads", "grads",
+            ])
+            .args([
+                "--lr",
+                "0.1",
+                "--out-params",
+                out_params,
+                "--out-state",
+                out_state,
+            ])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
+        assert_eq!(workspace.snapshot(), before);
+    };
+    step(
+        "out_params",
+        "no/such/directory/state",
+        &["cannot write", "no/such/directory/state"],
+    );
+    step(
+        "no/such/directory/params",
+        "out_state",
+        &["cannot write", "no/such/directory/params"],
+    );
+    step(
+        "same",
+        "same",
+        &["--out-params and --out-state are the same file"],
+    );
+    step(
+        "params",
+        "./params",
+        &["--out-params and --out-state are the same file"],
+    );
+    fs::create_dir(workspace.path("directory")).unwrap();
+    step(
+        "out_params",
+        "directory",
+        &["cannot write", "directory", "not a file"],
+    );
+    let mut read_only = fs::metadata(workspace.path("out_params"))
+        .unwrap()
+        .permissions();
+    read_only.set_readonly(true);
+    fs::set_permissions(workspace.path("out_params"), read_only).unwrap();
+    step(
+        "out_params",
+        "out_state",
+        &["cannot write", "out_params", "read-only"],
+    );
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    let workspace = good();
+    let before = workspace.snapshot();
+    for (args, word) in [
+        (&["--device", "gpu"][..], "mesa-vulkan-drivers"),
+        (&["--adapter", "no such adapter"], "no such adapter"),
+    ] {
+        let output = without_driver()
+            .current_dir(workspace.path(""))
+            .args([
+                "step", "--params", "params", "--grads", "grads", "--lr", "0.1",
+            ])
+            .args(["--out-params", "out_params", "--out-state", "out_state"])
+            .args(args)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let ours: Vec<_> = stderr
+            .lines()
+            .filter(|line| line.contains("no adapter found"))
+            .collect();
+        assert!(ours.len() == 1 && ours[0].contains(word), "{stderr}");
+        assert_eq!(workspace.snapshot(), before);
+    }
+    let missing = without_driver()
+        .args(["bench", "--device", "gpu", "--numel", "1K"])
+        .output();
+    assert_eq!(missing.unwrap().status.code(), Some(2));
+}

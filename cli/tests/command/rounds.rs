@@ -1,0 +1,330 @@
+//! Rounds over a model, state carried from file to file, against the oracle.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use safetensors::Dtype;
+use wgpu_optim::SgdConfig;
+use wgpu_optim::oracle::{Oracle, Rounding};
+
+use crate::DEVICES;
+use crate::model::{Model, Tensor, Workspace, values};
+
+/// Learning rate and frozen tensors of one round.
+struct Round {
+    lr: f64,
+    frozen: fn(&str) -> bool,
+}
+
+const ROUNDS: [Round; 3] = [
+    Round {
+        lr: 0.7,
+        frozen: |name| name.contains("LayerNorm.bias"),
+    },
+    Round {
+        lr: 0.05,
+        frozen: |_| false,
+    },
+    Round {
+        lr: 0.3,
+        frozen: |name| name.contains("attention"),
+    },
+];
+
+/// A small model with all that a real one has: many tensors, odd sizes, an index tensor, an empty one, a
+/// scalar, a half-precision buffer, metadata.
+fn small_model() -> Model {
+    let mut model = Model::new([
+        ("embeddings.position_ids", Tensor::i64(&[0, 1, 2, 3, 4])),
+        ("empty", Tensor::f32(&[0, 7], &[])),
+        ("scalar", Tensor::f32(&[], &[1.5])),
+        (
+            "half",
+            Tensor {
+                dtype: Dtype::F16,
+                shape: vec![3],
+                bytes: vec![1, 2, 3, 4, 5, 6],
+            },
+        ),
+    ]);
+    for layer in 0..6 {
+        for (index, (name, shape)) in [
+            ("attention.weight", vec![33, 17]),
+            ("attention.bias", vec![33]),
+            ("dense.weight", vec![64, 32]),
+            ("LayerNorm.bias", vec![31]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let values = values(100 * layer + index as u64, shape.iter().product());
+            model.tensors.insert(
+                format!("layer.{layer}.{name}"),
+                Tensor::f32(&shape, &values),
+            );
+        }
+    }
+    let metadata = [("format", "pt"), ("note", "kept")];
+    model.metadata = Some(
+        metadata
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    );
+    model
+}
+
+/// Runs all rounds through the command and compares every element after each.
+fn check(device: &str, start: &Model) {
+    let rounding = if device == "cpu" {
+        Rounding::NEAREST
+    } else {
+        Rounding::WGSL
+    };
+    let config = SgdConfig::builder(1.0)
+        .momentum(0.9)
+        .dampening(0.1)
+        .weight_decay(0.01)
+        .build()
+        .unwrap();
+    let workspace = Workspace::new();
+    start.write(&workspace.path("params"));
+    let updated = |name: &str| start.tensors[name].dtype == Dtype::F32;
+    let mut oracles: BTreeMap<_, _> = start
+        .tensors
+        .keys()
+        .filter(|name| updated(name))
+        .map(|name| {
+            (
+                name.clone(),
+                Oracle::new(&start.tensors[name].values(), rounding),
+            )
+        })
+        .collect();
+    let mut applied: BTreeMap<String, u64> = BTreeMap::new();
+
+    for (index, round) in ROUNDS.iter().enumerate() {
+        let mut grads = Model::default();
+        for (name, oracle) in oracles.iter_mut().filter(|(name, _)| !(round.frozen)(name)) {
+            let shape = &start.tensors[name].shape;
+            let gradient = values((1000 + index) as u64, shape.iter().product());
+            oracle.step(&config.with_lr(round.lr).unwrap(), &gradient);
+            grads
+                .tensors
+                .insert(name.clone(), Tensor::f32(shape, &gradient));
+            *applied.entry(name.clone()).or_default() += 1;
+        }
+        grads.write(&workspace.path("grads"));
+        let mut step = workspace.step();
+        step.args([
+            "--device",
+            device,
+            "--momentum",
+            "0.9",
+            "--dampening",
+            "0.1",
+        ])
+        .args(["--weight-decay", "0.01", "--lr", &round.lr.to_string()]);
+        if index > 0 {
+            step.args(["--state", "state"]);
+        }
+        step.assert().success();
+
+        let params = Model::read(&workspace.path("out_params"));
+        let state = Model::read(&workspace.path("out_state"));
+        assert!(params.tensors.keys().eq(start.tensors.keys()));
+        assert_eq!(params.metadata, start.metadata);
+        for (name, tensor) in &params.tensors {
+            assert_eq!(tensor.shape, start.tensors[name].shape);
+            let Some(oracle) = oracles.get(name) else {
+                assert_eq!(
+                    tensor, &start.tensors[name],
+                    "{name} is copied byte for byte"
+                );
+                continue;
+            };
+            let here = |e| panic!("{device}, round {index}, {name}: {e}");
+            oracle.check_params(&tensor.values()).unwrap_or_else(here);
+            match state.tensors.get(name) {
+                Some(velocity) => {
+                    assert_eq!(velocity.shape, tensor.shape);
+                    oracle
+                        .check_velocity(&velocity.values())
+                        .unwrap_or_else(here);
+                }
+                None => assert!(!applied.contains_key(name), "{name} has lost its state"),
+            }
+        }
+        let metadata = state.metadata.unwrap();
+        assert_eq!(metadata["format_version"], "1");
+        assert_eq!(metadata["form"], "heavy-ball");
+        let counts: BTreeMap<String, u64> =
+            serde_json::from_str(&metadata["applied_steps"]).unwrap();
+        assert_eq!(counts, applied);
+        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
+        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+    }
+}
+
+#[test]
+fn three_rounds_over_a_small_model() {
+    for device in DEVICES {
+        check(device, &small_model());
+    }
+}
+
+/// `cargo xtask real-model` fetches one and names it here.
+#[test]
+fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
+    if let Some(path) = std::env::var_os("WGPU_OPTIM_TEST_MODEL") {
+        let model = Model::read(path.as_ref());
+        for device in DEVICES {
+            check(device, &model);
+        }
+    }
+}
+
+fn one_tensor(workspace: &Workspace) {
+    Model::new([("w", Tensor::f32(&[3], &[1.0, 2.0, 3.0]))]).write(&workspace.path("params"));
+    Model::new([("w", Tensor::f32(&[3], &[1.0, 0.0, -1.0]))]).write(&workspace.path("grads"));
+}
+
+#[test]
+fn outputs_may_replace_inputs() {
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        one_tensor(&workspace);
+        let step = |state: &[&str]| {
+            let mut command = crate::wgpu_optim();
+            command
+                .current_dir(workspace.path(""))
+                .args([
+                    "step",
+                    "--device",
+                    device,
+                    "--lr",
+                    "0.5",
+                    "--momentum",
+                    "0.5",
+                ])
+                .args(["--params", "params", "--grads", "grads"])
+                .args(["--out-params", "params", "--out-state", "state"])
+                .args(state);
+            command.assert().success();
+        };
+        step(&[]);
+        step(&["--state", "state"]);
+        let params = Model::read(&workspace.path("params"));
+        assert_eq!(params.tensors["w"].values(), [-0.25, 2.0, 4.25]);
+        assert_eq!(workspace.snapshot().len(), 3, "nothing else is left behind");
+    }
+}
+
+#[test]
+fn repeat_applies_the_same_gradient_again() {
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        one_tensor(&workspace);
+        let run = |args: &[&str]| {
+            workspace
+                .step()
+                .args(["--device", device, "--lr", "0.5", "--momentum", "0.5"])
+                .args(args)
+                .assert()
+                .success();
+            let state = Model::read(&workspace.path("out_state"));
+            (Model::read(&workspace.path("out_params")), state)
+        };
+        let (params, state) = run(&["--repeat", "2"]);
+        assert_eq!(params.tensors["w"].values(), [-0.25, 2.0, 4.25]);
+        assert_eq!(state.metadata.unwrap()["applied_steps"], "{\"w\":2}");
+    }
+}
+
+#[test]
+fn without_momentum_the_state_holds_metadata_only() {
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        one_tensor(&workspace);
+        workspace
+            .step()
+            .args(["--device", device, "--lr", "0.5"])
+            .assert()
+            .success();
+        let params = Model::read(&workspace.path("out_params"));
+        assert_eq!(params.tensors["w"].values(), [0.5, 2.0, 3.5]);
+        let state = Model::read(&workspace.path("out_state"));
+        assert!(state.tensors.is_empty());
+        assert_eq!(state.metadata.unwrap()["form"], "heavy-ball");
+    }
+}
+
+#[test]
+fn every_form_and_flag_reaches_the_update() {
+    // lr 0.5, momentum 0.5, theta 1, gradient 1; two steps, by hand.
+    for (flags, expected) in [
+        (&["--momentum", "0.5"][..], -0.25),
+        (&["--momentum", "0.5", "--nesterov"], -0.625),
+        (&["--momentum", "0.5", "--form", "ema"], 0.375),
+        (&["--momentum", "0.5", "--form", "lr-inside"], -0.25),
+        (&["--momentum", "0.5", "--dampening", "0.5"], 0.0),
+        (&["--maximize"], 2.0),
+        (&["--momentum", "0.5", "--weight-decay", "0.5"], -0.6875),
+        (
+            &["--momentum", "0.5", "--weight-decay", "0.5", "--decoupled"],
+            -0.5625,
+        ),
+    ] {
+        for device in DEVICES {
+            let workspace = Workspace::new();
+            one_tensor(&workspace);
+            workspace
+                .step()
+                .args(["--device", device, "--lr", "0.5", "--repeat", "2"])
+                .args(flags)
+                .assert()
+                .success();
+            let params = Model::read(&workspace.path("out_params"));
+            assert_eq!(
+                params.tensors["w"].values()[0],
+                expected,
+                "{device} {flags:?}"
+            );
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn outputs_have_the_permissions_of_what_they_replace_and_follow_links() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    let workspace = Workspace::new();
+    one_tensor(&workspace);
+    let mode = |name: &str| {
+        fs::metadata(workspace.path(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    fs::write(workspace.path("real"), "old").unwrap();
+    fs::set_permissions(workspace.path("real"), fs::Permissions::from_mode(0o640)).unwrap();
+    symlink("real", workspace.path("out_params")).unwrap();
+    workspace
+        .step()
+        .args(["--device", "cpu", "--lr", "0.5"])
+        .assert()
+        .success();
+    assert_eq!(mode("real"), 0o640);
+    assert!(
+        fs::symlink_metadata(workspace.path("out_params"))
+            .unwrap()
+            .is_symlink()
+    );
+    assert_eq!(
+        Model::read(&workspace.path("real")).tensors["w"].values(),
+        [0.5, 2.0, 3.5]
+    );
+    // A new file is as private as any other new file.
+    assert_eq!(mode("out_state"), mode("params"));
+}

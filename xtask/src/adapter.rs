@@ -1,0 +1,62 @@
+//! Makes sure that the machine has a wgpu adapter, a software one if need be.
+
+use std::env;
+
+use anyhow::{Context as _, Result, ensure};
+use xshell::{Shell, cmd};
+
+const PACKAGE: &str = "mesa-vulkan-drivers";
+
+/// Leaves the machine as it is where there is an adapter; else installs Mesa's on Debian and Ubuntu.
+pub fn make_sure(shell: &Shell) -> Result<()> {
+    // The tests themselves say whether they find one; building them all first costs nothing twice.
+    cmd!(shell, "cargo test --workspace --locked --no-run").run()?;
+    if is_there(shell)? {
+        return Ok(());
+    }
+    ensure!(
+        cmd!(shell, "apt-get --version")
+            .quiet()
+            .ignore_stdout()
+            .ignore_stderr()
+            .run()
+            .is_ok(),
+        "no wgpu adapter on this machine. A software one will do: Mesa's lavapipe, in the package \
+         {PACKAGE} on Debian and Ubuntu, vulkan-swrast on Arch, mesa-vulkan-drivers on Fedora"
+    );
+    eprintln!("no wgpu adapter on this machine: installing {PACKAGE}");
+    let (program, args): (_, &[&str]) = match cmd!(shell, "id -u").quiet().read()?.as_str() {
+        "0" => ("env", &[]),
+        _ => ("sudo", &["env"]),
+    };
+    let install = [
+        vec!["apt-get", "update"],
+        vec!["apt-get", "install", "--yes", PACKAGE],
+    ];
+    for apt_get in install {
+        cmd!(
+            shell,
+            "{program} {args...} DEBIAN_FRONTEND=noninteractive {apt_get...}"
+        )
+        .run()
+        .with_context(|| format!("{PACKAGE} could not be installed"))?;
+    }
+    ensure!(
+        is_there(shell)?,
+        "{PACKAGE} is installed, and still there is no wgpu adapter (VK_DRIVER_FILES is {:?})",
+        env::var_os("VK_DRIVER_FILES")
+    );
+    Ok(())
+}
+
+fn is_there(shell: &Shell) -> Result<bool> {
+    let test = "adapter::an_adapter_is_there";
+    let found = cmd!(
+        shell,
+        "cargo test --workspace --locked --test suite {test} -- --exact"
+    )
+    .quiet()
+    .ignore_status()
+    .output()?;
+    Ok(found.status.success())
+}
