@@ -1,1 +1,56 @@
-fn main() {}
+//! One step on the default adapter, from recording to completion.
+//!
+//! `cargo bench --bench gpu_step`. `cargo run --release -- bench` sets the same figure beside a copy kernel and
+//! the CPU paths, measured in turn.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark fails by panicking"
+)]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wgpu_optim::{
+    AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, Terms, readback, wgpu,
+};
+
+fn gpu_step(criterion: &mut Criterion) {
+    let Gpu {
+        adapter,
+        device,
+        queue,
+    } = Gpu::open_blocking(&AdapterRequest::default())
+        .expect("a wgpu adapter, a software one will do");
+    let kernels = Kernels::new(&device, &queue).unwrap();
+    let mut group = criterion.benchmark_group(format!("gpu_step/{}", adapter.get_info().name));
+    for (name, momentum) in [("momentum", 0.9), ("plain", 0.0)] {
+        let config = SgdConfig::builder(0.1).momentum(momentum).build().unwrap();
+        for numel in [1 << 20, 1 << 24] {
+            let bytes = numel as u64 * Terms::of(&config).bytes_per_elem();
+            group.throughput(Throughput::Bytes(bytes));
+            let data = vec![0.01; numel];
+            let params = readback::storage_buffer(&device, &queue, "params", &data).unwrap();
+            let grads = readback::storage_buffer(&device, &queue, "grads", &data).unwrap();
+            let tensor = TensorBinding {
+                name: "bench",
+                params: &params,
+                params_offset_bytes: 0,
+                grads: &grads,
+                grads_offset_bytes: 0,
+                numel: numel as u64,
+            };
+            let mut optimizer = GpuOptimizer::new(&kernels, config, &[tensor]).unwrap();
+            group.bench_function(BenchmarkId::new(name, numel), |bencher| {
+                bencher.iter(|| {
+                    let mut encoder = device.create_command_encoder(&Default::default());
+                    optimizer.step(&mut encoder).unwrap();
+                    queue.submit([encoder.finish()]);
+                    device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, gpu_step);
+criterion_main!(benches);

@@ -1,4 +1,62 @@
-//! GPU-accelerated optimizer kernels for wgpu.
+//! GPU-accelerated optimizer kernels for [wgpu]: the fused momentum update
+//!
+//! ```text
+//! d     = g + lambda*theta
+//! v     <- alpha*v + c*d
+//! theta <- rho*theta - (a*v + b*d)
+//! ```
+//!
+//! over tensors of any number and size, on any Vulkan, Metal or DX12 GPU, recorded into an encoder that the
+//! caller owns, with a twin on the CPU and an `f64` oracle that proves every result.
+//!
+//! # Where to look
+//!
+//! - [`SgdConfig`] says which update; it compiles to [`Coefficients`], the six numbers above.
+//! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
+//! - [`CpuOptimizer`] applies it to slices on all cores.
+//! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
+//!   for programs that have none.
+//! - [`mod@reference`] is the CPU twin of the shaders, [`oracle`] the textbook in double precision with bounds.
+//!
+//! # Embedding
+//!
+//! ```
+//! # use wgpu_optim::{AdapterRequest, Gpu, readback};
+//! use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
+//! # let params = readback::storage_buffer(&device, &queue, "params", &[1.0, 2.0, 3.0])?;
+//! # let grads = readback::storage_buffer(&device, &queue, "grads", &[1.0, 0.0, -1.0])?;
+//! // Your device, your queue, your buffers.
+//! let kernels = Kernels::new(&device, &queue)?;
+//! let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
+//! let weight = TensorBinding {
+//!     name: "weight",
+//!     params: &params,
+//!     params_offset_bytes: 0,
+//!     grads: &grads,
+//!     grads_offset_bytes: 0,
+//!     numel: 3,
+//! };
+//! let mut optimizer = GpuOptimizer::new(&kernels, config, &[weight])?;
+//!
+//! // Your frame. Two steps in one encoder each see their own learning rate.
+//! let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+//! optimizer.step(&mut encoder)?;
+//! optimizer.set_lr(0.05)?;
+//! optimizer.step(&mut encoder)?;
+//! queue.submit([encoder.finish()]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`GpuOptimizer::step`] records and never submits, polls, maps, compiles, or allocates GPU memory after the
+//! first step. Mistakes come back as typed errors that name the tensor; no panic reaches the caller.
+//!
+//! # Features
+//!
+//! `backends` (on by default) turns on wgpu's default backends. An engine that chooses its own turns it off.
 
 mod binding;
 mod coefficients;
@@ -29,3 +87,8 @@ pub use scalars::ScalarPath;
 pub use sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};
 pub use state::{OptimizerState, TensorState, UnknownTensor};
 pub use wgpu;
+
+/// The README's examples are compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
