@@ -229,12 +229,13 @@ fn step_chunks<const C: bool, const LAMBDA: bool, const B: bool, const RHO: bool
         .zip(grads.par_chunks(CHUNK_ELEMS));
     // Without momentum there is no velocity to walk along.
     if velocity.is_empty() {
-        chunks.for_each(|(params, grads)| reference::sgd_plain(k, has(false), params, grads));
+        chunks
+            .for_each(|(params, grads)| reference::sgd_plain_inline(k, has(false), params, grads));
     } else {
         chunks
             .zip(velocity.par_chunks_mut(CHUNK_ELEMS))
             .for_each(|((params, grads), velocity)| {
-                reference::sgd(k, has(true), params, velocity, grads);
+                reference::sgd_inline(k, has(true), params, velocity, grads);
             });
     }
 }

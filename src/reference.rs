@@ -78,8 +78,31 @@ fn decayed<T: Real>(k: &Coefficients<T>, has: Terms, theta: T) -> T {
 ///
 /// All three slices hold one value per element; of unequal lengths the shortest counts. `params` and
 /// `velocity` are updated in place.
-#[inline(always)]
+// Not inlined: the slices' promise not to overlap, on which vectorising hangs, is lost in some callers.
+#[inline(never)]
 pub fn sgd<T: Real>(
+    k: &Coefficients<T>,
+    has: Terms,
+    params: &mut [T],
+    velocity: &mut [T],
+    grads: &[T],
+) {
+    sgd_inline(k, has, params, velocity, grads);
+}
+
+/// One step of plain gradient descent over whole tensors: the twin of the entry points `sgd_plain` and
+/// `sgd_plain_scalar`.
+///
+/// Both slices hold one value per element; of unequal lengths the shorter counts. `params` is updated in
+/// place.
+#[inline(never)]
+pub fn sgd_plain<T: Real>(k: &Coefficients<T>, has: Terms, params: &mut [T], grads: &[T]) {
+    sgd_plain_inline(k, has, params, grads);
+}
+
+/// [`sgd`] for callers that know the terms when they are compiled.
+#[inline(always)]
+pub(crate) fn sgd_inline<T: Real>(
     k: &Coefficients<T>,
     has: Terms,
     params: &mut [T],
@@ -93,13 +116,14 @@ pub fn sgd<T: Real>(
     }
 }
 
-/// One step of plain gradient descent over whole tensors: the twin of the entry points `sgd_plain` and
-/// `sgd_plain_scalar`.
-///
-/// Both slices hold one value per element; of unequal lengths the shorter counts. `params` is updated in
-/// place.
+/// [`sgd_plain`] for callers that know the terms when they are compiled.
 #[inline(always)]
-pub fn sgd_plain<T: Real>(k: &Coefficients<T>, has: Terms, params: &mut [T], grads: &[T]) {
+pub(crate) fn sgd_plain_inline<T: Real>(
+    k: &Coefficients<T>,
+    has: Terms,
+    params: &mut [T],
+    grads: &[T],
+) {
     for (theta, g) in params.iter_mut().zip(grads) {
         let d = direction(k, has, *theta, *g);
         *theta = next_params_plain(k, has, *theta, d);
