@@ -40,6 +40,11 @@ impl Choice {
 
     fn new(common: &CommonArgs, allow_software: bool) -> Result<Self, Failure> {
         if common.device == DeviceArg::Cpu {
+            if let Some(name) = &common.adapter {
+                return Err(
+                    anyhow!("--adapter {name} asks for a GPU, and --device cpu for none").into(),
+                );
+            }
             return Ok(Self {
                 backend: Backend::Cpu,
                 reason: "asked for with --device cpu".to_owned(),

@@ -144,6 +144,11 @@ fn arguments() {
     refused(&workspace, &["--lr", "0.1", "--repeat", "0"], &["--repeat"]);
     refused(&workspace, &["--lr", "0.1", "--nonsense"], &["--nonsense"]);
     refused(&workspace, &["--lr", "0.1", "extra"], &["extra"]);
+    refused(
+        &workspace,
+        &["--lr", "0.1", "--adapter", "llvmpipe"],
+        &["--adapter", "--device cpu"],
+    );
     let none = wgpu_optim().args(["step"]).output().unwrap();
     assert_eq!(none.status.code(), Some(2));
     let stderr = String::from_utf8(none.stderr).unwrap();

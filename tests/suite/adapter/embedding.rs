@@ -1,7 +1,10 @@
 //! Inside somebody else's encoder.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{BuildError, GpuOptimizer, MomentumForm, SgdConfig, StateError, readback, wgpu};
+use wgpu_optim::{
+    BuildError, GpuOptimizer, MomentumForm, OPTIONAL_FEATURES, ScalarPath, SgdConfig, StateError,
+    StepError, readback, wgpu,
+};
 
 use super::{Bench, whole};
 use crate::cases::values;
@@ -175,6 +178,29 @@ fn a_device_at_webgpus_defaults_will_do() {
     let mut oracle = Oracle::new(&start, Rounding::WGSL);
     oracle.step(&config(), &gradient);
     oracle.check_params(&bench.download(&params)).unwrap();
+}
+
+#[test]
+fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
+    for features in [OPTIONAL_FEATURES, wgpu::Features::empty()] {
+        let bench = Bench::with(features);
+        let (params, grads) = (bench.buffer(100), bench.buffer(100));
+        let mut optimizer = bench.optimizer(config(), &params, &grads);
+        bench.step(&mut optimizer);
+        bench.device.destroy();
+        let mut encoder = bench.encoder();
+        let recorded = optimizer.step(&mut encoder);
+        match bench.kernels.scalar_path() {
+            ScalarPath::Immediates => assert_eq!(recorded, Ok(())),
+            ScalarPath::Uniforms => assert!(matches!(recorded, Err(StepError::Scalars { .. }))),
+        }
+        bench.queue.submit([encoder.finish()]);
+        let state = readback::block_on(&bench.device, optimizer.state());
+        assert!(matches!(state, Err(StateError::Transfer(_))), "{state:?}");
+    }
+    let bench = Bench::best();
+    let (params, grads) = (bench.buffer(100), bench.buffer(100));
+    bench_still_works(bench, &params, &grads);
 }
 
 #[test]
