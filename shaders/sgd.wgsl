@@ -11,9 +11,9 @@ override HAS_C: bool = false;
 override HAS_LAMBDA: bool = false;
 override HAS_B: bool = false;
 override HAS_RHO: bool = false;
-// Whether the vec4 entry points find the gradients further on in their binding than the parameters. Most
-// tensors have both at the same place, and then one address serves all three arrays.
-override GRADS_APART: bool = false;
+// Whether the vec4 entry points start further on than the bindings do. Most tensors start with them, and then
+// one address, without a sum, serves all three arrays.
+override HAS_OFFSET: bool = false;
 
 const WORKGROUP_SIZE: u32 = 256;
 
@@ -85,14 +85,17 @@ fn unit_of(invocation: vec3<u32>) -> u32 {
 }
 
 fn vec4_of(unit: u32) -> u32 {
-    return k.first + unit;
+    if HAS_OFFSET {
+        return k.first + unit;
+    }
+    return unit;
 }
 
 fn grads_vec4_of(unit: u32) -> u32 {
-    if GRADS_APART {
-        return vec4_of(unit) + k.grads_shift;
+    if HAS_OFFSET {
+        return k.first + unit + k.grads_shift;
     }
-    return vec4_of(unit);
+    return unit;
 }
 
 fn element_of(unit: u32) -> u32 {

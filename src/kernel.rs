@@ -38,18 +38,18 @@ struct Variant {
 impl Variant {
     const fn entry_point(self) -> &'static str {
         match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4GradsApart) => "sgd",
+            (true, Access::Vec4 | Access::Vec4Offset) => "sgd",
             (true, Access::Scalar) => "sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4GradsApart) => "sgd_plain",
+            (false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
             (false, Access::Scalar) => "sgd_plain_scalar",
         }
     }
 
     const fn label(self) -> &'static str {
         match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4GradsApart) => "wgpu_optim.sgd",
+            (true, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
             (true, Access::Scalar) => "wgpu_optim.sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4GradsApart) => "wgpu_optim.sgd_plain",
+            (false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd_plain",
             (false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
         }
     }
@@ -62,7 +62,7 @@ impl Variant {
             ("HAS_LAMBDA", flag(self.terms.lambda)),
             ("HAS_B", flag(self.terms.b)),
             ("HAS_RHO", flag(self.terms.rho)),
-            ("GRADS_APART", flag(self.access == Access::Vec4GradsApart)),
+            ("HAS_OFFSET", flag(self.access == Access::Vec4Offset)),
         ]
     }
 }

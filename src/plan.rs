@@ -104,8 +104,8 @@ pub struct Piece {
 pub enum Access {
     /// Four elements per invocation, through 16-byte loads and stores.
     Vec4,
-    /// The same, but the gradients lie further on in their window than the parameters in theirs.
-    Vec4GradsApart,
+    /// The same, but further on than the windows start.
+    Vec4Offset,
     /// One element per invocation: what is left at either end of a vec4 run, and pieces whose parameters and
     /// gradients do not line up with each other modulo four elements.
     Scalar,
@@ -113,13 +113,13 @@ pub enum Access {
 
 impl Access {
     /// Every access, in the order in which a step dispatches them.
-    pub const ALL: [Self; 3] = [Self::Vec4, Self::Vec4GradsApart, Self::Scalar];
+    pub const ALL: [Self; 3] = [Self::Vec4, Self::Vec4Offset, Self::Scalar];
 
     /// Elements per invocation; the unit of a dispatch's positions and counts.
     #[must_use]
     pub const fn unit_elems(self) -> u32 {
         match self {
-            Self::Vec4 | Self::Vec4GradsApart => 4,
+            Self::Vec4 | Self::Vec4Offset => 4,
             Self::Scalar => 1,
         }
     }
@@ -291,10 +291,10 @@ impl Plan {
         if vec4_count > 0 {
             self.dispatches.push(Dispatch {
                 piece,
-                access: if grads_shift == 0 {
+                access: if first + head == 0 && grads_shift == 0 {
                     Access::Vec4
                 } else {
-                    Access::Vec4GradsApart
+                    Access::Vec4Offset
                 },
                 first: (first + head) / 4,
                 grads_shift: (grads_shift as i32 / 4) as u32,
