@@ -19,6 +19,7 @@ use crate::sgd::{MomentumForm, SgdConfig};
 /// | EMA | mu | 1 - mu | eta | 0 |
 /// | lr inside | mu | -eta | -1 | 0 |
 /// | lr inside, Nesterov | mu | -eta | -mu | eta |
+/// | particle with time step dt | mu | -eta/dt | -dt | 0 |
 ///
 /// `lambda` is the coupled decay, `rho = 1 - eta*lambda_d`. To maximize, `lambda`, `c` and `b` change sign: the
 /// direction `-g + lambda*theta` is `-(g - lambda*theta)`, and a change of sign rounds nothing.
@@ -53,6 +54,9 @@ impl Coefficients {
                 (MomentumForm::Ema, _) => (mu, 1.0 - mu, eta, 0.0),
                 (MomentumForm::LrInside, true) => (mu, -eta, -mu, eta),
                 (MomentumForm::LrInside, false) => (mu, -eta, -1.0, 0.0),
+                (MomentumForm::Particle, _) => {
+                    (mu, -eta / config.time_step(), -config.time_step(), 0.0)
+                }
             }
         } else {
             (0.0, 0.0, 0.0, eta)

@@ -36,11 +36,32 @@ pub enum ConfigError {
         decoupled_weight_decay: f64,
     },
     /// A form that does not exist.
-    #[error("unknown form {name:?}: expected heavy-ball, ema or lr-inside")]
+    #[error("unknown form {name:?}: expected heavy-ball, ema, lr-inside or particle")]
     UnknownForm {
         /// What was given.
         name: String,
     },
+    /// A preset that does not exist.
+    #[error(
+        "unknown preset {name:?}: expected pytorch, optax-sgd, optax-trace, optax-ema, keras, tensorflow-js or \
+         sutskever-2013"
+    )]
+    UnknownPreset {
+        /// What was given.
+        name: String,
+    },
+}
+
+/// No exact conversion between two forms.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("no exact conversion from the {from} form to the {to} form: {why}")]
+pub struct ConversionError {
+    /// The form of the configuration.
+    pub from: MomentumForm,
+    /// The form that was asked for.
+    pub to: MomentumForm,
+    /// What stands in the way.
+    pub why: &'static str,
 }
 
 /// Tensors that cannot be planned under the given limits.

@@ -16,6 +16,8 @@
 //! - [`CpuOptimizer`] applies it to slices on all cores.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
 //!   for programs that have none.
+//! - [`Preset`] names the rule after the library you come from, [`physics`] after mass and friction, [`schedule`]
+//!   gives learning rate and momentum per step.
 //! - [`mod@reference`] is the CPU twin of the shaders, [`oracle`] the textbook in double precision with bounds.
 //!
 //! # Embedding
@@ -60,6 +62,7 @@
 
 mod binding;
 mod coefficients;
+mod convert;
 mod cpu;
 mod error;
 mod error_scope;
@@ -67,22 +70,28 @@ mod gpu;
 mod kernel;
 mod optimizer;
 pub mod oracle;
+pub mod physics;
 pub mod plan;
+mod presets;
 pub mod readback;
 pub mod reference;
 mod scalars;
+pub mod schedule;
 mod sgd;
 mod state;
 
 pub use binding::TensorBinding;
 pub use coefficients::{Coefficients, Terms};
+pub use convert::Conversion;
 pub use cpu::CpuOptimizer;
 pub use error::{
-    BuildError, ConfigError, GpuError, KernelError, PlanError, StateError, StepError, TransferError,
+    BuildError, ConfigError, ConversionError, GpuError, KernelError, PlanError, StateError,
+    StepError, TransferError,
 };
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 pub use kernel::Kernels;
 pub use optimizer::GpuOptimizer;
+pub use presets::Preset;
 pub use scalars::ScalarPath;
 pub use sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};
 pub use state::{OptimizerState, TensorState, UnknownTensor};

@@ -95,6 +95,12 @@ impl Element {
                     self.velocity
                 };
             }
+            MomentumForm::Particle => {
+                // m*dv/dt = F - eps*v and F = -kappa*d, where lr = kappa*dt^2/m and mu = 1 - eps*dt/m.
+                let dt = config.time_step();
+                self.velocity = mu * self.velocity - lr / dt * d;
+                self.theta += dt * self.velocity;
+            }
         }
         d
     }

@@ -21,11 +21,14 @@ pub enum MomentumForm {
     Ema,
     /// `v <- mu*v - eta*d; theta <- theta + v`: the velocity holds updates. Sutskever et al. 2013, Keras.
     LrInside,
+    /// `v <- mu*v - (eta/dt)*d; theta <- theta + dt*v`: the velocity of a particle, in distance per time; see
+    /// [`Particle`](crate::physics::Particle) for mass and friction. With `dt = 1` the same as `LrInside`.
+    Particle,
 }
 
 impl MomentumForm {
     /// Every form, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::HeavyBall, Self::Ema, Self::LrInside];
+    pub const ALL: [Self; 4] = [Self::HeavyBall, Self::Ema, Self::LrInside, Self::Particle];
 
     /// The name used on the command line and in saved states.
     #[must_use]
@@ -34,6 +37,7 @@ impl MomentumForm {
             Self::HeavyBall => "heavy-ball",
             Self::Ema => "ema",
             Self::LrInside => "lr-inside",
+            Self::Particle => "particle",
         }
     }
 }
@@ -83,6 +87,7 @@ pub struct SgdConfig {
     decoupled_weight_decay: f64,
     maximize: bool,
     form: MomentumForm,
+    time_step: f64,
 }
 
 impl SgdConfig {
@@ -97,6 +102,7 @@ impl SgdConfig {
             decoupled_weight_decay: 0.0,
             maximize: false,
             form: MomentumForm::HeavyBall,
+            time_step: 1.0,
         })
     }
 
@@ -107,6 +113,24 @@ impl SgdConfig {
     pub fn with_lr(mut self, lr: f64) -> Result<Self, ConfigError> {
         self.lr = lr;
         self.check()?;
+        Ok(self)
+    }
+
+    /// The same configuration at another momentum.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none
+    /// or take it from one that has.
+    pub fn with_momentum(mut self, momentum: f64) -> Result<Self, ConfigError> {
+        let had_velocity = self.has_velocity();
+        self.momentum = momentum;
+        self.check()?;
+        if self.has_velocity() != had_velocity {
+            return Err(ConfigError::Unsupported {
+                fields: "momentum",
+                why: "momentum cannot change between zero and not zero, because the velocity comes or goes",
+            });
+        }
         Ok(self)
     }
 
@@ -158,6 +182,12 @@ impl SgdConfig {
         self.form
     }
 
+    /// Time step, dt, of the particle form; 1 in the others.
+    #[must_use]
+    pub const fn time_step(&self) -> f64 {
+        self.time_step
+    }
+
     /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero.
     #[must_use]
     pub fn has_velocity(&self) -> bool {
@@ -180,6 +210,14 @@ impl SgdConfig {
             self.decoupled_weight_decay,
             f64::INFINITY,
         )?;
+        check_range("time_step", self.time_step, f64::INFINITY)?;
+        if self.time_step == 0.0 {
+            return Err(ConfigError::OutOfRange {
+                field: "time_step",
+                value: 0.0,
+                expected: "a positive number that f32 can hold",
+            });
+        }
         if self.lr * self.decoupled_weight_decay > 1.0 {
             return Err(ConfigError::DecayTooLarge {
                 lr: self.lr,
@@ -205,9 +243,14 @@ impl SgdConfig {
             "Nesterov momentum needs zero dampening",
         )?;
         forbid(
-            self.nesterov && self.form == MomentumForm::Ema,
+            self.nesterov && matches!(self.form, MomentumForm::Ema | MomentumForm::Particle),
             "nesterov, form",
-            "Nesterov momentum is not defined for the ema form",
+            "Nesterov momentum is defined for the heavy-ball and lr-inside forms only",
+        )?;
+        forbid(
+            self.time_step != 1.0 && self.form != MomentumForm::Particle,
+            "time_step, form",
+            "only the particle form has a time step",
         )?;
         forbid(
             self.dampening != 0.0 && self.momentum == 0.0,
@@ -282,6 +325,12 @@ impl SgdConfigBuilder {
     /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
     pub const fn maximize(mut self, maximize: bool) -> Self {
         self.0.maximize = maximize;
+        self
+    }
+
+    /// Time step dt of the particle form, above zero; 1 by default.
+    pub const fn time_step(mut self, time_step: f64) -> Self {
+        self.0.time_step = time_step;
         self
     }
 

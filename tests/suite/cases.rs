@@ -16,6 +16,11 @@ pub fn configs() -> Vec<SgdConfig> {
                 .weight_decay(flag(3, 0.02))
                 .decoupled_weight_decay(flag(4, 0.1))
                 .maximize(bits & (1 << 5) != 0)
+                .time_step(if form == MomentumForm::Particle {
+                    0.7
+                } else {
+                    1.0
+                })
                 .build();
             configs.extend(config);
         }

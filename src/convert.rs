@@ -1,0 +1,103 @@
+//! The same trajectory under another form, at constant learning rate and momentum.
+
+use crate::error::ConversionError;
+use crate::sgd::{MomentumForm, SgdConfig};
+
+/// A configuration of another form that visits the same points, and what becomes of a velocity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Conversion {
+    /// The configuration.
+    pub config: SgdConfig,
+    /// What a saved velocity has to be multiplied by.
+    pub velocity_scale: f64,
+}
+
+impl SgdConfig {
+    /// The configuration of another form that visits the same points from the same start, as long as learning
+    /// rate and momentum stay constant.
+    ///
+    /// Two forms agree when `alpha`, `b` and the product `a*c` of their [`Coefficients`](crate::Coefficients)
+    /// agree; the velocities differ by the factor between their `c`. From the heavy ball with `eta` and `mu`:
+    ///
+    /// | to | lr | momentum | velocity times |
+    /// |---|---|---|---|
+    /// | EMA | `eta/(1-mu)` | `mu` | `1-mu` |
+    /// | lr inside | `eta` | `mu` | `-eta` |
+    /// | particle | `eta` | `mu` | `-eta/dt` |
+    ///
+    /// `time_step` is that of the particle form, and ignored by the others.
+    ///
+    /// ```
+    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    ///
+    /// let heavy_ball = SgdConfig::builder(0.1).momentum(0.75).build()?;
+    /// let averaged = heavy_ball.convert(MomentumForm::Ema, 1.0)?;
+    /// assert_eq!(averaged.config.lr(), 0.4);
+    /// assert_eq!(averaged.velocity_scale, 0.25);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ConversionError`] where no exact conversion exists: dampening, whose first step is an exception; Nesterov
+    /// momentum to a form that does not define it; a heavy ball without friction (`mu = 1`) to EMA; a learning
+    /// rate of zero, which an lr-inside velocity cannot be scaled back from.
+    pub fn convert(&self, to: MomentumForm, time_step: f64) -> Result<Conversion, ConversionError> {
+        let refuse = |why| ConversionError {
+            from: self.form(),
+            to,
+            why,
+        };
+        if self.dampening() != 0.0 {
+            return Err(refuse("a dampened velocity starts with an undampened step"));
+        }
+        if to == MomentumForm::Ema && self.momentum() == 1.0 {
+            return Err(refuse("at momentum 1 an average never takes in a gradient"));
+        }
+        if self.lr() == 0.0 {
+            return Err(refuse(
+                "at a learning rate of zero the velocities have no fixed ratio",
+            ));
+        }
+        // Over the heavy ball: what each form multiplies its learning rate and velocity by.
+        let (mu, dt) = (self.momentum(), time_step);
+        let eta = match self.form() {
+            MomentumForm::Ema => self.lr() * (1.0 - mu),
+            _ => self.lr(),
+        };
+        let velocity_over_heavy_ball = |form, dt: f64| match form {
+            MomentumForm::HeavyBall => 1.0,
+            MomentumForm::Ema => 1.0 - mu,
+            MomentumForm::LrInside => -eta,
+            MomentumForm::Particle => -eta / dt,
+        };
+        let config = Self::builder(match to {
+            MomentumForm::Ema => eta / (1.0 - mu),
+            _ => eta,
+        })
+        .momentum(mu)
+        .nesterov(self.nesterov())
+        .weight_decay(self.weight_decay())
+        .decoupled_weight_decay(
+            // The decay multiplies by lr*lambda_d, and the lr may be another one.
+            self.decoupled_weight_decay() * self.lr()
+                / match to {
+                    MomentumForm::Ema => eta / (1.0 - mu),
+                    _ => eta,
+                },
+        )
+        .maximize(self.maximize())
+        .form(to)
+        .time_step(if to == MomentumForm::Particle {
+            dt
+        } else {
+            1.0
+        })
+        .build()
+        .map_err(|_| refuse("the form does not define such a configuration"))?;
+        Ok(Conversion {
+            config,
+            velocity_scale: velocity_over_heavy_ball(to, dt)
+                / velocity_over_heavy_ball(self.form(), self.time_step()),
+        })
+    }
+}
