@@ -70,30 +70,25 @@ impl SgdConfig {
             MomentumForm::LrInside => -eta,
             MomentumForm::Particle => -eta / dt,
         };
-        let config = Self::builder(match to {
+        let lr = match to {
             MomentumForm::Ema => eta / (1.0 - mu),
             _ => eta,
-        })
-        .momentum(mu)
-        .nesterov(self.nesterov())
-        .weight_decay(self.weight_decay())
-        .decoupled_weight_decay(
+        };
+        let config = Self::builder(lr)
+            .momentum(mu)
+            .nesterov(self.nesterov())
+            .weight_decay(self.weight_decay())
             // The decay multiplies by lr*lambda_d, and the lr may be another one.
-            self.decoupled_weight_decay() * self.lr()
-                / match to {
-                    MomentumForm::Ema => eta / (1.0 - mu),
-                    _ => eta,
-                },
-        )
-        .maximize(self.maximize())
-        .form(to)
-        .time_step(if to == MomentumForm::Particle {
-            dt
-        } else {
-            1.0
-        })
-        .build()
-        .map_err(|_| refuse("the form does not define such a configuration"))?;
+            .decoupled_weight_decay(self.decoupled_weight_decay() * self.lr() / lr)
+            .maximize(self.maximize())
+            .form(to)
+            .time_step(if to == MomentumForm::Particle {
+                dt
+            } else {
+                1.0
+            })
+            .build()
+            .map_err(|_| refuse("the form does not define such a configuration"))?;
         Ok(Conversion {
             config,
             velocity_scale: velocity_over_heavy_ball(to, dt)

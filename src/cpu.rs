@@ -6,7 +6,7 @@ use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, StateError, StepError};
 use crate::reference;
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, TensorState, Tensors, UnknownTensor};
+use crate::state::{OptimizerState, Tensors, UnknownTensor};
 
 /// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
 /// its scheduling by far.
@@ -78,6 +78,21 @@ impl CpuOptimizer {
         Ok(())
     }
 
+    /// Sets the momentum of the steps to come.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; the momentum stays as it was.
+    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+        self.config = self.config.with_momentum(momentum)?;
+        Ok(())
+    }
+
+    /// How many steps have been applied, whatever was frozen: the position in a schedule.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.tensors.steps()
+    }
+
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, velocity and step count
     /// included.
     ///
@@ -123,35 +138,24 @@ impl CpuOptimizer {
     /// A copy of what the optimizer remembers.
     #[must_use]
     pub fn state(&self) -> OptimizerState {
-        let momentum = self.config.has_velocity();
-        let tensors = self.tensors.as_slice().iter().zip(&self.velocity);
-        OptimizerState {
-            form: self.config.form(),
-            tensors: tensors
-                .map(|(tensor, velocity)| TensorState {
-                    name: tensor.name.clone(),
-                    applied_steps: tensor.applied_steps,
-                    velocity: (momentum && tensor.applied_steps > 0).then(|| velocity.clone()),
-                })
-                .collect(),
-        }
+        self.tensors
+            .state(&self.config, |tensor| self.velocity[tensor].clone())
     }
 
-    /// Takes over a saved state. Tensors that it does not mention stay as they are; one that comes without a
-    /// velocity starts fresh.
+    /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
     ///
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self.tensors.match_state(state, &self.config)?;
-        let momentum = self.config.has_velocity();
-        for (index, entry) in &matched {
+        for (velocity, entry) in self.velocity.iter_mut().zip(&matched) {
             match &entry.velocity {
-                Some(velocity) => self.velocity[*index].copy_from_slice(velocity),
-                None => self.velocity[*index].fill(0.0),
+                Some(saved) => velocity.copy_from_slice(saved),
+                None => velocity.fill(0.0),
             }
         }
-        self.tensors.restore_counts(&matched, momentum);
+        let momentum = self.config.has_velocity();
+        self.tensors.restore_counts(state.steps, &matched, momentum);
         Ok(())
     }
 

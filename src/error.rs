@@ -264,6 +264,12 @@ pub enum StateError {
         /// The tensor.
         tensor: String,
     },
+    /// A tensor that the state does not have.
+    #[error("the state has no tensor {tensor:?}, which the optimizer has")]
+    MissingTensor {
+        /// The tensor.
+        tensor: String,
+    },
     /// A velocity of another length.
     #[error("tensor {tensor:?}: expected {expected} velocity elements, got {actual}")]
     Length {
@@ -283,6 +289,72 @@ pub enum StateError {
     /// The velocity could not be moved to or from the device.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+}
+
+/// A file that holds no state, or a state that no file can hold.
+#[cfg(feature = "safetensors")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateFileError {
+    /// Not a safetensors file, or a velocity that does not fit its shape.
+    #[error("not a safetensors file: {0}")]
+    Safetensors(#[from] safetensors::SafeTensorError),
+    /// Metadata that could not be written.
+    #[error("the metadata could not be written: {0}")]
+    Metadata(#[from] serde_json::Error),
+    /// A metadata entry that every state file has.
+    #[error("not a state file: its metadata has no {key}")]
+    MissingMetadata {
+        /// The entry.
+        key: &'static str,
+    },
+    /// A metadata entry that does not read.
+    #[error("not a state file: its {key} does not read: {message}")]
+    MalformedMetadata {
+        /// The entry.
+        key: &'static str,
+        /// Why.
+        message: String,
+    },
+    /// A file of another version.
+    #[error("state format version is {actual}, expected {expected}")]
+    Version {
+        /// What this version reads.
+        expected: &'static str,
+        /// What the file says.
+        actual: String,
+    },
+    /// A configuration that is none.
+    #[error("the state's configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// A velocity without a step count.
+    #[error("not a state file: tensor {tensor:?} has no applied step count")]
+    MissingCount {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A velocity that is not F32.
+    #[error("tensor {tensor:?}: the velocity is {actual}, expected F32")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        actual: String,
+    },
+    /// A key that is not `state.INDEX.momentum_buffer` with an index below the number of parameters.
+    #[error("key {key:?}: expected state.INDEX.momentum_buffer with an index below {parameters}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Number of parameters.
+        parameters: usize,
+    },
+    /// PyTorch knows the heavy ball only.
+    #[error("the state is of the {form} form, and PyTorch's is the heavy-ball form")]
+    NotPyTorchsForm {
+        /// The state's form.
+        form: MomentumForm,
+    },
 }
 
 /// An upload or a download that did not happen.

@@ -58,7 +58,8 @@
 //!
 //! # Features
 //!
-//! `backends` (on by default) turns on wgpu's default backends. An engine that chooses its own turns it off.
+//! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
+//! - `safetensors`: [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
 
 mod binding;
 mod coefficients;
@@ -79,11 +80,15 @@ mod scalars;
 pub mod schedule;
 mod sgd;
 mod state;
+#[cfg(feature = "safetensors")]
+mod state_file;
 
 pub use binding::TensorBinding;
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
 pub use cpu::CpuOptimizer;
+#[cfg(feature = "safetensors")]
+pub use error::StateFileError;
 pub use error::{
     BuildError, ConfigError, ConversionError, GpuError, KernelError, PlanError, StateError,
     StepError, TransferError,

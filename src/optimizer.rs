@@ -11,7 +11,7 @@ use crate::plan::{Access, DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, W
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, TensorState, Tensors, UnknownTensor};
+use crate::state::{OptimizerState, Tensors, UnknownTensor};
 
 /// The momentum update over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -139,6 +139,21 @@ impl GpuOptimizer {
         Ok(())
     }
 
+    /// Sets the momentum of the steps recorded from now on.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; the momentum stays as it was.
+    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+        self.config = self.config.with_momentum(momentum)?;
+        Ok(())
+    }
+
+    /// How many steps have been recorded, whatever was frozen: the position in a schedule.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.tensors.steps()
+    }
+
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by the steps recorded from now on,
     /// velocity and step count included.
     ///
@@ -236,31 +251,20 @@ impl GpuOptimizer {
             let numel = buffer.size() / ELEM_BYTES;
             velocity.push(readback::download(device, queue, buffer, 0, numel).await?);
         }
-        let velocity_of = |tensor: usize, numel: u64| {
-            let mut values = Vec::with_capacity(numel as usize);
-            for piece in self.plan.pieces_of(tensor) {
+        let velocity_of = |tensor: usize| {
+            let pieces = self.plan.pieces_of(tensor).iter();
+            let values = pieces.flat_map(|piece| {
                 let start = (piece.velocity.start_bytes() / ELEM_BYTES) as usize;
                 let len = (piece.elems.end - piece.elems.start) as usize;
-                values.extend_from_slice(&velocity[piece.velocity_buffer][start..start + len]);
-            }
-            values
+                &velocity[piece.velocity_buffer][start..start + len]
+            });
+            values.copied().collect()
         };
-        let tensors = self.tensors.as_slice().iter().enumerate();
-        Ok(OptimizerState {
-            form: self.config.form(),
-            tensors: tensors
-                .map(|(index, tensor)| TensorState {
-                    name: tensor.name.clone(),
-                    applied_steps: tensor.applied_steps,
-                    velocity: (self.terms.velocity && tensor.applied_steps > 0)
-                        .then(|| velocity_of(index, tensor.numel)),
-                })
-                .collect(),
-        })
+        Ok(self.tensors.state(&self.config, velocity_of))
     }
 
-    /// Takes over a saved state. Tensors that it does not mention stay as they are; one that comes without a
-    /// velocity starts fresh. Takes effect before the commands of the next submission.
+    /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh. Takes effect
+    /// before the commands of the next submission.
     ///
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
@@ -268,8 +272,8 @@ impl GpuOptimizer {
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self.tensors.match_state(state, &self.config)?;
         if self.terms.velocity {
-            for (index, entry) in &matched {
-                for piece in self.plan.pieces_of(*index) {
+            for (tensor, entry) in matched.iter().enumerate() {
+                for piece in self.plan.pieces_of(tensor) {
                     let elems = piece.elems.start as usize..piece.elems.end as usize;
                     let zeros;
                     let values = match &entry.velocity {
@@ -289,7 +293,8 @@ impl GpuOptimizer {
                 }
             }
         }
-        self.tensors.restore_counts(&matched, self.terms.velocity);
+        self.tensors
+            .restore_counts(state.steps, &matched, self.terms.velocity);
         Ok(())
     }
 }

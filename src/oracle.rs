@@ -62,7 +62,7 @@ impl Element {
             lambda => ascent_or_descent + lambda * self.theta,
         };
         if config.decoupled_weight_decay() != 0.0 {
-            self.theta -= lr * config.decoupled_weight_decay() * self.theta;
+            self.theta *= 1.0 - lr * config.decoupled_weight_decay();
         }
         if mu == 0.0 {
             self.theta -= lr * d;

@@ -1,15 +1,17 @@
 //! What an optimizer remembers between steps, in a form that does not depend on where it runs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{BuildError, StateError};
-use crate::sgd::{MomentumForm, SgdConfig};
+use crate::sgd::SgdConfig;
 
 /// What an optimizer remembers of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorState {
     /// The tensor's name.
     pub name: String,
+    /// Shape of the velocity, for files; flat where an optimizer made the state, because it knows no other.
+    pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
     /// Its velocity (`momentum_buffer` in PyTorch), one value per element; none before its first applied step
@@ -17,11 +19,14 @@ pub struct TensorState {
     pub velocity: Option<Vec<f32>>,
 }
 
-/// What an optimizer remembers: the form, which says what the velocities mean, and the tensors' states.
+/// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState {
-    /// The form that made the velocities.
-    pub form: MomentumForm,
+    /// The configuration at the time. Its form says what the velocities mean; the rest is for the record, an
+    /// optimizer that loads the state keeps its own.
+    pub config: SgdConfig,
+    /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
+    pub steps: u64,
     /// The states, in the order of the optimizer's tensors.
     pub tensors: Vec<TensorState>,
 }
@@ -43,9 +48,12 @@ pub(crate) struct Tensor {
     pub(crate) frozen: bool,
 }
 
-/// The tensors of an optimizer, in the order in which they were given.
+/// The tensors of an optimizer, in the order in which they were given, and how far it has come.
 #[derive(Clone, Debug)]
-pub(crate) struct Tensors(Vec<Tensor>);
+pub(crate) struct Tensors {
+    tensors: Vec<Tensor>,
+    steps: u64,
+}
 
 impl Tensors {
     pub(crate) fn new(
@@ -63,20 +71,24 @@ impl Tensors {
             Some(twice) => Err(BuildError::DuplicateName {
                 tensor: twice.name.clone(),
             }),
-            None => Ok(Self(tensors)),
+            None => Ok(Self { tensors, steps: 0 }),
         }
     }
 
     pub(crate) fn as_slice(&self) -> &[Tensor] {
-        &self.0
+        &self.tensors
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
-        self.0.iter().find(|tensor| tensor.name == name)
+        self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
     pub(crate) fn set_frozen(&mut self, name: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        let tensor = self.0.iter_mut().find(|tensor| tensor.name == name);
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name);
         tensor
             .map(|tensor| tensor.frozen = frozen)
             .ok_or_else(|| UnknownTensor {
@@ -84,58 +96,91 @@ impl Tensors {
             })
     }
 
-    /// Counts a step for every tensor that is not frozen.
+    /// Counts a step, and for every tensor that is not frozen an applied one.
     pub(crate) fn count_step(&mut self) {
-        for tensor in self.0.iter_mut().filter(|tensor| !tensor.frozen) {
+        self.steps += 1;
+        for tensor in self.tensors.iter_mut().filter(|tensor| !tensor.frozen) {
             tensor.applied_steps += 1;
         }
     }
 
-    /// Checks a whole state against these tensors and returns each entry with the index of its tensor.
+    /// What the optimizer remembers; `velocity_of` is asked for tensors that have been updated under momentum.
+    pub(crate) fn state(
+        &self,
+        config: &SgdConfig,
+        velocity_of: impl Fn(usize) -> Vec<f32>,
+    ) -> OptimizerState {
+        let tensor_state = |(index, tensor): (usize, &Tensor)| TensorState {
+            name: tensor.name.clone(),
+            shape: vec![tensor.numel as usize],
+            applied_steps: tensor.applied_steps,
+            velocity: (config.has_velocity() && tensor.applied_steps > 0)
+                .then(|| velocity_of(index)),
+        };
+        OptimizerState {
+            config: *config,
+            steps: self.steps,
+            tensors: self.tensors.iter().enumerate().map(tensor_state).collect(),
+        }
+    }
+
+    /// Checks a whole state against these tensors and returns the entry of each, in their order.
     pub(crate) fn match_state<'s>(
         &self,
         state: &'s OptimizerState,
         config: &SgdConfig,
-    ) -> Result<Vec<(usize, &'s TensorState)>, StateError> {
-        if state.form != config.form() {
+    ) -> Result<Vec<&'s TensorState>, StateError> {
+        if state.config.form() != config.form() {
             return Err(StateError::Form {
                 expected: config.form(),
-                actual: state.form,
+                actual: state.config.form(),
             });
         }
-        let check = |entry: &'s TensorState| {
-            let index = self.0.iter().position(|tensor| tensor.name == entry.name);
-            let Some(index) = index else {
-                return Err(StateError::UnknownTensor {
-                    tensor: entry.name.clone(),
-                });
+        let mut entries: HashMap<_, _> = state
+            .tensors
+            .iter()
+            .map(|entry| (entry.name.as_str(), entry))
+            .collect();
+        let take = |tensor: &Tensor| {
+            let name = || tensor.name.clone();
+            let Some(entry) = entries.remove(tensor.name.as_str()) else {
+                return Err(StateError::MissingTensor { tensor: name() });
             };
             if let Some(velocity) = &entry.velocity {
-                let (expected, actual) = (self.0[index].numel, velocity.len() as u64);
+                let (expected, actual) = (tensor.numel, velocity.len() as u64);
                 if !config.has_velocity() {
-                    return Err(StateError::UnexpectedVelocity {
-                        tensor: entry.name.clone(),
-                    });
+                    return Err(StateError::UnexpectedVelocity { tensor: name() });
                 }
                 if actual != expected {
                     return Err(StateError::Length {
-                        tensor: entry.name.clone(),
+                        tensor: name(),
                         expected,
                         actual,
                     });
                 }
             }
-            Ok((index, entry))
+            Ok(entry)
         };
-        state.tensors.iter().map(check).collect()
+        let matched = self
+            .tensors
+            .iter()
+            .map(take)
+            .collect::<Result<Vec<_>, _>>()?;
+        match entries.into_keys().min() {
+            Some(unknown) => Err(StateError::UnknownTensor {
+                tensor: unknown.to_owned(),
+            }),
+            None => Ok(matched),
+        }
     }
 
-    /// Takes over the step counts of a matched state. A velocity that did not come with it starts fresh under
+    /// Takes over the counts of a matched state. A velocity that did not come with it starts fresh under
     /// momentum, so its next step is the first.
-    pub(crate) fn restore_counts(&mut self, matched: &[(usize, &TensorState)], momentum: bool) {
-        for (index, entry) in matched {
+    pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState], momentum: bool) {
+        self.steps = steps;
+        for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
             let fresh = momentum && entry.velocity.is_none();
-            self.0[*index].applied_steps = if fresh { 0 } else { entry.applied_steps };
+            tensor.applied_steps = if fresh { 0 } else { entry.applied_steps };
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use wgpu_optim::{ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
 
 /// The fused momentum update on GPU and CPU. Without a command: bench.
 #[derive(Debug, Parser)]
@@ -43,8 +43,12 @@ pub enum Command {
     Step(StepArgs),
     /// Time one step on the GPU, on the parallel CPU twin and on the one-thread reference
     Bench(BenchArgs),
+    /// Compare every form on every back end with the f64 oracle
+    Accuracy,
     /// List the adapters and what the kernels would use on each
     Info,
+    /// Measure and draw what momentum does: rate of convergence, energy, a hill in the way
+    Experiments(ExperimentsArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -109,14 +113,26 @@ pub struct HyperArgs {
     /// Ascend instead of descend
     #[arg(long)]
     pub maximize: bool,
-    /// Where the learning rate sits: heavy-ball, ema or lr-inside
+    /// Where the learning rate sits: heavy-ball, ema, lr-inside or particle
     #[arg(long, value_name = "FORM", default_value_t)]
     pub form: MomentumForm,
+    /// Time step of the particle form
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub time_step: f64,
+    /// The form, and what weight decay means, of: pytorch, optax-sgd, optax-trace, optax-ema, keras, tensorflow-js or sutskever-2013
+    #[arg(long, value_name = "NAME", conflicts_with = "form")]
+    pub preset: Option<Preset>,
 }
 
 impl HyperArgs {
     pub fn config(&self) -> Result<SgdConfig, ConfigError> {
-        let (coupled, decoupled) = if self.decoupled {
+        let decoupled = self.decoupled || self.preset.is_some_and(Preset::decouples_weight_decay);
+        let (coupled, decoupled) = if decoupled {
             (0.0, self.weight_decay)
         } else {
             (self.weight_decay, 0.0)
@@ -128,7 +144,8 @@ impl HyperArgs {
             .weight_decay(coupled)
             .decoupled_weight_decay(decoupled)
             .maximize(self.maximize)
-            .form(self.form)
+            .form(self.preset.map_or(self.form, Preset::form))
+            .time_step(self.time_step)
             .build()
     }
 }
@@ -150,6 +167,13 @@ impl Default for BenchArgs {
             steps: 30,
         }
     }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ExperimentsArgs {
+    /// Where the pictures and their tables go; created if missing
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 fn parse_numel(text: &str) -> Result<usize, String> {

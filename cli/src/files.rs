@@ -41,6 +41,11 @@ impl MappedFile {
         Ok(Self { path, map })
     }
 
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
     /// The tensors and the metadata.
     pub fn parse(&self) -> Result<(SafeTensors<'_>, Metadata)> {
         let not_safetensors = || format!("{} is not a safetensors file", self.path.display());
@@ -108,15 +113,24 @@ impl StagedFile {
         &self.target
     }
 
-    /// Writes the content; the target stays as it is.
+    /// Writes a safetensors file; the target stays as it is.
     pub fn write<'data>(
         &self,
         tensors: impl IntoIterator<Item = (String, TensorView<'data>)>,
         metadata: Metadata,
     ) -> Result<()> {
         let metadata = (!metadata.is_empty()).then_some(metadata);
+        self.write_with(|temp| Ok(safetensors::serialize_to_file(tensors, metadata, temp)?))
+    }
+
+    /// Writes these bytes; the target stays as it is.
+    pub fn write_bytes(&self, content: &[u8]) -> Result<()> {
+        self.write_with(|temp| Ok(fs::write(temp, content)?))
+    }
+
+    fn write_with(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let write = || -> Result<()> {
-            safetensors::serialize_to_file(tensors, metadata, &self.temp)?;
+            write(&self.temp)?;
             fs::set_permissions(&self.temp, self.permissions.clone())?;
             // On disk before the rename, or a crash could leave the target empty.
             File::open(&self.temp)?.sync_all()?;
@@ -125,7 +139,8 @@ impl StagedFile {
         write().with_context(|| format!("cannot write {}", self.target.display()))
     }
 
-    fn replace_target(self) -> Result<()> {
+    /// Lets the written file take the target's place.
+    pub fn replace_target(self) -> Result<()> {
         let Self { temp, target, .. } = self;
         temp.persist(&target)
             .with_context(|| format!("cannot write {}", target.display()))

@@ -1,13 +1,15 @@
 //! `wgpu-optim`: applies the momentum update to safetensors models and benchmarks GPU against CPU.
 
+mod accuracy;
 mod args;
 mod backend;
 mod bench;
 mod copy_kernel;
+mod experiments;
 mod files;
 mod info;
+mod problem;
 mod progress;
-mod state_file;
 mod step;
 
 use std::io::{self, Write as _};
@@ -53,7 +55,9 @@ fn main() -> ExitCode {
     let outcome = match &args.command {
         Some(Command::Step(step)) => step::run(&args.common, step),
         Some(Command::Bench(bench)) => bench::run(&args.common, bench),
+        Some(Command::Accuracy) => accuracy::run(&args.common),
         Some(Command::Info) => info::run(&args.common),
+        Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
         None => bench::run(&args.common, &BenchArgs::default()),
     };
     match outcome {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use wgpu_optim::{
@@ -16,7 +16,6 @@ use crate::args::{CommonArgs, StepArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
 use crate::files::{MappedFile, Metadata, StagedFile, f32_values, replace_both};
 use crate::progress::Progress;
-use crate::state_file::StateHeader;
 use crate::{Failure, print};
 
 /// What was done, as printed.
@@ -69,16 +68,13 @@ fn update(
     let state_file = args.state.as_deref().map(MappedFile::open).transpose()?;
     let (params, metadata) = params_file.parse()?;
     let (grads, _) = grads_file.parse()?;
-    let parsed_state = state_file.as_ref().map(MappedFile::parse).transpose()?;
-    let saved = match (&parsed_state, &args.state) {
-        (Some((tensors, metadata)), Some(path)) => {
-            SavedState::new(tensors, metadata, &params, &config)
-                .with_context(|| format!("state {}", path.display()))?
-        }
-        _ => SavedState::none(&config),
-    };
     let mut model = Model::pair(&params, &grads)?;
-    let state = saved.of_updated(&model, &config)?;
+    let (state, frozen) = read_state(state_file.as_ref(), &params, config)
+        .and_then(|mut saved| Ok((split_off_updated(&mut saved, &model, config)?, saved)))
+        .with_context(|| match &args.state {
+            Some(path) => format!("state {}", path.display()),
+            None => "state".to_owned(),
+        })?;
 
     let Choice { backend, reason } = Choice::for_updates(common)?;
     let done = match &backend {
@@ -87,7 +83,7 @@ fn update(
     };
 
     write_params(out_params, &params, metadata, &model)?;
-    saved.write_with(out_state, &model, &done.state)?;
+    write_state(out_state, done.state, frozen, &model)?;
 
     let numel = model.numel();
     let bytes = numel * Terms::of(&config).bytes_per_elem() * u64::from(args.repeat);
@@ -198,99 +194,78 @@ impl<'data> Model<'data> {
     }
 }
 
-/// What an earlier step left, of updated and frozen tensors alike.
-struct SavedState<'data> {
-    header: StateHeader,
-    velocity: HashMap<String, TensorView<'data>>,
+/// What an earlier step left of this model, or nothing yet.
+fn read_state(
+    file: Option<&MappedFile>,
+    params: &SafeTensors<'_>,
+    config: SgdConfig,
+) -> Result<OptimizerState> {
+    let Some(file) = file else {
+        return Ok(OptimizerState {
+            config,
+            steps: 0,
+            tensors: Vec::new(),
+        });
+    };
+    let state = OptimizerState::from_safetensors(file.bytes())?;
+    ensure!(
+        state.config.form() == config.form(),
+        "it was made by the {} form, expected {}",
+        state.config.form(),
+        config.form()
+    );
+    for tensor in &state.tensors {
+        let param = params
+            .tensor(&tensor.name)
+            .ok()
+            .with_context(|| format!("tensor {:?} has no parameter of that name", tensor.name))?;
+        ensure!(
+            tensor.velocity.is_none() || tensor.shape == param.shape(),
+            "tensor {:?}: the velocity has shape {:?}, expected {:?}",
+            tensor.name,
+            tensor.shape,
+            param.shape()
+        );
+    }
+    Ok(state)
 }
 
-impl<'data> SavedState<'data> {
-    fn none(config: &SgdConfig) -> Self {
-        Self {
-            header: StateHeader::new(config.form()),
-            velocity: HashMap::new(),
-        }
-    }
-
-    fn new(
-        tensors: &SafeTensors<'data>,
-        metadata: &Metadata,
-        params: &SafeTensors<'_>,
-        config: &SgdConfig,
-    ) -> Result<Self> {
-        let header = StateHeader::parse(metadata, tensors)?;
-        ensure!(
-            header.form == config.form(),
-            "it was made by the {} form, expected {}",
-            header.form,
-            config.form()
+/// Takes the entries of the updated tensors out of `saved`; the rest belongs to frozen ones.
+fn split_off_updated(
+    saved: &mut OptimizerState,
+    model: &Model<'_>,
+    config: SgdConfig,
+) -> Result<OptimizerState> {
+    let mut entries: HashMap<_, _> = saved
+        .tensors
+        .drain(..)
+        .map(|tensor| (tensor.name.clone(), tensor))
+        .collect();
+    let tensors: Vec<_> = model
+        .updated
+        .iter()
+        .map(|tensor| {
+            entries.remove(&tensor.name).unwrap_or_else(|| TensorState {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                applied_steps: 0,
+                velocity: None,
+            })
+        })
+        .collect();
+    saved.tensors.extend(entries.into_values());
+    let with_velocity = tensors.iter().find(|tensor| tensor.velocity.is_some());
+    if let (false, Some(tensor)) = (config.has_velocity(), with_velocity) {
+        bail!(
+            "the state holds a velocity for tensor {:?}, but the momentum is zero",
+            tensor.name
         );
-        for name in header.applied_steps.keys() {
-            ensure!(
-                params.tensor(name).is_ok(),
-                "tensor {name:?} has no parameter of that name"
-            );
-        }
-        let mut velocity = HashMap::new();
-        for (name, view) in tensors.iter() {
-            let param = params.tensor(name)?;
-            ensure!(
-                view.dtype() == Dtype::F32,
-                "tensor {name:?}: the velocity is {:?}, expected F32",
-                view.dtype()
-            );
-            ensure!(
-                view.shape() == param.shape(),
-                "tensor {name:?}: the velocity has shape {:?}, expected {:?}",
-                view.shape(),
-                param.shape()
-            );
-            velocity.insert(name.to_owned(), view);
-        }
-        Ok(Self { header, velocity })
     }
-
-    /// The part that the optimizer needs; checked as the optimizer will.
-    fn of_updated(&self, model: &Model<'_>, config: &SgdConfig) -> Result<OptimizerState> {
-        let state = OptimizerState {
-            form: self.header.form,
-            tensors: model
-                .updated
-                .iter()
-                .filter_map(|tensor| {
-                    let applied_steps = *self.header.applied_steps.get(&tensor.name)?;
-                    Some(TensorState {
-                        name: tensor.name.clone(),
-                        applied_steps,
-                        velocity: self.velocity.get(&tensor.name).map(f32_values),
-                    })
-                })
-                .collect(),
-        };
-        let with_velocity = state.tensors.iter().find(|t| t.velocity.is_some());
-        if let (false, Some(tensor)) = (config.has_velocity(), with_velocity) {
-            anyhow::bail!(
-                "the state holds a velocity for tensor {:?}, but the momentum is zero",
-                tensor.name
-            );
-        }
-        Ok(state)
-    }
-
-    /// Writes the new state of the updated tensors beside the old one of the frozen.
-    fn write_with(&self, file: &StagedFile, model: &Model<'_>, new: &OptimizerState) -> Result<()> {
-        let mut header = self.header.clone();
-        let mut tensors: HashMap<_, _> = self.velocity.clone();
-        for (tensor, state) in model.updated.iter().zip(&new.tensors) {
-            header
-                .applied_steps
-                .insert(tensor.name.clone(), state.applied_steps);
-            if let Some(velocity) = &state.velocity {
-                tensors.insert(tensor.name.clone(), f32_view(&tensor.shape, velocity)?);
-            }
-        }
-        file.write(tensors, header.to_metadata()?)
-    }
+    Ok(OptimizerState {
+        config,
+        steps: saved.steps,
+        tensors,
+    })
 }
 
 fn f32_view<'data>(shape: &[usize], values: &'data [f32]) -> Result<TensorView<'data>> {
@@ -316,6 +291,20 @@ fn write_params(
         );
     }
     file.write(tensors, metadata)
+}
+
+/// Writes the new state of the updated tensors beside the old one of the frozen.
+fn write_state(
+    file: &StagedFile,
+    mut updated: OptimizerState,
+    frozen: OptimizerState,
+    model: &Model<'_>,
+) -> Result<()> {
+    for (state, tensor) in updated.tensors.iter_mut().zip(&model.updated) {
+        state.shape.clone_from(&tensor.shape);
+    }
+    updated.tensors.extend(frozen.tensors);
+    file.write_bytes(&updated.to_safetensors()?)
 }
 
 /// What a device did.

@@ -12,3 +12,4 @@ mod cases;
 mod golden;
 mod no_device;
 mod noop;
+mod random;

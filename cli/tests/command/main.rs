@@ -6,6 +6,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod experiments;
 mod model;
 mod refusals;
 mod reports;

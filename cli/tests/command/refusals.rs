@@ -132,6 +132,16 @@ fn hyper_parameters() {
             &["--lr", "0.1", "--form", "nonsense"],
             &["nonsense", "heavy-ball"],
         ),
+        (&["--lr", "0.1", "--preset", "torch"], &["torch", "pytorch"]),
+        (
+            &["--lr", "0.1", "--preset", "keras", "--form", "ema"],
+            &["--preset", "--form"],
+        ),
+        (&["--lr", "0.1", "--time-step", "2"], &["time_step, form"]),
+        (
+            &["--lr", "0.1", "--form", "particle", "--time-step", "0"],
+            &["time_step = 0.0"],
+        ),
     ] {
         refused(&workspace, args, words);
     }

@@ -115,6 +115,26 @@ fn bench_measures_every_path() {
 }
 
 #[test]
+fn accuracy_compares_every_form_on_every_back_end() {
+    let report = json(&wgpu_optim().args(["accuracy", "--json"]).output().unwrap());
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 11);
+    for row in rows {
+        for backend in ["reference", "cpu", "gpu"] {
+            let share = row[backend]["worst_share_of_bound"].as_f64().unwrap();
+            assert!(0.0 < share && share <= 1.0, "{row}");
+        }
+        assert_eq!(row["reference"], row["cpu"]);
+    }
+    let table = without_driver().arg("accuracy").output().unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("no adapter") && table.contains("| heavy-ball, Nesterov |"),
+        "{table}"
+    );
+}
+
+#[test]
 fn sizes_that_are_none_are_refused() {
     for numel in ["0", "many", "1M,", "-5", "99999999G"] {
         let output = wgpu_optim()

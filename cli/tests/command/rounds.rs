@@ -267,6 +267,42 @@ fn every_form_and_flag_reaches_the_update() {
         (&["--momentum", "0.5", "--form", "ema"], 0.375),
         (&["--momentum", "0.5", "--form", "lr-inside"], -0.25),
         (&["--momentum", "0.5", "--dampening", "0.5"], 0.0),
+        (
+            &[
+                "--momentum",
+                "0.5",
+                "--form",
+                "particle",
+                "--time-step",
+                "0.5",
+            ],
+            -0.25,
+        ),
+        (&["--momentum", "0.5", "--preset", "keras"], -0.25),
+        (&["--momentum", "0.5", "--preset", "optax-ema"], 0.375),
+        // Keras decouples: theta is 0.25 and 0.75 of that, less 0.75.
+        (
+            &[
+                "--momentum",
+                "0.5",
+                "--preset",
+                "keras",
+                "--weight-decay",
+                "0.5",
+            ],
+            -0.5625,
+        ),
+        (
+            &[
+                "--momentum",
+                "0.5",
+                "--preset",
+                "pytorch",
+                "--weight-decay",
+                "0.5",
+            ],
+            -0.6875,
+        ),
         (&["--maximize"], 2.0),
         (&["--momentum", "0.5", "--weight-decay", "0.5"], -0.6875),
         (

@@ -125,7 +125,10 @@ fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
 
         let mut resumed = bench.optimizer(config(), &params, &grads);
         let mut foreign = state.clone();
-        foreign.form = MomentumForm::Ema;
+        foreign.config = SgdConfig::builder(0.1)
+            .form(MomentumForm::Ema)
+            .build()
+            .unwrap();
         let refused = resumed.load_state(&foreign);
         assert!(matches!(refused, Err(StateError::Form { .. })));
         assert_eq!(resumed.applied_steps("theta"), Some(0));

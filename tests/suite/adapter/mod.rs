@@ -4,6 +4,7 @@ mod embedding;
 mod golden;
 mod large;
 mod parity;
+mod properties;
 mod transfers;
 
 use std::sync::LazyLock;

@@ -80,7 +80,7 @@ fn forms_have_names() {
         unknown
             .unwrap_err()
             .to_string()
-            .contains("heavy-ball, ema or lr-inside")
+            .contains("heavy-ball, ema, lr-inside or particle")
     );
 }
 

@@ -190,34 +190,50 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
     whole.step(&mut [&mut a, &mut b], &grads).unwrap();
 
     let mut resumed = two_tensors();
-    let foreign = |change: &dyn Fn(&mut OptimizerState)| {
-        let mut state = state.clone();
-        change(&mut state);
-        state
+    let refused = |change: &dyn Fn(&mut OptimizerState)| {
+        let mut foreign = state.clone();
+        change(&mut foreign);
+        let mut optimizer = two_tensors();
+        let refused = optimizer.load_state(&foreign).unwrap_err();
+        assert_eq!(
+            optimizer.state(),
+            two_tensors().state(),
+            "a refused state leaves no trace"
+        );
+        refused
     };
-    let ema = foreign(&|s| s.form = MomentumForm::Ema);
-    assert!(matches!(
-        resumed.load_state(&ema),
-        Err(StateError::Form { .. })
-    ));
-    let unknown = foreign(&|s| s.tensors[1].name = "c".into());
-    assert!(matches!(
-        resumed.load_state(&unknown),
-        Err(StateError::UnknownTensor { .. })
-    ));
-    let short = foreign(&|s| s.tensors[1].velocity = Some(vec![1.0]));
+    let ema = SgdConfig::builder(0.1)
+        .form(MomentumForm::Ema)
+        .build()
+        .unwrap();
     assert_eq!(
-        resumed.load_state(&short),
-        Err(StateError::Length {
+        refused(&|state| state.config = ema),
+        StateError::Form {
+            expected: MomentumForm::HeavyBall,
+            actual: MomentumForm::Ema
+        }
+    );
+    assert_eq!(
+        refused(&|state| state.tensors[1].name = "c".into()),
+        StateError::MissingTensor { tensor: "b".into() }
+    );
+    assert_eq!(
+        refused(&|state| {
+            let extra = TensorState {
+                name: "c".into(),
+                ..state.tensors[0].clone()
+            };
+            state.tensors.push(extra);
+        }),
+        StateError::UnknownTensor { tensor: "c".into() }
+    );
+    assert_eq!(
+        refused(&|state| state.tensors[1].velocity = Some(vec![1.0])),
+        StateError::Length {
             tensor: "b".into(),
             expected: 3,
             actual: 1
-        })
-    );
-    assert_eq!(
-        resumed.state(),
-        two_tensors().state(),
-        "a refused state leaves no trace"
+        }
     );
 
     resumed.load_state(&state).unwrap();
@@ -235,14 +251,17 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
 #[test]
 fn a_state_without_velocity_starts_the_velocity_fresh() {
     let mut optimizer = two_tensors();
-    let state = OptimizerState {
-        form: MomentumForm::HeavyBall,
-        tensors: vec![TensorState {
-            name: "a".into(),
-            applied_steps: 9,
-            velocity: None,
-        }],
-    };
+    let (mut a, mut b) = ([1.0, 2.0], [3.0, 4.0, 5.0]);
+    optimizer
+        .step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 3]])
+        .unwrap();
+    let mut state = optimizer.state();
+    state.tensors[0].velocity = None;
+    state.tensors[0].applied_steps = 9;
     optimizer.load_state(&state).unwrap();
-    assert_eq!(optimizer.applied_steps("a"), Some(0));
+    assert_eq!(
+        (optimizer.applied_steps("a"), optimizer.applied_steps("b")),
+        (Some(0), Some(1))
+    );
+    assert_eq!(optimizer.steps(), 1);
 }

@@ -3,5 +3,12 @@
 mod config;
 mod cpu;
 mod golden;
+mod mathematics;
 mod oracle;
+mod physics;
 mod plan;
+mod presets;
+pub mod properties;
+mod schedule;
+#[cfg(feature = "safetensors")]
+mod state_file;

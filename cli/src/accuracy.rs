@@ -1,0 +1,116 @@
+//! `accuracy`: every form on every back end against the oracle, as the table in the documentation.
+
+use serde::Serialize;
+use wgpu_optim::oracle::Rounding;
+use wgpu_optim::{ConfigError, MomentumForm, SgdConfig};
+
+use crate::args::CommonArgs;
+use crate::backend::{Backend, Choice};
+use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
+use crate::{Failure, print};
+
+/// Elements of each problem: enough for the worst case to show, and no multiple of four.
+const NUMEL: usize = (1 << 20) + 3;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The adapter, if there is one.
+    adapter: Option<String>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    form: &'static str,
+    reference: Accuracy,
+    cpu: Accuracy,
+    gpu: Option<Accuracy>,
+}
+
+#[derive(Debug, Serialize)]
+struct Accuracy {
+    worst_ulp: f64,
+    worst_share_of_bound: f64,
+}
+
+/// Every row of the documentation's table of forms.
+fn forms() -> Result<Vec<(&'static str, SgdConfig)>, ConfigError> {
+    let momentum = |form| SgdConfig::builder(0.1).momentum(0.9).form(form);
+    let heavy_ball = momentum(MomentumForm::HeavyBall);
+    let lr_inside = momentum(MomentumForm::LrInside);
+    let particle = momentum(MomentumForm::Particle);
+    [
+        ("plain", SgdConfig::builder(0.1)),
+        ("heavy-ball", heavy_ball),
+        ("heavy-ball, dampened", heavy_ball.dampening(0.3)),
+        ("heavy-ball, Nesterov", heavy_ball.nesterov(true)),
+        ("ema", momentum(MomentumForm::Ema)),
+        ("lr-inside", lr_inside),
+        ("lr-inside, Nesterov", lr_inside.nesterov(true)),
+        ("particle", particle.time_step(0.7)),
+        ("heavy-ball, weight decay", heavy_ball.weight_decay(0.01)),
+        (
+            "heavy-ball, decoupled decay",
+            heavy_ball.decoupled_weight_decay(0.01),
+        ),
+        ("heavy-ball, maximize", heavy_ball.maximize(true)),
+    ]
+    .into_iter()
+    .map(|(name, builder)| Ok((name, builder.build()?)))
+    .collect()
+}
+
+pub fn run(common: &CommonArgs) -> Result<(), Failure> {
+    let Choice { backend, .. } = Choice::for_measurements(common)?;
+    let gpu = match &backend {
+        Backend::Gpu(gpu) => Some(gpu),
+        Backend::Cpu => None,
+    };
+    let mut rows = Vec::new();
+    for (form, config) in forms().map_err(Failure::failed)? {
+        let problem = Problem::new(config, NUMEL);
+        let check = |stepper: &mut dyn Stepper, rounding| {
+            problem.check(stepper, rounding).map(|agreement| Accuracy {
+                worst_ulp: agreement.worst_ulp,
+                worst_share_of_bound: agreement.worst_share_of_bound,
+            })
+        };
+        rows.push(Row {
+            form,
+            reference: check(&mut OnReference::new(&problem), Rounding::NEAREST)?,
+            cpu: check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?,
+            gpu: match gpu {
+                Some(gpu) => Some(check(&mut OnGpu::new(gpu, &problem)?, Rounding::WGSL)?),
+                None => None,
+            },
+        });
+    }
+    let report = Report {
+        adapter: gpu.map(|gpu| gpu.name()),
+        rows,
+    };
+    if common.json {
+        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
+    } else {
+        print(&report.to_text())
+    }
+}
+
+impl Report {
+    /// A table in Markdown.
+    fn to_text(&self) -> String {
+        let gpu = self.adapter.as_deref().unwrap_or("no adapter");
+        let mut text = format!("| worst ULP | reference | CPU twin | {gpu} |\n|---|---|---|---|\n");
+        for row in &self.rows {
+            let gpu = row
+                .gpu
+                .as_ref()
+                .map_or_else(String::new, |a| format!("{:.2}", a.worst_ulp));
+            text += &format!(
+                "| {} | {:.2} | {:.2} | {gpu} |\n",
+                row.form, row.reference.worst_ulp, row.cpu.worst_ulp
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,167 @@
+//! `experiments`: three claims about momentum, measured and drawn.
+//!
+//! All numbers are `f64` and come out of the library's own update; only what it is compared with is written here.
+
+mod convergence;
+mod energy;
+mod hill;
+mod picture;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use wgpu_optim::reference::{sgd, sgd_plain};
+use wgpu_optim::{Coefficients, SgdConfig, Terms};
+
+use crate::args::{CommonArgs, ExperimentsArgs};
+use crate::files::StagedFile;
+use crate::{Failure, print};
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    files: Vec<PathBuf>,
+    convergence: Vec<convergence::Run>,
+    energy: Vec<energy::Run>,
+    hill: Vec<hill::Run>,
+}
+
+pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
+    let dir = &args.out;
+    fs::create_dir_all(dir).with_context(|| format!("cannot write into {}", dir.display()))?;
+    let files = ["convergence", "energy", "hill"]
+        .into_iter()
+        .flat_map(|name| [format!("{name}.svg"), format!("{name}.csv")])
+        .map(|name| dir.join(name))
+        .collect::<Vec<_>>();
+    let staged = files
+        .iter()
+        .map(|file| StagedFile::create(file))
+        .collect::<Result<Vec<_>>>()?;
+
+    let (convergence, energy, hill) = (
+        convergence::run().map_err(Failure::failed)?,
+        energy::run().map_err(Failure::failed)?,
+        hill::run().map_err(Failure::failed)?,
+    );
+    let contents = [
+        convergence::picture(&convergence).to_svg(),
+        csv(convergence::rows(&convergence)),
+        energy::picture(&energy).to_svg(),
+        csv(energy::rows(&energy)),
+        hill::picture(&hill).to_svg(),
+        csv(hill::rows(&hill)),
+    ];
+    for (file, content) in staged.iter().zip(contents) {
+        file.write_bytes(&content.map_err(Failure::Failed)?)?;
+    }
+    for file in staged {
+        file.replace_target()?;
+    }
+
+    let summary = Summary {
+        files,
+        convergence,
+        energy,
+        hill,
+    };
+    if common.json {
+        print(&serde_json::to_string_pretty(&summary).map_err(Failure::failed)?)
+    } else {
+        print(&summary.to_text())
+    }
+}
+
+impl Summary {
+    fn to_text(&self) -> String {
+        let mut text = String::from("convergence on a quadratic, error per step\n");
+        // Writing to a string cannot fail.
+        for run in &self.convergence {
+            let _ = writeln!(
+                text,
+                "  k = {:<5} {:<14} {:.6}, in theory {:.6}",
+                run.condition_number,
+                run.method.name(),
+                run.measured_rate,
+                run.theoretical_rate,
+            );
+        }
+        text += "energy without friction, end / start\n";
+        for run in &self.energy {
+            let _ = writeln!(
+                text,
+                "  dt = {:<4} {:<20} {:.4e}, largest deviation {:.4e}",
+                run.time_step,
+                run.integrator.name(),
+                run.growth,
+                run.largest_deviation,
+            );
+        }
+        text += "valley behind a hill, resting place\n";
+        for run in &self.hill {
+            let _ = writeln!(
+                text,
+                "  momentum {:<4} x = {:.6}, the {} valley",
+                run.momentum, run.end, run.valley
+            );
+        }
+        text += "written\n";
+        for file in &self.files {
+            let _ = writeln!(text, "  {}", file.display());
+        }
+        text
+    }
+}
+
+/// A table with one line per row, headed by the names of the fields.
+fn csv(rows: impl Iterator<Item = impl Serialize>) -> Result<Vec<u8>> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        table.serialize(row)?;
+    }
+    Ok(table.into_inner().map_err(|error| error.into_error())?)
+}
+
+/// A point that the library's update moves over a landscape, from rest.
+struct Walker {
+    config: SgdConfig,
+    position: Vec<f64>,
+    velocity: Vec<f64>,
+    gradient: Vec<f64>,
+    first_step: bool,
+}
+
+impl Walker {
+    fn new(config: SgdConfig, start: Vec<f64>) -> Self {
+        Self {
+            config,
+            velocity: vec![0.0; start.len()],
+            gradient: vec![0.0; start.len()],
+            position: start,
+            first_step: true,
+        }
+    }
+
+    /// One step down a landscape that is a sum over its axes: `slope(axis, position along it)`.
+    fn step(&mut self, slope: impl Fn(usize, f64) -> f64) {
+        for (axis, (g, x)) in self.gradient.iter_mut().zip(&self.position).enumerate() {
+            *g = slope(axis, *x);
+        }
+        let k = Coefficients::new(&self.config, self.first_step);
+        let has = Terms::of(&self.config);
+        if has.velocity {
+            sgd(
+                &k,
+                has,
+                &mut self.position,
+                &mut self.velocity,
+                &self.gradient,
+            );
+        } else {
+            sgd_plain(&k, has, &mut self.position, &self.gradient);
+        }
+        self.first_step = false;
+    }
+}

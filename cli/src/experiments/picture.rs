@@ -1,0 +1,176 @@
+//! Curves on paper: one look for all pictures.
+//!
+//! White paper and dark ink are painted, not left to the viewer. The colours are those of Okabe and Ito, *Color
+//! Universal Design*, 2008, which colour-blind readers can tell apart.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+pub const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+pub const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
+pub const ORANGE: RGBColor = RGBColor(0xE6, 0x9F, 0x00);
+pub const SKY_BLUE: RGBColor = RGBColor(0x56, 0xB4, 0xE9);
+pub const GREEN: RGBColor = RGBColor(0x00, 0x9E, 0x73);
+pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
+pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
+
+const SIZE: (u32, u32) = (960, 600);
+// plotters writes fonts at 1/1.24 of the size that it is asked for: these are 19 and 15 pixels.
+const TITLE: i32 = 24;
+const TEXT: i32 = 18;
+const LEGEND_LINE: i32 = 26;
+const LEGEND_COLUMNS: usize = 2;
+
+/// How a curve is drawn, with its width or radius in pixels.
+#[derive(Clone, Copy)]
+pub enum Stroke {
+    Solid(u32),
+    Dashed(u32),
+    Dots(u32),
+}
+
+pub struct Curve {
+    pub label: String,
+    pub color: RGBColor,
+    pub stroke: Stroke,
+    pub points: Vec<(f64, f64)>,
+}
+
+/// On which side of a point its note stands clear of the curves.
+#[derive(Clone, Copy)]
+pub enum Side {
+    Right,
+    Below,
+}
+
+/// A ring around a point, and what is to be said about it.
+pub struct Note {
+    pub text: String,
+    pub at: (f64, f64),
+    pub side: Side,
+    pub color: RGBColor,
+}
+
+pub struct Picture {
+    pub title: &'static str,
+    pub x_label: &'static str,
+    pub y_label: &'static str,
+    pub x: Range<f64>,
+    pub y: Range<f64>,
+    /// The heights are logarithms to base ten.
+    pub log_y: bool,
+    pub curves: Vec<Curve>,
+    pub notes: Vec<Note>,
+}
+
+impl Picture {
+    pub fn to_svg(&self) -> Result<Vec<u8>> {
+        let mut svg = String::new();
+        {
+            let paper = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+            paper.fill(&WHITE)?;
+            // The legend has its own strip at the bottom, where no data can be.
+            let legend_height = LEGEND_LINE * self.legend_rows() as i32 + LEGEND_LINE / 2;
+            let (chart, legend) = paper.split_vertically(SIZE.1 as i32 - legend_height);
+            self.draw_chart(&chart)?;
+            self.draw_legend(&legend)?;
+            paper.present()?;
+        }
+        Ok(svg.into_bytes())
+    }
+
+    fn draw_chart(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+        let mut chart = ChartBuilder::on(area)
+            .caption(self.title, font(TITLE))
+            .margin(12)
+            .margin_right(30)
+            .x_label_area_size(55)
+            .y_label_area_size(85)
+            .build_cartesian_2d(self.x.clone(), self.y.clone())?;
+        let y_tick = |y: &f64| match self.log_y {
+            true => format!("1e{y:.0}"),
+            false => format!("{y}"),
+        };
+        chart
+            .configure_mesh()
+            .x_desc(self.x_label)
+            .y_desc(self.y_label)
+            .x_labels(8)
+            .y_labels(8)
+            .x_label_formatter(&|x| format!("{x}"))
+            .y_label_formatter(&y_tick)
+            .label_style(font(TEXT))
+            .axis_desc_style(font(TEXT))
+            .axis_style(INK)
+            .bold_line_style(RGBColor(0xDD, 0xDD, 0xDD))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for curve in &self.curves {
+            let points = curve.points.iter().copied();
+            match curve.stroke {
+                Stroke::Solid(width) => {
+                    let style = curve.color.stroke_width(width);
+                    chart.draw_series(LineSeries::new(points, style))?;
+                }
+                Stroke::Dashed(width) => {
+                    let style = curve.color.stroke_width(width);
+                    chart.draw_series(DashedLineSeries::new(points, 9, 6, style))?;
+                }
+                Stroke::Dots(radius) => {
+                    let dot = |at| Circle::new(at, radius, curve.color.filled());
+                    chart.draw_series(points.map(dot))?;
+                }
+            }
+        }
+        chart.draw_series(self.notes.iter().map(|note| {
+            let (offset, position) = match note.side {
+                Side::Right => ((18, 0), Pos::new(HPos::Left, VPos::Center)),
+                Side::Below => ((0, 18), Pos::new(HPos::Center, VPos::Top)),
+            };
+            let style = font(TEXT).color(&note.color).pos(position);
+            EmptyElement::at(note.at)
+                + Circle::new((0, 0), 9, note.color.stroke_width(2))
+                + Text::new(note.text.clone(), offset, style)
+        }))?;
+        Ok(())
+    }
+
+    fn legend_rows(&self) -> usize {
+        self.curves.len().div_ceil(LEGEND_COLUMNS)
+    }
+
+    fn draw_legend(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+        let column_width = SIZE.0 as i32 / LEGEND_COLUMNS as i32;
+        let beside = Pos::new(HPos::Left, VPos::Center);
+        for (index, curve) in self.curves.iter().enumerate() {
+            let (column, row) = (index / self.legend_rows(), index % self.legend_rows());
+            let x = 16 + column_width * column as i32;
+            let y = LEGEND_LINE * row as i32 + LEGEND_LINE / 2;
+            let sample = [(x, y), (x + 39, y)];
+            match curve.stroke {
+                Stroke::Solid(width) => {
+                    area.draw(&PathElement::new(sample, curve.color.stroke_width(width)))?;
+                }
+                Stroke::Dashed(width) => {
+                    let style = curve.color.stroke_width(width);
+                    area.draw(&DashedPathElement::new(sample, 9, 6, style))?;
+                }
+                Stroke::Dots(radius) => {
+                    area.draw(&Circle::new((x + 20, y), radius, curve.color.filled()))?;
+                }
+            }
+            let style = font(TEXT).pos(beside);
+            area.draw(&Text::new(curve.label.as_str(), (x + 50, y), style))?;
+        }
+        Ok(())
+    }
+}
+
+fn font<'a>(size: i32) -> TextStyle<'a> {
+    ("sans-serif", size).into_font().color(&INK)
+}

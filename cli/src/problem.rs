@@ -1,0 +1,282 @@
+//! One problem, the ways to step through it, and the comparison of each with the oracle.
+
+use anyhow::anyhow;
+use rayon::prelude::*;
+use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
+use wgpu_optim::{
+    Coefficients, CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, TensorBinding,
+    Terms, readback, reference, wgpu,
+};
+
+use crate::Failure;
+use crate::backend::OpenGpu;
+
+/// Learning rates of the steps that are checked.
+const CHECKED_LRS: [f64; 3] = [0.1, 0.03, 0.2];
+
+/// A configuration, and values to step through with it.
+pub struct Problem {
+    config: SgdConfig,
+    start: Vec<f32>,
+    grads: Vec<f32>,
+}
+
+impl Problem {
+    pub fn new(config: SgdConfig, numel: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(numel as u64);
+        let mut values = |largest: f32| {
+            let value = |_| {
+                let magnitude = largest * (0.5 + 0.5 * rng.f32());
+                if rng.bool() { magnitude } else { -magnitude }
+            };
+            (0..numel).map(value).collect()
+        };
+        // Gradients small enough that the checked steps never cancel a parameter, whose ULP would then say
+        // nothing of the arithmetic.
+        Self {
+            config,
+            start: values(1.0),
+            grads: values(0.125),
+        }
+    }
+
+    pub fn config(&self) -> &SgdConfig {
+        &self.config
+    }
+
+    pub fn grads(&self) -> &[f32] {
+        &self.grads
+    }
+
+    fn config_at(&self, lr: f64) -> Result<SgdConfig, Failure> {
+        self.config.with_lr(lr).map_err(Failure::failed)
+    }
+
+    /// Makes a few steps and compares every parameter and every velocity. A wrong one is a failure.
+    pub fn check(
+        &self,
+        stepper: &mut dyn Stepper,
+        rounding: Rounding,
+    ) -> Result<Agreement, Failure> {
+        for lr in CHECKED_LRS {
+            stepper.step(lr)?;
+        }
+        let (params, velocity) = stepper.results()?;
+        self.compare(&params, velocity.as_deref(), rounding)
+    }
+
+    fn compare(
+        &self,
+        params: &[f32],
+        velocity: Option<&[f32]>,
+        rounding: Rounding,
+    ) -> Result<Agreement, Failure> {
+        // In chunks, or the oracle would take eight times the memory of the problem.
+        const CHUNK: usize = 1 << 16;
+        let configs = CHECKED_LRS
+            .iter()
+            .map(|lr| self.config_at(*lr))
+            .collect::<Result<Vec<_>, _>>()?;
+        let compare_chunk = |index: usize| -> Result<Agreement, Disagreement> {
+            let start = index * CHUNK;
+            let range = start..self.start.len().min(start + CHUNK);
+            let mut oracle = Oracle::new(&self.start[range.clone()], rounding);
+            for config in &configs {
+                oracle.step(config, &self.grads[range.clone()]);
+            }
+            let mut worst = Agreement::default();
+            worst = worst.worst(oracle.check_params(&params[range.clone()])?, start);
+            if let Some(velocity) = velocity {
+                worst = worst.worst(oracle.check_velocity(&velocity[range])?, start);
+            }
+            Ok(worst)
+        };
+        (0..self.start.len().div_ceil(CHUNK))
+            .into_par_iter()
+            .map(compare_chunk)
+            .try_reduce(Agreement::default, |x, y| Ok(x.worst(y, 0)))
+            .map_err(|wrong| Failure::Failed(anyhow!("wrong results: {wrong}")))
+    }
+}
+
+/// One way to make a step.
+pub trait Stepper {
+    fn step(&mut self, lr: f64) -> Result<(), Failure>;
+
+    /// The parameters, and the velocity if there is one, as they are now.
+    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure>;
+}
+
+/// Records, submits and waits: what a step costs a program that needs its result.
+pub fn submit_and_wait(
+    open: &OpenGpu,
+    record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut encoder = open.gpu.device.create_command_encoder(&Default::default());
+    record(&mut encoder)?;
+    open.gpu.queue.submit([encoder.finish()]);
+    open.finish()
+}
+
+pub struct OnGpu<'a> {
+    open: &'a OpenGpu,
+    params: wgpu::Buffer,
+    optimizer: GpuOptimizer,
+}
+
+impl<'a> OnGpu<'a> {
+    pub fn new(open: &'a OpenGpu, problem: &Problem) -> Result<Self, Failure> {
+        let (device, queue) = (&open.gpu.device, &open.gpu.queue);
+        let upload = |values: &[f32]| {
+            readback::storage_buffer(device, queue, "wgpu_optim.bench", values)
+                .map_err(Failure::failed)
+        };
+        let (params, grads) = (upload(&problem.start)?, upload(&problem.grads)?);
+        let tensor = TensorBinding {
+            name: "bench",
+            params: &params,
+            params_offset_bytes: 0,
+            grads: &grads,
+            grads_offset_bytes: 0,
+            numel: problem.start.len() as u64,
+        };
+        let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
+        let optimizer =
+            GpuOptimizer::new(&kernels, problem.config, &[tensor]).map_err(Failure::failed)?;
+        Ok(Self {
+            open,
+            params,
+            optimizer,
+        })
+    }
+}
+
+impl Stepper for OnGpu<'_> {
+    fn step(&mut self, lr: f64) -> Result<(), Failure> {
+        self.optimizer.set_lr(lr).map_err(Failure::failed)?;
+        let optimizer = &mut self.optimizer;
+        submit_and_wait(self.open, |encoder| {
+            optimizer.step(encoder).map_err(Failure::failed)
+        })
+    }
+
+    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+        let (device, queue) = (&self.open.gpu.device, &self.open.gpu.queue);
+        let numel = self.params.size() / 4;
+        let params = readback::download_blocking(device, queue, &self.params, 0, numel)
+            .map_err(Failure::failed)?;
+        let state = readback::block_on(device, self.optimizer.state()).map_err(Failure::failed)?;
+        Ok((params, velocity_in(state)))
+    }
+}
+
+/// The velocity of the only tensor.
+fn velocity_in(state: OptimizerState) -> Option<Vec<f32>> {
+    let tensor = state.tensors.into_iter().next();
+    tensor.and_then(|tensor| tensor.velocity)
+}
+
+pub struct OnCpu<'a> {
+    problem: &'a Problem,
+    params: Vec<f32>,
+    optimizer: CpuOptimizer,
+}
+
+impl<'a> OnCpu<'a> {
+    pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
+        let params = problem.start.clone();
+        let optimizer = CpuOptimizer::new(problem.config, [("bench", params.len())])
+            .map_err(Failure::failed)?;
+        Ok(Self {
+            problem,
+            params,
+            optimizer,
+        })
+    }
+}
+
+impl Stepper for OnCpu<'_> {
+    fn step(&mut self, lr: f64) -> Result<(), Failure> {
+        self.optimizer.set_lr(lr).map_err(Failure::failed)?;
+        self.optimizer
+            .step(&mut [&mut self.params], &[&self.problem.grads])
+            .map_err(Failure::failed)
+    }
+
+    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+        Ok((self.params.clone(), velocity_in(self.optimizer.state())))
+    }
+}
+
+pub struct OnReference<'a> {
+    problem: &'a Problem,
+    params: Vec<f32>,
+    velocity: Vec<f32>,
+    steps: u64,
+}
+
+impl<'a> OnReference<'a> {
+    pub fn new(problem: &'a Problem) -> Self {
+        Self {
+            problem,
+            params: problem.start.clone(),
+            velocity: vec![0.0; problem.start.len()],
+            steps: 0,
+        }
+    }
+}
+
+impl Stepper for OnReference<'_> {
+    fn step(&mut self, lr: f64) -> Result<(), Failure> {
+        let config = self.problem.config_at(lr)?;
+        let k = Coefficients::new(&config, self.steps == 0).cast();
+        let has = Terms::of(&config);
+        let grads = &self.problem.grads;
+        if has.velocity {
+            reference::sgd(&k, has, &mut self.params, &mut self.velocity, grads);
+        } else {
+            reference::sgd_plain(&k, has, &mut self.params, grads);
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+        let velocity = self
+            .problem
+            .config
+            .has_velocity()
+            .then(|| self.velocity.clone());
+        Ok((self.params.clone(), velocity))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_element_is_found() {
+        let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+        let problem = Problem::new(config, 100_001);
+        let mut stepper = OnReference::new(&problem);
+        let right = problem.check(&mut stepper, Rounding::NEAREST).unwrap();
+        assert!(right.worst_ulp > 0.0 && right.worst_ulp < 10.0, "{right:?}");
+        let (mut params, velocity) = stepper.results().unwrap();
+        let mut velocity = velocity.unwrap();
+        let right = params[100_000];
+        params[100_000] = f32::from_bits(right.to_bits() + 20);
+        let wrong = problem.compare(&params, Some(&velocity), Rounding::NEAREST);
+        assert!(
+            matches!(wrong, Err(Failure::Failed(e)) if e.to_string().contains("wrong results"))
+        );
+        params[100_000] = right;
+        velocity[70_000] = f32::NAN;
+        assert!(
+            problem
+                .compare(&params, Some(&velocity), Rounding::NEAREST)
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! Random configurations, sizes, learning rates, momenta and freezes; proptest prints the seed of a failure.
+
+use proptest::prelude::*;
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::reference::{sgd, sgd_plain};
+use wgpu_optim::{Coefficients, CpuOptimizer, Terms};
+
+use crate::cases::values;
+use crate::random::{Run, runs};
+
+/// The oracle after the run, in steps that were not frozen.
+pub fn oracle_of(run: &Run, rounding: Rounding) -> Oracle {
+    let mut oracle = Oracle::new(&values(run.seed, run.numel), rounding);
+    for (step, planned) in run.steps.iter().enumerate() {
+        if !planned.frozen {
+            oracle.step(&run.config_at(step), &run.grads(step));
+        }
+    }
+    oracle
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn reference_follows_the_oracle_and_the_parallel_path_is_the_reference(run in runs(300)) {
+        let has = Terms::of(&run.config);
+        let mut params = values(run.seed, run.numel);
+        let mut velocity = vec![0.0; run.numel];
+        let mut parallel = params.clone();
+        let mut optimizer = CpuOptimizer::new(run.config, [("theta", run.numel)]).unwrap();
+        let mut applied = 0;
+        for (step, planned) in run.steps.iter().enumerate() {
+            let config = run.config_at(step);
+            let grads = run.grads(step);
+            optimizer.set_frozen("theta", planned.frozen).unwrap();
+            optimizer.set_lr(config.lr()).unwrap();
+            if has.velocity {
+                optimizer.set_momentum(config.momentum()).unwrap();
+            }
+            optimizer.step(&mut [&mut parallel], &[&grads]).unwrap();
+            if planned.frozen {
+                continue;
+            }
+            let k = Coefficients::new(&config, applied == 0).cast();
+            if has.velocity {
+                sgd(&k, has, &mut params, &mut velocity, &grads);
+            } else {
+                sgd_plain(&k, has, &mut params, &grads);
+            }
+            applied += 1;
+        }
+        let oracle = oracle_of(&run, Rounding::NEAREST);
+        prop_assert!(oracle.check_params(&params).is_ok(), "{:?}", oracle.check_params(&params));
+        prop_assert!(oracle.check_velocity(&velocity).is_ok());
+        prop_assert_eq!(optimizer.applied_steps("theta"), Some(applied));
+        prop_assert!(parallel.iter().zip(&params).all(|(x, y)| x.to_bits() == y.to_bits()));
+    }
+}

@@ -1,0 +1,109 @@
+use serde_json::Value;
+use wgpu_optim::schedule::{
+    OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
+};
+use wgpu_optim::{CpuOptimizer, MomentumForm, SgdConfig};
+
+use crate::cases::values;
+
+/// Compares a schedule with what PyTorch's scheduler sets.
+fn check(name: &str, schedule: impl Fn(u64) -> (f64, f64)) {
+    let golden: Value = serde_json::from_str(include_str!("../../golden/schedules.json")).unwrap();
+    let rows = golden[name].as_array().unwrap();
+    assert!(rows.len() >= 30);
+    for (step, row) in rows.iter().enumerate() {
+        let (lr, momentum) = schedule(step as u64);
+        // PyTorch multiplies its way along, one rounding a step.
+        let epsilon = rows.len() as f64 * 4.0 * f64::EPSILON;
+        approx::assert_relative_eq!(lr, row[0].as_f64().unwrap(), max_relative = epsilon);
+        approx::assert_relative_eq!(momentum, row[1].as_f64().unwrap(), max_relative = epsilon);
+    }
+}
+
+#[test]
+fn schedules_are_pytorchs() {
+    check("step_lr_7_0.3", |step| (step_decay(step, 7, 0.1, 0.3), 0.9));
+    check("exponential_lr_0.9", |step| {
+        (exponential(step, 0.1, 0.9), 0.9)
+    });
+    check("cosine_40_0.001", |step| {
+        (warmup_cosine(step, 0, 40, 0.1, 0.001), 0.9)
+    });
+    let cycle = OneCycle {
+        max_lr: 0.5,
+        ..OneCycle::default()
+    };
+    check("one_cycle_50", |step| one_cycle(step, 50, &cycle));
+}
+
+#[test]
+fn warm_up_is_linear_and_what_lies_past_the_end_stays() {
+    let lr = |step| warmup_cosine(step, 4, 10, 0.8, 0.1);
+    assert_eq!(
+        [lr(0), lr(1), lr(2), lr(3), lr(4)],
+        [0.2, 0.4, 0.6000000000000001, 0.8, 0.8]
+    );
+    approx::assert_relative_eq!(lr(7), 0.45, max_relative = 1e-14);
+    assert_eq!((lr(10), lr(1000)), (0.1, 0.1));
+    assert_eq!(warmup_cosine(0, 0, 0, 0.8, 0.1), 0.1);
+    assert_eq!(constant(7, 0.3), 0.3);
+    let cycle = OneCycle::default();
+    assert_eq!(one_cycle(49, 50, &cycle), one_cycle(1000, 50, &cycle));
+    assert_eq!(step_decay(3, 0, 1.0, 0.5), 0.125);
+}
+
+#[test]
+fn momentum_grows_as_in_sutskever_2013() {
+    let momentum = |step| sutskever_momentum(step, 0.99);
+    assert_eq!((momentum(0), momentum(249)), (0.5, 0.5));
+    assert_eq!((momentum(250), momentum(750)), (0.75, 0.875));
+    assert_eq!(momentum(1_000_000), 0.99);
+}
+
+/// Learning rate and momentum change at every step, and a run that is resumed half-way ends at the same bits.
+#[test]
+fn a_scheduled_run_resumes_in_every_form() {
+    for form in MomentumForm::ALL {
+        let config = SgdConfig::builder(0.1)
+            .momentum(0.85)
+            .form(form)
+            .build()
+            .unwrap();
+        let cycle = OneCycle {
+            max_lr: 0.05,
+            ..OneCycle::default()
+        };
+        let run = |optimizer: &mut CpuOptimizer, params: &mut [f32], until: u64| {
+            while optimizer.steps() < until {
+                let step = optimizer.steps();
+                let (lr, momentum) = one_cycle(step, 20, &cycle);
+                optimizer.set_lr(lr).unwrap();
+                optimizer.set_momentum(momentum).unwrap();
+                optimizer.step(&mut [params], &[&values(step, 33)]).unwrap();
+            }
+        };
+        let fresh = || CpuOptimizer::new(config, [("theta", 33)]).unwrap();
+        let (mut whole, mut params) = (fresh(), values(99, 33));
+        run(&mut whole, &mut params, 20);
+
+        let (mut first, mut resumed_params) = (fresh(), values(99, 33));
+        run(&mut first, &mut resumed_params, 9);
+        let mut second = fresh();
+        second.load_state(&first.state()).unwrap();
+        assert_eq!(second.steps(), 9);
+        run(&mut second, &mut resumed_params, 20);
+        assert_eq!(params, resumed_params, "{form}");
+        assert_eq!(whole.state(), second.state(), "{form}");
+    }
+}
+
+#[test]
+fn momentum_does_not_come_or_go() {
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("theta", 1)]).unwrap();
+    assert!(optimizer.set_momentum(0.0).is_err());
+    assert!(optimizer.set_momentum(1.5).is_err());
+    assert_eq!(optimizer.config().momentum(), 0.9);
+    let plain = SgdConfig::builder(0.1).build().unwrap();
+    assert!(plain.with_momentum(0.5).is_err());
+}

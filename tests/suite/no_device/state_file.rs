@@ -1,0 +1,223 @@
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateFileError};
+
+use crate::cases::{configs, values};
+
+#[test]
+fn every_config_survives_a_file_and_goes_on_bit_for_bit() {
+    for config in configs() {
+        let sizes = [("b", 5), ("a", 33), ("never", 2)];
+        let fresh = || CpuOptimizer::new(config, sizes).unwrap();
+        let mut params: Vec<_> = sizes.iter().map(|(_, n)| values(*n as u64, *n)).collect();
+        let step = |optimizer: &mut CpuOptimizer, params: &mut [Vec<f32>]| {
+            let grads: Vec<_> = sizes
+                .iter()
+                .map(|(_, n)| values(7 + *n as u64, *n))
+                .collect();
+            let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            optimizer.step(&mut slices, &grads).unwrap();
+        };
+        let mut optimizer = fresh();
+        optimizer.set_frozen("never", true).unwrap();
+        step(&mut optimizer, &mut params);
+        let file = optimizer.state().to_safetensors().unwrap();
+        let mut resumed_params = params.clone();
+        step(&mut optimizer, &mut params);
+
+        let state = OptimizerState::from_safetensors(&file).unwrap();
+        assert_eq!((state.config, state.steps), (config, 1));
+        let mut resumed = fresh();
+        resumed.set_frozen("never", true).unwrap();
+        resumed.load_state(&state).unwrap();
+        step(&mut resumed, &mut resumed_params);
+        assert_eq!(resumed_params, params);
+        assert_eq!(resumed.state(), optimizer.state());
+    }
+}
+
+fn state() -> OptimizerState {
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("a", 6)]).unwrap();
+    optimizer.step(&mut [&mut [1.0; 6]], &[&[0.5; 6]]).unwrap();
+    let mut state = optimizer.state();
+    state.tensors[0].shape = vec![2, 3];
+    state
+}
+
+#[test]
+fn shapes_are_kept() {
+    let file = state().to_safetensors().unwrap();
+    assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state());
+    let mut wrong = state();
+    wrong.tensors[0].shape = vec![7];
+    assert!(matches!(
+        wrong.to_safetensors(),
+        Err(StateFileError::Safetensors(_))
+    ));
+}
+
+#[test]
+fn files_that_are_no_states_are_refused_by_name() {
+    use safetensors::tensor::{Dtype, TensorView};
+    use std::collections::HashMap;
+
+    let refused = |change: &dyn Fn(&mut HashMap<String, String>)| {
+        let mut metadata: HashMap<String, String> = [
+            ("format_version", "1"),
+            ("form", "heavy-ball"),
+            (
+                "config",
+                r#"{"lr":0.1,"momentum":0.9,"dampening":0,"nesterov":false,"weight_decay":0,
+                    "decoupled_weight_decay":0,"maximize":false,"time_step":1}"#,
+            ),
+            ("steps", "1"),
+            ("applied_steps", r#"{"a":1}"#),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let bytes = [0; 4];
+        let read = |metadata: &HashMap<String, String>| {
+            let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
+            let file = safetensors::serialize([("a", view)], Some(metadata.clone())).unwrap();
+            OptimizerState::from_safetensors(&file)
+        };
+        read(&metadata).unwrap();
+        change(&mut metadata);
+        read(&metadata).unwrap_err().to_string()
+    };
+    for key in ["format_version", "form", "config", "steps", "applied_steps"] {
+        let message = refused(&|metadata| drop(metadata.remove(key)));
+        assert_eq!(
+            message,
+            format!("not a state file: its metadata has no {key}")
+        );
+    }
+    let set = |key: &'static str, value: &'static str| {
+        refused(&|metadata| drop(metadata.insert(key.to_owned(), value.to_owned())))
+    };
+    assert!(set("format_version", "2").contains("version is 2, expected 1"));
+    assert!(set("form", "nonsense").contains("unknown form \"nonsense\""));
+    assert!(set("config", "{}").contains("config does not read"));
+    assert!(set("steps", "-1").contains("steps does not read"));
+    assert!(set("applied_steps", "[1]").contains("applied_steps does not read"));
+    assert!(set("applied_steps", "{}").contains("tensor \"a\" has no applied step count"));
+    let text = OptimizerState::from_safetensors(b"this is text").unwrap_err();
+    assert!(matches!(text, StateFileError::Safetensors(_)));
+}
+
+#[derive(Deserialize)]
+struct PyTorchRun {
+    config: PyTorchConfig,
+    names: Vec<String>,
+    start: BTreeMap<String, Vec<f32>>,
+    steps: Vec<PyTorchStep>,
+}
+
+#[derive(Deserialize)]
+struct PyTorchConfig {
+    lr: f64,
+    momentum: f64,
+    dampening: f64,
+    weight_decay: f64,
+}
+
+#[derive(Deserialize)]
+struct PyTorchStep {
+    grads: BTreeMap<String, Vec<f32>>,
+    params: BTreeMap<String, Vec<f32>>,
+}
+
+/// A state that PyTorch wrote resumes here, on PyTorch's own trajectory; and goes back as it came.
+#[test]
+fn a_state_that_pytorch_wrote_goes_on_here() {
+    let file = include_bytes!("../../golden/pytorch_state.safetensors");
+    let golden: PyTorchRun =
+        serde_json::from_str(include_str!("../../golden/pytorch_state.json")).unwrap();
+    let config = SgdConfig::builder(golden.config.lr)
+        .momentum(golden.config.momentum)
+        .dampening(golden.config.dampening)
+        .weight_decay(golden.config.weight_decay)
+        .build()
+        .unwrap();
+    let names: Vec<_> = golden.names.iter().map(String::as_str).collect();
+    let state = OptimizerState::from_pytorch(file, config, &names).unwrap();
+    assert_eq!(state.tensors[0].shape, [3, 4]);
+    assert_eq!(
+        state.tensors[2].velocity, None,
+        "the late one had no gradient yet"
+    );
+
+    let sizes = names.iter().map(|name| (*name, golden.start[*name].len()));
+    let mut optimizer = CpuOptimizer::new(config, sizes).unwrap();
+    optimizer.load_state(&state).unwrap();
+    let mut params: Vec<_> = names
+        .iter()
+        .map(|name| golden.start[*name].clone())
+        .collect();
+    let mut oracles: Vec<_> = state
+        .tensors
+        .iter()
+        .zip(&params)
+        .map(|(tensor, params)| match &tensor.velocity {
+            Some(velocity) => Oracle::resume(params, velocity, 1, Rounding::NEAREST),
+            None => Oracle::new(params, Rounding::NEAREST),
+        })
+        .collect();
+    assert_eq!(golden.steps.len(), 4);
+    for step in &golden.steps {
+        let grads: Vec<_> = names
+            .iter()
+            .map(|name| step.grads[*name].as_slice())
+            .collect();
+        let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+        optimizer.step(&mut slices, &grads).unwrap();
+        for (index, name) in names.iter().enumerate() {
+            oracles[index].step(&config, grads[index]);
+            oracles[index].check_params(&params[index]).unwrap();
+            oracles[index].check_params(&step.params[*name]).unwrap();
+        }
+    }
+
+    let exported = state.to_pytorch().unwrap();
+    let (ours, theirs) = (
+        safetensors::SafeTensors::deserialize(&exported).unwrap(),
+        safetensors::SafeTensors::deserialize(file).unwrap(),
+    );
+    assert_eq!(ours.len(), 2);
+    for (name, view) in theirs.iter() {
+        assert_eq!(ours.tensor(name).unwrap(), view);
+    }
+}
+
+#[test]
+fn what_pytorch_could_not_have_written_is_refused() {
+    let file = include_bytes!("../../golden/pytorch_state.safetensors");
+    let config = |form| {
+        SgdConfig::builder(0.1)
+            .momentum(0.9)
+            .form(form)
+            .build()
+            .unwrap()
+    };
+    let heavy_ball = config(MomentumForm::HeavyBall);
+    let refused = OptimizerState::from_pytorch(file, heavy_ball, &["only one"]).unwrap_err();
+    assert!(matches!(
+        refused,
+        StateFileError::UnknownKey { parameters: 1, .. }
+    ));
+    let ours = state().to_safetensors().unwrap();
+    let refused = OptimizerState::from_pytorch(&ours, heavy_ball, &["a"]).unwrap_err();
+    assert!(matches!(refused, StateFileError::UnknownKey { key, .. } if key == "a"));
+    let inside = config(MomentumForm::LrInside);
+    let refused = OptimizerState::from_pytorch(file, inside, &["a", "b"]).unwrap_err();
+    assert!(refused.to_string().contains("lr-inside"));
+    let mut state = state();
+    state.config = inside;
+    assert!(matches!(
+        state.to_pytorch(),
+        Err(StateFileError::NotPyTorchsForm { .. })
+    ));
+}
