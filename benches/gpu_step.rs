@@ -30,14 +30,7 @@ fn gpu_step(criterion: &mut Criterion) {
             let data = vec![0.01; numel];
             let params = readback::storage_buffer(&device, &queue, "params", &data).unwrap();
             let grads = readback::storage_buffer(&device, &queue, "grads", &data).unwrap();
-            let tensor = TensorBinding {
-                name: "bench",
-                params: &params,
-                params_offset_bytes: 0,
-                grads: &grads,
-                grads_offset_bytes: 0,
-                numel: numel as u64,
-            };
+            let tensor = TensorBinding::new("bench", &params, &grads, numel as u64);
             let mut optimizer = GpuOptimizer::new(&kernels, config, &[tensor]).unwrap();
             group.bench_function(BenchmarkId::new(name, numel), |bencher| {
                 bencher.iter(|| {

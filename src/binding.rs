@@ -24,6 +24,45 @@ pub struct TensorBinding<'a> {
     pub grads_offset_bytes: u64,
     /// Number of elements; may be zero.
     pub numel: u64,
+    /// Elements after the tensor that belong to nobody, in both buffers; a step may write them. Tensors that follow
+    /// each other, padding included, are updated together. Zero where in doubt.
+    pub padding_elems: u64,
+}
+
+impl<'a> TensorBinding<'a> {
+    /// A tensor at the start of its two buffers, without padding.
+    #[must_use]
+    pub const fn new(
+        name: &'a str,
+        params: &'a wgpu::Buffer,
+        grads: &'a wgpu::Buffer,
+        numel: u64,
+    ) -> Self {
+        Self {
+            name,
+            params,
+            params_offset_bytes: 0,
+            grads,
+            grads_offset_bytes: 0,
+            numel,
+            padding_elems: 0,
+        }
+    }
+
+    /// The same tensor at other byte offsets, multiples of 4.
+    #[must_use]
+    pub const fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
+        self.params_offset_bytes = params_offset_bytes;
+        self.grads_offset_bytes = grads_offset_bytes;
+        self
+    }
+
+    /// Bytes from the first element to the end of the padding, if that fits into the address range.
+    fn extent_bytes(&self) -> Option<u64> {
+        self.numel
+            .checked_add(self.padding_elems)?
+            .checked_mul(ELEM_BYTES)
+    }
 }
 
 /// Checks each tensor alone, then all of them against each other.
@@ -54,15 +93,14 @@ fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
             });
         }
         let end = tensor
-            .numel
-            .checked_mul(ELEM_BYTES)
+            .extent_bytes()
             .and_then(|bytes| bytes.checked_add(offset_bytes));
         if end.is_none_or(|end| end > buffer.size()) {
             return Err(BuildError::OutOfBounds {
                 tensor: name(),
                 role,
                 offset_bytes,
-                numel: tensor.numel,
+                numel: tensor.numel.saturating_add(tensor.padding_elems),
                 buffer_bytes: buffer.size(),
             });
         }
@@ -92,7 +130,7 @@ fn check_overlap(tensors: &[TensorBinding<'_>]) -> Result<(), BuildError> {
             let slice = |buffer, start: u64, writes| Slice {
                 buffer,
                 start,
-                end: start + tensor.numel * ELEM_BYTES,
+                end: start + tensor.extent_bytes().unwrap_or(u64::MAX - start),
                 tensor: tensor.name,
                 writes,
             };

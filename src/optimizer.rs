@@ -7,7 +7,9 @@ use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, StateError, StepError};
 use crate::error_scope::checked;
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use crate::plan::{Access, DeviceLimits, ELEM_BYTES, Piece, Plan, TensorLayout, Window};
+use crate::plan::{
+    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, Window,
+};
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
@@ -30,14 +32,8 @@ use crate::state::{OptimizerState, Tensors, UnknownTensor};
 ///
 /// let kernels = Kernels::new(&device, &queue)?; // once per device
 /// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;
-/// let mut optimizer = GpuOptimizer::new(&kernels, config, &[TensorBinding {
-///     name: "weight",
-///     params: &params,
-///     params_offset_bytes: 0,
-///     grads: &grads,
-///     grads_offset_bytes: 0,
-///     numel: 3,
-/// }])?;
+/// let weight = TensorBinding::new("weight", &params, &grads, 3);
+/// let mut optimizer = GpuOptimizer::new(&kernels, config, &[weight])?;
 ///
 /// let mut encoder = device.create_command_encoder(&Default::default());
 /// optimizer.step(&mut encoder)?;
@@ -57,8 +53,12 @@ pub struct GpuOptimizer {
     velocity: Vec<wgpu::Buffer>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
-    /// One per access that the plan uses.
-    pipelines: Vec<(Access, wgpu::ComputePipeline)>,
+    /// One per access, in the order of [`Access::ALL`].
+    pipelines: Vec<wgpu::ComputePipeline>,
+    /// The dispatches of a step, and whether each makes its tensors' first; empty when `stale`.
+    dispatches: Vec<(Dispatch, bool)>,
+    /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
+    stale: bool,
     /// On the uniform path only.
     ring: Option<UniformRing>,
 }
@@ -79,32 +79,29 @@ impl GpuOptimizer {
 
         let device = kernels.device();
         let terms = Terms::of(&config);
+        let buffers = Buffers::of(tensors);
         let layouts: Vec<_> = tensors
             .iter()
-            .map(|tensor| TensorLayout {
-                numel: tensor.numel,
-                params_offset_bytes: tensor.params_offset_bytes,
-                grads_offset_bytes: tensor.grads_offset_bytes,
-            })
+            .map(|tensor| buffers.layout_of(tensor))
             .collect();
         let plan = Plan::new(&layouts, &DeviceLimits::from(&device.limits()))?;
 
-        let mut pipelines = Vec::new();
-        for access in Access::ALL {
-            if plan.dispatches.iter().any(|d| d.access == access) {
-                pipelines.push((access, kernels.pipeline(terms, access)?));
-            }
-        }
+        // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
+        let pipelines = Access::ALL
+            .into_iter()
+            .map(|access| kernels.pipeline(terms, access))
+            .collect::<Result<_, _>>()?;
         let velocity = if terms.velocity {
             allocate_velocity(device, &plan)?
         } else {
             Vec::new()
         };
         let (bind_groups, ring) = checked(device, || {
-            let bind_groups = bind_pieces(kernels, terms, tensors, &plan, &velocity);
+            let bind_groups = bind_pieces(kernels, terms, &buffers, &plan, &velocity);
             let ring = kernels
                 .scalars_layout()
-                .map(|layout| UniformRing::new(device, layout, plan.dispatches.len()));
+                // At most a vec4 and a scalar dispatch for every part.
+                .map(|layout| UniformRing::new(device, layout, 2 * plan.parts.len()));
             (bind_groups, ring)
         })
         .map_err(|error| BuildError::Device {
@@ -120,6 +117,8 @@ impl GpuOptimizer {
             velocity,
             bind_groups,
             pipelines,
+            dispatches: Vec::new(),
+            stale: true,
             ring,
         })
     }
@@ -160,6 +159,7 @@ impl GpuOptimizer {
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        self.stale = true;
         self.tensors.set_frozen(tensor, frozen)
     }
 
@@ -169,10 +169,16 @@ impl GpuOptimizer {
         self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
     }
 
-    /// The dispatches of a step in which no tensor is frozen.
+    /// How the tensors are cut into pieces.
     #[must_use]
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// How many dispatches the last recorded step took.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.dispatches.len()
     }
 
     /// Records one step into `encoder`: one compute pass (and, where the device has no immediates, one copy of
@@ -185,27 +191,16 @@ impl GpuOptimizer {
     /// [`StepError::Scalars`] on a device without immediates that is lost or out of memory; then nothing has
     /// been recorded. With immediates a step cannot fail.
     pub fn step(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
+        self.refresh_dispatches();
         let first = Coefficients::new(&self.config, true).cast();
         let later = Coefficients::new(&self.config, false).cast();
-        let tensors = self.tensors.as_slice();
-        let pieces = &self.plan.pieces;
-        let live = |dispatch: usize| {
-            let dispatch = &self.plan.dispatches[dispatch];
-            let tensor = &tensors[pieces[dispatch.piece].tensor];
-            let k = if tensor.applied_steps == 0 {
-                &first
-            } else {
-                &later
-            };
-            (!tensor.frozen).then(|| (dispatch, SgdUniforms::new(k, dispatch)))
+        let scalars = |(dispatch, is_first): &(Dispatch, bool)| {
+            SgdUniforms::new(if *is_first { &first } else { &later }, dispatch)
         };
-        let dispatches = 0..self.plan.dispatches.len();
 
         if let Some(ring) = &mut self.ring {
-            for index in dispatches.clone() {
-                if let Some((_, scalars)) = live(index) {
-                    ring.set(index, &scalars);
-                }
+            for (slot, dispatch) in self.dispatches.iter().enumerate() {
+                ring.set(slot, &scalars(dispatch));
             }
             ring.record(self.kernels.device(), encoder)?;
         }
@@ -215,28 +210,40 @@ impl GpuOptimizer {
             timestamp_writes: None,
         });
         let mut current = None;
-        for index in dispatches {
-            let Some((dispatch, scalars)) = live(index) else {
-                continue;
-            };
+        for (slot, entry) in self.dispatches.iter().enumerate() {
+            let (dispatch, _) = entry;
             if current != Some(dispatch.access) {
-                let pipeline = self.pipelines.iter().find(|(a, _)| *a == dispatch.access);
-                if let Some((access, pipeline)) = pipeline {
-                    pass.set_pipeline(pipeline);
-                    current = Some(*access);
-                }
+                pass.set_pipeline(&self.pipelines[dispatch.access as usize]);
+                current = Some(dispatch.access);
             }
             pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);
             match &self.ring {
-                Some(ring) => ring.bind(&mut pass, SCALARS_GROUP, index),
-                None => pass.set_immediates(0, bytemuck::bytes_of(&scalars)),
+                Some(ring) => ring.bind(&mut pass, SCALARS_GROUP, slot),
+                None => pass.set_immediates(0, bytemuck::bytes_of(&scalars(entry))),
             }
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }
         drop(pass);
+        // What was a first step is none at the next.
+        self.stale = self.dispatches.iter().any(|(_, is_first)| *is_first);
         self.tensors.count_step();
         Ok(())
+    }
+
+    /// Makes the list of dispatches anew if something has changed since the last step.
+    fn refresh_dispatches(&mut self) {
+        if !self.stale {
+            return;
+        }
+        // Only dampening tells a first step from a later one.
+        let dampened = self.config.dampening() != 0.0;
+        let tensors = self.tensors.as_slice();
+        self.dispatches = self.plan.dispatches(|tensor| {
+            let tensor = &tensors[tensor];
+            (!tensor.frozen).then_some(dampened && tensor.applied_steps == 0)
+        });
+        self.stale = false;
     }
 
     /// Copies what the optimizer remembers off the device, after everything submitted so far. Submits and
@@ -252,11 +259,11 @@ impl GpuOptimizer {
             velocity.push(readback::download(device, queue, buffer, 0, numel).await?);
         }
         let velocity_of = |tensor: usize| {
-            let pieces = self.plan.pieces_of(tensor).iter();
-            let values = pieces.flat_map(|piece| {
-                let start = (piece.velocity.start_bytes() / ELEM_BYTES) as usize;
-                let len = (piece.elems.end - piece.elems.start) as usize;
-                &velocity[piece.velocity_buffer][start..start + len]
+            let parts = self.plan.parts_of(tensor).iter();
+            let values = parts.flat_map(|part| {
+                let start = (self.plan.velocity_bytes_of(part) / ELEM_BYTES) as usize;
+                let buffer = self.plan.pieces[part.piece].velocity_buffer;
+                &velocity[buffer][start..start + part.numel() as usize]
             });
             values.copied().collect()
         };
@@ -273,8 +280,8 @@ impl GpuOptimizer {
         let matched = self.tensors.match_state(state, &self.config)?;
         if self.terms.velocity {
             for (tensor, entry) in matched.iter().enumerate() {
-                for piece in self.plan.pieces_of(tensor) {
-                    let elems = piece.elems.start as usize..piece.elems.end as usize;
+                for part in self.plan.parts_of(tensor) {
+                    let elems = part.elems.start as usize..part.elems.end as usize;
                     let zeros;
                     let values = match &entry.velocity {
                         Some(velocity) => &velocity[elems],
@@ -286,8 +293,8 @@ impl GpuOptimizer {
                     readback::upload(
                         self.kernels.device(),
                         self.kernels.queue(),
-                        &self.velocity[piece.velocity_buffer],
-                        piece.velocity.start_bytes(),
+                        &self.velocity[self.plan.pieces[part.piece].velocity_buffer],
+                        self.plan.velocity_bytes_of(part),
                         values,
                     )?;
                 }
@@ -295,6 +302,7 @@ impl GpuOptimizer {
         }
         self.tensors
             .restore_counts(state.steps, &matched, self.terms.velocity);
+        self.stale = true;
         Ok(())
     }
 }
@@ -304,7 +312,7 @@ impl fmt::Debug for GpuOptimizer {
         f.debug_struct("GpuOptimizer")
             .field("config", &self.config)
             .field("tensors", &self.tensors.as_slice().len())
-            .field("dispatches", &self.plan.dispatches.len())
+            .field("pieces", &self.plan.pieces.len())
             .finish_non_exhaustive()
     }
 }
@@ -333,10 +341,35 @@ fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buf
     })
 }
 
+/// The callers' buffers, each once, numbered for the planner.
+struct Buffers<'a>(Vec<&'a wgpu::Buffer>);
+
+impl<'a> Buffers<'a> {
+    fn of(tensors: &[TensorBinding<'a>]) -> Self {
+        let mut buffers: Vec<_> = tensors.iter().flat_map(|t| [t.params, t.grads]).collect();
+        buffers.sort_unstable();
+        buffers.dedup();
+        Self(buffers)
+    }
+
+    fn layout_of(&self, tensor: &TensorBinding<'_>) -> TensorLayout {
+        let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
+            buffer: self.0.partition_point(|other| *other < buffer),
+            offset_bytes,
+        };
+        TensorLayout {
+            numel: tensor.numel,
+            params: place(tensor.params, tensor.params_offset_bytes),
+            grads: place(tensor.grads, tensor.grads_offset_bytes),
+            padding_elems: tensor.padding_elems,
+        }
+    }
+}
+
 fn bind_pieces(
     kernels: &Kernels,
     terms: Terms,
-    tensors: &[TensorBinding<'_>],
+    buffers: &Buffers<'_>,
     plan: &Plan,
     velocity: &[wgpu::Buffer],
 ) -> Vec<wgpu::BindGroup> {
@@ -349,10 +382,9 @@ fn bind_pieces(
         }),
     };
     let bind_piece = |piece: &Piece| {
-        let tensor = &tensors[piece.tensor];
         let mut entries = vec![
-            bind(0, tensor.params, &piece.params),
-            bind(1, tensor.grads, &piece.grads),
+            bind(0, buffers.0[piece.params_buffer], &piece.params),
+            bind(1, buffers.0[piece.grads_buffer], &piece.grads),
         ];
         if terms.velocity {
             entries.push(bind(2, &velocity[piece.velocity_buffer], &piece.velocity));
@@ -360,7 +392,7 @@ fn bind_pieces(
         kernels
             .device()
             .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(tensor.name),
+                label: Some("wgpu_optim.tensors"),
                 layout: kernels.tensors_layout(terms),
                 entries: &entries,
             })

@@ -42,15 +42,38 @@ impl From<&wgpu::Limits> for DeviceLimits {
     }
 }
 
-/// Where one tensor lies in its two buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A position in one of several buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Which buffer, by any numbering of the caller's.
+    pub buffer: usize,
+    /// Byte offset in it, a multiple of 4.
+    pub offset_bytes: u64,
+}
+
+/// Where one tensor lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TensorLayout {
     /// Number of elements; zero is allowed and plans nothing.
     pub numel: u64,
-    /// Byte offset of the first parameter, a multiple of 4.
-    pub params_offset_bytes: u64,
-    /// Byte offset of the first gradient, a multiple of 4.
-    pub grads_offset_bytes: u64,
+    /// The first parameter.
+    pub params: Place,
+    /// The first gradient.
+    pub grads: Place,
+    /// Elements after the tensor that belong to nobody, in the parameter buffer and in the gradient buffer: a
+    /// dispatch may run over them.
+    pub padding_elems: u64,
+}
+
+impl TensorLayout {
+    /// Whether `next` starts where this one and its padding end, in both buffers.
+    fn is_followed_by(&self, next: &Self) -> bool {
+        let extent_bytes = (self.numel + self.padding_elems) * ELEM_BYTES;
+        let follows = |place: Place, next: Place| {
+            next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
+        };
+        follows(self.params, next.params) && follows(self.grads, next.grads)
+    }
 }
 
 /// A binding: a range of a buffer whose start is aligned as the device wants it.
@@ -82,21 +105,49 @@ impl Window {
     }
 }
 
-/// A run of elements of one tensor that one set of bindings reaches.
+/// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours that follow each other
+/// in both buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Index of the tensor in the order in which the tensors were given.
-    pub tensor: usize,
-    /// The elements of that tensor.
-    pub elems: Range<u64>,
-    /// Its window in the tensor's parameter buffer.
+    /// Number of elements, padding between tensors included.
+    pub numel: u32,
+    /// Buffer of the parameters.
+    pub params_buffer: usize,
+    /// Its window there.
     pub params: Window,
-    /// Its window in the tensor's gradient buffer.
+    /// Buffer of the gradients.
+    pub grads_buffer: usize,
+    /// Its window there.
     pub grads: Window,
     /// Which velocity buffer holds its velocity; an index into [`Plan::velocity_buffer_bytes`].
     pub velocity_buffer: usize,
     /// Its window there.
     pub velocity: Window,
+    /// The tensors in it, an index range of [`Plan::parts`].
+    pub parts: Range<usize>,
+}
+
+/// The elements of one tensor in one piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the tensor in the order in which the tensors were given.
+    pub tensor: usize,
+    /// The elements of that tensor.
+    pub elems: Range<u64>,
+    /// The piece; an index into [`Plan::pieces`].
+    pub piece: usize,
+    /// The first element's position in the piece.
+    pub start: u32,
+    /// Elements after the last one that belong to nobody and lie in the piece.
+    pub padding: u32,
+}
+
+impl Part {
+    /// Number of elements.
+    #[must_use]
+    pub fn numel(&self) -> u32 {
+        (self.elems.end - self.elems.start) as u32
+    }
 }
 
 /// How a dispatch reaches its elements.
@@ -154,191 +205,301 @@ impl Dispatch {
     }
 }
 
-/// What one step does on the device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Tensors in the order of memory, cut into pieces.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Runs of elements, in the order of the tensors; each element lies in exactly one.
+    /// What is bound together.
     pub pieces: Vec<Piece>,
-    /// Sorted by access, so that the pipeline changes at most twice in a step.
-    pub dispatches: Vec<Dispatch>,
+    /// Tensors in pieces, in the order of the pieces; each element of each tensor lies in exactly one.
+    pub parts: Vec<Part>,
     /// Size of each velocity buffer.
     pub velocity_buffer_bytes: Vec<u64>,
+    /// The parts of each tensor, an index range of `parts`.
+    tensor_parts: Vec<Range<usize>>,
+    max_workgroups_per_dimension: u32,
 }
 
-impl Plan {
-    /// Plans one step over `tensors`.
-    ///
-    /// A piece ends where a binding would exceed the device's limit or a dispatch its grid. Within a piece,
-    /// one dispatch updates four elements per invocation, and a second one, if needed, what is left at both
-    /// ends.
-    ///
-    /// # Errors
-    /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
-    /// limits are too small to make progress.
-    pub fn new(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
-        let mut plan = Self::default();
-        let max_piece_bytes = limits
-            .max_binding_bytes
-            .min(limits.max_buffer_bytes)
-            .min(MAX_BINDING_BYTES);
-        let alignment_bytes = limits.offset_alignment_bytes.max(VEC4_BYTES);
+/// What the limits leave for a piece.
+struct Room {
+    max_piece_bytes: u64,
+    max_buffer_bytes: u64,
+    alignment_bytes: u64,
+    max_grid_units: u64,
+}
+
+impl Room {
+    fn new(limits: &DeviceLimits) -> Result<Self, PlanError> {
+        let room = Self {
+            max_piece_bytes: limits
+                .max_binding_bytes
+                .min(limits.max_buffer_bytes)
+                .min(MAX_BINDING_BYTES),
+            max_buffer_bytes: limits.max_buffer_bytes,
+            alignment_bytes: limits.offset_alignment_bytes.max(VEC4_BYTES),
+            max_grid_units: u64::from(limits.max_workgroups_per_dimension)
+                .saturating_pow(2)
+                .saturating_mul(WORKGROUP_SIZE.into()),
+        };
         // One aligned step beyond the slack in front of it.
-        if max_piece_bytes < 2 * alignment_bytes {
+        if room.max_piece_bytes < 2 * room.alignment_bytes {
             return Err(PlanError::LimitTooLow {
                 limit: "max_storage_buffer_binding_size",
-                required: 2 * alignment_bytes,
-                actual: max_piece_bytes,
+                required: 2 * room.alignment_bytes,
+                actual: room.max_piece_bytes,
             });
         }
-        let max_grid_units = u64::from(limits.max_workgroups_per_dimension)
-            .saturating_pow(2)
-            .saturating_mul(WORKGROUP_SIZE.into());
-        if max_grid_units < alignment_bytes / ELEM_BYTES {
+        if room.max_grid_units < room.alignment_bytes / ELEM_BYTES {
             return Err(PlanError::LimitTooLow {
                 limit: "max_compute_workgroups_per_dimension",
                 required: 1,
                 actual: limits.max_workgroups_per_dimension.into(),
             });
         }
+        Ok(room)
+    }
 
+    /// How many of `numel` elements fit into one piece that starts at these offsets.
+    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64) -> u64 {
+        let slacks = [params_bytes, grads_bytes].map(|bytes| bytes % self.alignment_bytes);
+        let max_binding_elems = (self.max_piece_bytes - slacks[0].max(slacks[1])) / ELEM_BYTES;
+        let max_dispatch_elems = if slacks[0] % VEC4_BYTES == slacks[1] % VEC4_BYTES {
+            self.max_grid_units.saturating_mul(VEC4_ELEMS)
+        } else {
+            self.max_grid_units
+        };
+        let max_elems = max_binding_elems.min(max_dispatch_elems);
+        if numel <= max_elems {
+            numel
+        } else {
+            // Whole alignment steps keep the slack the same in every piece.
+            max_elems - max_elems % (self.alignment_bytes / ELEM_BYTES)
+        }
+    }
+}
+
+impl Plan {
+    /// Cuts tensors into pieces.
+    ///
+    /// Tensors are taken in the order of their parameters in memory, whatever the order in which they were given.
+    /// Neighbours that follow each other in the parameter buffer and in the gradient buffer share a piece; a
+    /// piece ends where a binding would exceed the device's limit or a dispatch its grid.
+    ///
+    /// # Errors
+    /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
+    /// limits are too small to make progress.
+    pub fn new(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
+        let room = Room::new(limits)?;
         for (tensor, layout) in tensors.iter().enumerate() {
             check_layout(tensor, layout)?;
-            let params_slack = layout.params_offset_bytes % alignment_bytes;
-            let grads_slack = layout.grads_offset_bytes % alignment_bytes;
-            let in_phase = params_slack % VEC4_BYTES == grads_slack % VEC4_BYTES;
-            let max_binding_elems = (max_piece_bytes - params_slack.max(grads_slack)) / ELEM_BYTES;
-            let max_dispatch_elems = if in_phase {
-                max_grid_units.saturating_mul(VEC4_ELEMS)
-            } else {
-                max_grid_units
-            };
-            let max_elems = max_binding_elems.min(max_dispatch_elems);
-            // Whole alignment steps keep the slack the same in every piece.
-            let split_elems = max_elems - max_elems % (alignment_bytes / ELEM_BYTES);
-
-            let mut start = 0;
-            while start < layout.numel {
-                let rest = layout.numel - start;
-                let numel = if rest <= max_elems { rest } else { split_elems };
-                let params_start = layout.params_offset_bytes + start * ELEM_BYTES;
-                let grads_start = layout.grads_offset_bytes + start * ELEM_BYTES;
-                let (velocity_buffer, velocity_start) = plan.place_velocity(
-                    params_slack,
-                    numel * ELEM_BYTES,
-                    alignment_bytes,
-                    limits.max_buffer_bytes,
-                );
-                plan.pieces.push(Piece {
-                    tensor,
-                    elems: start..start + numel,
-                    params: Window::over(params_start, numel, alignment_bytes),
-                    grads: Window::over(grads_start, numel, alignment_bytes),
-                    velocity_buffer,
-                    velocity: Window::over(velocity_start, numel, alignment_bytes),
-                });
-                plan.cover_last_piece(in_phase, limits.max_workgroups_per_dimension);
-                start += numel;
-            }
         }
-        plan.dispatches.sort_by_key(|dispatch| dispatch.access);
+        let mut order: Vec<usize> = (0..tensors.len())
+            .filter(|tensor| tensors[*tensor].numel > 0)
+            .collect();
+        order.sort_by_key(|tensor| (tensors[*tensor].params, *tensor));
+
+        let mut plan = Self {
+            pieces: Vec::new(),
+            parts: Vec::with_capacity(order.len()),
+            velocity_buffer_bytes: Vec::new(),
+            tensor_parts: vec![0..0; tensors.len()],
+            max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
+        };
+        for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
+            plan.add_run(tensors, run, &room);
+        }
         Ok(plan)
     }
 
-    /// The pieces of one tensor, in order.
+    /// The parts of one tensor, in order.
     #[must_use]
-    pub fn pieces_of(&self, tensor: usize) -> &[Piece] {
-        let start = self.pieces.partition_point(|piece| piece.tensor < tensor);
-        let end = self.pieces.partition_point(|piece| piece.tensor <= tensor);
-        &self.pieces[start..end]
+    pub fn parts_of(&self, tensor: usize) -> &[Part] {
+        &self.parts[self.tensor_parts[tensor].clone()]
+    }
+
+    /// Byte offset of a part's first velocity in its velocity buffer.
+    #[must_use]
+    pub fn velocity_bytes_of(&self, part: &Part) -> u64 {
+        let window = &self.pieces[part.piece].velocity;
+        window.start_bytes() + u64::from(part.start) * ELEM_BYTES
+    }
+
+    /// The dispatches of one step, sorted by access, so that the pipeline changes at most twice.
+    ///
+    /// `class_of` says of each tensor what sets it apart from its neighbours: neighbours of one class share a
+    /// dispatch, and `None` leaves a tensor out.
+    pub fn dispatches<C: Copy + PartialEq>(
+        &self,
+        class_of: impl Fn(usize) -> Option<C>,
+    ) -> Vec<(Dispatch, C)> {
+        let mut dispatches = Vec::new();
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let parts = self.parts[piece.parts.clone()].iter();
+            let mut classed = parts.map(|part| (part, class_of(part.tensor))).peekable();
+            while let Some((part, class)) = classed.next() {
+                let mut last = part;
+                while let Some((next, _)) = classed.next_if(|(_, next)| *next == class) {
+                    last = next;
+                }
+                if let Some(class) = class {
+                    let end = last.start + last.numel() + last.padding;
+                    let covering = self.cover(index, part.start..end).into_iter().flatten();
+                    dispatches.extend(covering.map(|dispatch| (dispatch, class)));
+                }
+            }
+        }
+        dispatches.sort_by_key(|(dispatch, _)| dispatch.access);
+        dispatches
+    }
+
+    /// Cuts neighbouring tensors, which follow each other, into pieces.
+    fn add_run(&mut self, tensors: &[TensorLayout], run: &[usize], room: &Room) {
+        let first = &tensors[run[0]];
+        let run_numel: u64 = run
+            .iter()
+            .map(|t| tensors[*t].numel + tensors[*t].padding_elems)
+            .sum();
+        let mut start = 0;
+        // The tensor being cut, and how much of it lies in earlier pieces.
+        let (mut member, mut done) = (0, 0);
+        while start < run_numel && member < run.len() {
+            let params_start = first.params.offset_bytes + start * ELEM_BYTES;
+            let grads_start = first.grads.offset_bytes + start * ELEM_BYTES;
+            let numel = room.fitting(run_numel - start, params_start, grads_start);
+            let parts_start = self.parts.len();
+            // Tensors, or what is left of the first, until the piece is full.
+            let mut position = 0;
+            while member < run.len() && position < numel {
+                let layout = &tensors[run[member]];
+                let here = (layout.numel.saturating_sub(done)).min(numel - position);
+                let extent = (layout.numel + layout.padding_elems - done).min(numel - position);
+                if here > 0 {
+                    let part = self.parts.len();
+                    let parts = &mut self.tensor_parts[run[member]];
+                    *parts = if done == 0 {
+                        part..part + 1
+                    } else {
+                        parts.start..part + 1
+                    };
+                    self.parts.push(Part {
+                        tensor: run[member],
+                        elems: done..done + here,
+                        piece: self.pieces.len(),
+                        start: position as u32,
+                        padding: (extent - here) as u32,
+                    });
+                }
+                position += extent;
+                done += extent;
+                if done == layout.numel + layout.padding_elems {
+                    (member, done) = (member + 1, 0);
+                }
+            }
+            start += numel;
+            // Nothing but padding needs no bindings.
+            if parts_start == self.parts.len() {
+                continue;
+            }
+            let slack_bytes = params_start % room.alignment_bytes;
+            let velocity = self.place_velocity(slack_bytes, numel * ELEM_BYTES, room);
+            let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
+            self.pieces.push(Piece {
+                numel: numel as u32,
+                params_buffer: first.params.buffer,
+                params: window(params_start),
+                grads_buffer: first.grads.buffer,
+                grads: window(grads_start),
+                velocity_buffer: velocity.buffer,
+                velocity: window(velocity.offset_bytes),
+                parts: parts_start..self.parts.len(),
+            });
+        }
     }
 
     /// Reserves room for a piece's velocity: aligned, but `slack_bytes` past that, so that it lies in its
-    /// window where the parameters lie in theirs. Returns the buffer and the byte offset of the first element.
-    fn place_velocity(
-        &mut self,
-        slack_bytes: u64,
-        size_bytes: u64,
-        alignment_bytes: u64,
-        max_buffer_bytes: u64,
-    ) -> (usize, u64) {
-        if let Some(used) = self.velocity_buffer_bytes.last_mut() {
-            let start = used.next_multiple_of(alignment_bytes) + slack_bytes;
-            if start + size_bytes <= max_buffer_bytes {
-                *used = start + size_bytes;
-                return (self.velocity_buffer_bytes.len() - 1, start);
+    /// window where the parameters lie in theirs.
+    fn place_velocity(&mut self, slack_bytes: u64, size_bytes: u64, room: &Room) -> Place {
+        let buffers = &mut self.velocity_buffer_bytes;
+        if let Some(used) = buffers.last_mut() {
+            let offset_bytes = used.next_multiple_of(room.alignment_bytes) + slack_bytes;
+            if offset_bytes + size_bytes <= room.max_buffer_bytes {
+                *used = offset_bytes + size_bytes;
+                return Place {
+                    buffer: buffers.len() - 1,
+                    offset_bytes,
+                };
             }
         }
-        self.velocity_buffer_bytes.push(slack_bytes + size_bytes);
-        (self.velocity_buffer_bytes.len() - 1, slack_bytes)
+        buffers.push(slack_bytes + size_bytes);
+        Place {
+            buffer: buffers.len() - 1,
+            offset_bytes: slack_bytes,
+        }
     }
 
-    /// Adds the dispatches of the piece pushed last.
-    fn cover_last_piece(&mut self, in_phase: bool, max_workgroups: u32) {
-        let Some(piece) = self.pieces.last() else {
-            return;
-        };
-        let numel = (piece.elems.end - piece.elems.start) as u32;
-        let head = (VEC4_ELEMS as u32 - piece.params.first_elem % 4) % 4;
-        let vec4_count = if in_phase {
+    /// The vec4 dispatch and the scalar dispatch that together cover elements of a piece.
+    fn cover(&self, piece: usize, elems: Range<u32>) -> [Option<Dispatch>; 2] {
+        let windows = &self.pieces[piece];
+        let numel = elems.end - elems.start;
+        let first = windows.params.first_elem + elems.start;
+        let grads_shift = windows
+            .grads
+            .first_elem
+            .wrapping_sub(windows.params.first_elem);
+        let head = (VEC4_ELEMS as u32 - first % 4) % 4;
+        let vec4_count = if grads_shift.is_multiple_of(4) {
             numel.saturating_sub(head) / 4
         } else {
             0
         };
-        let first = piece.params.first_elem;
-        let grads_shift = piece.grads.first_elem.wrapping_sub(first);
-        let piece = self.pieces.len() - 1;
-
-        if vec4_count > 0 {
-            self.dispatches.push(Dispatch {
-                piece,
-                access: if first + head == 0 && grads_shift == 0 {
-                    Access::Vec4
-                } else {
-                    Access::Vec4Offset
-                },
-                first: (first + head) / 4,
-                grads_shift: (grads_shift as i32 / 4) as u32,
-                count: vec4_count,
-                head: 0,
-                gap: 0,
-                workgroups: grid(vec4_count, max_workgroups),
-            });
-        }
         let rest = numel - 4 * vec4_count;
-        if rest > 0 {
-            self.dispatches.push(Dispatch {
-                piece,
-                access: Access::Scalar,
-                first,
-                grads_shift,
-                count: rest,
-                head: if vec4_count > 0 { head } else { rest },
-                gap: 4 * vec4_count,
-                workgroups: grid(rest, max_workgroups),
-            });
-        }
+        let vec4 = Dispatch {
+            piece,
+            access: if first + head == 0 && grads_shift == 0 {
+                Access::Vec4
+            } else {
+                Access::Vec4Offset
+            },
+            first: (first + head) / 4,
+            grads_shift: (grads_shift as i32 / 4) as u32,
+            count: vec4_count,
+            head: 0,
+            gap: 0,
+            workgroups: grid(vec4_count, self.max_workgroups_per_dimension),
+        };
+        let scalar = Dispatch {
+            piece,
+            access: Access::Scalar,
+            first,
+            grads_shift,
+            count: rest,
+            head: if vec4_count > 0 { head } else { rest },
+            gap: 4 * vec4_count,
+            workgroups: grid(rest, self.max_workgroups_per_dimension),
+        };
+        [vec4, scalar].map(|dispatch| (dispatch.count > 0).then_some(dispatch))
     }
 }
 
 /// Workgroups in x and y for `units` invocations: one row if it fits, else rows of nearly equal length.
 fn grid(units: u32, max_per_dimension: u32) -> [u32; 2] {
     let total = units.div_ceil(WORKGROUP_SIZE);
-    let rows = total.div_ceil(max_per_dimension);
+    let rows = total.div_ceil(max_per_dimension).max(1);
     [total.div_ceil(rows), rows]
 }
 
 fn check_layout(tensor: usize, layout: &TensorLayout) -> Result<(), PlanError> {
-    for offset_bytes in [layout.params_offset_bytes, layout.grads_offset_bytes] {
-        if !offset_bytes.is_multiple_of(ELEM_BYTES) {
+    for place in [layout.params, layout.grads] {
+        if !place.offset_bytes.is_multiple_of(ELEM_BYTES) {
             return Err(PlanError::Misaligned {
                 tensor,
-                offset_bytes,
+                offset_bytes: place.offset_bytes,
             });
         }
         let end = layout
             .numel
-            .checked_mul(ELEM_BYTES)
-            .and_then(|bytes| bytes.checked_add(offset_bytes));
+            .checked_add(layout.padding_elems)
+            .and_then(|numel| numel.checked_mul(ELEM_BYTES))
+            .and_then(|bytes| bytes.checked_add(place.offset_bytes));
         if end.is_none() {
             return Err(PlanError::TooLarge {
                 tensor,

@@ -21,8 +21,7 @@ impl CopyKernel {
         let buffers = [upload()?, upload()?, upload()?];
         let layout = TensorLayout {
             numel: data.len() as u64,
-            params_offset_bytes: 0,
-            grads_offset_bytes: 0,
+            ..TensorLayout::default()
         };
         let plan = Plan::new(&[layout], &DeviceLimits::from(&device.limits()))?;
 
@@ -43,10 +42,10 @@ impl CopyKernel {
             })
         };
         let dispatches = plan
-            .dispatches
-            .iter()
-            .filter(|dispatch| dispatch.access == Access::Vec4)
-            .map(|dispatch| {
+            .dispatches(|_| Some(()))
+            .into_iter()
+            .filter(|(dispatch, ())| dispatch.access == Access::Vec4)
+            .map(|(dispatch, ())| {
                 let piece = &plan.pieces[dispatch.piece];
                 let entry = |binding: u32, buffer| wgpu::BindGroupEntry {
                     binding,

@@ -132,14 +132,7 @@ impl<'a> OnGpu<'a> {
                 .map_err(Failure::failed)
         };
         let (params, grads) = (upload(&problem.start)?, upload(&problem.grads)?);
-        let tensor = TensorBinding {
-            name: "bench",
-            params: &params,
-            params_offset_bytes: 0,
-            grads: &grads,
-            grads_offset_bytes: 0,
-            numel: problem.start.len() as u64,
-        };
+        let tensor = TensorBinding::new("bench", &params, &grads, problem.start.len() as u64);
         let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
         let optimizer =
             GpuOptimizer::new(&kernels, problem.config, &[tensor]).map_err(Failure::failed)?;

@@ -381,13 +381,8 @@ fn step_on_gpu(
         .updated
         .iter()
         .zip(&buffers)
-        .map(|(tensor, (params, grads))| TensorBinding {
-            name: &tensor.name,
-            params,
-            params_offset_bytes: 0,
-            grads,
-            grads_offset_bytes: 0,
-            numel: tensor.values.len() as u64,
+        .map(|(tensor, (params, grads))| {
+            TensorBinding::new(&tensor.name, params, grads, tensor.values.len() as u64)
         })
         .collect();
     let mut optimizer = GpuOptimizer::new(&kernels, config, &bindings).map_err(Failure::failed)?;
@@ -418,7 +413,7 @@ fn step_on_gpu(
     open.finish()?;
     Ok(Done {
         state,
-        dispatches: optimizer.plan().dispatches.len(),
+        dispatches: optimizer.dispatches(),
         update,
         total: started.elapsed(),
     })

@@ -129,14 +129,7 @@ pub fn whole<'a>(
     params: &'a wgpu::Buffer,
     grads: &'a wgpu::Buffer,
 ) -> TensorBinding<'a> {
-    TensorBinding {
-        name,
-        params,
-        params_offset_bytes: 0,
-        grads,
-        grads_offset_bytes: 0,
-        numel: params.size() / 4,
-    }
+    TensorBinding::new(name, params, grads, params.size() / 4)
 }
 
 #[test]

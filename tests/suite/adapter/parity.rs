@@ -49,13 +49,10 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
     let tensors: Vec<_> = places
         .iter()
         .zip(&names)
-        .map(|(place, name)| TensorBinding {
-            name,
-            params: &params,
-            params_offset_bytes: 4 * place.params as u64,
-            grads: &grads,
-            grads_offset_bytes: 4 * place.grads as u64,
-            numel: place.numel as u64,
+        .map(|(place, name)| {
+            let [params_bytes, grads_bytes] = [place.params, place.grads].map(|at| 4 * at as u64);
+            TensorBinding::new(name, &params, &grads, place.numel as u64)
+                .at(params_bytes, grads_bytes)
         })
         .collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();

@@ -35,14 +35,7 @@ fn tensor<'a>(
     (grads, grads_offset_bytes): (&'a wgpu::Buffer, u64),
     numel: u64,
 ) -> TensorBinding<'a> {
-    TensorBinding {
-        name,
-        params,
-        params_offset_bytes,
-        grads,
-        grads_offset_bytes,
-        numel,
-    }
+    TensorBinding::new(name, params, grads, numel).at(params_offset_bytes, grads_offset_bytes)
 }
 
 fn build(kernels: &Kernels, tensors: &[TensorBinding<'_>]) -> Result<GpuOptimizer, BuildError> {
