@@ -212,6 +212,57 @@ pub enum BuildError {
     },
 }
 
+/// An arena that could not be made, or a tensor that it does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaError {
+    /// Two tensors of one name.
+    #[error("tensor {tensor:?} was given twice")]
+    DuplicateName {
+        /// The name.
+        tensor: String,
+    },
+    /// A tensor larger than a buffer of this device may be.
+    #[error(
+        "tensor {tensor:?}: {bytes} bytes with padding, and a buffer holds {max_buffer_bytes} at most"
+    )]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// Its size with padding, or the largest number where that does not fit.
+        bytes: u64,
+        /// The device's limit.
+        max_buffer_bytes: u64,
+    },
+    /// The device could not allocate the buffers.
+    #[error("the device could not allocate {bytes} bytes: {message}")]
+    Allocation {
+        /// What was asked for.
+        bytes: u64,
+        /// What wgpu reported.
+        message: String,
+    },
+    /// No tensor of this name.
+    #[error("the arena has no tensor {tensor:?}")]
+    UnknownTensor {
+        /// The name.
+        tensor: String,
+    },
+    /// Values of another length.
+    #[error("tensor {tensor:?}: expected {expected} elements, got {actual}")]
+    Length {
+        /// The tensor.
+        tensor: String,
+        /// Elements of the tensor.
+        expected: u64,
+        /// Elements given.
+        actual: u64,
+    },
+    /// The data could not be moved.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
 /// A step that was not recorded or not applied. Parameters, velocity and step counts are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -13,6 +13,7 @@
 //!
 //! - [`SgdConfig`] says which update; it compiles to [`Coefficients`], the six numbers above.
 //! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
+//! - [`Arena`] lays many tensors out so that one dispatch updates them all.
 //! - [`CpuOptimizer`] applies it to slices on all cores.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
 //!   for programs that have none.
@@ -54,6 +55,7 @@
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
 //! - `safetensors`: [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
 
+mod arena;
 mod binding;
 mod coefficients;
 mod convert;
@@ -76,6 +78,7 @@ mod state;
 #[cfg(feature = "safetensors")]
 mod state_file;
 
+pub use arena::{Arena, ArenaTensor};
 pub use binding::TensorBinding;
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
@@ -83,8 +86,8 @@ pub use cpu::CpuOptimizer;
 #[cfg(feature = "safetensors")]
 pub use error::StateFileError;
 pub use error::{
-    BuildError, ConfigError, ConversionError, GpuError, KernelError, PlanError, StateError,
-    StepError, TransferError,
+    ArenaError, BuildError, ConfigError, ConversionError, GpuError, KernelError, PlanError,
+    StateError, StepError, TransferError,
 };
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 pub use kernel::Kernels;

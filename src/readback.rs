@@ -1,6 +1,12 @@
 //! Upload and asynchronous download of `f32` data. Never used by a step.
 
 use std::future::Future;
+#[cfg(not(target_arch = "wasm32"))]
+use std::{
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+    task::Wake,
+};
 
 use futures_intrusive::channel::shared::oneshot_channel;
 
@@ -135,28 +141,46 @@ pub fn download_blocking(
 /// Runs a transfer to its end, polling `device` whenever it waits. Blocks the thread; native programs only.
 ///
 /// # Errors
-/// Those of the transfer, or [`TransferError::Device`] if the device has nothing left to do and the transfer
-/// still waits.
+/// Those of the transfer, or [`TransferError::Device`] if the device has had nothing to do for a second and the
+/// transfer still waits.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn block_on<T, E: From<TransferError>>(
     device: &wgpu::Device,
     transfer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
+    use std::task::{Context, Poll, Waker};
+    use std::time::{Duration, Instant};
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    /// Says whether a callback has moved the transfer on.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
     let mut transfer = std::pin::pin!(transfer);
-    let mut idle_polls = 0;
+    let mut idle_since = None;
     pollster::block_on(std::future::poll_fn(|context| {
-        let polled = transfer.as_mut().poll(context);
+        let polled = transfer.as_mut().poll(&mut Context::from_waker(&waker));
         if polled.is_pending() {
             let status = device.poll(wgpu::PollType::wait_indefinitely());
-            // After an idle poll every callback has run: what waits still will wait for ever.
-            if idle_polls > 1 {
-                return std::task::Poll::Ready(Err(TransferError::Device {
+            if woken.0.swap(false, Ordering::Acquire) {
+                idle_since = None;
+            } else if idle_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                return Poll::Ready(Err(TransferError::Device {
                     message: format!("the transfer does not end: {status:?}"),
                 }
                 .into()));
+            } else {
+                // Another thread may have polled, and be about to run the callback.
+                std::thread::yield_now();
             }
-            let idle = status.map_or(true, |status| status.is_queue_empty());
-            idle_polls = if idle { idle_polls + 1 } else { 0 };
             context.waker().wake_by_ref();
         }
         polled

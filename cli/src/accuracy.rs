@@ -68,7 +68,7 @@ pub fn run(common: &CommonArgs) -> Result<(), Failure> {
     };
     let mut rows = Vec::new();
     for (form, config) in forms().map_err(Failure::failed)? {
-        let problem = Problem::new(config, NUMEL);
+        let problem = Problem::new(config, vec![NUMEL]);
         let check = |stepper: &mut dyn Stepper, rounding| {
             problem.check(stepper, rounding).map(|agreement| Accuracy {
                 worst_ulp: agreement.worst_ulp,

@@ -155,6 +155,15 @@ pub struct BenchArgs {
     /// Sizes to measure, in elements; K, M and G are powers of 1024
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1M", "16M"], value_parser = parse_numel)]
     pub numel: Vec<usize>,
+    /// Measure this many tensors of --numel-each elements instead
+    #[arg(long, value_name = "N", requires = "numel_each", conflicts_with = "numel", value_parser = parse_numel)]
+    pub tensors: Option<usize>,
+    /// Elements of each of the --tensors
+    #[arg(long, value_name = "N", requires = "tensors", value_parser = parse_numel)]
+    pub numel_each: Option<usize>,
+    /// Measure the F32 tensors of a safetensors file instead (their sizes; the values are made up)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["numel", "tensors"])]
+    pub model: Option<PathBuf>,
     /// Timed steps of each size
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
@@ -164,6 +173,9 @@ impl Default for BenchArgs {
     fn default() -> Self {
         Self {
             numel: vec![1 << 20, 16 << 20],
+            tensors: None,
+            numel_each: None,
+            model: None,
             steps: 30,
         }
     }

@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
+use anyhow::anyhow;
 use comfy_table::{CellAlignment, Table};
+use safetensors::Dtype;
 use serde::Serialize;
 use statrs::statistics::{Data, Max, Min, OrderStatistics};
 use wgpu_optim::oracle::Rounding;
@@ -14,6 +16,7 @@ use wgpu_optim::{SgdConfig, Terms};
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
 use crate::copy_kernel::CopyKernel;
+use crate::files::MappedFile;
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, submit_and_wait};
 use crate::progress::Progress;
 use crate::{Failure, print};
@@ -59,10 +62,12 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
         Backend::Cpu => None,
     };
     let rounds = u64::from(args.steps + WARM_UP);
-    let mut progress = Progress::new(args.numel.iter().map(|n| *n as u64 * (rounds + 1)).sum());
+    let cases = cases(args)?;
+    let numel: usize = cases.iter().flatten().sum();
+    let mut progress = Progress::new(numel as u64 * (rounds + 1));
     let mut rows = Vec::new();
-    for numel in &args.numel {
-        rows.extend(measure(gpu, *numel, args.steps, &mut progress)?);
+    for sizes in cases {
+        rows.extend(measure(gpu, sizes, args.steps, &mut progress)?);
     }
     drop(progress);
     let report = Report {
@@ -79,6 +84,31 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     } else {
         print(&report.to_text())
     }
+}
+
+/// Elements of each tensor, for every case to measure: one tensor for each `--numel`, many of one size, or those
+/// of a model.
+fn cases(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
+    if let Some(path) = &args.model {
+        let file = MappedFile::open(path)?;
+        let (tensors, _) = file.parse()?;
+        let mut tensors = tensors.tensors();
+        tensors.sort_by(|(x, _), (y, _)| x.cmp(y));
+        let f32s = tensors
+            .iter()
+            .filter(|(_, view)| view.dtype() == Dtype::F32);
+        let sizes: Vec<usize> = f32s
+            .map(|(_, view)| view.shape().iter().product())
+            .collect();
+        if sizes.iter().sum::<usize>() == 0 {
+            return Err(anyhow!("{} has no F32 tensors to step", path.display()).into());
+        }
+        return Ok(vec![sizes]);
+    }
+    Ok(match (args.tensors, args.numel_each) {
+        (Some(tensors), Some(numel)) => vec![vec![numel; tensors]],
+        _ => args.numel.iter().map(|numel| vec![*numel]).collect(),
+    })
 }
 
 /// A stepper in the table.
@@ -112,7 +142,7 @@ impl<'a> Path<'a> {
 
 fn measure(
     gpu: Option<&OpenGpu>,
-    numel: usize,
+    sizes: Vec<usize>,
     steps: u32,
     progress: &mut Progress,
 ) -> Result<Vec<Row>, Failure> {
@@ -120,7 +150,8 @@ fn measure(
         .momentum(0.9)
         .build()
         .map_err(Failure::failed)?;
-    let problem = Problem::new(config, numel);
+    let problem = Problem::new(config, sizes);
+    let numel = problem.numel();
     let mut paths = Vec::new();
     let mut copy = None;
     if let Some(open) = gpu {
@@ -193,7 +224,7 @@ fn measure(
         Row {
             backend: path.backend,
             adapter: path.adapter.clone(),
-            tensors: 1,
+            tensors: problem.tensors(),
             numel,
             ms_median,
             ms_min: Data::new(path.millis.clone()).min(),
@@ -227,6 +258,7 @@ impl Report {
         table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
         table.set_header([
             "device",
+            "tensors",
             "numel",
             "ms median",
             "min",
@@ -241,6 +273,7 @@ impl Report {
         for row in &self.rows {
             table.add_row([
                 row.adapter.clone(),
+                row.tensors.to_string(),
                 row.numel.to_string(),
                 format!("{:.3}", row.ms_median),
                 format!("{:.3}", row.ms_min),

@@ -4,8 +4,8 @@ use anyhow::anyhow;
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::{
-    Coefficients, CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, TensorBinding,
-    Terms, readback, reference, wgpu,
+    Arena, Coefficients, CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, Terms,
+    readback, reference, wgpu,
 };
 
 use crate::Failure;
@@ -14,15 +14,18 @@ use crate::backend::OpenGpu;
 /// Learning rates of the steps that are checked.
 const CHECKED_LRS: [f64; 3] = [0.1, 0.03, 0.2];
 
-/// A configuration, and values to step through with it.
+/// A configuration, and tensors to step through with it, one after the other.
 pub struct Problem {
     config: SgdConfig,
+    /// Elements of each tensor.
+    sizes: Vec<usize>,
     start: Vec<f32>,
     grads: Vec<f32>,
 }
 
 impl Problem {
-    pub fn new(config: SgdConfig, numel: usize) -> Self {
+    pub fn new(config: SgdConfig, sizes: Vec<usize>) -> Self {
+        let numel = sizes.iter().sum();
         let mut rng = fastrand::Rng::with_seed(numel as u64);
         let mut values = |largest: f32| {
             let value = |_| {
@@ -35,6 +38,7 @@ impl Problem {
         // nothing of the arithmetic.
         Self {
             config,
+            sizes,
             start: values(1.0),
             grads: values(0.125),
         }
@@ -46,6 +50,31 @@ impl Problem {
 
     pub fn grads(&self) -> &[f32] {
         &self.grads
+    }
+
+    pub fn numel(&self) -> usize {
+        self.start.len()
+    }
+
+    pub fn tensors(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// Tensors by name and size.
+    fn named(&self) -> impl Iterator<Item = (String, usize)> {
+        let sizes = self.sizes.iter().enumerate();
+        sizes.map(|(index, numel)| (index.to_string(), *numel))
+    }
+
+    /// Values that lie one after the other, by tensor.
+    fn split<'v>(&self, mut values: &'v [f32]) -> Vec<&'v [f32]> {
+        let mut tensors = Vec::with_capacity(self.sizes.len());
+        for numel in &self.sizes {
+            let (tensor, rest) = values.split_at(*numel);
+            tensors.push(tensor);
+            values = rest;
+        }
+        tensors
     }
 
     fn config_at(&self, lr: f64) -> Result<SgdConfig, Failure> {
@@ -120,25 +149,29 @@ pub fn submit_and_wait(
 
 pub struct OnGpu<'a> {
     open: &'a OpenGpu,
-    params: wgpu::Buffer,
+    arena: Arena,
     optimizer: GpuOptimizer,
 }
 
 impl<'a> OnGpu<'a> {
     pub fn new(open: &'a OpenGpu, problem: &Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
-        let upload = |values: &[f32]| {
-            readback::storage_buffer(device, queue, "wgpu_optim.bench", values)
-                .map_err(Failure::failed)
-        };
-        let (params, grads) = (upload(&problem.start)?, upload(&problem.grads)?);
-        let tensor = TensorBinding::new("bench", &params, &grads, problem.start.len() as u64);
+        let layout = problem.named().map(|(name, numel)| (name, vec![numel]));
+        let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+        let values = problem
+            .split(&problem.start)
+            .into_iter()
+            .zip(problem.split(&problem.grads));
+        for ((name, _), (start, grads)) in problem.named().zip(values) {
+            arena.upload_params(&name, start).map_err(Failure::failed)?;
+            arena.upload_grads(&name, grads).map_err(Failure::failed)?;
+        }
         let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
-        let optimizer =
-            GpuOptimizer::new(&kernels, problem.config, &[tensor]).map_err(Failure::failed)?;
+        let optimizer = GpuOptimizer::new(&kernels, problem.config, &arena.bindings())
+            .map_err(Failure::failed)?;
         Ok(Self {
             open,
-            params,
+            arena,
             optimizer,
         })
     }
@@ -154,35 +187,34 @@ impl Stepper for OnGpu<'_> {
     }
 
     fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
-        let (device, queue) = (&self.open.gpu.device, &self.open.gpu.queue);
-        let numel = self.params.size() / 4;
-        let params = readback::download_blocking(device, queue, &self.params, 0, numel)
+        let device = &self.open.gpu.device;
+        let params = readback::block_on(device, self.arena.download_all_params())
             .map_err(Failure::failed)?;
         let state = readback::block_on(device, self.optimizer.state()).map_err(Failure::failed)?;
-        Ok((params, velocity_in(state)))
+        Ok((params.concat(), velocity_in(state)))
     }
 }
 
-/// The velocity of the only tensor.
+/// The velocities of all tensors, one after the other.
 fn velocity_in(state: OptimizerState) -> Option<Vec<f32>> {
-    let tensor = state.tensors.into_iter().next();
-    tensor.and_then(|tensor| tensor.velocity)
+    let velocities: Option<Vec<_>> = state.tensors.into_iter().map(|t| t.velocity).collect();
+    velocities.map(|velocities| velocities.concat())
 }
 
 pub struct OnCpu<'a> {
-    problem: &'a Problem,
-    params: Vec<f32>,
+    params: Vec<Vec<f32>>,
+    grads: Vec<&'a [f32]>,
     optimizer: CpuOptimizer,
 }
 
 impl<'a> OnCpu<'a> {
     pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
-        let params = problem.start.clone();
-        let optimizer = CpuOptimizer::new(problem.config, [("bench", params.len())])
-            .map_err(Failure::failed)?;
+        let optimizer =
+            CpuOptimizer::new(problem.config, problem.named()).map_err(Failure::failed)?;
+        let params = problem.split(&problem.start).into_iter();
         Ok(Self {
-            problem,
-            params,
+            params: params.map(<[f32]>::to_vec).collect(),
+            grads: problem.split(&problem.grads),
             optimizer,
         })
     }
@@ -191,16 +223,18 @@ impl<'a> OnCpu<'a> {
 impl Stepper for OnCpu<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
+        let mut params: Vec<_> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
         self.optimizer
-            .step(&mut [&mut self.params], &[&self.problem.grads])
+            .step(&mut params, &self.grads)
             .map_err(Failure::failed)
     }
 
     fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
-        Ok((self.params.clone(), velocity_in(self.optimizer.state())))
+        Ok((self.params.concat(), velocity_in(self.optimizer.state())))
     }
 }
 
+/// One thread, all tensors as one.
 pub struct OnReference<'a> {
     problem: &'a Problem,
     params: Vec<f32>,
@@ -252,7 +286,7 @@ mod tests {
     #[test]
     fn one_wrong_element_is_found() {
         let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-        let problem = Problem::new(config, 100_001);
+        let problem = Problem::new(config, vec![70_000, 30_001]);
         let mut stepper = OnReference::new(&problem);
         let right = problem.check(&mut stepper, Rounding::NEAREST).unwrap();
         assert!(right.worst_ulp > 0.0 && right.worst_ulp < 10.0, "{right:?}");

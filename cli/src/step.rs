@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use wgpu_optim::{
-    CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, TensorBinding, TensorState,
-    Terms, readback,
+    Arena, CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, TensorState, Terms,
+    readback,
 };
 
 use crate::args::{CommonArgs, StepArgs};
@@ -369,23 +369,23 @@ fn step_on_gpu(
     let started = Instant::now();
     let mut progress = Progress::new(model.numel() * (2 + u64::from(repeat)));
 
-    let mut buffers = Vec::with_capacity(model.updated.len());
-    for tensor in &model.updated {
-        let upload = |values: &[f32]| readback::storage_buffer(device, queue, &tensor.name, values);
-        let params = upload(&tensor.values).map_err(Failure::failed)?;
-        let grads = upload(&f32_values(&tensor.grads)).map_err(Failure::failed)?;
-        buffers.push((params, grads));
-        progress.advance("upload", tensor.values.len() as u64);
-    }
-    let bindings: Vec<_> = model
+    let layout = model
         .updated
         .iter()
-        .zip(&buffers)
-        .map(|(tensor, (params, grads))| {
-            TensorBinding::new(&tensor.name, params, grads, tensor.values.len() as u64)
-        })
-        .collect();
-    let mut optimizer = GpuOptimizer::new(&kernels, config, &bindings).map_err(Failure::failed)?;
+        .map(|t| (t.name.as_str(), t.shape.clone()));
+    let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+    for tensor in &model.updated {
+        let grads = f32_values(&tensor.grads);
+        arena
+            .upload_params(&tensor.name, &tensor.values)
+            .map_err(Failure::failed)?;
+        arena
+            .upload_grads(&tensor.name, &grads)
+            .map_err(Failure::failed)?;
+        progress.advance("upload", tensor.values.len() as u64);
+    }
+    let mut optimizer =
+        GpuOptimizer::new(&kernels, config, &arena.bindings()).map_err(Failure::failed)?;
     optimizer.load_state(state).map_err(Failure::failed)?;
     queue.submit([]);
     open.finish()?;
@@ -396,19 +396,16 @@ fn step_on_gpu(
         optimizer.step(&mut encoder).map_err(Failure::failed)?;
         queue.submit([encoder.finish()]);
         open.finish()?;
-        progress.advance(
-            "step",
-            model.updated.iter().map(|t| t.values.len() as u64).sum(),
-        );
+        progress.advance("step", model.numel());
     }
     let update = stepping.elapsed();
 
-    for (tensor, (params, _)) in model.updated.iter_mut().zip(&buffers) {
-        let numel = tensor.values.len() as u64;
-        tensor.values = readback::download_blocking(device, queue, params, 0, numel)
-            .map_err(Failure::failed)?;
-        progress.advance("download", numel);
+    let params =
+        readback::block_on(device, arena.download_all_params()).map_err(Failure::failed)?;
+    for (tensor, values) in model.updated.iter_mut().zip(params) {
+        tensor.values = values;
     }
+    progress.advance("download", model.numel());
     let state = readback::block_on(device, optimizer.state()).map_err(Failure::failed)?;
     open.finish()?;
     Ok(Done {

@@ -42,8 +42,8 @@ fn step_reports_what_it_did() {
         assert_eq!(report["tensors_updated"], 2);
         assert_eq!(report["tensors_frozen"], 1);
         assert_eq!(report["numel"], 13);
-        // One for each tensor, and one for the fifth element of the first.
-        assert_eq!(report["dispatches"], if device == "gpu" { 3 } else { 0 });
+        // Both tensors lie side by side.
+        assert_eq!(report["dispatches"], if device == "gpu" { 1 } else { 0 });
         let (update, total) = (&report["update_ms"], &report["total_ms"]);
         assert!(0.0 < update.as_f64().unwrap() && update.as_f64() <= total.as_f64());
     }
@@ -112,6 +112,48 @@ fn bench_measures_every_path() {
         table.contains("worst ULP") && table.contains("CPU twin"),
         "{table}"
     );
+}
+
+#[test]
+fn bench_measures_many_tensors_and_those_of_a_model() {
+    let bench = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        command.args(["bench", "--steps", "3", "--json"]).args(args);
+        json(&command.output().unwrap())["rows"]
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    for row in bench(&["--tensors", "50", "--numel-each", "33"]) {
+        assert_eq!(
+            (row["tensors"].as_u64(), row["numel"].as_u64()),
+            (Some(50), Some(50 * 33))
+        );
+    }
+    let workspace = Workspace::new();
+    let model = Model::new([
+        ("a", Tensor::f32(&[3, 7], &[1.0; 21])),
+        ("b", Tensor::f32(&[64], &[1.0; 64])),
+        ("ids", Tensor::i64(&[1])),
+    ]);
+    model.write(&workspace.path("model"));
+    for row in bench(&["--model", workspace.path("model").to_str().unwrap()]) {
+        assert_eq!(
+            (row["tensors"].as_u64(), row["numel"].as_u64()),
+            (Some(2), Some(85))
+        );
+    }
+    Model::new([("ids", Tensor::i64(&[1]))]).write(&workspace.path("model"));
+    for args in [
+        &["--model", workspace.path("model").to_str().unwrap()][..],
+        &["--model", "no such file"],
+        &["--tensors", "3"],
+        &["--numel-each", "3"],
+        &["--tensors", "3", "--numel-each", "3", "--numel", "3"],
+    ] {
+        let output = wgpu_optim().arg("bench").args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
 }
 
 #[test]

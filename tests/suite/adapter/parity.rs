@@ -171,6 +171,76 @@ fn a_device_of_small_limits_folds_and_splits() {
     }
 }
 
+/// Neighbours without a gap share dispatches, and are still tensors of their own: each frozen at other steps, each
+/// with its own first step.
+#[test]
+fn neighbours_that_share_a_dispatch_keep_their_own_state() {
+    let config = SgdConfig::builder(0.05)
+        .momentum(0.9)
+        .dampening(0.4)
+        .build()
+        .unwrap();
+    let sizes: Vec<_> = (0..60)
+        .map(|index| [1, 7, 64, 256, 3, 1000][index % 6])
+        .collect();
+    let total: usize = sizes.iter().sum();
+    for bench in Bench::both() {
+        let host_params = values(1, total);
+        let params = bench.buffer_of(&host_params);
+        let grads = bench.buffer(total);
+        let names: Vec<_> = (0..sizes.len()).map(|index| index.to_string()).collect();
+        let mut starts = Vec::new();
+        let mut next = 0;
+        for numel in &sizes {
+            starts.push(next);
+            next += numel;
+        }
+        let tensors: Vec<_> = (0..sizes.len())
+            .map(|i| {
+                let bytes = 4 * starts[i] as u64;
+                TensorBinding::new(&names[i], &params, &grads, sizes[i] as u64).at(bytes, bytes)
+            })
+            .collect();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+        let slice = |i: usize| starts[i]..starts[i] + sizes[i];
+        let mut oracles: Vec<_> = (0..sizes.len())
+            .map(|i| Oracle::new(&host_params[slice(i)], Rounding::WGSL))
+            .collect();
+        let mut rng = fastrand::Rng::with_seed(5);
+        let mut counts = Vec::new();
+        for step in 0..8 {
+            let host_grads = values(100 + step, total);
+            bench.upload(&grads, &host_grads);
+            for (i, oracle) in oracles.iter_mut().enumerate() {
+                // At the last two steps all go on.
+                let frozen = step < 6 && rng.u8(..3) == 0;
+                optimizer.set_frozen(&names[i], frozen).unwrap();
+                if !frozen {
+                    oracle.step(&config, &host_grads[slice(i)]);
+                }
+            }
+            bench.step(&mut optimizer);
+            counts.push(optimizer.dispatches());
+        }
+        assert!(counts[2] > 10, "{counts:?}");
+        assert_eq!(
+            counts[7], 2,
+            "one by the vec4, one for what is left at the end"
+        );
+        let after = bench.download(&params);
+        let state = wgpu_optim::readback::block_on(&bench.device, optimizer.state()).unwrap();
+        for (i, oracle) in oracles.iter().enumerate() {
+            oracle
+                .check_params(&after[slice(i)])
+                .unwrap_or_else(|e| panic!("{i}: {e}"));
+            let velocity = state.tensors[i].velocity.as_ref().unwrap();
+            oracle
+                .check_velocity(velocity)
+                .unwrap_or_else(|e| panic!("{i}: {e}"));
+        }
+    }
+}
+
 #[test]
 fn a_repeated_run_is_the_same_bit_for_bit() {
     let config = SgdConfig::builder(0.05)

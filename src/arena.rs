@@ -1,0 +1,281 @@
+//! Many tensors in few buffers, laid out so that one dispatch updates them all.
+
+use std::collections::HashMap;
+
+use crate::binding::TensorBinding;
+use crate::error::ArenaError;
+use crate::error_scope::checked;
+use crate::plan::ELEM_BYTES;
+use crate::readback;
+
+/// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
+/// each where a buffer may not be that large).
+///
+/// Each tensor starts where a binding may start, so it can be bound on its own; the gaps belong to nobody, so a
+/// step runs over them. An optimizer built from [`bindings`](Self::bindings) takes one dispatch per binding's worth
+/// of elements, whatever the number of tensors. Buffers have the usages `STORAGE`, `COPY_SRC` and `COPY_DST`, and
+/// start at zero.
+///
+/// ```
+/// use wgpu_optim::{AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig};
+/// use wgpu_optim::readback::block_on;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
+/// let arena = Arena::new(&device, &queue, [("weight", vec![2, 3]), ("bias", vec![2])])?;
+/// arena.upload_params("weight", &[1.0; 6])?;
+/// arena.upload_grads("weight", &[1.0; 6])?;
+///
+/// let kernels = Kernels::new(&device, &queue)?;
+/// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;
+/// let mut optimizer = GpuOptimizer::new(&kernels, config, &arena.bindings())?;
+/// let mut encoder = device.create_command_encoder(&Default::default());
+/// optimizer.step(&mut encoder)?;
+/// queue.submit([encoder.finish()]);
+///
+/// assert_eq!(optimizer.dispatches(), 1);
+/// assert_eq!(block_on(&device, arena.download_params("weight"))?, [0.5; 6]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Arena {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    tensors: Vec<ArenaTensor>,
+    by_name: HashMap<String, usize>,
+    params: Vec<wgpu::Buffer>,
+    grads: Vec<wgpu::Buffer>,
+}
+
+/// A tensor of an [`Arena`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArenaTensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape, first dimension first.
+    pub shape: Vec<usize>,
+    /// Number of elements, the product of the shape.
+    pub numel: u64,
+    /// Which of the arena's buffers it lies in, the same for parameters and gradients.
+    pub buffer: usize,
+    /// Byte offset of its first element there, aligned for a binding.
+    pub offset_bytes: u64,
+    /// Elements between its end and the next tensor's start.
+    pub padding_elems: u64,
+}
+
+impl Arena {
+    /// Lays out tensors of these names and shapes and allocates their buffers. Submits nothing.
+    ///
+    /// # Errors
+    /// [`ArenaError`] if a name comes twice, a tensor is larger than a buffer of this device may be, or the device
+    /// is out of memory.
+    pub fn new<N: Into<String>>(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+    ) -> Result<Self, ArenaError> {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape));
+        let (tensors, sizes) = lay_out(tensors, &device.limits())?;
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (index, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), index).is_some() {
+                return Err(ArenaError::DuplicateName {
+                    tensor: tensor.name.clone(),
+                });
+            }
+        }
+        let allocate = |label: &'static str| {
+            let buffers = checked(device, || {
+                let allocate = |size: &u64| {
+                    device.create_buffer(&wgpu::BufferDescriptor {
+                        label: Some(label),
+                        size: *size,
+                        usage: wgpu::BufferUsages::STORAGE
+                            | wgpu::BufferUsages::COPY_SRC
+                            | wgpu::BufferUsages::COPY_DST,
+                        mapped_at_creation: false,
+                    })
+                };
+                sizes.iter().map(allocate).collect()
+            });
+            buffers.map_err(|error| ArenaError::Allocation {
+                bytes: sizes.iter().sum(),
+                message: error.to_string(),
+            })
+        };
+        Ok(Self {
+            device: device.clone(),
+            queue: queue.clone(),
+            tensors,
+            by_name,
+            params: allocate("wgpu_optim.arena.params")?,
+            grads: allocate("wgpu_optim.arena.grads")?,
+        })
+    }
+
+    /// The tensors, in the order in which they were given, which is their order in memory.
+    #[must_use]
+    pub fn tensors(&self) -> &[ArenaTensor] {
+        &self.tensors
+    }
+
+    /// The parameter buffers.
+    #[must_use]
+    pub fn params(&self) -> &[wgpu::Buffer] {
+        &self.params
+    }
+
+    /// The gradient buffers, of the same sizes.
+    #[must_use]
+    pub fn grads(&self) -> &[wgpu::Buffer] {
+        &self.grads
+    }
+
+    /// Every tensor for an optimizer.
+    #[must_use]
+    pub fn bindings(&self) -> Vec<TensorBinding<'_>> {
+        let tensors = self.tensors.iter();
+        tensors
+            .map(|tensor| TensorBinding {
+                name: &tensor.name,
+                params: &self.params[tensor.buffer],
+                params_offset_bytes: tensor.offset_bytes,
+                grads: &self.grads[tensor.buffer],
+                grads_offset_bytes: tensor.offset_bytes,
+                numel: tensor.numel,
+                padding_elems: tensor.padding_elems,
+            })
+            .collect()
+    }
+
+    /// Writes one tensor's parameters; see [`readback::upload`].
+    ///
+    /// # Errors
+    /// [`ArenaError`] if there is no such tensor, `values` has another length, or the device is out of memory.
+    pub fn upload_params(&self, tensor: &str, values: &[f32]) -> Result<(), ArenaError> {
+        self.upload(&self.params, tensor, values)
+    }
+
+    /// Writes one tensor's gradients; see [`readback::upload`].
+    ///
+    /// # Errors
+    /// As [`upload_params`](Self::upload_params).
+    pub fn upload_grads(&self, tensor: &str, values: &[f32]) -> Result<(), ArenaError> {
+        self.upload(&self.grads, tensor, values)
+    }
+
+    /// Reads one tensor's parameters; see [`readback::download`].
+    ///
+    /// # Errors
+    /// [`ArenaError`] if there is no such tensor, or the device is lost or out of memory.
+    pub async fn download_params(&self, tensor: &str) -> Result<Vec<f32>, ArenaError> {
+        let tensor = self.tensor(tensor)?;
+        let buffer = &self.params[tensor.buffer];
+        let (offset_bytes, numel) = (tensor.offset_bytes, tensor.numel);
+        Ok(readback::download(&self.device, &self.queue, buffer, offset_bytes, numel).await?)
+    }
+
+    /// Reads all parameters, tensor by tensor in order, in one transfer per buffer; see [`readback::download`].
+    ///
+    /// # Errors
+    /// [`ArenaError`] if the device is lost or out of memory.
+    pub async fn download_all_params(&self) -> Result<Vec<Vec<f32>>, ArenaError> {
+        let mut buffers = Vec::with_capacity(self.params.len());
+        for buffer in &self.params {
+            let numel = buffer.size() / ELEM_BYTES;
+            buffers.push(readback::download(&self.device, &self.queue, buffer, 0, numel).await?);
+        }
+        let values_of = |tensor: &ArenaTensor| {
+            let start = (tensor.offset_bytes / ELEM_BYTES) as usize;
+            let values = buffers[tensor.buffer].iter().skip(start);
+            values.take(tensor.numel as usize).copied().collect()
+        };
+        Ok(self.tensors.iter().map(values_of).collect())
+    }
+
+    fn tensor(&self, name: &str) -> Result<&ArenaTensor, ArenaError> {
+        let index = self.by_name.get(name);
+        index
+            .map(|index| &self.tensors[*index])
+            .ok_or_else(|| ArenaError::UnknownTensor {
+                tensor: name.to_owned(),
+            })
+    }
+
+    fn upload(
+        &self,
+        buffers: &[wgpu::Buffer],
+        tensor: &str,
+        values: &[f32],
+    ) -> Result<(), ArenaError> {
+        let tensor = self.tensor(tensor)?;
+        if values.len() as u64 != tensor.numel {
+            return Err(ArenaError::Length {
+                tensor: tensor.name.clone(),
+                expected: tensor.numel,
+                actual: values.len() as u64,
+            });
+        }
+        let buffer = &buffers[tensor.buffer];
+        Ok(readback::upload(
+            &self.device,
+            &self.queue,
+            buffer,
+            tensor.offset_bytes,
+            values,
+        )?)
+    }
+}
+
+/// One tensor after the other, each at the next aligned offset, in as few buffers as hold them; and the sizes of
+/// these.
+fn lay_out(
+    tensors: impl Iterator<Item = (String, Vec<usize>)>,
+    limits: &wgpu::Limits,
+) -> Result<(Vec<ArenaTensor>, Vec<u64>), ArenaError> {
+    // A vec4 at least, so that neighbours lie in step modulo four.
+    let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(4 * ELEM_BYTES);
+    let mut sizes = vec![0_u64];
+    let mut laid_out = Vec::new();
+    for (name, shape) in tensors {
+        let too_large = |bytes| ArenaError::TooLarge {
+            tensor: name.clone(),
+            bytes,
+            max_buffer_bytes: limits.max_buffer_size,
+        };
+        let numel = shape
+            .iter()
+            .try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
+        let size = numel
+            .and_then(|numel| numel.checked_mul(ELEM_BYTES))
+            .and_then(|bytes| bytes.checked_next_multiple_of(alignment))
+            .ok_or_else(|| too_large(u64::MAX))?;
+        if size > limits.max_buffer_size {
+            return Err(too_large(size));
+        }
+        let mut buffer = sizes.len() - 1;
+        if sizes[buffer] + size > limits.max_buffer_size {
+            sizes.push(0);
+            buffer += 1;
+        }
+        let numel = numel.unwrap_or_default();
+        laid_out.push(ArenaTensor {
+            name,
+            shape,
+            numel,
+            buffer,
+            offset_bytes: sizes[buffer],
+            padding_elems: size / ELEM_BYTES - numel,
+        });
+        sizes[buffer] += size;
+    }
+    // A buffer of nothing cannot be bound, but an empty arena is still an arena.
+    for size in &mut sizes {
+        *size = (*size).max(alignment);
+    }
+    Ok((laid_out, sizes))
+}

@@ -1,0 +1,121 @@
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::readback::block_on;
+use wgpu_optim::{Arena, ArenaError, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
+
+use super::Bench;
+use crate::cases::{LRS, sizes, values};
+
+fn config() -> SgdConfig {
+    SgdConfig::builder(0.05)
+        .momentum(0.9)
+        .nesterov(true)
+        .weight_decay(0.01)
+        .build()
+        .unwrap()
+}
+
+/// Steps an arena of these sizes and compares every element.
+fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
+    let layout = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, numel)| (i.to_string(), vec![*numel]));
+    let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
+    let mut oracles = Vec::new();
+    for (i, numel) in sizes.iter().enumerate() {
+        let start = values(i as u64, *numel);
+        arena.upload_params(&i.to_string(), &start).unwrap();
+        oracles.push(Oracle::new(&start, Rounding::WGSL));
+    }
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
+    for (step, lr) in LRS.into_iter().enumerate() {
+        optimizer.set_lr(lr).unwrap();
+        for (i, oracle) in oracles.iter_mut().enumerate() {
+            let grads = values((1000 * (step + 1) + i) as u64, sizes[i]);
+            arena.upload_grads(&i.to_string(), &grads).unwrap();
+            oracle.step(optimizer.config(), &grads);
+        }
+        bench.step(&mut optimizer);
+    }
+    let all = block_on(&bench.device, arena.download_all_params()).unwrap();
+    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    for (i, oracle) in oracles.iter().enumerate() {
+        oracle
+            .check_params(&all[i])
+            .unwrap_or_else(|e| panic!("tensor {i}: {e}"));
+        oracle
+            .check_velocity(state.tensors[i].velocity.as_ref().unwrap())
+            .unwrap();
+    }
+    (arena, optimizer)
+}
+
+#[test]
+fn every_size_in_one_dispatch() {
+    let sizes: Vec<_> = sizes().collect();
+    for bench in Bench::both() {
+        let (arena, optimizer) = check(bench, &sizes);
+        assert_eq!(optimizer.dispatches(), 1);
+        let alignment = bench.device.limits().min_storage_buffer_offset_alignment;
+        for tensor in arena.tensors() {
+            assert_eq!(
+                tensor.offset_bytes % u64::from(alignment),
+                0,
+                "{}",
+                tensor.name
+            );
+        }
+        let one = block_on(&bench.device, arena.download_params("20")).unwrap();
+        let all = block_on(&bench.device, arena.download_all_params()).unwrap();
+        assert_eq!(one, all[20]);
+    }
+}
+
+/// Buffers of 64 KiB and bindings of 16: the arena takes several buffers, and each several pieces.
+#[test]
+fn an_arena_past_a_buffer_and_past_a_binding() {
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 16 * 1024,
+        max_buffer_size: 64 * 1024,
+        ..wgpu::Limits::default()
+    };
+    let bench = Bench::open(wgpu::Features::empty(), limits);
+    let (arena, optimizer) = check(&bench, &[10_000, 3, 5_000, 9_999, 1, 12_000, 700]);
+    assert!(arena.params().len() >= 3);
+    assert!(optimizer.dispatches() > arena.params().len());
+}
+
+#[test]
+fn mistakes_are_named_and_the_arena_goes_on() {
+    let bench = Bench::with(OPTIONAL_FEATURES);
+    let new = |tensors: &[(&str, Vec<usize>)]| {
+        Arena::new(&bench.device, &bench.queue, tensors.iter().cloned())
+    };
+    let twice = new(&[("a", vec![1]), ("a", vec![2])]);
+    assert_eq!(
+        twice.unwrap_err(),
+        ArenaError::DuplicateName { tensor: "a".into() }
+    );
+    for shape in [vec![1 << 40], vec![usize::MAX, usize::MAX]] {
+        let large = new(&[("a", vec![1]), ("b", shape)]);
+        assert!(matches!(large, Err(ArenaError::TooLarge { tensor, .. }) if tensor == "b"));
+    }
+    let arena = new(&[("a", vec![2, 3]), ("none", vec![0, 9]), ("scalar", vec![])]).unwrap();
+    assert_eq!(arena.tensors()[0].numel, 6);
+    let unknown = arena.upload_params("b", &[1.0]);
+    assert_eq!(
+        unknown,
+        Err(ArenaError::UnknownTensor { tensor: "b".into() })
+    );
+    let short = arena.upload_grads("a", &[1.0]);
+    let expected = ArenaError::Length {
+        tensor: "a".into(),
+        expected: 6,
+        actual: 1,
+    };
+    assert_eq!(short, Err(expected));
+    arena.upload_params("scalar", &[7.0]).unwrap();
+    let all = block_on(&bench.device, arena.download_all_params()).unwrap();
+    assert_eq!(all, [vec![0.0; 6], vec![], vec![7.0]]);
+    assert!(new(&[]).unwrap().bindings().is_empty());
+}
