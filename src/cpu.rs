@@ -99,7 +99,7 @@ impl CpuOptimizer {
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        self.tensors.set_frozen(tensor, frozen)
+        self.tensors.set_frozen(tensor, frozen).map(drop)
     }
 
     /// How many steps have been applied to a tensor.

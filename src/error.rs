@@ -289,6 +289,13 @@ pub enum StepError {
         /// Elements of the slice.
         actual: usize,
     },
+    /// [`GpuOptimizer::record`](crate::GpuOptimizer::record) without
+    /// [`prepare`](crate::GpuOptimizer::prepare) since the last step or the last change, on a device without
+    /// immediates.
+    #[error(
+        "the step was not prepared since the last one or the last change, and this device has no immediates"
+    )]
+    NotPrepared,
     /// The scalars of the step could not be staged: the device is lost or out of memory.
     #[error("the step's scalars could not be staged: {message}")]
     Scalars {

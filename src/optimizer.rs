@@ -55,10 +55,12 @@ pub struct GpuOptimizer {
     bind_groups: Vec<wgpu::BindGroup>,
     /// One per access, in the order of [`Access::ALL`].
     pipelines: Vec<wgpu::ComputePipeline>,
-    /// The dispatches of a step, and whether each makes its tensors' first; empty when `stale`.
+    /// The dispatches of a step, and whether each makes its tensors' first.
     dispatches: Vec<(Dispatch, bool)>,
     /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
     stale: bool,
+    /// The scalars of the next step have been recorded.
+    prepared: bool,
     /// On the uniform path only.
     ring: Option<UniformRing>,
 }
@@ -119,6 +121,7 @@ impl GpuOptimizer {
             pipelines,
             dispatches: Vec::new(),
             stale: true,
+            prepared: false,
             ring,
         })
     }
@@ -135,6 +138,7 @@ impl GpuOptimizer {
     /// [`ConfigError`] as [`SgdConfig::with_lr`]; the learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
         self.config = self.config.with_lr(lr)?;
+        self.prepared = false;
         Ok(())
     }
 
@@ -144,6 +148,7 @@ impl GpuOptimizer {
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; the momentum stays as it was.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
         self.config = self.config.with_momentum(momentum)?;
+        self.prepared = false;
         Ok(())
     }
 
@@ -159,8 +164,11 @@ impl GpuOptimizer {
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        self.stale = true;
-        self.tensors.set_frozen(tensor, frozen)
+        if self.tensors.set_frozen(tensor, frozen)? {
+            self.stale = true;
+            self.prepared = false;
+        }
+        Ok(())
     }
 
     /// How many steps have been recorded for a tensor.
@@ -191,24 +199,47 @@ impl GpuOptimizer {
     /// [`StepError::Scalars`] on a device without immediates that is lost or out of memory; then nothing has
     /// been recorded. With immediates a step cannot fail.
     pub fn step(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
-        self.refresh_dispatches();
-        let first = Coefficients::new(&self.config, true).cast();
-        let later = Coefficients::new(&self.config, false).cast();
-        let scalars = |(dispatch, is_first): &(Dispatch, bool)| {
-            SgdUniforms::new(if *is_first { &first } else { &later }, dispatch)
-        };
+        self.prepare(encoder)?;
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu_optim.step"),
+            timestamp_writes: None,
+        });
+        self.record(&mut pass)
+    }
 
+    /// Records what the next [`record`](Self::record) needs before its pass begins: on a device without immediates
+    /// the copy of the scalars, else nothing.
+    ///
+    /// # Errors
+    /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.
+    pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
+        self.refresh_dispatches();
+        let scalars = scalars_of(&self.config);
         if let Some(ring) = &mut self.ring {
             for (slot, dispatch) in self.dispatches.iter().enumerate() {
                 ring.set(slot, &scalars(dispatch));
             }
             ring.record(self.kernels.device(), encoder)?;
         }
+        self.prepared = true;
+        Ok(())
+    }
 
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("wgpu_optim.step"),
-            timestamp_writes: None,
-        });
+    /// Records one step into a compute pass that the caller has open. Leaves its own pipeline and bind groups set.
+    ///
+    /// With immediates any number of steps may go into one pass, and [`prepare`](Self::prepare) is not needed.
+    /// Without, each step needs a `prepare` before the pass begins, after the last change of learning rate,
+    /// momentum or frozen tensors.
+    ///
+    /// # Errors
+    /// [`StepError::NotPrepared`] on a device without immediates if that `prepare` is missing; then nothing has
+    /// been recorded.
+    pub fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), StepError> {
+        if self.ring.is_some() && !self.prepared {
+            return Err(StepError::NotPrepared);
+        }
+        self.refresh_dispatches();
+        let scalars = scalars_of(&self.config);
         let mut current = None;
         for (slot, entry) in self.dispatches.iter().enumerate() {
             let (dispatch, _) = entry;
@@ -218,15 +249,15 @@ impl GpuOptimizer {
             }
             pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);
             match &self.ring {
-                Some(ring) => ring.bind(&mut pass, SCALARS_GROUP, slot),
+                Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => pass.set_immediates(0, bytemuck::bytes_of(&scalars(entry))),
             }
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }
-        drop(pass);
         // What was a first step is none at the next.
         self.stale = self.dispatches.iter().any(|(_, is_first)| *is_first);
+        self.prepared = false;
         self.tensors.count_step();
         Ok(())
     }
@@ -303,6 +334,7 @@ impl GpuOptimizer {
         self.tensors
             .restore_counts(state.steps, &matched, self.terms.velocity);
         self.stale = true;
+        self.prepared = false;
         Ok(())
     }
 }
@@ -315,6 +347,13 @@ impl fmt::Debug for GpuOptimizer {
             .field("pieces", &self.plan.pieces.len())
             .finish_non_exhaustive()
     }
+}
+
+/// The scalars of a dispatch, which is its tensors' first or not.
+fn scalars_of(config: &SgdConfig) -> impl Fn(&(Dispatch, bool)) -> SgdUniforms + use<> {
+    let first = Coefficients::new(config, true).cast();
+    let later = Coefficients::new(config, false).cast();
+    move |(dispatch, is_first)| SgdUniforms::new(if *is_first { &first } else { &later }, dispatch)
 }
 
 fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buffer>, BuildError> {

@@ -1,6 +1,6 @@
 //! What an optimizer remembers between steps, in a form that does not depend on where it runs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::error::{BuildError, StateError};
 use crate::sgd::SgdConfig;
@@ -52,6 +52,7 @@ pub(crate) struct Tensor {
 #[derive(Clone, Debug)]
 pub(crate) struct Tensors {
     tensors: Vec<Tensor>,
+    by_name: HashMap<String, usize>,
     steps: u64,
 }
 
@@ -66,13 +67,19 @@ impl Tensors {
             frozen: false,
         };
         let tensors: Vec<_> = tensors.into_iter().map(fresh).collect();
-        let mut names = HashSet::with_capacity(tensors.len());
-        match tensors.iter().find(|t| !names.insert(t.name.as_str())) {
-            Some(twice) => Err(BuildError::DuplicateName {
-                tensor: twice.name.clone(),
-            }),
-            None => Ok(Self { tensors, steps: 0 }),
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (index, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), index).is_some() {
+                return Err(BuildError::DuplicateName {
+                    tensor: tensor.name.clone(),
+                });
+            }
         }
+        Ok(Self {
+            tensors,
+            by_name,
+            steps: 0,
+        })
     }
 
     pub(crate) fn as_slice(&self) -> &[Tensor] {
@@ -84,16 +91,20 @@ impl Tensors {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
+        self.by_name.get(name).map(|index| &self.tensors[*index])
     }
 
-    pub(crate) fn set_frozen(&mut self, name: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name);
-        tensor
-            .map(|tensor| tensor.frozen = frozen)
-            .ok_or_else(|| UnknownTensor {
+    /// Returns whether that changed anything.
+    pub(crate) fn set_frozen(&mut self, name: &str, frozen: bool) -> Result<bool, UnknownTensor> {
+        match self.by_name.get(name) {
+            Some(index) => {
+                let before = std::mem::replace(&mut self.tensors[*index].frozen, frozen);
+                Ok(before != frozen)
+            }
+            None => Err(UnknownTensor {
                 tensor: name.to_owned(),
-            })
+            }),
+        }
     }
 
     /// Counts a step, and for every tensor that is not frozen an applied one.

@@ -149,6 +149,39 @@ fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
 }
 
 #[test]
+fn a_step_goes_into_a_pass_that_the_caller_has_open() {
+    for bench in Bench::both() {
+        let (start, gradient) = (values(1, 1003), values(2, 1003));
+        let params = bench.buffer_of(&start);
+        let grads = bench.buffer_of(&gradient);
+        let mut optimizer = bench.optimizer(config(), &params, &grads);
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        for lr in [0.1, 0.02] {
+            let mut encoder = bench.encoder();
+            optimizer.set_lr(lr).unwrap();
+            optimizer.prepare(&mut encoder).unwrap();
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            optimizer.record(&mut pass).unwrap();
+            oracle.step(optimizer.config(), &gradient);
+
+            // A second one, at another rate, without having been prepared.
+            optimizer.set_lr(0.5).unwrap();
+            let second = optimizer.record(&mut pass);
+            match bench.kernels.scalar_path() {
+                ScalarPath::Immediates => {
+                    second.unwrap();
+                    oracle.step(optimizer.config(), &gradient);
+                }
+                ScalarPath::Uniforms => assert_eq!(second, Err(StepError::NotPrepared)),
+            }
+            drop(pass);
+            bench.queue.submit([encoder.finish()]);
+        }
+        oracle.check_params(&bench.download(&params)).unwrap();
+    }
+}
+
+#[test]
 fn two_optimizers_share_pipelines_and_do_not_meet() {
     let bench = Bench::best();
     let gradient = values(2, 100);

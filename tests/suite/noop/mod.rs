@@ -1,5 +1,6 @@
 //! Tier two: `Device::noop` runs all of wgpu's validation and executes no shader.
 
+mod allocations;
 mod bindings;
 mod kernels;
 

@@ -1,0 +1,125 @@
+//! In the steady state a step allocates what wgpu allocates for the same commands, and nothing of its own.
+
+use allocation_counter::measure;
+use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+
+use super::{STORAGE, buffer, device};
+
+/// Heap allocations of recording `dispatches` dispatches by hand, as a step does it.
+fn by_hand(device: &wgpu::Device, dispatches: usize) -> u64 {
+    let entries = [0, 1, 2].map(|binding| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage {
+                read_only: binding == 1,
+            },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    });
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: None,
+        entries: &entries,
+    });
+    let source = "struct S { v: array<vec4<f32>, 3> } var<immediate> k: S;
+        @group(0) @binding(0) var<storage, read_write> a: array<f32>;
+        @compute @workgroup_size(1) fn main() { a[0] = k.v[0].x; }";
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: Some(
+            &device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&layout)],
+                immediate_size: 48,
+            }),
+        ),
+        module: &device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        }),
+        entry_point: None,
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    });
+    let bind_groups: Vec<_> = (0..dispatches)
+        .map(|_| {
+            let buffers = [(); 3].map(|()| {
+                device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size: 4096,
+                    usage: STORAGE,
+                    mapped_at_creation: false,
+                })
+            });
+            let entries = [0, 1, 2].map(|binding: u32| wgpu::BindGroupEntry {
+                binding,
+                resource: buffers[binding as usize].as_entire_binding(),
+            });
+            device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &layout,
+                entries: &entries,
+            })
+        })
+        .collect();
+    let record = |encoder: &mut wgpu::CommandEncoder| {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu_optim.step"),
+            timestamp_writes: None,
+        });
+        pass.set_pipeline(&pipeline);
+        for bind_group in &bind_groups {
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.set_immediates(0, &[0; 48]);
+            pass.dispatch_workgroups(1, 1, 1);
+        }
+    };
+    steady_state(device, record)
+}
+
+/// Heap allocations of the third of three recordings.
+fn steady_state(device: &wgpu::Device, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> u64 {
+    let mut allocations = 0;
+    for _ in 0..3 {
+        let mut encoder = device.create_command_encoder(&Default::default());
+        allocations = measure(|| record(&mut encoder)).count_total;
+        drop(encoder.finish());
+    }
+    allocations
+}
+
+#[test]
+fn a_step_allocates_no_more_than_its_commands() {
+    let limits = wgpu::Limits {
+        max_immediate_size: 128,
+        ..Default::default()
+    };
+    let (device, queue) = device(limits, wgpu::Features::IMMEDIATES);
+    let kernels = Kernels::new(&device, &queue).unwrap();
+    for dispatches in [1, 10, 300] {
+        let buffers: Vec<_> = (0..2 * dispatches)
+            .map(|_| buffer(&kernels, 4096, STORAGE))
+            .collect();
+        let names: Vec<_> = (0..dispatches).map(|index| index.to_string()).collect();
+        let tensors: Vec<_> = names
+            .iter()
+            .zip(buffers.chunks(2))
+            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], 1024))
+            .collect();
+        let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+        let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();
+        let ours = steady_state(&device, |encoder| {
+            optimizer.set_lr(0.2).unwrap();
+            optimizer.step(encoder).unwrap();
+        });
+        assert_eq!(optimizer.dispatches(), dispatches);
+        let theirs = by_hand(&device, dispatches);
+        assert!(theirs > 0, "wgpu has been counted");
+        assert!(
+            ours <= theirs,
+            "{dispatches} dispatches: {ours} allocations, by hand {theirs}"
+        );
+    }
+}
