@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::binding::TensorBinding;
 use crate::error::ArenaError;
 use crate::error_scope::checked;
+use crate::groups::ParamGroups;
 use crate::plan::ELEM_BYTES;
 use crate::readback;
 
@@ -76,10 +77,38 @@ impl Arena {
         queue: &wgpu::Queue,
         tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
     ) -> Result<Self, ArenaError> {
-        let tensors = tensors
+        let named = tensors
             .into_iter()
             .map(|(name, shape)| (name.into(), shape));
-        let (tensors, sizes) = lay_out(tensors, &device.limits())?;
+        Self::in_order(device, queue, named.collect(), |_| 0)
+    }
+
+    /// The same with the tensors of each parameter group side by side, so that a group takes one dispatch per
+    /// binding's worth of elements.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_groups<N: Into<String>>(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        groups: &ParamGroups,
+        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+    ) -> Result<Self, ArenaError> {
+        let named = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape));
+        Self::in_order(device, queue, named.collect(), |name| groups.index_of(name))
+    }
+
+    fn in_order(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        tensors: Vec<(String, Vec<usize>)>,
+        rank: impl Fn(&str) -> usize,
+    ) -> Result<Self, ArenaError> {
+        let mut in_memory: Vec<_> = (0..tensors.len()).collect();
+        in_memory.sort_by_cached_key(|index| rank(&tensors[*index].0));
+        let (tensors, sizes) = lay_out(tensors, &in_memory, &device.limits())?;
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (index, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), index).is_some() {
@@ -117,7 +146,7 @@ impl Arena {
         })
     }
 
-    /// The tensors, in the order in which they were given, which is their order in memory.
+    /// The tensors, in the order in which they were given.
     #[must_use]
     pub fn tensors(&self) -> &[ArenaTensor] {
         &self.tensors
@@ -231,47 +260,48 @@ impl Arena {
     }
 }
 
-/// One tensor after the other, each at the next aligned offset, in as few buffers as hold them; and the sizes of
-/// these.
+/// Tensors in the order `in_memory`, each at the next aligned offset, in as few buffers as hold them; returns them
+/// in the order in which they were given, and the sizes of the buffers.
 fn lay_out(
-    tensors: impl Iterator<Item = (String, Vec<usize>)>,
+    tensors: Vec<(String, Vec<usize>)>,
+    in_memory: &[usize],
     limits: &wgpu::Limits,
 ) -> Result<(Vec<ArenaTensor>, Vec<u64>), ArenaError> {
     // A vec4 at least, so that neighbours lie in step modulo four.
     let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(4 * ELEM_BYTES);
+    let fresh = |(name, shape): (String, Vec<usize>)| ArenaTensor {
+        name,
+        shape,
+        numel: 0,
+        buffer: 0,
+        offset_bytes: 0,
+        padding_elems: 0,
+    };
+    let mut laid_out: Vec<_> = tensors.into_iter().map(fresh).collect();
     let mut sizes = vec![0_u64];
-    let mut laid_out = Vec::new();
-    for (name, shape) in tensors {
-        let too_large = |bytes| ArenaError::TooLarge {
-            tensor: name.clone(),
-            bytes,
-            max_buffer_bytes: limits.max_buffer_size,
-        };
-        let numel = shape
-            .iter()
-            .try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
+    for index in in_memory {
+        let tensor = &mut laid_out[*index];
+        let mut dims = tensor.shape.iter();
+        let numel = dims.try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
         let size = numel
             .and_then(|numel| numel.checked_mul(ELEM_BYTES))
-            .and_then(|bytes| bytes.checked_next_multiple_of(alignment))
-            .ok_or_else(|| too_large(u64::MAX))?;
-        if size > limits.max_buffer_size {
-            return Err(too_large(size));
-        }
-        let mut buffer = sizes.len() - 1;
-        if sizes[buffer] + size > limits.max_buffer_size {
+            .and_then(|bytes| bytes.checked_next_multiple_of(alignment));
+        let (Some(numel), Some(size)) = (numel, size.filter(|s| *s <= limits.max_buffer_size))
+        else {
+            return Err(ArenaError::TooLarge {
+                tensor: tensor.name.clone(),
+                bytes: size.unwrap_or(u64::MAX),
+                max_buffer_bytes: limits.max_buffer_size,
+            });
+        };
+        if sizes[sizes.len() - 1] + size > limits.max_buffer_size {
             sizes.push(0);
-            buffer += 1;
         }
-        let numel = numel.unwrap_or_default();
-        laid_out.push(ArenaTensor {
-            name,
-            shape,
-            numel,
-            buffer,
-            offset_bytes: sizes[buffer],
-            padding_elems: size / ELEM_BYTES - numel,
-        });
-        sizes[buffer] += size;
+        tensor.numel = numel;
+        tensor.buffer = sizes.len() - 1;
+        tensor.offset_bytes = sizes[tensor.buffer];
+        tensor.padding_elems = size / ELEM_BYTES - numel;
+        sizes[tensor.buffer] += size;
     }
     // A buffer of nothing cannot be bound, but an empty arena is still an arena.
     for size in &mut sizes {

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use crate::coefficients::{Coefficients, Terms};
-use crate::error::{BuildError, ConfigError, StateError, StepError};
+use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
+use crate::groups::{Groups, ParamGroups};
 use crate::reference;
 use crate::sgd::SgdConfig;
 use crate::state::{OptimizerState, Tensors, UnknownTensor};
@@ -29,7 +30,7 @@ const CHUNK_ELEMS: usize = 32 * 1024;
 /// ```
 #[derive(Clone, Debug)]
 pub struct CpuOptimizer {
-    config: SgdConfig,
+    groups: Groups,
     tensors: Tensors,
     /// One per tensor; empty without momentum.
     velocity: Vec<Vec<f32>>,
@@ -44,12 +45,24 @@ impl CpuOptimizer {
         config: SgdConfig,
         tensors: impl IntoIterator<Item = (N, usize)>,
     ) -> Result<Self, BuildError> {
+        Self::with_groups(&ParamGroups::new(config), tensors)
+    }
+
+    /// The same with parameter groups.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_groups<N: Into<String>>(
+        groups: &ParamGroups,
+        tensors: impl IntoIterator<Item = (N, usize)>,
+    ) -> Result<Self, BuildError> {
         let tensors = tensors
             .into_iter()
             .map(|(name, numel)| (name.into(), numel as u64));
-        let tensors = Tensors::new(tensors)?;
+        let tensors = Tensors::new(groups, tensors)?;
+        let groups = groups.groups();
         let velocity_of = |numel: u64| {
-            if config.has_velocity() {
+            if groups.have_velocity() {
                 vec![0.0; numel as usize]
             } else {
                 Vec::new()
@@ -57,34 +70,47 @@ impl CpuOptimizer {
         };
         let velocity = tensors.as_slice().iter().map(|t| velocity_of(t.numel));
         Ok(Self {
-            config,
             velocity: velocity.collect(),
+            groups,
             tensors,
         })
     }
 
-    /// The configuration, with the learning rate of the next step.
+    /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
+    /// several.
     #[must_use]
-    pub const fn config(&self) -> &SgdConfig {
-        &self.config
+    pub fn config(&self) -> &SgdConfig {
+        self.groups.default_config()
     }
 
-    /// Sets the learning rate of the steps to come.
+    /// The configuration of one group.
+    #[must_use]
+    pub fn group_config(&self, group: &str) -> Option<&SgdConfig> {
+        self.groups.by_name(group)
+    }
+
+    /// Sets the learning rate of the steps to come, in every group by its ratio to the default group's.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.config = self.config.with_lr(lr)?;
-        Ok(())
+        self.groups.set_lr(lr)
     }
 
-    /// Sets the momentum of the steps to come.
+    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets all again.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; the momentum stays as it was.
+    /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
+        self.groups.set_group_lr(group, lr)
+    }
+
+    /// Sets the momentum of the steps to come, in every group.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.config = self.config.with_momentum(momentum)?;
-        Ok(())
+        self.groups.set_momentum(momentum)
     }
 
     /// How many steps have been applied, whatever was frozen: the position in a schedule.
@@ -117,7 +143,6 @@ impl CpuOptimizer {
         self.check("params", params.iter().map(|slice| slice.len()))?;
         self.check("grads", grads.iter().map(|slice| slice.len()))?;
 
-        let has = Terms::of(&self.config);
         for (((tensor, params), velocity), grads) in self
             .tensors
             .as_slice()
@@ -127,8 +152,9 @@ impl CpuOptimizer {
             .zip(grads)
         {
             if !tensor.frozen {
-                let k = Coefficients::new(&self.config, tensor.applied_steps == 0).cast();
-                step_tensor(&k, has, params, velocity, grads);
+                let config = self.groups.config(tensor.group);
+                let k = Coefficients::new(config, tensor.applied_steps == 0).cast();
+                step_tensor(&k, Terms::of(config), params, velocity, grads);
             }
         }
         self.tensors.count_step();
@@ -139,7 +165,7 @@ impl CpuOptimizer {
     #[must_use]
     pub fn state(&self) -> OptimizerState {
         self.tensors
-            .state(&self.config, |tensor| self.velocity[tensor].clone())
+            .state(self.config(), |tensor| self.velocity[tensor].clone())
     }
 
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
@@ -147,14 +173,16 @@ impl CpuOptimizer {
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
-        let matched = self.tensors.match_state(state, &self.config)?;
+        let matched = self
+            .tensors
+            .match_state(state, self.groups.default_config())?;
         for (velocity, entry) in self.velocity.iter_mut().zip(&matched) {
             match &entry.velocity {
                 Some(saved) => velocity.copy_from_slice(saved),
                 None => velocity.fill(0.0),
             }
         }
-        let momentum = self.config.has_velocity();
+        let momentum = self.groups.have_velocity();
         self.tensors.restore_counts(state.steps, &matched, momentum);
         Ok(())
     }

@@ -64,6 +64,29 @@ pub struct ConversionError {
     pub why: &'static str,
 }
 
+/// A parameter group that cannot be, or is not there.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GroupError {
+    /// A group that does not go with the others.
+    #[error("group {group:?}: {why}")]
+    Incompatible {
+        /// The group.
+        group: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// No group of this name.
+    #[error("no group {group:?}")]
+    Unknown {
+        /// The name.
+        group: String,
+    },
+    /// A hyper-parameter that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
 /// Tensors that cannot be planned under the given limits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -149,8 +149,8 @@ impl Kernels {
         self.0.scalars_layout.as_ref()
     }
 
-    pub(crate) fn tensors_layout(&self, terms: Terms) -> &wgpu::BindGroupLayout {
-        &self.0.layouts(terms).tensors
+    pub(crate) fn tensors_layout(&self, velocity: bool) -> &wgpu::BindGroupLayout {
+        &self.0.layouts(velocity).tensors
     }
 
     /// The pipeline for a config's terms; compiled at the first call, shared afterwards.
@@ -173,7 +173,7 @@ impl Kernels {
                 .device
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                     label: Some(variant.label()),
-                    layout: Some(&inner.layouts(terms).pipeline),
+                    layout: Some(&inner.layouts(terms.velocity).pipeline),
                     module: &inner.module,
                     entry_point: Some(variant.entry_point()),
                     compilation_options: wgpu::PipelineCompilationOptions {
@@ -193,8 +193,8 @@ impl Kernels {
 }
 
 impl Inner {
-    fn layouts(&self, terms: Terms) -> &Layouts {
-        if terms.velocity {
+    fn layouts(&self, velocity: bool) -> &Layouts {
+        if velocity {
             &self.momentum
         } else {
             &self.plain

@@ -13,6 +13,7 @@
 //!
 //! - [`SgdConfig`] says which update; it compiles to [`Coefficients`], the six numbers above.
 //! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
+//! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name.
 //! - [`Arena`] lays many tensors out so that one dispatch updates them all.
 //! - [`CpuOptimizer`] applies it to slices on all cores.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
@@ -63,6 +64,7 @@ mod cpu;
 mod error;
 mod error_scope;
 mod gpu;
+mod groups;
 mod kernel;
 mod optimizer;
 pub mod oracle;
@@ -86,10 +88,11 @@ pub use cpu::CpuOptimizer;
 #[cfg(feature = "safetensors")]
 pub use error::StateFileError;
 pub use error::{
-    ArenaError, BuildError, ConfigError, ConversionError, GpuError, KernelError, PlanError,
-    StateError, StepError, TransferError,
+    ArenaError, BuildError, ConfigError, ConversionError, GpuError, GroupError, KernelError,
+    PlanError, StateError, StepError, TransferError,
 };
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
+pub use groups::ParamGroups;
 pub use kernel::Kernels;
 pub use optimizer::GpuOptimizer;
 pub use presets::Preset;

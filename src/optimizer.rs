@@ -4,8 +4,9 @@ use std::fmt;
 
 use crate::binding::{TensorBinding, check_bindings};
 use crate::coefficients::{Coefficients, Terms};
-use crate::error::{BuildError, ConfigError, StateError, StepError};
+use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
 use crate::error_scope::checked;
+use crate::groups::{Groups, ParamGroups};
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::plan::{
     Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, Window,
@@ -46,23 +47,30 @@ use crate::state::{OptimizerState, Tensors, UnknownTensor};
 /// ```
 pub struct GpuOptimizer {
     kernels: Kernels,
-    config: SgdConfig,
-    terms: Terms,
+    groups: Groups,
     tensors: Tensors,
     plan: Plan,
     velocity: Vec<wgpu::Buffer>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
-    /// One per access, in the order of [`Access::ALL`].
-    pipelines: Vec<wgpu::ComputePipeline>,
-    /// The dispatches of a step, and whether each makes its tensors' first.
-    dispatches: Vec<(Dispatch, bool)>,
+    /// One per group and access, in the order of the groups and of [`Access::ALL`].
+    pipelines: Vec<[wgpu::ComputePipeline; 3]>,
+    /// The dispatches of a step.
+    dispatches: Vec<(Dispatch, Class)>,
     /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
     stale: bool,
     /// The scalars of the next step have been recorded.
     prepared: bool,
     /// On the uniform path only.
     ring: Option<UniformRing>,
+}
+
+/// What tensors have in common that share a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Class {
+    group: usize,
+    /// Whether it is their first step, where that makes a difference.
+    is_first: bool,
 }
 
 impl GpuOptimizer {
@@ -76,11 +84,24 @@ impl GpuOptimizer {
         config: SgdConfig,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
-        let host_tensors = Tensors::new(tensors.iter().map(|t| (t.name.to_owned(), t.numel)))?;
+        Self::with_groups(kernels, &ParamGroups::new(config), tensors)
+    }
+
+    /// The same with parameter groups. Neighbours in memory share a dispatch if they share a group.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_groups(
+        kernels: &Kernels,
+        groups: &ParamGroups,
+        tensors: &[TensorBinding<'_>],
+    ) -> Result<Self, BuildError> {
+        let names = tensors.iter().map(|t| (t.name.to_owned(), t.numel));
+        let host_tensors = Tensors::new(groups, names)?;
         check_bindings(tensors)?;
 
         let device = kernels.device();
-        let terms = Terms::of(&config);
+        let groups = groups.groups();
         let buffers = Buffers::of(tensors);
         let layouts: Vec<_> = tensors
             .iter()
@@ -89,17 +110,19 @@ impl GpuOptimizer {
         let plan = Plan::new(&layouts, &DeviceLimits::from(&device.limits()))?;
 
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let pipelines = Access::ALL
-            .into_iter()
-            .map(|access| kernels.pipeline(terms, access))
-            .collect::<Result<_, _>>()?;
-        let velocity = if terms.velocity {
+        let mut pipelines = Vec::with_capacity(groups.configs().len());
+        for config in groups.configs() {
+            let pipeline = |access| kernels.pipeline(Terms::of(config), access);
+            let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
+            pipelines.push([vec4?, vec4_offset?, scalar?]);
+        }
+        let velocity = if groups.have_velocity() {
             allocate_velocity(device, &plan)?
         } else {
             Vec::new()
         };
         let (bind_groups, ring) = checked(device, || {
-            let bind_groups = bind_pieces(kernels, terms, &buffers, &plan, &velocity);
+            let bind_groups = bind_pieces(kernels, &buffers, &plan, &velocity);
             let ring = kernels
                 .scalars_layout()
                 // At most a vec4 and a scalar dispatch for every part.
@@ -112,8 +135,7 @@ impl GpuOptimizer {
 
         Ok(Self {
             kernels: kernels.clone(),
-            config,
-            terms,
+            groups,
             tensors: host_tensors,
             plan,
             velocity,
@@ -126,30 +148,44 @@ impl GpuOptimizer {
         })
     }
 
-    /// The configuration, with the learning rate of the next step.
+    /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
+    /// several.
     #[must_use]
-    pub const fn config(&self) -> &SgdConfig {
-        &self.config
+    pub fn config(&self) -> &SgdConfig {
+        self.groups.default_config()
     }
 
-    /// Sets the learning rate of the steps recorded from now on.
+    /// The configuration of one group.
+    #[must_use]
+    pub fn group_config(&self, group: &str) -> Option<&SgdConfig> {
+        self.groups.by_name(group)
+    }
+
+    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.config = self.config.with_lr(lr)?;
         self.prepared = false;
-        Ok(())
+        self.groups.set_lr(lr)
     }
 
-    /// Sets the momentum of the steps recorded from now on.
+    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets all again.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; the momentum stays as it was.
-    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.config = self.config.with_momentum(momentum)?;
+    /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
         self.prepared = false;
-        Ok(())
+        self.groups.set_group_lr(group, lr)
+    }
+
+    /// Sets the momentum of the steps recorded from now on, in every group.
+    ///
+    /// # Errors
+    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
+    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+        self.prepared = false;
+        self.groups.set_momentum(momentum)
     }
 
     /// How many steps have been recorded, whatever was frozen: the position in a schedule.
@@ -214,7 +250,10 @@ impl GpuOptimizer {
     /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.
     pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
         self.refresh_dispatches();
-        let scalars = scalars_of(&self.config);
+        let scalars = |(dispatch, class): &(Dispatch, Class)| {
+            let k = Coefficients::new(self.groups.config(class.group), class.is_first);
+            SgdUniforms::new(&k.cast(), dispatch)
+        };
         if let Some(ring) = &mut self.ring {
             for (slot, dispatch) in self.dispatches.iter().enumerate() {
                 ring.set(slot, &scalars(dispatch));
@@ -239,13 +278,17 @@ impl GpuOptimizer {
             return Err(StepError::NotPrepared);
         }
         self.refresh_dispatches();
-        let scalars = scalars_of(&self.config);
+        let scalars = |(dispatch, class): &(Dispatch, Class)| {
+            let k = Coefficients::new(self.groups.config(class.group), class.is_first);
+            SgdUniforms::new(&k.cast(), dispatch)
+        };
         let mut current = None;
         for (slot, entry) in self.dispatches.iter().enumerate() {
-            let (dispatch, _) = entry;
-            if current != Some(dispatch.access) {
-                pass.set_pipeline(&self.pipelines[dispatch.access as usize]);
-                current = Some(dispatch.access);
+            let (dispatch, class) = entry;
+            let pipeline = &self.pipelines[class.group][dispatch.access as usize];
+            if current != Some(pipeline) {
+                pass.set_pipeline(pipeline);
+                current = Some(pipeline);
             }
             pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);
             match &self.ring {
@@ -256,7 +299,7 @@ impl GpuOptimizer {
             pass.dispatch_workgroups(x, y, 1);
         }
         // What was a first step is none at the next.
-        self.stale = self.dispatches.iter().any(|(_, is_first)| *is_first);
+        self.stale = self.dispatches.iter().any(|(_, class)| class.is_first);
         self.prepared = false;
         self.tensors.count_step();
         Ok(())
@@ -267,13 +310,20 @@ impl GpuOptimizer {
         if !self.stale {
             return;
         }
-        // Only dampening tells a first step from a later one.
-        let dampened = self.config.dampening() != 0.0;
         let tensors = self.tensors.as_slice();
+        let groups = &self.groups;
         self.dispatches = self.plan.dispatches(|tensor| {
             let tensor = &tensors[tensor];
-            (!tensor.frozen).then_some(dampened && tensor.applied_steps == 0)
+            // Only dampening tells a first step from a later one.
+            let dampened = groups.config(tensor.group).dampening() != 0.0;
+            (!tensor.frozen).then_some(Class {
+                group: tensor.group,
+                is_first: dampened && tensor.applied_steps == 0,
+            })
         });
+        // So that each pipeline is set once.
+        self.dispatches
+            .sort_by_key(|(dispatch, class)| (dispatch.access, class.group));
         self.stale = false;
     }
 
@@ -298,7 +348,7 @@ impl GpuOptimizer {
             });
             values.copied().collect()
         };
-        Ok(self.tensors.state(&self.config, velocity_of))
+        Ok(self.tensors.state(self.config(), velocity_of))
     }
 
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh. Takes effect
@@ -308,8 +358,10 @@ impl GpuOptimizer {
     /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
-        let matched = self.tensors.match_state(state, &self.config)?;
-        if self.terms.velocity {
+        let matched = self
+            .tensors
+            .match_state(state, self.groups.default_config())?;
+        if self.groups.have_velocity() {
             for (tensor, entry) in matched.iter().enumerate() {
                 for part in self.plan.parts_of(tensor) {
                     let elems = part.elems.start as usize..part.elems.end as usize;
@@ -332,7 +384,7 @@ impl GpuOptimizer {
             }
         }
         self.tensors
-            .restore_counts(state.steps, &matched, self.terms.velocity);
+            .restore_counts(state.steps, &matched, self.groups.have_velocity());
         self.stale = true;
         self.prepared = false;
         Ok(())
@@ -342,18 +394,11 @@ impl GpuOptimizer {
 impl fmt::Debug for GpuOptimizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuOptimizer")
-            .field("config", &self.config)
+            .field("groups", &self.groups)
             .field("tensors", &self.tensors.as_slice().len())
             .field("pieces", &self.plan.pieces.len())
             .finish_non_exhaustive()
     }
-}
-
-/// The scalars of a dispatch, which is its tensors' first or not.
-fn scalars_of(config: &SgdConfig) -> impl Fn(&(Dispatch, bool)) -> SgdUniforms + use<> {
-    let first = Coefficients::new(config, true).cast();
-    let later = Coefficients::new(config, false).cast();
-    move |(dispatch, is_first)| SgdUniforms::new(if *is_first { &first } else { &later }, dispatch)
 }
 
 fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buffer>, BuildError> {
@@ -407,7 +452,6 @@ impl<'a> Buffers<'a> {
 
 fn bind_pieces(
     kernels: &Kernels,
-    terms: Terms,
     buffers: &Buffers<'_>,
     plan: &Plan,
     velocity: &[wgpu::Buffer],
@@ -425,14 +469,15 @@ fn bind_pieces(
             bind(0, buffers.0[piece.params_buffer], &piece.params),
             bind(1, buffers.0[piece.grads_buffer], &piece.grads),
         ];
-        if terms.velocity {
-            entries.push(bind(2, &velocity[piece.velocity_buffer], &piece.velocity));
+        // Without momentum there are no velocity buffers.
+        if let Some(velocity) = velocity.get(piece.velocity_buffer) {
+            entries.push(bind(2, velocity, &piece.velocity));
         }
         kernels
             .device()
             .create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("wgpu_optim.tensors"),
-                layout: kernels.tensors_layout(terms),
+                layout: kernels.tensors_layout(!velocity.is_empty()),
                 entries: &entries,
             })
     };

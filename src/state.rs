@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::{BuildError, StateError};
+use crate::groups::ParamGroups;
 use crate::sgd::SgdConfig;
 
 /// What an optimizer remembers of one tensor.
@@ -22,7 +23,7 @@ pub struct TensorState {
 /// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState {
-    /// The configuration at the time. Its form says what the velocities mean; the rest is for the record, an
+    /// The configuration at the time, that of the default group where there are several. Its form says what the velocities mean; the rest is for the record, an
     /// optimizer that loads the state keeps its own.
     pub config: SgdConfig,
     /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
@@ -44,6 +45,7 @@ pub struct UnknownTensor {
 pub(crate) struct Tensor {
     pub(crate) name: String,
     pub(crate) numel: u64,
+    pub(crate) group: usize,
     pub(crate) applied_steps: u64,
     pub(crate) frozen: bool,
 }
@@ -58,9 +60,11 @@ pub(crate) struct Tensors {
 
 impl Tensors {
     pub(crate) fn new(
+        groups: &ParamGroups,
         tensors: impl IntoIterator<Item = (String, u64)>,
     ) -> Result<Self, BuildError> {
-        let fresh = |(name, numel)| Tensor {
+        let fresh = |(name, numel): (String, u64)| Tensor {
+            group: groups.index_of(&name),
             name,
             numel,
             applied_steps: 0,

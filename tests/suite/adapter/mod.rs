@@ -3,6 +3,7 @@
 mod arena;
 mod embedding;
 mod golden;
+mod groups;
 mod large;
 mod parity;
 mod properties;

@@ -3,6 +3,7 @@
 mod config;
 mod cpu;
 mod golden;
+pub mod groups;
 mod mathematics;
 mod oracle;
 mod physics;

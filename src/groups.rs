@@ -1,0 +1,181 @@
+//! Parameter groups: tensors with hyper-parameters of their own, as in PyTorch.
+
+use std::fmt;
+
+use crate::error::{ConfigError, GroupError};
+use crate::sgd::SgdConfig;
+
+/// Name of the group of all tensors that no other group takes.
+const DEFAULT: &str = "default";
+
+/// Which tensors get which configuration.
+///
+/// ```
+/// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let decay = SgdConfig::builder(0.1).momentum(0.9).weight_decay(0.01);
+/// let no_decay = decay.weight_decay(0.0).build()?;
+/// let groups = ParamGroups::new(decay.build()?)
+///     .with("no_decay", no_decay, |tensor| tensor.ends_with("bias") || tensor.contains("norm"))?;
+/// let mut optimizer = CpuOptimizer::with_groups(&groups, [("fc.weight", 4), ("fc.bias", 2)])?;
+/// optimizer.set_group_lr("no_decay", 0.05)?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct ParamGroups {
+    /// The default group first.
+    groups: Vec<(Group, Matcher)>,
+}
+
+type Matcher = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
+impl ParamGroups {
+    /// One group, named `default`, of all tensors.
+    #[must_use]
+    pub fn new(config: SgdConfig) -> Self {
+        let group = Group {
+            name: DEFAULT.to_owned(),
+            config,
+            lr_factor: 1.0,
+        };
+        Self {
+            groups: vec![(group, Box::new(|_| true))],
+        }
+    }
+
+    /// Adds a group of the tensors whose names `takes` accepts and no earlier group has taken. The ratio of its
+    /// learning rate to the default group's stays when the optimizer's learning rate changes.
+    ///
+    /// # Errors
+    /// [`GroupError`] if the name is taken, the form is not the default group's, one of the two has momentum and the
+    /// other has none, or the default group's learning rate is zero and this one's is not.
+    pub fn with(
+        mut self,
+        name: impl Into<String>,
+        config: SgdConfig,
+        takes: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Self, GroupError> {
+        let name = name.into();
+        let default = &self.groups[0].0.config;
+        let refuse = |why| {
+            Err(GroupError::Incompatible {
+                group: name.clone(),
+                why,
+            })
+        };
+        if self.groups.iter().any(|(group, _)| group.name == name) {
+            return refuse("there is a group of that name");
+        }
+        if config.form() != default.form() || config.time_step() != default.time_step() {
+            return refuse("its form is not that of the default group");
+        }
+        if config.has_velocity() != default.has_velocity() {
+            return refuse("either all groups have momentum or none");
+        }
+        let lr_factor = if config.lr() == default.lr() {
+            1.0
+        } else {
+            config.lr() / default.lr()
+        };
+        if !lr_factor.is_finite() {
+            return refuse("its learning rate has no ratio to the default group's, which is zero");
+        }
+        let group = Group {
+            name,
+            config,
+            lr_factor,
+        };
+        self.groups.push((group, Box::new(takes)));
+        Ok(self)
+    }
+
+    /// The group that takes a tensor: the first that was added and accepts it, else the default.
+    pub(crate) fn index_of(&self, tensor: &str) -> usize {
+        let mut added = self.groups.iter().skip(1);
+        added
+            .position(|(_, takes)| takes(tensor))
+            .map_or(0, |index| index + 1)
+    }
+
+    pub(crate) fn groups(&self) -> Groups {
+        Groups(self.groups.iter().map(|(group, _)| group.clone()).collect())
+    }
+}
+
+impl fmt::Debug for ParamGroups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.groups.iter().map(|(group, _)| group))
+            .finish()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    name: String,
+    config: SgdConfig,
+    /// Learning rate over the default group's.
+    lr_factor: f64,
+}
+
+/// The groups of an optimizer with their hyper-parameters of the next step; the default group first.
+#[derive(Clone, Debug)]
+pub(crate) struct Groups(Vec<Group>);
+
+impl Groups {
+    /// The default group's configuration.
+    pub(crate) fn default_config(&self) -> &SgdConfig {
+        &self.0[0].config
+    }
+
+    pub(crate) fn configs(&self) -> impl ExactSizeIterator<Item = &SgdConfig> {
+        self.0.iter().map(|group| &group.config)
+    }
+
+    pub(crate) fn config(&self, index: usize) -> &SgdConfig {
+        &self.0[index].config
+    }
+
+    pub(crate) fn by_name(&self, name: &str) -> Option<&SgdConfig> {
+        let group = self.0.iter().find(|group| group.name == name);
+        group.map(|group| &group.config)
+    }
+
+    /// Whether tensors have a velocity, which they have in all groups or in none.
+    pub(crate) fn have_velocity(&self) -> bool {
+        self.default_config().has_velocity()
+    }
+
+    /// Sets every group's learning rate, each by its factor; all or none.
+    pub(crate) fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
+        self.change(|group| group.config.with_lr(lr * group.lr_factor))
+    }
+
+    /// Sets every group's momentum; all or none.
+    pub(crate) fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+        self.change(|group| group.config.with_momentum(momentum))
+    }
+
+    /// Sets one group's learning rate until all are set again.
+    pub(crate) fn set_group_lr(&mut self, name: &str, lr: f64) -> Result<(), GroupError> {
+        let group = self.0.iter_mut().find(|group| group.name == name);
+        let group = group.ok_or_else(|| GroupError::Unknown {
+            group: name.to_owned(),
+        })?;
+        group.config = group.config.with_lr(lr)?;
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        new: impl Fn(&Group) -> Result<SgdConfig, ConfigError>,
+    ) -> Result<(), ConfigError> {
+        // Checked before any is changed; done twice rather than allocating at every step.
+        self.0.iter().try_for_each(|group| new(group).map(drop))?;
+        for group in &mut self.0 {
+            group.config = new(group)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::readback::block_on;
+use wgpu_optim::{Arena, GpuOptimizer};
+
+use super::Bench;
+use crate::cases::values;
+use crate::no_device::groups::{TENSORS, group_of, groups};
+
+/// Steps an arena of tensors in three groups, one of them dampened, with a tensor frozen at first; returns the
+/// dispatches of the last step.
+fn check(bench: &Bench, arena: &Arena) -> usize {
+    let mut oracles = Vec::new();
+    for (name, numel) in TENSORS {
+        let start = values(numel as u64, numel);
+        arena.upload_params(name, &start).unwrap();
+        oracles.push(Oracle::new(&start, Rounding::WGSL));
+    }
+    let mut optimizer =
+        GpuOptimizer::with_groups(&bench.kernels, &groups(), &arena.bindings()).unwrap();
+    for (step, lr) in [0.1, 0.03, 0.2, 0.07].into_iter().enumerate() {
+        optimizer.set_lr(lr).unwrap();
+        optimizer
+            .set_group_lr("norms", 0.5 - 0.1 * step as f64)
+            .unwrap();
+        optimizer.set_frozen("norm.bias", step == 0).unwrap();
+        for ((name, numel), oracle) in TENSORS.into_iter().zip(&mut oracles) {
+            let grads = values((numel + step) as u64, numel);
+            arena.upload_grads(name, &grads).unwrap();
+            if !(name == "norm.bias" && step == 0) {
+                oracle.step(optimizer.group_config(group_of(name)).unwrap(), &grads);
+            }
+        }
+        bench.step(&mut optimizer);
+    }
+    let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    for (i, oracle) in oracles.iter().enumerate() {
+        oracle
+            .check_params(&params[i])
+            .unwrap_or_else(|e| panic!("{}: {e}", TENSORS[i].0));
+        oracle
+            .check_velocity(state.tensors[i].velocity.as_ref().unwrap())
+            .unwrap();
+    }
+    optimizer.dispatches()
+}
+
+#[test]
+fn every_tensor_of_an_arena_follows_its_own_group() {
+    let layout = TENSORS.map(|(name, numel)| (name, vec![numel]));
+    for bench in Bench::both() {
+        let (device, queue) = (&bench.device, &bench.queue);
+        // In the order given the groups alternate: default, biases, norms, biases, default.
+        let arena = Arena::new(device, queue, layout.clone()).unwrap();
+        assert_eq!(check(bench, &arena), 5);
+        let arena = Arena::with_groups(device, queue, &groups(), layout.clone()).unwrap();
+        assert_eq!(check(bench, &arena), 3);
+        assert!(
+            arena
+                .tensors()
+                .iter()
+                .map(|t| t.name.as_str())
+                .eq(TENSORS.map(|(name, _)| name))
+        );
+    }
+}

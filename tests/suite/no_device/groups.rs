@@ -1,0 +1,117 @@
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{ConfigError, CpuOptimizer, GroupError, MomentumForm, ParamGroups, SgdConfig};
+
+use crate::cases::values;
+
+/// Decay on weights only, and biases at twice the learning rate.
+pub fn groups() -> ParamGroups {
+    let weights = SgdConfig::builder(0.1).momentum(0.9).weight_decay(0.05);
+    let biases = SgdConfig::builder(0.2)
+        .momentum(0.8)
+        .dampening(0.3)
+        .build()
+        .unwrap();
+    let norms = weights.weight_decay(0.0).nesterov(true).build().unwrap();
+    ParamGroups::new(weights.build().unwrap())
+        .with("biases", biases, |tensor| tensor.ends_with("bias"))
+        .unwrap()
+        .with("norms", norms, |tensor| tensor.contains("norm"))
+        .unwrap()
+}
+
+/// A tensor's group among `groups()`; the first that takes it.
+pub fn group_of(tensor: &str) -> &'static str {
+    match tensor {
+        tensor if tensor.ends_with("bias") => "biases",
+        tensor if tensor.contains("norm") => "norms",
+        _ => "default",
+    }
+}
+
+pub const TENSORS: [(&str, usize); 5] = [
+    ("0.weight", 33),
+    ("0.bias", 7),
+    ("norm.weight", 64),
+    ("norm.bias", 5),
+    ("1.weight", 128),
+];
+
+#[test]
+fn every_tensor_follows_its_own_group() {
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut params: Vec<_> = TENSORS.iter().map(|(_, n)| values(*n as u64, *n)).collect();
+    let mut oracles: Vec<_> = params
+        .iter()
+        .map(|p| Oracle::new(p, Rounding::NEAREST))
+        .collect();
+    for (step, lr) in [0.1, 0.03, 0.2].into_iter().enumerate() {
+        optimizer.set_lr(lr).unwrap();
+        if step == 1 {
+            optimizer.set_group_lr("norms", 0.5).unwrap();
+        }
+        assert_eq!(optimizer.group_config("biases").unwrap().lr(), 2.0 * lr);
+        let grads: Vec<_> = TENSORS
+            .iter()
+            .map(|(_, n)| values((n + step) as u64, *n))
+            .collect();
+        let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+        let grad_slices: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+        optimizer.step(&mut slices, &grad_slices).unwrap();
+        for (((name, _), oracle), grads) in TENSORS.iter().zip(&mut oracles).zip(&grads) {
+            oracle.step(optimizer.group_config(group_of(name)).unwrap(), grads);
+        }
+    }
+    for (oracle, params) in oracles.iter().zip(&params) {
+        oracle.check_params(params).unwrap();
+    }
+}
+
+#[test]
+fn learning_rates_change_together_or_not_at_all() {
+    // Twice 0.6 would decay more than all.
+    let base = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let fast = SgdConfig::builder(0.2)
+        .momentum(0.9)
+        .decoupled_weight_decay(1.0)
+        .build()
+        .unwrap();
+    let groups = ParamGroups::new(base).with("fast", fast, |_| true).unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups, [("a", 1)]).unwrap();
+    assert!(matches!(
+        optimizer.set_lr(0.6),
+        Err(ConfigError::DecayTooLarge { .. })
+    ));
+    assert_eq!(optimizer.config().lr(), 0.1);
+    assert_eq!(optimizer.group_config("fast").unwrap().lr(), 0.2);
+    assert!(optimizer.set_momentum(2.0).is_err());
+    optimizer.set_momentum(0.5).unwrap();
+    assert_eq!(optimizer.group_config("fast").unwrap().momentum(), 0.5);
+    let unknown = optimizer.set_group_lr("slow", 0.1);
+    assert_eq!(
+        unknown,
+        Err(GroupError::Unknown {
+            group: "slow".into()
+        })
+    );
+    assert!(matches!(
+        optimizer.set_group_lr("fast", -1.0),
+        Err(GroupError::Config(_))
+    ));
+    assert_eq!(optimizer.group_config("slow"), None);
+}
+
+#[test]
+fn groups_that_do_not_go_together_are_refused() {
+    let base = SgdConfig::builder(0.1).momentum(0.9);
+    let with = |name: &str, config: SgdConfig| {
+        let refused = ParamGroups::new(base.build().unwrap()).with(name, config, |_| true);
+        refused.map(drop).unwrap_err().to_string()
+    };
+    assert!(with("default", base.build().unwrap()).contains("group of that name"));
+    let ema = base.form(MomentumForm::Ema).build().unwrap();
+    assert!(with("ema", ema).contains("form"));
+    assert!(with("plain", base.momentum(0.0).build().unwrap()).contains("momentum or none"));
+    let at_rest = ParamGroups::new(SgdConfig::builder(0.0).momentum(0.9).build().unwrap());
+    let refused = at_rest.with("moving", base.build().unwrap(), |_| true);
+    assert!(matches!(refused, Err(GroupError::Incompatible { group, .. }) if group == "moving"));
+}
