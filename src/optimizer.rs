@@ -107,7 +107,11 @@ impl GpuOptimizer {
             .iter()
             .map(|tensor| buffers.layout_of(tensor))
             .collect();
-        let plan = Plan::new(&layouts, &DeviceLimits::from(&device.limits()))?;
+        let limits = DeviceLimits {
+            max_dispatch_elems: kernels.max_dispatch_elems(),
+            ..DeviceLimits::from(&device.limits())
+        };
+        let plan = Plan::new(&layouts, &limits)?;
 
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
@@ -125,8 +129,7 @@ impl GpuOptimizer {
             let bind_groups = bind_pieces(kernels, &buffers, &plan, &velocity);
             let ring = kernels
                 .scalars_layout()
-                // At most a vec4 and a scalar dispatch for every part.
-                .map(|layout| UniformRing::new(device, layout, 2 * plan.parts.len()));
+                .map(|layout| UniformRing::new(device, layout, plan.max_dispatches()));
             (bind_groups, ring)
         })
         .map_err(|error| BuildError::Device {

@@ -29,15 +29,20 @@ pub struct DeviceLimits {
     pub offset_alignment_bytes: u64,
     /// Most workgroups in one dimension of a dispatch.
     pub max_workgroups_per_dimension: u32,
+    /// Most elements in one dispatch, so that a slow adapter's watchdog does not take a long one for a hang; eight
+    /// at least.
+    pub max_dispatch_elems: u64,
 }
 
 impl From<&wgpu::Limits> for DeviceLimits {
+    /// With no ceiling on the elements of a dispatch.
     fn from(limits: &wgpu::Limits) -> Self {
         Self {
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment_bytes: limits.min_storage_buffer_offset_alignment.into(),
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_dispatch_elems: u64::MAX,
         }
     }
 }
@@ -217,6 +222,8 @@ pub struct Plan {
     /// The parts of each tensor, an index range of `parts`.
     tensor_parts: Vec<Range<usize>>,
     max_workgroups_per_dimension: u32,
+    /// No piece has more than `u32` elements.
+    max_dispatch_elems: u32,
 }
 
 /// What the limits leave for a piece.
@@ -303,6 +310,9 @@ impl Plan {
             velocity_buffer_bytes: Vec::new(),
             tensor_parts: vec![0..0; tensors.len()],
             max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
+            max_dispatch_elems: u32::try_from(limits.max_dispatch_elems)
+                .unwrap_or(u32::MAX)
+                .max(2 * VEC4_ELEMS as u32),
         };
         for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
             plan.add_run(tensors, run, &room);
@@ -342,13 +352,36 @@ impl Plan {
                 }
                 if let Some(class) = class {
                     let end = last.start + last.numel() + last.padding;
-                    let covering = self.cover(index, part.start..end).into_iter().flatten();
-                    dispatches.extend(covering.map(|dispatch| (dispatch, class)));
+                    let mut start = part.start;
+                    while start < end {
+                        let stop = self.end_of_dispatch(piece, start, end);
+                        let covering = self.cover(index, start..stop).into_iter().flatten();
+                        dispatches.extend(covering.map(|dispatch| (dispatch, class)));
+                        start = stop;
+                    }
                 }
             }
         }
         dispatches.sort_by_key(|(dispatch, _)| dispatch.access);
         dispatches
+    }
+
+    /// The most dispatches that a step can take, whatever the classes.
+    #[must_use]
+    pub fn max_dispatches(&self) -> usize {
+        // Every part may be of a class of its own, and each full dispatch may come short of the ceiling by three.
+        let full = |piece: &Piece| piece.numel / (self.max_dispatch_elems - 3);
+        let cuts: usize = self.pieces.iter().map(|piece| full(piece) as usize).sum();
+        2 * (self.parts.len() + cuts)
+    }
+
+    /// Where a dispatch that starts at `start` has to end to respect the ceiling: at the end of a vec4, or at `end`.
+    fn end_of_dispatch(&self, piece: &Piece, start: u32, end: u32) -> u32 {
+        if end - start <= self.max_dispatch_elems {
+            return end;
+        }
+        let stop = start + self.max_dispatch_elems;
+        stop - (piece.params.first_elem + stop) % VEC4_ELEMS as u32
     }
 
     /// Cuts neighbouring tensors, which follow each other, into pieces.

@@ -10,6 +10,7 @@ const COMMON: DeviceLimits = DeviceLimits {
     max_buffer_bytes: 256 << 20,
     offset_alignment_bytes: 256,
     max_workgroups_per_dimension: 65_535,
+    max_dispatch_elems: u64::MAX,
 };
 
 /// A tensor in buffers of its own.
@@ -151,7 +152,10 @@ fn check_plan(
         .map(|p| vec![0; p.numel as usize])
         .collect();
     let dispatches = plan.dispatches(|tensor| (!left_out(tensor)).then_some(()));
+    assert!(dispatches.len() <= plan.max_dispatches());
     for (dispatch, ()) in &dispatches {
+        let elems = u64::from(dispatch.count) * u64::from(dispatch.access.unit_elems());
+        assert!(elems <= limits.max_dispatch_elems);
         assert!(
             dispatch
                 .workgroups
@@ -198,6 +202,7 @@ proptest! {
         binding_steps in 2u64..20,
         buffer_steps in 2u64..40,
         max_workgroups_per_dimension in 1u32..5,
+        max_dispatch_elems in prop_oneof![8u64..100, 100u64..5000, Just(u64::MAX)],
     ) {
         let step = alignment.max(16);
         let limits = DeviceLimits {
@@ -205,6 +210,7 @@ proptest! {
             max_buffer_bytes: buffer_steps * step,
             offset_alignment_bytes: alignment,
             max_workgroups_per_dimension,
+            max_dispatch_elems,
         };
         let apart: Vec<_> = sizes
             .into_iter()
@@ -291,6 +297,22 @@ fn classes_part_neighbours_that_share_a_piece() {
         .map(|(d, class)| (d.first, d.count, *class))
         .collect();
     assert_eq!(found, [(0, 32, 'a'), (48, 16, 'a'), (64, 32, 'b')]);
+}
+
+#[test]
+fn a_ceiling_cuts_at_the_ends_of_vec4s() {
+    let limits = DeviceLimits {
+        max_dispatch_elems: 1000,
+        ..COMMON
+    };
+    // Two elements into a vec4, so the head is two, and one is left at the end.
+    let plan = check_plan(&[tensor(4003, 8, 8)], &limits, &all);
+    let dispatches = plan.dispatches(|_| Some(()));
+    let vec4 = dispatches
+        .iter()
+        .filter(|(d, ())| d.access != Access::Scalar)
+        .count();
+    assert_eq!((vec4, dispatches.len()), (5, 7));
 }
 
 #[test]
