@@ -10,7 +10,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, Terms, readback, wgpu,
+    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, Terms, readback,
+    wgpu,
 };
 
 fn gpu_step(criterion: &mut Criterion) {
@@ -45,5 +46,50 @@ fn gpu_step(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, gpu_step);
+/// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own.
+fn many_tensors(criterion: &mut Criterion) {
+    const TENSORS: usize = 1000;
+    const NUMEL: usize = 1000;
+    let Gpu {
+        adapter,
+        device,
+        queue,
+    } = Gpu::open_blocking(&AdapterRequest::default())
+        .expect("a wgpu adapter, a software one will do");
+    let kernels = Kernels::new(&device, &queue).unwrap();
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let mut group = criterion.benchmark_group(format!("many_tensors/{}", adapter.get_info().name));
+    let mut bench = |name: &str, bindings: &[TensorBinding<'_>]| {
+        let mut optimizer = GpuOptimizer::new(&kernels, config, bindings).unwrap();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut encoder = device.create_command_encoder(&Default::default());
+                optimizer.step(&mut encoder).unwrap();
+                queue.submit([encoder.finish()]);
+                device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+            });
+        });
+    };
+
+    let one = Arena::new(&device, &queue, [("one", vec![TENSORS * NUMEL])]).unwrap();
+    bench("one", &one.bindings());
+    let names: Vec<_> = (0..TENSORS).map(|index| index.to_string()).collect();
+    let layout = names.iter().map(|name| (name.as_str(), vec![NUMEL]));
+    let arena = Arena::new(&device, &queue, layout).unwrap();
+    bench("arena", &arena.bindings());
+    let data = [0.01; NUMEL];
+    let buffer = || readback::storage_buffer(&device, &queue, "scattered", &data).unwrap();
+    let buffers: Vec<_> = names
+        .iter()
+        .map(|name| (name, buffer(), buffer()))
+        .collect();
+    let scattered: Vec<_> = buffers
+        .iter()
+        .map(|(name, params, grads)| TensorBinding::new(name, params, grads, NUMEL as u64))
+        .collect();
+    bench("scattered", &scattered);
+    group.finish();
+}
+
+criterion_group!(benches, gpu_step, many_tensors);
 criterion_main!(benches);

@@ -50,6 +50,7 @@ pub struct GpuOptimizer {
     groups: Groups,
     tensors: Tensors,
     plan: Plan,
+    /// One per piece of the plan; none without momentum.
     velocity: Vec<wgpu::Buffer>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
@@ -345,9 +346,8 @@ impl GpuOptimizer {
         let velocity_of = |tensor: usize| {
             let parts = self.plan.parts_of(tensor).iter();
             let values = parts.flat_map(|part| {
-                let start = (self.plan.velocity_bytes_of(part) / ELEM_BYTES) as usize;
-                let buffer = self.plan.pieces[part.piece].velocity_buffer;
-                &velocity[buffer][start..start + part.numel() as usize]
+                let start = (self.plan.velocity_offset_bytes(part) / ELEM_BYTES) as usize;
+                &velocity[part.piece][start..start + part.numel() as usize]
             });
             values.copied().collect()
         };
@@ -379,8 +379,8 @@ impl GpuOptimizer {
                     readback::upload(
                         self.kernels.device(),
                         self.kernels.queue(),
-                        &self.velocity[self.plan.pieces[part.piece].velocity_buffer],
-                        self.plan.velocity_bytes_of(part),
+                        &self.velocity[part.piece],
+                        self.plan.velocity_offset_bytes(part),
                         values,
                     )?;
                 }
@@ -406,21 +406,21 @@ impl fmt::Debug for GpuOptimizer {
 
 fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buffer>, BuildError> {
     checked(device, || {
-        let allocate = |size: &u64| {
+        let allocate = |piece: &Piece| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.velocity"),
-                size: *size,
+                size: piece.velocity.size_bytes,
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         };
-        plan.velocity_buffer_bytes.iter().map(allocate).collect()
+        plan.pieces.iter().map(allocate).collect()
     })
     .map_err(|error| match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
-            bytes: plan.velocity_buffer_bytes.iter().sum(),
+            bytes: plan.velocity_bytes(),
         },
         error => BuildError::Device {
             message: error.to_string(),
@@ -467,13 +467,13 @@ fn bind_pieces(
             size: wgpu::BufferSize::new(window.size_bytes),
         }),
     };
-    let bind_piece = |piece: &Piece| {
+    let bind_piece = |(index, piece): (usize, &Piece)| {
         let mut entries = vec![
             bind(0, buffers.0[piece.params_buffer], &piece.params),
             bind(1, buffers.0[piece.grads_buffer], &piece.grads),
         ];
         // Without momentum there are no velocity buffers.
-        if let Some(velocity) = velocity.get(piece.velocity_buffer) {
+        if let Some(velocity) = velocity.get(index) {
             entries.push(bind(2, velocity, &piece.velocity));
         }
         kernels
@@ -484,5 +484,5 @@ fn bind_pieces(
                 entries: &entries,
             })
     };
-    plan.pieces.iter().map(bind_piece).collect()
+    plan.pieces.iter().enumerate().map(bind_piece).collect()
 }

@@ -124,9 +124,8 @@ pub struct Piece {
     pub grads_buffer: usize,
     /// Its window there.
     pub grads: Window,
-    /// Which velocity buffer holds its velocity; an index into [`Plan::velocity_buffer_bytes`].
-    pub velocity_buffer: usize,
-    /// Its window there.
+    /// Its window in the velocity buffer, which is the piece's own: a buffer that pieces shared would have to be
+    /// synchronized between their dispatches. It lies there where the parameters lie in their window.
     pub velocity: Window,
     /// The tensors in it, an index range of [`Plan::parts`].
     pub parts: Range<usize>,
@@ -217,8 +216,6 @@ pub struct Plan {
     pub pieces: Vec<Piece>,
     /// Tensors in pieces, in the order of the pieces; each element of each tensor lies in exactly one.
     pub parts: Vec<Part>,
-    /// Size of each velocity buffer.
-    pub velocity_buffer_bytes: Vec<u64>,
     /// The parts of each tensor, an index range of `parts`.
     tensor_parts: Vec<Range<usize>>,
     max_workgroups_per_dimension: u32,
@@ -229,7 +226,6 @@ pub struct Plan {
 /// What the limits leave for a piece.
 struct Room {
     max_piece_bytes: u64,
-    max_buffer_bytes: u64,
     alignment_bytes: u64,
     max_grid_units: u64,
 }
@@ -241,7 +237,6 @@ impl Room {
                 .max_binding_bytes
                 .min(limits.max_buffer_bytes)
                 .min(MAX_BINDING_BYTES),
-            max_buffer_bytes: limits.max_buffer_bytes,
             alignment_bytes: limits.offset_alignment_bytes.max(VEC4_BYTES),
             max_grid_units: u64::from(limits.max_workgroups_per_dimension)
                 .saturating_pow(2)
@@ -307,7 +302,6 @@ impl Plan {
         let mut plan = Self {
             pieces: Vec::new(),
             parts: Vec::with_capacity(order.len()),
-            velocity_buffer_bytes: Vec::new(),
             tensor_parts: vec![0..0; tensors.len()],
             max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
             max_dispatch_elems: u32::try_from(limits.max_dispatch_elems)
@@ -326,9 +320,18 @@ impl Plan {
         &self.parts[self.tensor_parts[tensor].clone()]
     }
 
-    /// Byte offset of a part's first velocity in its velocity buffer.
+    /// Bytes of all velocity buffers together.
     #[must_use]
-    pub fn velocity_bytes_of(&self, part: &Part) -> u64 {
+    pub fn velocity_bytes(&self) -> u64 {
+        self.pieces
+            .iter()
+            .map(|piece| piece.velocity.size_bytes)
+            .sum()
+    }
+
+    /// Byte offset of a part's first velocity in its piece's velocity buffer.
+    #[must_use]
+    pub fn velocity_offset_bytes(&self, part: &Part) -> u64 {
         let window = &self.pieces[part.piece].velocity;
         window.start_bytes() + u64::from(part.start) * ELEM_BYTES
     }
@@ -432,8 +435,6 @@ impl Plan {
             if parts_start == self.parts.len() {
                 continue;
             }
-            let slack_bytes = params_start % room.alignment_bytes;
-            let velocity = self.place_velocity(slack_bytes, numel * ELEM_BYTES, room);
             let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
             self.pieces.push(Piece {
                 numel: numel as u32,
@@ -441,31 +442,9 @@ impl Plan {
                 params: window(params_start),
                 grads_buffer: first.grads.buffer,
                 grads: window(grads_start),
-                velocity_buffer: velocity.buffer,
-                velocity: window(velocity.offset_bytes),
+                velocity: window(params_start % room.alignment_bytes),
                 parts: parts_start..self.parts.len(),
             });
-        }
-    }
-
-    /// Reserves room for a piece's velocity: aligned, but `slack_bytes` past that, so that it lies in its
-    /// window where the parameters lie in theirs.
-    fn place_velocity(&mut self, slack_bytes: u64, size_bytes: u64, room: &Room) -> Place {
-        let buffers = &mut self.velocity_buffer_bytes;
-        if let Some(used) = buffers.last_mut() {
-            let offset_bytes = used.next_multiple_of(room.alignment_bytes) + slack_bytes;
-            if offset_bytes + size_bytes <= room.max_buffer_bytes {
-                *used = offset_bytes + size_bytes;
-                return Place {
-                    buffer: buffers.len() - 1,
-                    offset_bytes,
-                };
-            }
-        }
-        buffers.push(slack_bytes + size_bytes);
-        Place {
-            buffer: buffers.len() - 1,
-            offset_bytes: slack_bytes,
         }
     }
 
