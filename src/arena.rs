@@ -1,12 +1,12 @@
 //! Many tensors in few buffers, laid out so that one dispatch updates them all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::binding::TensorBinding;
 use crate::error::ArenaError;
 use crate::error_scope::checked;
 use crate::groups::ParamGroups;
-use crate::plan::ELEM_BYTES;
+use crate::plan::{ELEM_BYTES, Place, TensorLayout};
 use crate::readback;
 
 /// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
@@ -77,10 +77,8 @@ impl Arena {
         queue: &wgpu::Queue,
         tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
     ) -> Result<Self, ArenaError> {
-        let named = tensors
-            .into_iter()
-            .map(|(name, shape)| (name.into(), shape));
-        Self::in_order(device, queue, named.collect(), |_| 0)
+        let layout = ArenaLayout::new(tensors, &device.limits())?;
+        Self::allocate(device, queue, layout)
     }
 
     /// The same with the tensors of each parameter group side by side, so that a group takes one dispatch per
@@ -97,26 +95,17 @@ impl Arena {
         let named = tensors
             .into_iter()
             .map(|(name, shape)| (name.into(), shape));
-        Self::in_order(device, queue, named.collect(), |name| groups.index_of(name))
+        let group_of = |name: &str| groups.index_of(name);
+        let layout = ArenaLayout::in_order(named.collect(), group_of, &device.limits())?;
+        Self::allocate(device, queue, layout)
     }
 
-    fn in_order(
+    fn allocate(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
-        tensors: Vec<(String, Vec<usize>)>,
-        rank: impl Fn(&str) -> usize,
+        layout: ArenaLayout,
     ) -> Result<Self, ArenaError> {
-        let mut in_memory: Vec<_> = (0..tensors.len()).collect();
-        in_memory.sort_by_cached_key(|index| rank(&tensors[*index].0));
-        let (tensors, sizes) = lay_out(tensors, &in_memory, &device.limits())?;
-        let mut by_name = HashMap::with_capacity(tensors.len());
-        for (index, tensor) in tensors.iter().enumerate() {
-            if by_name.insert(tensor.name.clone(), index).is_some() {
-                return Err(ArenaError::DuplicateName {
-                    tensor: tensor.name.clone(),
-                });
-            }
-        }
+        let sizes = &layout.buffer_bytes;
         let allocate = |label: &'static str| {
             let buffers = checked(device, || {
                 let allocate = |size: &u64| {
@@ -136,13 +125,16 @@ impl Arena {
                 message: error.to_string(),
             })
         };
+        let names = layout.tensors.iter().enumerate();
         Ok(Self {
             device: device.clone(),
             queue: queue.clone(),
-            tensors,
-            by_name,
+            by_name: names
+                .map(|(index, tensor)| (tensor.name.clone(), index))
+                .collect(),
             params: allocate("wgpu_optim.arena.params")?,
             grads: allocate("wgpu_optim.arena.grads")?,
+            tensors: layout.tensors,
         })
     }
 
@@ -260,52 +252,119 @@ impl Arena {
     }
 }
 
-/// Tensors in the order `in_memory`, each at the next aligned offset, in as few buffers as hold them; returns them
-/// in the order in which they were given, and the sizes of the buffers.
-fn lay_out(
-    tensors: Vec<(String, Vec<usize>)>,
-    in_memory: &[usize],
-    limits: &wgpu::Limits,
-) -> Result<(Vec<ArenaTensor>, Vec<u64>), ArenaError> {
-    // A vec4 at least, so that neighbours lie in step modulo four.
-    let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(4 * ELEM_BYTES);
-    let fresh = |(name, shape): (String, Vec<usize>)| ArenaTensor {
-        name,
-        shape,
-        numel: 0,
-        buffer: 0,
-        offset_bytes: 0,
-        padding_elems: 0,
-    };
-    let mut laid_out: Vec<_> = tensors.into_iter().map(fresh).collect();
-    let mut sizes = vec![0_u64];
-    for index in in_memory {
-        let tensor = &mut laid_out[*index];
-        let mut dims = tensor.shape.iter();
-        let numel = dims.try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
-        let size = numel
-            .and_then(|numel| numel.checked_mul(ELEM_BYTES))
-            .and_then(|bytes| bytes.checked_next_multiple_of(alignment));
-        let (Some(numel), Some(size)) = (numel, size.filter(|s| *s <= limits.max_buffer_size))
-        else {
-            return Err(ArenaError::TooLarge {
-                tensor: tensor.name.clone(),
-                bytes: size.unwrap_or(u64::MAX),
-                max_buffer_bytes: limits.max_buffer_size,
-            });
+/// Where the tensors of an [`Arena`] lie: pure numbers, for planning without a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArenaLayout {
+    /// The tensors, in the order in which they were given.
+    pub tensors: Vec<ArenaTensor>,
+    /// Size of each parameter buffer, and of the gradient buffer beside it.
+    pub buffer_bytes: Vec<u64>,
+}
+
+impl ArenaLayout {
+    /// Lays tensors of these names and shapes out one after the other, each where a binding may start, in as few
+    /// buffers as hold them.
+    ///
+    /// ```
+    /// use wgpu_optim::{ArenaLayout, plan::{DeviceLimits, Plan}, wgpu};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let limits = wgpu::Limits::default();
+    /// let tensors = (0..1000).map(|index| (index.to_string(), vec![10, 100]));
+    /// let layout = ArenaLayout::new(tensors, &limits)?;
+    /// let plan = Plan::new(&layout.tensor_layouts(), &DeviceLimits::from(&limits))?;
+    /// assert_eq!(plan.dispatches(|_| Some(())).len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ArenaError`] if a name comes twice or a tensor is larger than a buffer may be.
+    pub fn new<N: Into<String>>(
+        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+        limits: &wgpu::Limits,
+    ) -> Result<Self, ArenaError> {
+        let named = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape));
+        Self::in_order(named.collect(), |_| 0, limits)
+    }
+
+    /// The tensors as the planner wants them, the gradient buffers numbered after the parameter buffers.
+    #[must_use]
+    pub fn tensor_layouts(&self) -> Vec<TensorLayout> {
+        let layout = |tensor: &ArenaTensor| {
+            let place = |buffer| Place {
+                buffer,
+                offset_bytes: tensor.offset_bytes,
+            };
+            TensorLayout {
+                numel: tensor.numel,
+                params: place(tensor.buffer),
+                grads: place(self.buffer_bytes.len() + tensor.buffer),
+                padding_elems: tensor.padding_elems,
+            }
         };
-        if sizes[sizes.len() - 1] + size > limits.max_buffer_size {
-            sizes.push(0);
+        self.tensors.iter().map(layout).collect()
+    }
+
+    /// In the order of their ranks in memory, and in the order given in the list.
+    fn in_order(
+        tensors: Vec<(String, Vec<usize>)>,
+        rank: impl Fn(&str) -> usize,
+        limits: &wgpu::Limits,
+    ) -> Result<Self, ArenaError> {
+        let mut in_memory: Vec<_> = (0..tensors.len()).collect();
+        in_memory.sort_by_cached_key(|index| rank(&tensors[*index].0));
+        // A vec4 at least, so that neighbours lie in step modulo four.
+        let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(4 * ELEM_BYTES);
+        let fresh = |(name, shape): (String, Vec<usize>)| ArenaTensor {
+            name,
+            shape,
+            numel: 0,
+            buffer: 0,
+            offset_bytes: 0,
+            padding_elems: 0,
+        };
+        let mut laid_out: Vec<_> = tensors.into_iter().map(fresh).collect();
+        let mut names = HashSet::with_capacity(laid_out.len());
+        if let Some(twice) = laid_out.iter().find(|t| !names.insert(t.name.as_str())) {
+            return Err(ArenaError::DuplicateName {
+                tensor: twice.name.clone(),
+            });
         }
-        tensor.numel = numel;
-        tensor.buffer = sizes.len() - 1;
-        tensor.offset_bytes = sizes[tensor.buffer];
-        tensor.padding_elems = size / ELEM_BYTES - numel;
-        sizes[tensor.buffer] += size;
+        let mut sizes = vec![0_u64];
+        for index in in_memory {
+            let tensor = &mut laid_out[index];
+            let mut dims = tensor.shape.iter();
+            let numel = dims.try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
+            let size = numel
+                .and_then(|numel| numel.checked_mul(ELEM_BYTES))
+                .and_then(|bytes| bytes.checked_next_multiple_of(alignment));
+            let (Some(numel), Some(size)) = (numel, size.filter(|s| *s <= limits.max_buffer_size))
+            else {
+                return Err(ArenaError::TooLarge {
+                    tensor: tensor.name.clone(),
+                    bytes: size.unwrap_or(u64::MAX),
+                    max_buffer_bytes: limits.max_buffer_size,
+                });
+            };
+            if sizes[sizes.len() - 1] + size > limits.max_buffer_size {
+                sizes.push(0);
+            }
+            tensor.numel = numel;
+            tensor.buffer = sizes.len() - 1;
+            tensor.offset_bytes = sizes[tensor.buffer];
+            tensor.padding_elems = size / ELEM_BYTES - numel;
+            sizes[tensor.buffer] += size;
+        }
+        // A buffer of nothing cannot be bound, but an empty arena is still an arena.
+        for size in &mut sizes {
+            *size = (*size).max(alignment);
+        }
+        Ok(Self {
+            tensors: laid_out,
+            buffer_bytes: sizes,
+        })
     }
-    // A buffer of nothing cannot be bound, but an empty arena is still an arena.
-    for size in &mut sizes {
-        *size = (*size).max(alignment);
-    }
-    Ok((laid_out, sizes))
 }

@@ -80,7 +80,7 @@ mod state;
 #[cfg(feature = "safetensors")]
 mod state_file;
 
-pub use arena::{Arena, ArenaTensor};
+pub use arena::{Arena, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;

@@ -46,7 +46,7 @@ pub enum Command {
     /// Compare every form on every back end with the f64 oracle
     Accuracy,
     /// List the adapters and what the kernels would use on each
-    Info,
+    Info(InfoArgs),
     /// Measure and draw what momentum does: rate of convergence, energy, a hill in the way
     Experiments(ExperimentsArgs),
 }
@@ -186,6 +186,13 @@ pub struct ExperimentsArgs {
     /// Where the pictures and their tables go; created if missing
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct InfoArgs {
+    /// Also plan a step over the F32 tensors of this safetensors file, laid out in an arena
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
 }
 
 fn parse_numel(text: &str) -> Result<usize, String> {

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use comfy_table::{CellAlignment, Table};
-use safetensors::Dtype;
 use serde::Serialize;
 use statrs::statistics::{Data, Max, Min, OrderStatistics};
 use wgpu_optim::oracle::Rounding;
@@ -16,7 +15,7 @@ use wgpu_optim::{SgdConfig, Terms};
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
 use crate::copy_kernel::CopyKernel;
-use crate::files::MappedFile;
+use crate::files::{MappedFile, f32_shapes};
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, submit_and_wait};
 use crate::progress::Progress;
 use crate::{Failure, print};
@@ -92,13 +91,10 @@ fn cases(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
     if let Some(path) = &args.model {
         let file = MappedFile::open(path)?;
         let (tensors, _) = file.parse()?;
-        let mut tensors = tensors.tensors();
-        tensors.sort_by(|(x, _), (y, _)| x.cmp(y));
-        let f32s = tensors
+        let shapes = f32_shapes(&tensors);
+        let sizes: Vec<usize> = shapes
             .iter()
-            .filter(|(_, view)| view.dtype() == Dtype::F32);
-        let sizes: Vec<usize> = f32s
-            .map(|(_, view)| view.shape().iter().product())
+            .map(|(_, shape)| shape.iter().product())
             .collect();
         if sizes.iter().sum::<usize>() == 0 {
             return Err(anyhow!("{} has no F32 tensors to step", path.display()).into());

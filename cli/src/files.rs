@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use memmap2::Mmap;
-use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempfile::TempPath;
 
 /// Names and values of a file's own metadata.
@@ -53,6 +53,17 @@ impl MappedFile {
         let (_, header) = SafeTensors::read_metadata(&self.map).with_context(not_safetensors)?;
         Ok((tensors, header.metadata().clone().unwrap_or_default()))
     }
+}
+
+/// Names and shapes of a file's F32 tensors, in alphabetical order.
+pub fn f32_shapes(tensors: &SafeTensors<'_>) -> Vec<(String, Vec<usize>)> {
+    let mut shapes: Vec<_> = tensors
+        .iter()
+        .filter(|(_, view)| view.dtype() == Dtype::F32)
+        .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
+        .collect();
+    shapes.sort();
+    shapes
 }
 
 /// The values of an F32 tensor, wherever its bytes lie.
@@ -202,7 +213,7 @@ mod tests {
     fn staged(target: &Path, value: f32) -> StagedFile {
         let staged = StagedFile::create(target).unwrap();
         let bytes = value.to_le_bytes();
-        let view = TensorView::new(safetensors::Dtype::F32, vec![1], &bytes).unwrap();
+        let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
         staged
             .write([("x".to_owned(), view)], Metadata::new())
             .unwrap();

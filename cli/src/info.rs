@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use wgpu_optim::{OPTIONAL_FEATURES, ScalarPath, adapters, wgpu};
+use wgpu_optim::plan::{DeviceLimits, Plan};
+use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, adapters, wgpu};
 
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::NO_ADAPTER_HINT;
+use crate::files::{MappedFile, f32_shapes};
 use crate::{Failure, print};
 
 #[derive(Debug, Serialize)]
@@ -29,13 +31,52 @@ struct AdapterReport {
     /// Optional features that the kernels use, and this adapter has.
     features_used: Vec<String>,
     scalars: &'static str,
+    /// With `--plan`.
+    plan: Option<PlanReport>,
+}
+
+/// A step over a model in an arena.
+#[derive(Debug, Serialize)]
+struct PlanReport {
+    tensors: usize,
+    numel: u64,
+    /// Parameter buffers; there are as many gradient buffers.
+    buffers: usize,
+    pieces: usize,
+    dispatches: usize,
+    params_bytes: u64,
+    grads_bytes: u64,
+    velocity_bytes: u64,
+}
+
+impl PlanReport {
+    fn new(shapes: &[(String, Vec<usize>)], limits: &wgpu::Limits) -> Result<Self, Failure> {
+        let layout =
+            ArenaLayout::new(shapes.iter().cloned(), limits).map_err(anyhow::Error::from)?;
+        let plan = Plan::new(&layout.tensor_layouts(), &DeviceLimits::from(limits))
+            .map_err(anyhow::Error::from)?;
+        let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
+        Ok(Self {
+            tensors: layout.tensors.len(),
+            numel: layout.tensors.iter().map(|tensor| tensor.numel).sum(),
+            buffers: layout.buffer_bytes.len(),
+            pieces: plan.pieces.len(),
+            dispatches: plan.dispatches(|_| Some(())).len(),
+            params_bytes: buffer_bytes,
+            grads_bytes: buffer_bytes,
+            velocity_bytes: plan.velocity_bytes(),
+        })
+    }
 }
 
 impl AdapterReport {
-    fn new(adapter: &wgpu::Adapter) -> Self {
+    fn new(adapter: &wgpu::Adapter, model: Option<&Model>) -> Result<Self, Failure> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let used = adapter.features() & OPTIONAL_FEATURES;
-        Self {
+        Ok(Self {
+            plan: model
+                .map(|shapes| PlanReport::new(shapes, &limits))
+                .transpose()?,
             name: info.name,
             backend: info.backend.to_string(),
             device_type: format!("{:?}", info.device_type),
@@ -52,11 +93,18 @@ impl AdapterReport {
                 ScalarPath::Immediates => "immediates",
                 ScalarPath::Uniforms => "uniform ring",
             },
-        }
+        })
     }
 }
 
-pub fn run(common: &CommonArgs) -> Result<(), Failure> {
+/// Names and shapes.
+type Model = [(String, Vec<usize>)];
+
+pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
+    let model = match &args.plan {
+        Some(path) => Some(f32_shapes(&MappedFile::open(path)?.parse()?.0)),
+        None => None,
+    };
     let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
     let named = |report: &AdapterReport| {
         common
@@ -65,8 +113,12 @@ pub fn run(common: &CommonArgs) -> Result<(), Failure> {
             .is_none_or(|text| report.name.to_lowercase().contains(&text.to_lowercase()))
     };
     let found = pollster::block_on(adapters(backends));
+    let adapters = found
+        .iter()
+        .map(|adapter| AdapterReport::new(adapter, model.as_deref()))
+        .collect::<Result<Vec<_>, _>>()?;
     let report = Report {
-        adapters: found.iter().map(AdapterReport::new).filter(named).collect(),
+        adapters: adapters.into_iter().filter(named).collect(),
         cpu_threads: rayon::current_num_threads(),
     };
     if common.json {
@@ -103,6 +155,21 @@ impl Report {
                     false => format!("{} ({})", adapter.scalars, adapter.features_used.join(", ")),
                 },
             );
+            if let Some(plan) = &adapter.plan {
+                let _ = writeln!(
+                    text,
+                    "  plan              {} tensors, {} parameters: {} dispatches over {} bindings in {} buffers\n  \
+                     memory            {} MiB parameters, {} MiB gradients, {} MiB velocity\n",
+                    plan.tensors,
+                    plan.numel,
+                    plan.dispatches,
+                    plan.pieces,
+                    plan.buffers,
+                    plan.params_bytes >> 20,
+                    plan.grads_bytes >> 20,
+                    plan.velocity_bytes >> 20,
+                );
+            }
         }
         text + &format!("CPU twin: {} threads\n", self.cpu_threads)
     }

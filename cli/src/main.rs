@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Some(Command::Step(step)) => step::run(&args.common, step),
         Some(Command::Bench(bench)) => bench::run(&args.common, bench),
         Some(Command::Accuracy) => accuracy::run(&args.common),
-        Some(Command::Info) => info::run(&args.common),
+        Some(Command::Info(info)) => info::run(&args.common, info),
         Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
         None => bench::run(&args.common, &BenchArgs::default()),
     };

@@ -218,6 +218,41 @@ fn info_lists_adapters_or_says_how_to_get_one() {
 }
 
 #[test]
+fn info_plans_a_model() {
+    let workspace = Workspace::new();
+    let model = Model::new([
+        ("a", Tensor::f32(&[3, 7], &[1.0; 21])),
+        ("b", Tensor::f32(&[64], &[1.0; 64])),
+        ("ids", Tensor::i64(&[1])),
+    ]);
+    model.write(&workspace.path("model"));
+    let info = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .current_dir(workspace.path(""))
+            .args(["info", "--plan"])
+            .args(args);
+        command.output().unwrap()
+    };
+    let report = json(&info(&["model", "--json"]));
+    for adapter in report["adapters"].as_array().unwrap() {
+        let plan = &adapter["plan"];
+        assert_eq!((&plan["tensors"], &plan["numel"]), (&2.into(), &85.into()));
+        assert_eq!(
+            (&plan["dispatches"], &plan["buffers"]),
+            (&1.into(), &1.into())
+        );
+        assert!(plan["velocity_bytes"].as_u64().unwrap() >= 4 * 85);
+    }
+    let text = String::from_utf8(info(&["model"]).stdout).unwrap();
+    assert!(
+        text.contains("2 tensors, 85 parameters: 1 dispatches over 1 bindings"),
+        "{text}"
+    );
+    assert_eq!(info(&["no such file"]).status.code(), Some(2));
+}
+
+#[test]
 fn help_and_version_go_to_stdout() {
     for flag in ["--help", "--version"] {
         let output = wgpu_optim().arg(flag).output().unwrap();
