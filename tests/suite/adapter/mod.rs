@@ -27,7 +27,12 @@ pub struct Bench {
 /// The adapter that the machine has to have.
 pub fn gpu() -> &'static Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::open_blocking(&AdapterRequest::default()).unwrap_or_else(|error| {
+        let request = AdapterRequest {
+            // `cargo xtask test --all-adapters` runs these tests once for each.
+            backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
+            ..AdapterRequest::default()
+        };
+        Gpu::open_blocking(&request).unwrap_or_else(|error| {
             panic!(
                 "{error}. These tests need a wgpu adapter; a software one will do: `cargo xtask test` \
                  installs Mesa's on Debian and Ubuntu (package mesa-vulkan-drivers)"
