@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::binding::TensorBinding;
 use crate::error::ArenaError;
-use crate::error_scope::checked;
+use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::ParamGroups;
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
 use crate::readback;
@@ -106,6 +106,13 @@ impl Arena {
         layout: ArenaLayout,
     ) -> Result<Self, ArenaError> {
         let sizes = &layout.buffer_bytes;
+        let refused = |message: String| ArenaError::Allocation {
+            bytes: sizes.iter().sum(),
+            message,
+        };
+        if is_lost(device) {
+            return Err(refused(LOST.to_owned()));
+        }
         let allocate = |label: &'static str| {
             let buffers = checked(device, || {
                 let allocate = |size: &u64| {
@@ -120,10 +127,7 @@ impl Arena {
                 };
                 sizes.iter().map(allocate).collect()
             });
-            buffers.map_err(|error| ArenaError::Allocation {
-                bytes: sizes.iter().sum(),
-                message: error.to_string(),
-            })
+            buffers.map_err(|error| refused(error.to_string()))
         };
         let names = layout.tensors.iter().enumerate();
         Ok(Self {

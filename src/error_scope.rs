@@ -33,3 +33,19 @@ pub(crate) fn checked<T>(
         }
     }
 }
+
+/// Whether the device is lost. wgpu reports that to a callback which belongs to the caller, and hands out objects
+/// that do nothing; mapping a buffer is what still fails.
+pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
+    let probe = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("wgpu_optim.probe"),
+        size: 4,
+        usage: wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    });
+    let mapped = probe.get_mapped_range(..);
+    mapped.is_err()
+}
+
+/// What to say of a lost device.
+pub(crate) const LOST: &str = "the device is lost";

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::coefficients::Terms;
 use crate::error::KernelError;
-use crate::error_scope::checked;
+use crate::error_scope::{LOST, checked, is_lost};
 use crate::plan::{Access, WORKGROUP_SIZE};
 use crate::scalars::{ScalarPath, SgdUniforms};
 
@@ -107,6 +107,12 @@ impl Kernels {
     /// shader or its layouts.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Self, KernelError> {
         check_limits(&device.limits())?;
+        if is_lost(device) {
+            return Err(KernelError::Device {
+                kernel: "wgpu_optim.sgd",
+                message: LOST.to_owned(),
+            });
+        }
         let path = ScalarPath::of(device);
         let inner = checked(device, || {
             let scalars_layout = match path {

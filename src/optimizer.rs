@@ -5,7 +5,7 @@ use std::fmt;
 use crate::binding::{TensorBinding, check_bindings};
 use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
-use crate::error_scope::checked;
+use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::{Groups, ParamGroups};
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::plan::{
@@ -102,6 +102,11 @@ impl GpuOptimizer {
         check_bindings(tensors)?;
 
         let device = kernels.device();
+        if is_lost(device) {
+            return Err(BuildError::Device {
+                message: LOST.to_owned(),
+            });
+        }
         let groups = groups.groups();
         let buffers = Buffers::of(tensors);
         let layouts: Vec<_> = tensors

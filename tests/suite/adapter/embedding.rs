@@ -2,8 +2,8 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    BuildError, GpuOptimizer, MomentumForm, OPTIONAL_FEATURES, ScalarPath, SgdConfig, StateError,
-    StepError, readback, wgpu,
+    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, MomentumForm,
+    OPTIONAL_FEATURES, ScalarPath, SgdConfig, StateError, StepError, readback, wgpu,
 };
 
 use super::{Bench, whole};
@@ -233,6 +233,23 @@ fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
         bench.queue.submit([encoder.finish()]);
         let state = readback::block_on(&bench.device, optimizer.state());
         assert!(matches!(state, Err(StateError::Transfer(_))), "{state:?}");
+
+        // Nothing new can be built on it.
+        let kernels = Kernels::new(&bench.device, &bench.queue);
+        assert!(
+            matches!(kernels, Err(KernelError::Device { .. })),
+            "{kernels:?}"
+        );
+        let another = GpuOptimizer::new(&bench.kernels, config(), &[whole("a", &params, &grads)]);
+        assert!(
+            matches!(another, Err(BuildError::Device { .. })),
+            "{another:?}"
+        );
+        let arena = Arena::new(&bench.device, &bench.queue, [("a", vec![10])]);
+        assert!(
+            matches!(arena, Err(ArenaError::Allocation { .. })),
+            "{arena:?}"
+        );
     }
     let bench = Bench::best();
     let (params, grads) = (bench.buffer(100), bench.buffer(100));

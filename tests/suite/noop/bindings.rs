@@ -131,3 +131,20 @@ fn overlaps_are_found_in_any_order() {
     assert_eq!(error.to_string(), expected);
     assert!(build(&kernels, &[wide, beside]).is_ok());
 }
+
+#[test]
+fn a_destroyed_buffer_is_an_error_and_the_next_list_builds() {
+    let kernels = kernels();
+    let (params, grads) = (
+        buffer(&kernels, 400, STORAGE),
+        buffer(&kernels, 400, STORAGE),
+    );
+    params.destroy();
+    let refused = build(&kernels, &[tensor("a", (&params, 0), (&grads, 0), 100)]);
+    assert!(
+        matches!(refused, Err(BuildError::Device { .. })),
+        "{refused:?}"
+    );
+    let params = buffer(&kernels, 400, STORAGE);
+    assert!(build(&kernels, &[tensor("a", (&params, 0), (&grads, 0), 100)]).is_ok());
+}
