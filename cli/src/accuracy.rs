@@ -89,11 +89,7 @@ pub fn run(common: &CommonArgs) -> Result<(), Failure> {
         adapter: gpu.map(|gpu| gpu.name()),
         rows,
     };
-    if common.json {
-        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
-    } else {
-        print(&report.to_text())
-    }
+    print(common, &report, report.to_text())
 }
 
 impl Report {

@@ -78,11 +78,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
         reason,
         rows,
     };
-    if common.json {
-        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
-    } else {
-        print(&report.to_text())
-    }
+    print(common, &report, report.to_text())
 }
 
 /// Elements of each tensor, for every case to measure: one tensor for each `--numel`, many of one size, or those

@@ -121,11 +121,7 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
         adapters: adapters.into_iter().filter(named).collect(),
         cpu_threads: rayon::current_num_threads(),
     };
-    if common.json {
-        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
-    } else {
-        print(&report.to_text())
-    }
+    print(common, &report, report.to_text())
 }
 
 impl Report {

@@ -16,8 +16,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use serde::Serialize;
 
-use args::{Args, BenchArgs, Command};
+use args::{Args, BenchArgs, Command, CommonArgs};
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -81,8 +82,14 @@ fn report(failure: &Failure) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Prints the one document of a command. A reader that closes the pipe early has read enough.
-fn print(document: &str) -> Result<(), Failure> {
+/// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe
+/// early has read enough.
+fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Result<(), Failure> {
+    let document = if common.json {
+        serde_json::to_string_pretty(report).map_err(Failure::failed)?
+    } else {
+        text
+    };
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),

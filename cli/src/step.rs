@@ -48,11 +48,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     // The files are no longer mapped when they are replaced.
     let report = update(common, args, config, &out_params, &out_state)?;
     replace_both(out_params, out_state)?;
-    if common.json {
-        print(&serde_json::to_string_pretty(&report).map_err(Failure::failed)?)
-    } else {
-        print(&report.to_text())
-    }
+    print(common, &report, report.to_text())
 }
 
 /// Reads the model, applies the steps and writes the staged files.

@@ -97,7 +97,7 @@ fn real_model(shell: &Shell) -> Result<()> {
     let _model = shell.push_env("WGPU_OPTIM_TEST_MODEL", directory.join(MODEL));
     cmd!(
         shell,
-        "cargo test --workspace --locked --test command three_rounds_over_the_model -- --nocapture"
+        "cargo test --workspace --locked --test command three_rounds_over_the_model -- --ignored"
     )
     .run()?;
     Ok(())

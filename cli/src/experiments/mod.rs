@@ -67,11 +67,7 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         energy,
         hill,
     };
-    if common.json {
-        print(&serde_json::to_string_pretty(&summary).map_err(Failure::failed)?)
-    } else {
-        print(&summary.to_text())
-    }
+    print(common, &summary, summary.to_text())
 }
 
 impl Summary {

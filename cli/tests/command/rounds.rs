@@ -172,14 +172,13 @@ fn three_rounds_over_a_small_model() {
     }
 }
 
-/// `cargo xtask real-model` fetches one and names it here.
 #[test]
+#[ignore = "needs a real model: cargo xtask real-model fetches one and runs this"]
 fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
-    if let Some(path) = std::env::var_os("WGPU_OPTIM_TEST_MODEL") {
-        let model = Model::read(path.as_ref());
-        for device in DEVICES {
-            check(device, &model);
-        }
+    let path = std::env::var_os("WGPU_OPTIM_TEST_MODEL").expect("the path of a model");
+    let model = Model::read(path.as_ref());
+    for device in DEVICES {
+        check(device, &model);
     }
 }
 
