@@ -16,6 +16,8 @@ pub struct AdapterRequest {
     pub power_preference: wgpu::PowerPreference,
     /// Whether a software adapter will do where there is no other.
     pub allow_software: bool,
+    /// Features for the device beside the [`OPTIONAL_FEATURES`], where the adapter has them; none by default.
+    pub features: wgpu::Features,
 }
 
 impl Default for AdapterRequest {
@@ -26,6 +28,7 @@ impl Default for AdapterRequest {
             backends: wgpu::Backends::PRIMARY,
             power_preference: wgpu::PowerPreference::HighPerformance,
             allow_software: true,
+            features: wgpu::Features::empty(),
         }
     }
 }
@@ -53,23 +56,31 @@ impl Gpu {
             .map(|adapter| (adapter, adapter.get_info()))
             .filter(|(_, info)| request.accepts(info))
             .min_by_key(|(_, info)| request.rank(info));
-        let Some((adapter, info)) = best else {
-            return Err(request.no_adapter(&available));
-        };
+        match best {
+            Some((adapter, _)) => Self::of(adapter.clone(), request.features).await,
+            None => Err(request.no_adapter(&available)),
+        }
+    }
+
+    /// Opens this adapter, with those of `features` and of the [`OPTIONAL_FEATURES`] that it has.
+    ///
+    /// # Errors
+    /// [`GpuError::NoDevice`] if it gives no device.
+    pub async fn of(adapter: wgpu::Adapter, features: wgpu::Features) -> Result<Self, GpuError> {
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("wgpu_optim.device"),
-                required_features: adapter.features() & OPTIONAL_FEATURES,
+                required_features: adapter.features() & (OPTIONAL_FEATURES | features),
                 required_limits: adapter.limits(),
                 ..Default::default()
             })
             .await
             .map_err(|error| GpuError::NoDevice {
-                adapter: info.name,
+                adapter: adapter.get_info().name,
                 message: error.to_string(),
             })?;
         Ok(Self {
-            adapter: adapter.clone(),
+            adapter,
             device,
             queue,
         })

@@ -41,7 +41,7 @@ pub enum DeviceArg {
 pub enum Command {
     /// Apply the update to a model held in safetensors files
     Step(StepArgs),
-    /// Time one step on the GPU, on the parallel CPU twin and on the one-thread reference
+    /// Time a step on GPU and CPU beside what the memory of each allows, and the transfers between them
     Bench(BenchArgs),
     /// Compare every form on every back end with the f64 oracle
     Accuracy,
@@ -152,32 +152,94 @@ impl HyperArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct BenchArgs {
-    /// Sizes to measure, in elements; K, M and G are powers of 1024
+    /// Sizes to measure, in elements of all tensors together; K, M and G are powers of 1024
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1M", "16M"], value_parser = parse_numel)]
     pub numel: Vec<usize>,
-    /// Measure this many tensors of --numel-each elements instead
-    #[arg(long, value_name = "N", requires = "numel_each", conflicts_with = "numel", value_parser = parse_numel)]
-    pub tensors: Option<usize>,
-    /// Elements of each of the --tensors
-    #[arg(long, value_name = "N", requires = "tensors", value_parser = parse_numel)]
+    /// Numbers of tensors to measure each size in; many lie in an arena on the GPU
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1"], value_parser = parse_numel)]
+    pub tensors: Vec<usize>,
+    /// Elements of each tensor, in place of --numel
+    #[arg(long, value_name = "N", requires = "tensors", conflicts_with = "numel", value_parser = parse_numel)]
     pub numel_each: Option<usize>,
     /// Measure the F32 tensors of a safetensors file instead (their sizes; the values are made up)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["numel", "tensors"])]
     pub model: Option<PathBuf>,
-    /// Timed steps of each size
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
-    pub steps: u32,
+    /// What to measure
+    #[arg(long, value_name = "FORM,...", value_delimiter = ',', value_enum, default_values = ["heavy-ball", "plain"])]
+    pub form: Vec<BenchForm>,
+    /// Every adapter of this machine, not only the best
+    #[arg(long)]
+    pub all_adapters: bool,
+    /// Leave the data in the caches; without this, copies of it are cycled past them
+    #[arg(long)]
+    pub hot_caches: bool,
+    /// Longest time to spend on each size and form; less, where every median is known to 2% before
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Also write the table as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Also draw milliseconds against elements; by its name an .svg or a .png
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Say what is slower than in a report that --json has printed before
+    #[arg(long, value_name = "OLD.json")]
+    pub compare: Option<PathBuf>,
 }
 
 impl Default for BenchArgs {
+    /// As typed without any option.
     fn default() -> Self {
         Self {
             numel: vec![1 << 20, 16 << 20],
-            tensors: None,
+            tensors: vec![1],
             numel_each: None,
             model: None,
-            steps: 30,
+            form: vec![BenchForm::HeavyBall, BenchForm::Plain],
+            all_adapters: false,
+            hot_caches: false,
+            seconds: 3.0,
+            csv: None,
+            plot: None,
+            compare: None,
         }
+    }
+}
+
+/// Forms that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchForm {
+    Plain,
+    HeavyBall,
+    Nesterov,
+    Ema,
+    LrInside,
+    Particle,
+}
+
+impl BenchForm {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::HeavyBall => "heavy-ball",
+            Self::Nesterov => "nesterov",
+            Self::Ema => "ema",
+            Self::LrInside => "lr-inside",
+            Self::Particle => "particle",
+        }
+    }
+
+    pub fn config(self) -> Result<SgdConfig, ConfigError> {
+        let momentum = |form| SgdConfig::builder(0.1).momentum(0.9).form(form);
+        match self {
+            Self::Plain => SgdConfig::builder(0.1),
+            Self::HeavyBall => momentum(MomentumForm::HeavyBall),
+            Self::Nesterov => momentum(MomentumForm::HeavyBall).nesterov(true),
+            Self::Ema => momentum(MomentumForm::Ema),
+            Self::LrInside => momentum(MomentumForm::LrInside),
+            Self::Particle => momentum(MomentumForm::Particle).time_step(0.5),
+        }
+        .build()
     }
 }
 
@@ -215,6 +277,13 @@ fn parse_numel(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number of elements such as 1000, 64K, 16M or 1G".to_owned())
 }
 
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok();
+    seconds
+        .filter(|seconds| (0.0..=86_400.0).contains(seconds))
+        .ok_or_else(|| "expected a number of seconds from 0 to 86400".to_owned())
+}
+
 /// Clap's message without the usage that follows it.
 pub fn one_line(error: &clap::Error) -> anyhow::Error {
     let text = error.to_string();
@@ -224,4 +293,18 @@ pub fn one_line(error: &clap::Error) -> anyhow::Error {
         .next()
         .unwrap_or(message);
     anyhow!("{}", message.trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_command_is_bench_without_options() {
+        let Some(Command::Bench(bench)) = Args::parse_from(["wgpu-optim", "bench"]).command else {
+            panic!("not bench");
+        };
+        assert_eq!(format!("{bench:?}"), format!("{:?}", BenchArgs::default()));
+    }
 }

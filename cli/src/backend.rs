@@ -8,10 +8,14 @@ use wgpu_optim::{AdapterRequest, Gpu};
 
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
+use crate::bench::report::{Adapter, device_name};
 
 /// How to get an adapter on a machine that has none.
 pub const NO_ADAPTER_HINT: &str =
     "a software adapter will do: on Debian and Ubuntu, install mesa-vulkan-drivers";
+
+/// What devices get for the benchmark's sake, where their adapters have it.
+const MEASURING: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
 /// The device of a command.
 pub enum Backend {
@@ -31,6 +35,39 @@ impl Choice {
     pub fn for_updates(common: &CommonArgs) -> Result<Self, Failure> {
         let hardware_only = common.device == DeviceArg::Auto && common.adapter.is_none();
         Self::new(common, !hardware_only)
+    }
+
+    /// The adapters to measure (every one that fits, if `all`), and why these; none for the CPU alone.
+    pub fn all_for_measurements(
+        common: &CommonArgs,
+        all: bool,
+    ) -> Result<(Vec<OpenGpu>, String), Failure> {
+        if !all || common.device == DeviceArg::Cpu {
+            let Self { backend, reason } = Self::for_measurements(common)?;
+            return Ok(match backend {
+                Backend::Gpu(open) => (vec![open], reason),
+                Backend::Cpu => (Vec::new(), reason),
+            });
+        }
+        let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
+        let mut opened = Vec::new();
+        for adapter in pollster::block_on(wgpu_optim::adapters(backends)) {
+            let name = adapter.get_info().name.to_lowercase();
+            let wanted = common.adapter.as_ref();
+            if wanted.is_none_or(|text| name.contains(&text.to_lowercase())) {
+                let gpu =
+                    pollster::block_on(Gpu::of(adapter, MEASURING)).map_err(Failure::failed)?;
+                opened.push(OpenGpu::new(gpu));
+            }
+        }
+        if opened.is_empty() && (common.device == DeviceArg::Gpu || common.adapter.is_some()) {
+            return Err(anyhow!("no such adapter; {NO_ADAPTER_HINT}").into());
+        }
+        let reason = match opened.len() {
+            0 => "no adapter found".to_owned(),
+            _ => "every adapter of this machine".to_owned(),
+        };
+        Ok((opened, reason))
     }
 
     /// For measurements: `auto` is whatever adapter there is.
@@ -54,6 +91,7 @@ impl Choice {
             name: common.adapter.clone(),
             backends: backends(),
             allow_software,
+            features: MEASURING,
             ..AdapterRequest::default()
         };
         match Gpu::open_blocking(&request) {
@@ -103,7 +141,19 @@ impl OpenGpu {
 
     pub fn name(&self) -> String {
         let info = self.gpu.adapter.get_info();
-        format!("{} ({})", info.name, info.backend)
+        device_name(&info.name, &info.backend.to_string())
+    }
+
+    pub fn report(&self) -> Adapter {
+        let info = self.gpu.adapter.get_info();
+        Adapter {
+            name: info.name,
+            backend: info.backend.to_string(),
+            device_type: format!("{:?}", info.device_type),
+            driver: format!("{} {}", info.driver, info.driver_info)
+                .trim()
+                .to_owned(),
+        }
     }
 
     /// Waits until everything submitted so far is done.

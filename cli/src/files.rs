@@ -1,4 +1,4 @@
-//! Safetensors files: read through a memory map, written beside the target and renamed.
+//! Files: safetensors read through a memory map, and whatever is written beside its target and renamed.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Serialize;
 use tempfile::TempPath;
 
 /// Names and values of a file's own metadata.
@@ -69,6 +70,15 @@ pub fn f32_shapes(tensors: &SafeTensors<'_>) -> Vec<(String, Vec<usize>)> {
 /// The values of an F32 tensor, wherever its bytes lie.
 pub fn f32_values(view: &TensorView<'_>) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(view.data())
+}
+
+/// A table with one line per row, headed by the names of the fields.
+pub fn csv(rows: impl Iterator<Item = impl Serialize>) -> Result<Vec<u8>> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        table.serialize(row)?;
+    }
+    Ok(table.into_inner().map_err(|error| error.into_error())?)
 }
 
 /// A file that is being made beside its target, and vanishes if it does not replace it.

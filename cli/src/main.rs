@@ -4,10 +4,11 @@ mod accuracy;
 mod args;
 mod backend;
 mod bench;
-mod copy_kernel;
 mod experiments;
 mod files;
 mod info;
+mod interrupt;
+mod picture;
 mod problem;
 mod progress;
 mod step;
@@ -27,9 +28,14 @@ enum Failure {
     Refused(anyhow::Error),
     /// The device failed, or computed something wrong: exit code 1.
     Failed(anyhow::Error),
+    /// Ctrl-C: exit code 130, and nothing has been written.
+    Interrupted,
 }
 
 impl Failure {
+    /// Exit code after Ctrl-C, as of a program that the signal has ended.
+    const INTERRUPTED: u8 = 130;
+
     fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::Failed(error.into())
     }
@@ -70,13 +76,11 @@ fn main() -> ExitCode {
 /// One line on stderr, whatever the error holds.
 fn report(failure: &Failure) -> ExitCode {
     let (error, code) = match failure {
-        Failure::Refused(error) => (error, 2),
-        Failure::Failed(error) => (error, 1),
+        Failure::Refused(error) => (format!("{error:#}"), 2),
+        Failure::Failed(error) => (format!("{error:#}"), 1),
+        Failure::Interrupted => ("interrupted".to_owned(), Failure::INTERRUPTED),
     };
-    let line = format!("{error:#}")
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
     // Where stderr is closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "error: {line}");
     ExitCode::from(code)

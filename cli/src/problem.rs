@@ -56,8 +56,21 @@ impl Problem {
         self.start.len()
     }
 
-    pub fn tensors(&self) -> usize {
-        self.sizes.len()
+    /// Elements of each tensor.
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes
+    }
+
+    /// Start and gradients of each tensor.
+    pub fn values(&self) -> impl Iterator<Item = (&[f32], &[f32])> {
+        let grads = self.split(&self.grads);
+        self.split(&self.start).into_iter().zip(grads)
+    }
+
+    /// Name and gradients of each tensor.
+    pub fn named_grads(&self) -> impl Iterator<Item = (String, &[f32])> {
+        let names = self.named().map(|(name, _)| name);
+        names.zip(self.split(&self.grads))
     }
 
     /// Tensors by name and size.
@@ -158,11 +171,7 @@ impl<'a> OnGpu<'a> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let layout = problem.named().map(|(name, numel)| (name, vec![numel]));
         let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
-        let values = problem
-            .split(&problem.start)
-            .into_iter()
-            .zip(problem.split(&problem.grads));
-        for ((name, _), (start, grads)) in problem.named().zip(values) {
+        for ((name, _), (start, grads)) in problem.named().zip(problem.values()) {
             arena.upload_params(&name, start).map_err(Failure::failed)?;
             arena.upload_grads(&name, grads).map_err(Failure::failed)?;
         }
@@ -174,6 +183,19 @@ impl<'a> OnGpu<'a> {
             arena,
             optimizer,
         })
+    }
+
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub fn optimizer_mut(&mut self) -> &mut GpuOptimizer {
+        &mut self.optimizer
+    }
+
+    /// Dispatches of the last step.
+    pub fn dispatches(&self) -> usize {
+        self.optimizer.dispatches()
     }
 }
 
@@ -201,31 +223,33 @@ fn velocity_in(state: OptimizerState) -> Option<Vec<f32>> {
     velocities.map(|velocities| velocities.concat())
 }
 
-pub struct OnCpu<'a> {
+pub struct OnCpu {
     params: Vec<Vec<f32>>,
-    grads: Vec<&'a [f32]>,
+    grads: Vec<Vec<f32>>,
     optimizer: CpuOptimizer,
 }
 
-impl<'a> OnCpu<'a> {
-    pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
+impl OnCpu {
+    pub fn new(problem: &Problem) -> Result<Self, Failure> {
         let optimizer =
             CpuOptimizer::new(problem.config, problem.named()).map_err(Failure::failed)?;
-        let params = problem.split(&problem.start).into_iter();
+        let values = problem.values();
+        let (params, grads) = values.map(|(p, g)| (p.to_vec(), g.to_vec())).unzip();
         Ok(Self {
-            params: params.map(<[f32]>::to_vec).collect(),
-            grads: problem.split(&problem.grads),
+            params,
+            grads,
             optimizer,
         })
     }
 }
 
-impl Stepper for OnCpu<'_> {
+impl Stepper for OnCpu {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
         let mut params: Vec<_> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        let grads: Vec<_> = self.grads.iter().map(Vec::as_slice).collect();
         self.optimizer
-            .step(&mut params, &self.grads)
+            .step(&mut params, &grads)
             .map_err(Failure::failed)
     }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
 use super::Walker;
-use super::picture::{self, Curve, Picture, Stroke};
+use crate::picture::{self, Axis, Curve, Picture, Stroke};
 
 const CONDITION_NUMBERS: [f64; 3] = [10.0, 100.0, 1000.0];
 const DIMENSIONS: usize = 50;
@@ -199,12 +199,15 @@ pub fn picture(runs: &[Run]) -> Picture {
     // The legend fills its columns in turn: one for each method.
     let of = |method| runs.iter().filter(move |run| run.method == method);
     Picture {
-        title: "Momentum turns k into its square root: error on a quadratic with condition number k",
+        title:
+            "Momentum turns k into its square root: error on a quadratic with condition number k"
+                .to_owned(),
         x_label: "step",
         y_label: "error, relative to the start",
         x: 0.0..STEPS_SHOWN as f64,
         y: LEAST_ERROR_SHOWN.log10()..1.0,
-        log_y: true,
+        x_axis: Axis::Linear,
+        y_axis: Axis::PowersOfTen,
         curves: of(Method::HeavyBall)
             .chain(of(Method::PlainDescent))
             .map(curve)

@@ -16,7 +16,7 @@ use wgpu_optim::ConfigError;
 use wgpu_optim::physics::Particle;
 
 use super::Walker;
-use super::picture::{self, Curve, Picture, Stroke};
+use crate::picture::{self, Axis, Curve, Picture, Stroke};
 
 const TIME_STEPS: [f64; 2] = [0.04, 0.02];
 const STEPS: usize = 10_000;
@@ -184,12 +184,13 @@ pub fn picture(runs: &[Run]) -> Picture {
         }
     };
     Picture {
-        title: "Energy of a particle without friction in a bowl, over 10,000 steps",
+        title: "Energy of a particle without friction in a bowl, over 10,000 steps".to_owned(),
         x_label: "time, in units of sqrt(mass / stiffness)",
         y_label: "energy, relative to the start",
         x: 0.0..STEPS as f64 * TIME_STEPS[0],
         y: -1.0..7.0,
-        log_y: true,
+        x_axis: Axis::Linear,
+        y_axis: Axis::PowersOfTen,
         curves: runs.iter().map(curve).collect(),
         notes: Vec::new(),
     }

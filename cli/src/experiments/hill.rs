@@ -9,7 +9,7 @@ use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
 use super::Walker;
-use super::picture::{self, Curve, Note, Picture, Side, Stroke};
+use crate::picture::{self, Axis, Curve, Note, Picture, Side, Stroke};
 
 const SHALLOW_VALLEY: f64 = -1.0;
 const HILL: f64 = 0.0;
@@ -125,12 +125,13 @@ pub fn picture(runs: &[Run]) -> Picture {
         });
     }
     Picture {
-        title: "From one start, at one learning rate: momentum passes the hill",
+        title: "From one start, at one learning rate: momentum passes the hill".to_owned(),
         x_label: "position x (no unit)",
         y_label: "height U(x) (no unit)",
         x,
         y: -4.0..5.0,
-        log_y: false,
+        x_axis: Axis::Linear,
+        y_axis: Axis::Linear,
         curves,
         notes,
     }

@@ -5,7 +5,6 @@
 mod convergence;
 mod energy;
 mod hill;
-mod picture;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,7 +16,8 @@ use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{Coefficients, SgdConfig, Terms};
 
 use crate::args::{CommonArgs, ExperimentsArgs};
-use crate::files::StagedFile;
+use crate::files::{StagedFile, csv};
+use crate::picture::sheet;
 use crate::{Failure, print};
 
 #[derive(Debug, Serialize)]
@@ -47,11 +47,11 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         hill::run().map_err(Failure::failed)?,
     );
     let contents = [
-        convergence::picture(&convergence).to_svg(),
+        sheet(&[convergence::picture(&convergence)]).map(String::into_bytes),
         csv(convergence::rows(&convergence)),
-        energy::picture(&energy).to_svg(),
+        sheet(&[energy::picture(&energy)]).map(String::into_bytes),
         csv(energy::rows(&energy)),
-        hill::picture(&hill).to_svg(),
+        sheet(&[hill::picture(&hill)]).map(String::into_bytes),
         csv(hill::rows(&hill)),
     ];
     for (file, content) in staged.iter().zip(contents) {
@@ -109,15 +109,6 @@ impl Summary {
         }
         text
     }
-}
-
-/// A table with one line per row, headed by the names of the fields.
-fn csv(rows: impl Iterator<Item = impl Serialize>) -> Result<Vec<u8>> {
-    let mut table = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        table.serialize(row)?;
-    }
-    Ok(table.into_inner().map_err(|error| error.into_error())?)
 }
 
 /// A point that the library's update moves over a landscape, from rest.

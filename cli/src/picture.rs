@@ -5,11 +5,13 @@
 
 use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+pub use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use resvg::{tiny_skia, usvg};
 
 pub const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 pub const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
@@ -18,6 +20,7 @@ pub const SKY_BLUE: RGBColor = RGBColor(0x56, 0xB4, 0xE9);
 pub const GREEN: RGBColor = RGBColor(0x00, 0x9E, 0x73);
 pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
+pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
 
 const SIZE: (u32, u32) = (960, 600);
 // plotters writes fonts at 1/1.24 of the size that it is asked for: these are 19 and 15 pixels.
@@ -32,6 +35,8 @@ pub enum Stroke {
     Solid(u32),
     Dashed(u32),
     Dots(u32),
+    /// A solid line with a dot at each point.
+    Dotted(u32),
 }
 
 pub struct Curve {
@@ -56,54 +61,121 @@ pub struct Note {
     pub color: RGBColor,
 }
 
+/// What the positions along an axis say.
+#[derive(Clone, Copy)]
+pub enum Axis {
+    Linear,
+    /// Logarithms to base ten.
+    PowersOfTen,
+    /// Logarithms to base two, of numbers.
+    PowersOfTwo,
+}
+
+impl Axis {
+    fn tick(self, position: f64) -> String {
+        match self {
+            Self::Linear => format!("{position}"),
+            Self::PowersOfTen if position.fract() == 0.0 && (-3.0..4.0).contains(&position) => {
+                format!("{}", 10_f64.powf(position))
+            }
+            Self::PowersOfTen if position.fract() == 0.0 => format!("1e{position:.0}"),
+            Self::PowersOfTen => format!("{:.2}", 10_f64.powf(position)),
+            Self::PowersOfTwo => {
+                let (unit, shift) = match position {
+                    30.0.. => ("G", 30.0),
+                    20.0.. => ("M", 20.0),
+                    10.0.. => ("K", 10.0),
+                    _ => ("", 0.0),
+                };
+                format!("{:.0}{unit}", (position - shift).exp2())
+            }
+        }
+    }
+
+    /// How many steps of one there are in a logarithmic range, and so ticks; else about eight.
+    fn ticks(self, range: &Range<f64>) -> usize {
+        match self {
+            Self::Linear => 8,
+            Self::PowersOfTen | Self::PowersOfTwo => {
+                ((range.end - range.start).ceil() as usize).clamp(2, 12)
+            }
+        }
+    }
+}
+
 pub struct Picture {
-    pub title: &'static str,
+    pub title: String,
     pub x_label: &'static str,
     pub y_label: &'static str,
     pub x: Range<f64>,
     pub y: Range<f64>,
-    /// The heights are logarithms to base ten.
-    pub log_y: bool,
+    pub x_axis: Axis,
+    pub y_axis: Axis,
     pub curves: Vec<Curve>,
     pub notes: Vec<Note>,
 }
 
-impl Picture {
-    pub fn to_svg(&self) -> Result<Vec<u8>> {
-        let mut svg = String::new();
-        {
-            let paper = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-            paper.fill(&WHITE)?;
-            // The legend has its own strip at the bottom, where no data can be.
-            let legend_height = LEGEND_LINE * self.legend_rows() as i32 + LEGEND_LINE / 2;
-            let (chart, legend) = paper.split_vertically(SIZE.1 as i32 - legend_height);
-            self.draw_chart(&chart)?;
-            self.draw_legend(&legend)?;
-            paper.present()?;
+/// Pictures one below the other, as SVG.
+pub fn sheet(pictures: &[Picture]) -> Result<String> {
+    let mut svg = String::new();
+    let (width, height) = SIZE;
+    {
+        let size = (width, height * pictures.len().max(1) as u32);
+        let mut paper = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        paper.fill(&WHITE)?;
+        for picture in pictures {
+            let (upper, rest) = paper.split_vertically(height);
+            picture.draw(&upper)?;
+            paper = rest;
         }
-        Ok(svg.into_bytes())
+        paper.present()?;
+    }
+    Ok(svg)
+}
+
+/// An SVG that this module has made as a PNG, with a font of its own: a machine need not have any.
+pub fn to_png(svg: &str) -> Result<Vec<u8>> {
+    let mut options = usvg::Options::default();
+    let fonts = options.fontdb_mut();
+    fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
+    fonts.set_sans_serif_family("Ubuntu");
+    let tree = usvg::Tree::from_str(svg, &options)?;
+    let size = tree.size().to_int_size();
+    let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
+        .ok_or_else(|| anyhow!("a picture of no size"))?;
+    resvg::render(
+        &tree,
+        tiny_skia::Transform::identity(),
+        &mut pixels.as_mut(),
+    );
+    Ok(pixels.encode_png()?)
+}
+
+impl Picture {
+    fn draw(&self, paper: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+        // The legend has its own strip at the bottom, where no data can be.
+        let legend_height = LEGEND_LINE * self.legend_rows() as i32 + LEGEND_LINE / 2;
+        let (chart, legend) = paper.split_vertically(SIZE.1 as i32 - legend_height);
+        self.draw_chart(&chart)?;
+        self.draw_legend(&legend)
     }
 
     fn draw_chart(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
         let mut chart = ChartBuilder::on(area)
-            .caption(self.title, font(TITLE))
+            .caption(&self.title, font(TITLE))
             .margin(12)
             .margin_right(30)
             .x_label_area_size(55)
             .y_label_area_size(85)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
-        let y_tick = |y: &f64| match self.log_y {
-            true => format!("1e{y:.0}"),
-            false => format!("{y}"),
-        };
         chart
             .configure_mesh()
             .x_desc(self.x_label)
             .y_desc(self.y_label)
-            .x_labels(8)
-            .y_labels(8)
-            .x_label_formatter(&|x| format!("{x}"))
-            .y_label_formatter(&y_tick)
+            .x_labels(self.x_axis.ticks(&self.x))
+            .y_labels(self.y_axis.ticks(&self.y))
+            .x_label_formatter(&|x| self.x_axis.tick(*x))
+            .y_label_formatter(&|y| self.y_axis.tick(*y))
             .label_style(font(TEXT))
             .axis_desc_style(font(TEXT))
             .axis_style(INK)
@@ -124,6 +196,11 @@ impl Picture {
                 Stroke::Dots(radius) => {
                     let dot = |at| Circle::new(at, radius, curve.color.filled());
                     chart.draw_series(points.map(dot))?;
+                }
+                Stroke::Dotted(width) => {
+                    let style = curve.color.stroke_width(width);
+                    let dots = LineSeries::new(points, style).point_size(2 * width);
+                    chart.draw_series(dots)?;
                 }
             }
         }
@@ -153,7 +230,7 @@ impl Picture {
             let y = LEGEND_LINE * row as i32 + LEGEND_LINE / 2;
             let sample = [(x, y), (x + 39, y)];
             match curve.stroke {
-                Stroke::Solid(width) => {
+                Stroke::Solid(width) | Stroke::Dotted(width) => {
                     area.draw(&PathElement::new(sample, curve.color.stroke_width(width)))?;
                 }
                 Stroke::Dashed(width) => {

@@ -1,0 +1,343 @@
+//! What the fused step is measured against on the same device: a copy kernel with its access pattern, and the chain
+//! of separate kernels that a tensor library would run instead.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use wgpu_optim::plan::{Access, DeviceLimits, Place, Plan, TensorLayout};
+use wgpu_optim::{Arena, Terms, readback, wgpu};
+
+use super::timing::GpuWork;
+use crate::Failure;
+use crate::backend::OpenGpu;
+use crate::problem::{Problem, Stepper, submit_and_wait};
+
+/// The arrays that the kernels work on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Array {
+    Params,
+    Grads,
+    Velocity,
+    Scratch,
+}
+
+/// What an operation multiplies with.
+#[derive(Clone, Copy, Debug)]
+enum Factor {
+    None,
+    Momentum,
+    Lr,
+}
+
+/// One kernel over whole tensors.
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    entry_point: &'static str,
+    /// What is bound to x, y and z, as far as the kernel has them.
+    arrays: &'static [Array],
+    factor: Factor,
+    /// Arrays that it reads, and arrays that it writes.
+    accesses: u64,
+}
+
+const COPY_TWO: &[Op] = &[Op {
+    entry_point: "copy_two",
+    arrays: &[Array::Params, Array::Grads, Array::Velocity],
+    factor: Factor::None,
+    accesses: 5,
+}];
+
+const COPY_ONE: &[Op] = &[Op {
+    entry_point: "copy_one",
+    arrays: &[Array::Params, Array::Grads],
+    factor: Factor::None,
+    accesses: 3,
+}];
+
+/// `v <- alpha*v; v <- v + g; s <- eta*v; theta <- theta - s`
+const HEAVY_BALL: &[Op] = &[
+    Op {
+        entry_point: "scale",
+        arrays: &[Array::Velocity],
+        factor: Factor::Momentum,
+        accesses: 2,
+    },
+    Op {
+        entry_point: "add",
+        arrays: &[Array::Velocity, Array::Grads],
+        factor: Factor::None,
+        accesses: 3,
+    },
+    Op {
+        entry_point: "scale_into",
+        arrays: &[Array::Scratch, Array::Velocity],
+        factor: Factor::Lr,
+        accesses: 2,
+    },
+    Op {
+        entry_point: "subtract",
+        arrays: &[Array::Params, Array::Scratch],
+        factor: Factor::None,
+        accesses: 3,
+    },
+];
+
+/// `s <- eta*g; theta <- theta - s`
+const PLAIN: &[Op] = &[
+    Op {
+        entry_point: "scale_into",
+        arrays: &[Array::Scratch, Array::Grads],
+        factor: Factor::Lr,
+        accesses: 2,
+    },
+    Op {
+        entry_point: "subtract",
+        arrays: &[Array::Params, Array::Scratch],
+        factor: Factor::None,
+        accesses: 3,
+    },
+];
+
+/// A sequence of kernels over a problem's tensors, with arrays of its own.
+pub struct Elementwise<'a> {
+    open: &'a OpenGpu,
+    ops: &'static [Op],
+    /// Parameters and gradients.
+    model: Arena,
+    /// Velocity and scratch, in the places of parameters and gradients.
+    state: Option<Arena>,
+    momentum: f64,
+    dispatches: Vec<Dispatch>,
+}
+
+/// One recorded dispatch of an operation.
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    arrays: wgpu::BindGroup,
+    scalars: wgpu::BindGroup,
+    uniforms: wgpu::Buffer,
+    factor: Factor,
+    count: u32,
+    row: u32,
+    workgroups: [u32; 2],
+}
+
+impl<'a> Elementwise<'a> {
+    /// A copy with the access pattern of the problem's step, over as many elements in one tensor: the roof.
+    pub fn copy(open: &'a OpenGpu, problem: &Problem) -> Result<Self> {
+        let ops = match Terms::of(problem.config()).velocity {
+            true => COPY_TWO,
+            false => COPY_ONE,
+        };
+        Self::new(open, problem, ops, &[problem.numel()])
+    }
+
+    /// The problem's step in separate kernels, tensor by tensor, for the forms that are a chain of scale and add:
+    /// plain descent and the heavy ball.
+    pub fn unfused(open: &'a OpenGpu, problem: &Problem) -> Result<Option<Self>> {
+        let has = Terms::of(problem.config());
+        let ops = match has.velocity {
+            _ if has.c || has.lambda || has.rho => return Ok(None),
+            true if has.b => return Ok(None),
+            true => HEAVY_BALL,
+            false => PLAIN,
+        };
+        let chain = Self::new(open, problem, ops, problem.sizes())?;
+        for (index, (start, grads)) in problem.values().enumerate() {
+            chain.model.upload_params(&index.to_string(), start)?;
+            chain.model.upload_grads(&index.to_string(), grads)?;
+        }
+        Ok(Some(chain))
+    }
+
+    fn new(
+        open: &'a OpenGpu,
+        problem: &Problem,
+        ops: &'static [Op],
+        sizes: &[usize],
+    ) -> Result<Self> {
+        let (device, queue) = (&open.gpu.device, &open.gpu.queue);
+        let arena = || {
+            let tensors = sizes.iter().enumerate();
+            let tensors = tensors.map(|(index, numel)| (index.to_string(), vec![*numel]));
+            Arena::new(device, queue, tensors)
+        };
+        let model = arena()?;
+        let arrays = || ops.iter().flat_map(|op| op.arrays);
+        let needs_state = arrays().any(|a| matches!(a, Array::Velocity | Array::Scratch));
+        let state = needs_state.then(arena).transpose()?;
+        let mut chain = Self {
+            open,
+            ops,
+            model,
+            state,
+            momentum: problem.config().momentum(),
+            dispatches: Vec::new(),
+        };
+        chain.dispatches = chain.plan()?;
+        chain.set_lr(problem.config().lr());
+        Ok(chain)
+    }
+
+    /// Every operation over every tensor, in the order of the operations within a tensor.
+    fn plan(&self) -> Result<Vec<Dispatch>> {
+        let device = &self.open.gpu.device;
+        let module =
+            device.create_shader_module(wgpu::include_wgsl!("../../shaders/elementwise.wgsl"));
+        let pipeline = |entry_point| {
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(entry_point),
+                layout: None,
+                module: &module,
+                entry_point: Some(entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+            (entry_point, pipeline)
+        };
+        let pipelines: HashMap<_, _> = self.ops.iter().map(|op| pipeline(op.entry_point)).collect();
+        let limits = DeviceLimits::from(&device.limits());
+        let mut dispatches = Vec::new();
+        for tensor in self.model.tensors() {
+            let place = |buffer| Place {
+                buffer,
+                offset_bytes: tensor.offset_bytes,
+            };
+            let layout = TensorLayout {
+                // Over the padding, in whole vec4s.
+                numel: tensor.numel.next_multiple_of(4),
+                params: place(0),
+                grads: place(1),
+                padding_elems: 0,
+            };
+            ensure!(
+                layout.numel <= tensor.numel + tensor.padding_elems,
+                "an arena pads to whole vec4s"
+            );
+            let plan = Plan::new(&[layout], &limits)?;
+            let parts = plan.dispatches(|_| Some(()));
+            for op in self.ops {
+                let pipeline = &pipelines[op.entry_point];
+                for (part, ()) in &parts {
+                    ensure!(
+                        part.access == Access::Vec4,
+                        "an arena's tensors start with their bindings"
+                    );
+                    let window = plan.pieces[part.piece].params;
+                    let bind = |group, entries: &[wgpu::BindGroupEntry<'_>]| {
+                        device.create_bind_group(&wgpu::BindGroupDescriptor {
+                            label: Some(op.entry_point),
+                            layout: &pipeline.get_bind_group_layout(group),
+                            entries,
+                        })
+                    };
+                    let mut entries = Vec::with_capacity(3);
+                    for (binding, array) in op.arrays.iter().enumerate() {
+                        entries.push(wgpu::BindGroupEntry {
+                            binding: binding as u32,
+                            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                                buffer: self.buffer(*array, tensor.buffer)?,
+                                offset: window.offset_bytes,
+                                size: wgpu::BufferSize::new(window.size_bytes),
+                            }),
+                        });
+                    }
+                    let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+                        label: Some(op.entry_point),
+                        size: 16,
+                        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                        mapped_at_creation: false,
+                    });
+                    let scalars = [wgpu::BindGroupEntry {
+                        binding: 0,
+                        resource: uniforms.as_entire_binding(),
+                    }];
+                    dispatches.push(Dispatch {
+                        pipeline: pipeline.clone(),
+                        arrays: bind(0, &entries),
+                        scalars: bind(1, &scalars),
+                        uniforms,
+                        factor: op.factor,
+                        count: part.count,
+                        row: part.row(),
+                        workgroups: part.workgroups,
+                    });
+                }
+            }
+        }
+        Ok(dispatches)
+    }
+
+    fn buffer(&self, array: Array, index: usize) -> Result<&wgpu::Buffer> {
+        let state = self.state.as_ref();
+        let buffers = match array {
+            Array::Params => Some(self.model.params()),
+            Array::Grads => Some(self.model.grads()),
+            Array::Velocity => state.map(Arena::params),
+            Array::Scratch => state.map(Arena::grads),
+        };
+        let buffer = buffers.and_then(|buffers| buffers.get(index));
+        buffer.context("no such array")
+    }
+
+    /// Bytes that a run moves per element.
+    pub fn bytes_per_elem(&self) -> u64 {
+        self.ops.iter().map(|op| 4 * op.accesses).sum()
+    }
+
+    pub fn dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Takes effect with the next submission.
+    fn set_lr(&self, lr: f64) {
+        for dispatch in &self.dispatches {
+            let factor = match dispatch.factor {
+                Factor::None => 0.0,
+                Factor::Momentum => self.momentum as f32,
+                Factor::Lr => lr as f32,
+            };
+            let scalars = [dispatch.count, dispatch.row, 0, factor.to_bits()];
+            let queue = &self.open.gpu.queue;
+            queue.write_buffer(&dispatch.uniforms, 0, bytemuck::cast_slice(&scalars));
+        }
+    }
+}
+
+impl GpuWork for Elementwise<'_> {
+    fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Failure> {
+        for dispatch in &self.dispatches {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.arrays, &[]);
+            pass.set_bind_group(1, &dispatch.scalars, &[]);
+            let [x, y] = dispatch.workgroups;
+            pass.dispatch_workgroups(x, y, 1);
+        }
+        Ok(())
+    }
+}
+
+impl Stepper for Elementwise<'_> {
+    fn step(&mut self, lr: f64) -> Result<(), Failure> {
+        self.set_lr(lr);
+        let open = self.open;
+        submit_and_wait(open, |encoder| {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.record(&mut pass)
+        })
+    }
+
+    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+        let values = |arena: &Arena| {
+            readback::block_on(&self.open.gpu.device, arena.download_all_params())
+                .map(|tensors| tensors.concat())
+                .map_err(Failure::failed)
+        };
+        let velocity = self
+            .ops
+            .iter()
+            .any(|op| op.arrays.contains(&Array::Velocity));
+        let state = self.state.as_ref().filter(|_| velocity);
+        Ok((values(&self.model)?, state.map(values).transpose()?))
+    }
+}

@@ -1,0 +1,268 @@
+//! The paths that are timed side by side: every way to make a step, the roofs above them, and the transfers.
+
+use std::fmt;
+
+use anyhow::anyhow;
+use serde::{Deserialize, Serialize};
+use wgpu_optim::oracle::Rounding;
+use wgpu_optim::{Terms, readback, wgpu};
+
+use super::elementwise::Elementwise;
+use super::stream::Stream;
+use super::timing::{GpuClock, GpuWork, Sample, time};
+use crate::Failure;
+use crate::backend::OpenGpu;
+use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
+
+/// Learning rate of the timed steps.
+const LR: f64 = 0.1;
+
+/// What the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
+/// largest last-level cache of GPUs and desktop processors.
+const CYCLED_BYTES: usize = 256 << 20;
+
+/// More copies than that make small problems slow to set up.
+const MAX_COPIES: usize = 64;
+
+/// What a path does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The fused kernel.
+    Fused,
+    /// The same in separate kernels for scale and add.
+    Unfused,
+    /// The roof of a GPU: a copy kernel with the step's access pattern.
+    Copy,
+    /// All gradients to the GPU.
+    UploadGrads,
+    /// All parameters from the GPU.
+    DownloadParams,
+    /// The parallel CPU optimizer.
+    CpuTwin,
+    /// The roof of the CPU: a copy on all threads with the step's access pattern.
+    Stream,
+    /// The twin on one thread.
+    Reference,
+}
+
+impl Kind {
+    /// Whether this is a complete step.
+    pub fn is_step(self) -> bool {
+        matches!(
+            self,
+            Self::Fused | Self::Unfused | Self::CpuTwin | Self::Reference
+        )
+    }
+
+    /// The path that no step on the same device can overtake.
+    pub fn roof(self) -> Option<Self> {
+        match self {
+            Self::Fused | Self::Unfused => Some(Self::Copy),
+            Self::CpuTwin | Self::Reference => Some(Self::Stream),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Fused => "fused step",
+            Self::Unfused => "unfused chain",
+            Self::Copy => "copy kernel",
+            Self::UploadGrads => "upload gradients",
+            Self::DownloadParams => "download parameters",
+            Self::CpuTwin => "CPU twin",
+            Self::Stream => "stream",
+            Self::Reference => "reference, 1 thread",
+        })
+    }
+}
+
+type Run<'a> = Box<dyn FnMut() -> Result<Sample, Failure> + 'a>;
+
+pub struct Path<'a> {
+    pub kind: Kind,
+    pub device: String,
+    pub bytes_per_elem: u64,
+    /// Of a GPU path.
+    pub dispatches: Option<usize>,
+    /// Largest error of a step that was checked.
+    pub worst_ulp: Option<f64>,
+    /// One per copy of the buffers.
+    runs: Vec<Run<'a>>,
+    /// The copy that was run last.
+    last: usize,
+    pub samples: Vec<Sample>,
+}
+
+impl Path<'_> {
+    /// Rounds until every copy of the buffers has been touched, pages and shaders included.
+    pub fn warm_up(&self) -> usize {
+        self.runs.len().div_ceil(2).max(3)
+    }
+
+    /// One round: two runs, over the copies whose turn it is, of which the second counts. So a path finds threads,
+    /// clocks and code as its own last run left them, and not as another path did.
+    pub fn run(&mut self, timed: bool) -> Result<(), Failure> {
+        self.run_next()?;
+        let sample = self.run_next()?;
+        self.samples.extend(timed.then_some(sample));
+        Ok(())
+    }
+
+    fn run_next(&mut self) -> Result<Sample, Failure> {
+        let copies = self.runs.len();
+        self.last = (self.last + 1) % copies;
+        self.runs[self.last]()
+    }
+}
+
+/// What a set of paths is made for.
+pub struct Setup<'a> {
+    pub problem: &'a Problem,
+    /// Whether the data is in the caches.
+    pub hot: bool,
+    pub cpu_name: &'a str,
+}
+
+impl<'a> Setup<'a> {
+    fn terms(&self) -> Terms {
+        Terms::of(self.problem.config())
+    }
+
+    fn copies(&self) -> usize {
+        let arrays = if self.terms().velocity { 3 } else { 2 };
+        let bytes = 4 * arrays * self.problem.numel();
+        match self.hot {
+            true => 1,
+            false => CYCLED_BYTES.div_ceil(bytes).min(MAX_COPIES),
+        }
+    }
+
+    fn path(&self, kind: Kind, device: &str, bytes_per_elem: u64) -> Path<'a> {
+        Path {
+            kind,
+            device: device.to_owned(),
+            bytes_per_elem,
+            dispatches: None,
+            worst_ulp: None,
+            runs: Vec::new(),
+            last: 0,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Everything that is timed on the CPU, each step checked first.
+    pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
+        let (problem, has) = (self.problem, self.terms());
+        let path = |kind| self.path(kind, self.cpu_name, has.bytes_per_elem());
+        let mut twin = path(Kind::CpuTwin);
+        let mut stream = path(Kind::Stream);
+        let mut reference = path(Kind::Reference);
+        for copy in 0..self.copies() {
+            let mut stepper = OnCpu::new(problem)?;
+            if copy == 0 {
+                let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                twin.worst_ulp = Some(agreement.worst_ulp);
+            }
+            let run = move || time(|| stepper.step(LR));
+            twin.runs.push(Box::new(run));
+
+            let mut arrays = Stream::new(has.velocity, problem.grads());
+            let run = move || {
+                time(|| {
+                    arrays.run();
+                    Ok(())
+                })
+            };
+            stream.runs.push(Box::new(run));
+
+            let mut stepper = OnReference::new(problem);
+            if copy == 0 {
+                let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                reference.worst_ulp = Some(agreement.worst_ulp);
+            }
+            let run = move || time(|| stepper.step(LR));
+            reference.runs.push(Box::new(run));
+        }
+        Ok(vec![twin, stream, reference])
+    }
+
+    /// Everything that is timed on one adapter, each step checked first.
+    pub fn gpu_paths(&self, open: &'a OpenGpu) -> Result<Vec<Path<'a>>, Failure> {
+        let (problem, has) = (self.problem, self.terms());
+        let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
+        let mut fused = path(Kind::Fused, has.bytes_per_elem());
+        let mut copy = path(Kind::Copy, has.bytes_per_elem());
+        let mut unfused = path(Kind::Unfused, 0);
+        let mut upload = path(Kind::UploadGrads, 4);
+        let mut download = path(Kind::DownloadParams, 4);
+        for index in 0..self.copies() {
+            let mut stepper = OnGpu::new(open, problem)?;
+            if index == 0 {
+                let agreement = problem.check(&mut stepper, Rounding::WGSL)?;
+                fused.worst_ulp = Some(agreement.worst_ulp);
+                fused.dispatches = Some(stepper.dispatches());
+            }
+            let arena = stepper.arena().clone();
+            let run = move || {
+                time(|| {
+                    for (name, grads) in problem.named_grads() {
+                        arena.upload_grads(&name, grads).map_err(Failure::failed)?;
+                    }
+                    open.gpu.queue.submit([]);
+                    open.finish()
+                })
+            };
+            upload.runs.push(Box::new(run));
+            let arena = stepper.arena().clone();
+            let run = move || {
+                time(|| {
+                    readback::block_on(&open.gpu.device, arena.download_all_params())
+                        .map(drop)
+                        .map_err(Failure::failed)
+                })
+            };
+            download.runs.push(Box::new(run));
+            fused.runs.push(on_gpu(open, stepper));
+
+            let kernel = Elementwise::copy(open, problem).map_err(Failure::Failed)?;
+            copy.dispatches = Some(kernel.dispatches());
+            copy.runs.push(on_gpu(open, kernel));
+
+            if let Some(mut chain) = Elementwise::unfused(open, problem).map_err(Failure::Failed)? {
+                unfused.bytes_per_elem = chain.bytes_per_elem();
+                unfused.dispatches = Some(chain.dispatches());
+                if index == 0 {
+                    let agreement = problem.check(&mut chain, Rounding::WGSL)?;
+                    unfused.worst_ulp = Some(agreement.worst_ulp);
+                }
+                unfused.runs.push(on_gpu(open, chain));
+            }
+        }
+        let paths = [fused, unfused, copy, upload, download];
+        Ok(paths
+            .into_iter()
+            .filter(|path| !path.runs.is_empty())
+            .collect())
+    }
+}
+
+fn on_gpu<'a>(open: &'a OpenGpu, mut work: impl GpuWork + 'a) -> Run<'a> {
+    let clock = GpuClock::new(open);
+    Box::new(move || clock.time(&mut work))
+}
+
+impl GpuWork for OnGpu<'_> {
+    fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Failure> {
+        let prepared = self.optimizer_mut().prepare(encoder);
+        prepared.map_err(|error| Failure::Failed(anyhow!(error)))
+    }
+
+    fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Failure> {
+        let recorded = self.optimizer_mut().record(pass);
+        recorded.map_err(|error| Failure::Failed(anyhow!(error)))
+    }
+}

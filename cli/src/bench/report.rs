@@ -1,0 +1,611 @@
+//! What a benchmark found: as a document, as a table, and set beside an older one.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table};
+use serde::{Deserialize, Serialize};
+
+use super::paths::{Kind, Path};
+use super::timing::Median;
+
+/// Version of the report's format, see `cli/schema/bench.json`.
+const FORMAT: u32 = 1;
+
+/// Wall clock and timestamps that differ by more than this are worth a line.
+const CLOCKS_DIFFER: f64 = 0.2;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub format: u32,
+    pub version: String,
+    /// When it was made, in UTC.
+    pub date: String,
+    pub command: String,
+    pub system: System,
+    pub adapters: Vec<Adapter>,
+    /// Why these.
+    pub reason: String,
+    /// Whether buffers were left in the caches; else copies of them are cycled.
+    pub hot_caches: bool,
+    pub rows: Vec<Row>,
+    pub break_even: Vec<BreakEven>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct System {
+    pub os: String,
+    pub arch: String,
+    pub cpu: String,
+    pub threads: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Adapter {
+    pub name: String,
+    pub backend: String,
+    pub device_type: String,
+    pub driver: String,
+}
+
+/// One path through one problem.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Row {
+    pub form: String,
+    pub tensors: usize,
+    /// Elements of all tensors.
+    pub numel: usize,
+    pub device: String,
+    pub path: Kind,
+    pub rounds: usize,
+    /// Wall clock, with the 95% confidence interval of the median.
+    pub ms_median: f64,
+    pub ms_low: f64,
+    pub ms_high: f64,
+    /// Median of the time between the timestamps at the two ends of the pass.
+    pub pass_ms: Option<f64>,
+    /// Medians of the CPU time of recording and of submitting.
+    pub record_us: Option<f64>,
+    pub submit_us: Option<f64>,
+    pub dispatches: Option<usize>,
+    pub bytes_per_elem: u64,
+    pub gb_per_s: f64,
+    /// Time of the roof (copy kernel or stream) over this one's, round by round, with its interval.
+    pub share_of_roof: Option<f64>,
+    pub share_low: Option<f64>,
+    pub share_high: Option<f64>,
+    /// Time of the CPU twin over this one's, round by round.
+    pub speedup_over_cpu: Option<f64>,
+    /// Largest error of three checked steps.
+    pub worst_ulp: Option<f64>,
+}
+
+/// From how many elements on a step is faster on an adapter than on the CPU.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BreakEven {
+    pub form: String,
+    pub tensors: usize,
+    pub device: String,
+    /// With the gradients uploaded before and the parameters downloaded after each step.
+    pub with_transfers: bool,
+    /// None if it is not within the sizes measured.
+    pub numel: Option<f64>,
+}
+
+/// What is measured of one problem.
+pub struct Case<'a> {
+    pub form: &'a str,
+    pub tensors: usize,
+    pub numel: usize,
+}
+
+/// The rows of a case's paths, which were run in turn.
+pub fn rows(case: &Case<'_>, paths: &[Path<'_>]) -> Vec<Row> {
+    let find = |kind: Kind, device: Option<&str>| {
+        let mut paths = paths.iter();
+        paths.find(|path| path.kind == kind && device.is_none_or(|d| path.device == d))
+    };
+    // Round by round, so that a drift of the machine cancels.
+    let ratio = |of: Option<&Path<'_>>, path: &Path<'_>| {
+        let pairs = of?.samples.iter().zip(&path.samples);
+        Median::of(pairs.map(|(of, path)| of.wall_ms / path.wall_ms))
+    };
+    let row = |path: &Path<'_>| {
+        let ms = Median::of(path.samples.iter().map(|sample| sample.wall_ms))?;
+        let gpu = || path.samples.iter().filter_map(|sample| sample.gpu);
+        let median = |values: Option<Median>| values.map(|values| values.median);
+        let roof = path
+            .kind
+            .roof()
+            .and_then(|roof| find(roof, Some(&path.device)));
+        let share = ratio(roof, path);
+        let step = path.kind.is_step() && path.kind != Kind::CpuTwin;
+        let cpu = find(Kind::CpuTwin, None).filter(|_| step);
+        Some(Row {
+            form: case.form.to_owned(),
+            tensors: case.tensors,
+            numel: case.numel,
+            device: path.device.clone(),
+            path: path.kind,
+            rounds: path.samples.len(),
+            ms_median: ms.median,
+            ms_low: ms.low,
+            ms_high: ms.high,
+            pass_ms: median(Median::of(gpu().filter_map(|sample| sample.pass_ms))),
+            record_us: median(Median::of(gpu().map(|sample| sample.record_us))),
+            submit_us: median(Median::of(gpu().map(|sample| sample.submit_us))),
+            dispatches: path.dispatches,
+            bytes_per_elem: path.bytes_per_elem,
+            gb_per_s: (path.bytes_per_elem * case.numel as u64) as f64 / (ms.median * 1e6),
+            share_of_roof: share.map(|share| share.median),
+            share_low: share.map(|share| share.low),
+            share_high: share.map(|share| share.high),
+            speedup_over_cpu: median(ratio(cpu, path)),
+            worst_ulp: path.worst_ulp,
+        })
+    };
+    paths.iter().filter_map(row).collect()
+}
+
+impl Row {
+    /// Everything but the numbers: what two reports have in common.
+    fn key(&self) -> (&str, usize, usize, &str, Kind) {
+        (
+            &self.form,
+            self.tensors,
+            self.numel,
+            &self.device,
+            self.path,
+        )
+    }
+
+    fn same_case(&self, other: &Self) -> bool {
+        (&self.form, self.tensors, self.numel) == (&other.form, other.tensors, other.numel)
+    }
+}
+
+impl Report {
+    pub const fn format() -> u32 {
+        FORMAT
+    }
+
+    /// Fills in what follows from the rows.
+    pub fn conclude(&mut self) {
+        self.break_even = self.break_evens();
+        self.notes = self.clock_notes();
+    }
+
+    fn clock_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for adapter in &self.adapters {
+            let device = device_name(&adapter.name, &adapter.backend);
+            let fused = || {
+                let rows = self.rows.iter();
+                rows.filter(|row| row.device == device && row.path == Kind::Fused)
+            };
+            if fused().all(|row| row.pass_ms.is_none()) {
+                notes.push(format!("{device} has no timestamps: wall clock only"));
+            } else if fused().all(|row| row.pass_ms == Some(0.0)) {
+                notes.push(format!(
+                    "{device} writes timestamps of zero: wall clock only"
+                ));
+            } else {
+                let far = |row: &&Row| {
+                    let pass = row.pass_ms.unwrap_or(0.0);
+                    (row.ms_median - pass).abs() > CLOCKS_DIFFER * row.ms_median
+                };
+                for row in fused().filter(far) {
+                    notes.push(format!(
+                        "{device}, {} of {} elements: {:.3} ms by timestamps, {:.3} ms by the wall clock",
+                        row.form,
+                        row.numel,
+                        row.pass_ms.unwrap_or(0.0),
+                        row.ms_median
+                    ));
+                }
+            }
+        }
+        notes
+    }
+
+    fn break_evens(&self) -> Vec<BreakEven> {
+        let ms = |like: &Row, path: Kind, device: Option<&str>| {
+            let mut rows = self.rows.iter().filter(|row| row.same_case(like));
+            rows.find(|row| row.path == path && device.is_none_or(|d| row.device == d))
+                .map(|row| row.ms_median)
+        };
+        let mut found: Vec<BreakEven> = Vec::new();
+        for first in self.rows.iter().filter(|row| row.path == Kind::Fused) {
+            for with_transfers in [false, true] {
+                let known = found.iter().any(|known| {
+                    (
+                        &known.form,
+                        known.tensors,
+                        &known.device,
+                        known.with_transfers,
+                    ) == (&first.form, first.tensors, &first.device, with_transfers)
+                });
+                // Elements, and by how much the GPU is ahead, of each size.
+                let mut sizes: Vec<(f64, f64)> = Vec::new();
+                for row in &self.rows {
+                    let same = row.path == Kind::Fused
+                        && (&row.form, row.tensors, &row.device)
+                            == (&first.form, first.tensors, &first.device);
+                    let device = Some(first.device.as_str());
+                    let transfers = [Kind::UploadGrads, Kind::DownloadParams]
+                        .into_iter()
+                        .filter_map(|path| ms(row, path, device).filter(|_| with_transfers))
+                        .sum::<f64>();
+                    if let Some(cpu) = ms(row, Kind::CpuTwin, None).filter(|_| same) {
+                        sizes.push((row.numel as f64, cpu / (row.ms_median + transfers)));
+                    }
+                }
+                if !known && sizes.len() > 1 {
+                    found.push(BreakEven {
+                        form: first.form.clone(),
+                        tensors: first.tensors,
+                        device: first.device.clone(),
+                        with_transfers,
+                        numel: crossing(sizes),
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "wgpu-optim {}, {}: {}\n",
+            self.version, self.date, self.command
+        );
+        // Writing to a string cannot fail.
+        for adapter in &self.adapters {
+            let Adapter {
+                name,
+                backend,
+                device_type,
+                driver,
+            } = adapter;
+            let _ = writeln!(text, "GPU  {name} ({backend}, {device_type}), {driver}");
+        }
+        let System {
+            os,
+            arch,
+            cpu,
+            threads,
+        } = &self.system;
+        let _ = writeln!(text, "CPU  {cpu}, {threads} threads, {arch} {os}");
+        let _ = writeln!(text, "     ({})", self.reason);
+        let mut rows = self.rows.as_slice();
+        while let Some(first) = rows.first() {
+            let (case, later) =
+                rows.split_at(rows.iter().take_while(|r| r.same_case(first)).count());
+            rows = later;
+            let caches = if self.hot_caches { "hot" } else { "cold" };
+            let _ = writeln!(
+                text,
+                "\n{}, {} elements in {} tensor{}; medians of {} rounds, {caches} caches\n{}",
+                first.form,
+                first.numel,
+                first.tensors,
+                if first.tensors == 1 { "" } else { "s" },
+                first.rounds,
+                table(case)
+            );
+        }
+        for BreakEven {
+            form,
+            tensors,
+            device,
+            with_transfers,
+            numel,
+        } in &self.break_even
+        {
+            let tensors = match tensors {
+                1 => String::new(),
+                _ => format!(" of {tensors} tensors"),
+            };
+            let data = match with_transfers {
+                true => "gradients uploaded and parameters downloaded each step",
+                false => "data on the GPU",
+            };
+            let verdict = match numel {
+                Some(numel) => format!("ahead of the CPU from {numel:.0} elements on"),
+                None => "not ahead of the CPU at all of the larger sizes here".to_owned(),
+            };
+            let _ = writeln!(text, "{form}{tensors} on {device}, {data}: {verdict}");
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        text
+    }
+
+    /// What changed since an older report, by share of the roof where there is one, because the speed of a shared
+    /// machine drifts.
+    pub fn compare(&self, old: &Self) -> Comparison {
+        let older: HashMap<_, _> = old.rows.iter().map(|row| (row.key(), row)).collect();
+        let mut changes = Vec::new();
+        let mut unmatched = 0;
+        for row in &self.rows {
+            match older
+                .get(&row.key())
+                .filter(|_| self.hot_caches == old.hot_caches)
+            {
+                Some(old) => changes.push(Change::new(old, row)),
+                None => unmatched += 1,
+            }
+        }
+        Comparison {
+            with: format!("{}: {}", old.date, old.command),
+            changes,
+            unmatched,
+        }
+    }
+}
+
+/// Where a ratio that grows with the size crosses one for good, on logarithmic scales.
+fn crossing(mut sizes: Vec<(f64, f64)>) -> Option<f64> {
+    sizes.sort_by(|x, y| x.0.total_cmp(&y.0));
+    let ahead = sizes
+        .iter()
+        .rev()
+        .take_while(|(_, ratio)| *ratio >= 1.0)
+        .count();
+    let first = *sizes.get(sizes.len() - ahead)?;
+    let Some(before) = (sizes.len() - ahead)
+        .checked_sub(1)
+        .map(|index| sizes[index])
+    else {
+        return Some(first.0);
+    };
+    let share = before.1.ln() / (before.1.ln() - first.1.ln());
+    Some((before.0.ln() + share * (first.0.ln() - before.0.ln())).exp())
+}
+
+/// How a device is called in rows.
+pub fn device_name(name: &str, backend: &str) -> String {
+    format!("{name} ({backend})")
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "path",
+        "device",
+        "ms",
+        "±",
+        "GPU ms",
+        "record µs",
+        "submit µs",
+        "GB/s",
+        "of roof",
+        "x CPU",
+        "worst ULP",
+    ]);
+    let cell = |value: Option<f64>, decimals: usize| {
+        value.map_or_else(String::new, |value| format!("{value:.decimals$}"))
+    };
+    for row in rows {
+        let ms = Median {
+            median: row.ms_median,
+            low: row.ms_low,
+            high: row.ms_high,
+        };
+        table.add_row([
+            row.path.to_string(),
+            row.device.clone(),
+            format!("{:.3}", row.ms_median),
+            format!("{:.0}%", 100.0 * ms.uncertainty()),
+            cell(row.pass_ms.filter(|ms| *ms > 0.0), 3),
+            cell(row.record_us, 0),
+            cell(row.submit_us, 0),
+            format!("{:.1}", row.gb_per_s),
+            cell(row.share_of_roof, 2),
+            cell(row.speedup_over_cpu, 2),
+            cell(row.worst_ulp, 2),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// A report beside an older one.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// Date and command of the older one.
+    with: String,
+    changes: Vec<Change>,
+    /// Rows that the older one does not have.
+    unmatched: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Change {
+    form: String,
+    tensors: usize,
+    numel: usize,
+    device: String,
+    path: Kind,
+    /// Whether `before` and `now` are shares of the roof (more is better), else milliseconds (less is better).
+    by_share: bool,
+    before: f64,
+    now: f64,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    Slower,
+    Faster,
+    /// The confidence intervals meet.
+    Same,
+}
+
+impl Change {
+    fn new(old: &Row, new: &Row) -> Self {
+        let share = |row: &Row| {
+            Some(Median {
+                median: row.share_of_roof?,
+                low: row.share_low?,
+                high: row.share_high?,
+            })
+        };
+        let ms = |row: &Row| Median {
+            median: row.ms_median,
+            low: row.ms_low,
+            high: row.ms_high,
+        };
+        let (by_share, before, now) = match (share(old), share(new)) {
+            (Some(old), Some(new)) => (true, old, new),
+            _ => (false, ms(old), ms(new)),
+        };
+        let (less, more) = (now.high < before.low, now.low > before.high);
+        Self {
+            form: new.form.clone(),
+            tensors: new.tensors,
+            numel: new.numel,
+            device: new.device.clone(),
+            path: new.path,
+            by_share,
+            before: before.median,
+            now: now.median,
+            verdict: match (by_share, less, more) {
+                (true, true, _) | (false, _, true) => Verdict::Slower,
+                (true, _, true) | (false, true, _) => Verdict::Faster,
+                _ => Verdict::Same,
+            },
+        }
+    }
+}
+
+impl Comparison {
+    pub fn to_text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+        table.set_header([
+            "path", "device", "form", "tensors", "numel", "by", "before", "now", "",
+        ]);
+        for change in &self.changes {
+            table.add_row([
+                change.path.to_string(),
+                change.device.clone(),
+                change.form.clone(),
+                change.tensors.to_string(),
+                change.numel.to_string(),
+                if change.by_share {
+                    "share of roof"
+                } else {
+                    "ms"
+                }
+                .to_owned(),
+                format!("{:.3}", change.before),
+                format!("{:.3}", change.now),
+                match change.verdict {
+                    Verdict::Slower => "slower",
+                    Verdict::Faster => "faster",
+                    Verdict::Same => "",
+                }
+                .to_owned(),
+            ]);
+        }
+        let slower = self
+            .changes
+            .iter()
+            .filter(|c| c.verdict == Verdict::Slower)
+            .count();
+        let mut text = format!(
+            "\ncompared with {}: {slower} of {} slower (confidence intervals apart)\n",
+            self.with,
+            self.changes.len()
+        );
+        if self.unmatched > 0 {
+            let _ = writeln!(text, "{} rows have no counterpart there", self.unmatched);
+        }
+        if !self.changes.is_empty() {
+            let _ = writeln!(text, "{table}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(path: Kind, share: [f64; 3], ms: [f64; 3]) -> Row {
+        let [share_of_roof, share_low, share_high] = share.map(Some);
+        Row {
+            form: "plain".to_owned(),
+            tensors: 1,
+            numel: 4,
+            device: "d".to_owned(),
+            path,
+            rounds: 9,
+            ms_median: ms[0],
+            ms_low: ms[1],
+            ms_high: ms[2],
+            pass_ms: None,
+            record_us: None,
+            submit_us: None,
+            dispatches: None,
+            bytes_per_elem: 12,
+            gb_per_s: 1.0,
+            share_of_roof,
+            share_low,
+            share_high,
+            speedup_over_cpu: None,
+            worst_ulp: None,
+        }
+    }
+
+    #[test]
+    fn only_intervals_that_are_apart_make_a_difference() {
+        let old = row(Kind::Fused, [0.95, 0.94, 0.96], [1.0, 0.9, 1.1]);
+        for (share, verdict) in [
+            ([0.93, 0.92, 0.94], Verdict::Same),
+            ([0.90, 0.89, 0.93], Verdict::Slower),
+            ([0.98, 0.97, 0.99], Verdict::Faster),
+        ] {
+            // Whatever the clock says.
+            let new = row(Kind::Fused, share, [9.0, 8.0, 10.0]);
+            assert_eq!(Change::new(&old, &new).verdict, verdict);
+        }
+        let no_share = |ms| Row {
+            share_of_roof: None,
+            ..row(Kind::UploadGrads, [0.0; 3], ms)
+        };
+        let old = no_share([1.0, 0.9, 1.1]);
+        assert_eq!(
+            Change::new(&old, &no_share([1.2, 1.1, 1.3])).verdict,
+            Verdict::Same
+        );
+        assert_eq!(
+            Change::new(&old, &no_share([1.3, 1.2, 1.4])).verdict,
+            Verdict::Slower
+        );
+        assert_eq!(
+            Change::new(&old, &no_share([0.7, 0.6, 0.8])).verdict,
+            Verdict::Faster
+        );
+    }
+
+    #[test]
+    fn the_crossing_lies_where_the_lines_meet() {
+        // Ahead by the size over 4096, then not at all, then always.
+        let line = |numel: f64| (numel, numel / 4096.0);
+        let sizes = [1024.0, 16384.0, 65536.0].map(line).to_vec();
+        let crossing_at = crossing(sizes);
+        assert!(crossing_at.is_some_and(|numel| (numel - 4096.0).abs() < 1e-6));
+        assert_eq!(crossing(vec![(1024.0, 0.1), (2048.0, 0.9)]), None);
+        assert_eq!(crossing(vec![(2048.0, 3.0), (1024.0, 1.5)]), Some(1024.0));
+        // Ahead once, but not for good.
+        assert_eq!(crossing(vec![(1024.0, 2.0), (2048.0, 0.5)]), None);
+    }
+}
