@@ -106,12 +106,10 @@ impl Arena {
         layout: ArenaLayout,
     ) -> Result<Self, ArenaError> {
         let sizes = &layout.buffer_bytes;
-        let refused = |message: String| ArenaError::Allocation {
-            bytes: sizes.iter().sum(),
-            message,
-        };
         if is_lost(device) {
-            return Err(refused(LOST.to_owned()));
+            return Err(ArenaError::Device {
+                message: LOST.to_owned(),
+            });
         }
         let allocate = |label: &'static str| {
             let buffers = checked(device, || {
@@ -127,7 +125,14 @@ impl Arena {
                 };
                 sizes.iter().map(allocate).collect()
             });
-            buffers.map_err(|error| refused(error.to_string()))
+            buffers.map_err(|error| match error {
+                wgpu::Error::OutOfMemory { .. } => ArenaError::OutOfMemory {
+                    bytes: 2 * sizes.iter().sum::<u64>(),
+                },
+                error => ArenaError::Device {
+                    message: error.to_string(),
+                },
+            })
         };
         let names = layout.tensors.iter().enumerate();
         Ok(Self {

@@ -258,10 +258,14 @@ pub enum ArenaError {
         max_buffer_bytes: u64,
     },
     /// The device could not allocate the buffers.
-    #[error("the device could not allocate {bytes} bytes: {message}")]
-    Allocation {
-        /// What was asked for.
+    #[error("out of device memory while allocating {bytes} bytes for an arena")]
+    OutOfMemory {
+        /// What was asked for, parameters and gradients together.
         bytes: u64,
+    },
+    /// The device is lost, or refused the buffers.
+    #[error("the device refused the arena's buffers: {message}")]
+    Device {
         /// What wgpu reported.
         message: String,
     },

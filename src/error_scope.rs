@@ -35,16 +35,18 @@ pub(crate) fn checked<T>(
 }
 
 /// Whether the device is lost. wgpu reports that to a callback which belongs to the caller, and hands out objects
-/// that do nothing; mapping a buffer is what still fails.
+/// that do nothing; mapping a buffer is what still fails. Where even that is out of memory, the device is not lost.
 pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
-    let probe = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("wgpu_optim.probe"),
-        size: 4,
-        usage: wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: true,
+    // A mappable buffer, because wgpu gives up the device if it has no memory to map another.
+    let probe = checked(device, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgpu_optim.probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        })
     });
-    let mapped = probe.get_mapped_range(..);
-    mapped.is_err()
+    probe.is_ok_and(|probe| probe.get_mapped_range(..).is_err())
 }
 
 /// What to say of a lost device.

@@ -5,6 +5,8 @@ mod embedding;
 mod golden;
 mod groups;
 mod large;
+#[cfg(target_os = "linux")]
+mod memory;
 mod parity;
 mod properties;
 mod transfers;

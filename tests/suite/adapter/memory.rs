@@ -1,0 +1,121 @@
+//! A device that runs out of memory. A software adapter takes its memory from the process, which can be limited.
+
+use std::process::Command;
+use std::{env, fs};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, readback, wgpu};
+
+use super::{Bench, gpu};
+use crate::cases::values;
+
+const MIB: u64 = 1 << 20;
+
+/// Names this module's process among the test's.
+const CHILD: &str = "WGPU_OPTIM_TEST_OUT_OF_MEMORY";
+
+fn address_space_bytes() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    pages * rustix::param::page_size() as u64
+}
+
+/// Builds something while the process gets no more than `room_bytes` beyond what it has.
+fn with_room<T>(room_bytes: u64, build: impl FnOnce() -> T) -> T {
+    let before = getrlimit(Resource::As);
+    let limit = Rlimit {
+        current: Some(address_space_bytes() + room_bytes),
+        maximum: before.maximum,
+    };
+    setrlimit(Resource::As, limit).unwrap();
+    let built = build();
+    setrlimit(Resource::As, before).unwrap();
+    built
+}
+
+#[test]
+fn out_of_memory_is_an_error_and_the_device_goes_on() {
+    let info = gpu().adapter.get_info();
+    if info.device_type != wgpu::DeviceType::Cpu || info.backend != wgpu::Backend::Vulkan {
+        // A GPU has memory of its own, and wgpu does not ask OpenGL whether a buffer was allocated.
+        println!(
+            "not run on {} ({:?}): nothing to run out of",
+            info.name, info.backend
+        );
+        return;
+    }
+    if env::var_os(CHILD).is_some() {
+        run_out_of_memory();
+        return;
+    }
+    // The limit would hold for the tests beside this one too.
+    let name = "adapter::memory::out_of_memory_is_an_error_and_the_device_goes_on";
+    let child = Command::new(env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(
+        child.status.success() && output.contains("1 passed"),
+        "{output}"
+    );
+}
+
+/// Arena and velocity take two bindings per array, so that either can fail at its first buffer or half-way.
+fn run_out_of_memory() {
+    let limits = wgpu::Limits {
+        max_buffer_size: 128 * MIB,
+        ..gpu().adapter.limits()
+    };
+    let bench = Bench::open(wgpu::Features::empty(), limits);
+    let tensors = || {
+        [
+            ("small", vec![1003]),
+            ("a", vec![30 << 20]),
+            ("b", vec![30 << 20]),
+        ]
+    };
+    let new_arena = || Arena::new(&bench.device, &bench.queue, tensors());
+    let arena_bytes = {
+        let arena = new_arena().unwrap();
+        assert_eq!(arena.params().len(), 2);
+        let buffers = arena.params().iter().chain(arena.grads());
+        buffers.map(wgpu::Buffer::size).sum::<u64>()
+    };
+    let refused = ArenaError::OutOfMemory { bytes: arena_bytes };
+    let before = address_space_bytes();
+    for room_mib in [16, 200, 400] {
+        let arena = with_room(room_mib * MIB, new_arena);
+        assert_eq!(arena.unwrap_err(), refused, "{room_mib} MiB");
+    }
+    let kept = address_space_bytes() - before;
+    assert!(kept < 140 * MIB, "{kept} bytes are left behind");
+
+    let arena = new_arena().unwrap();
+    let (start, gradient) = (values(1, 1003), values(2, 1003));
+    arena.upload_params("small", &start).unwrap();
+    arena.upload_grads("small", &gradient).unwrap();
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let build = || GpuOptimizer::new(&bench.kernels, config, &arena.bindings());
+    let refused = BuildError::OutOfMemory {
+        bytes: arena_bytes / 2,
+    };
+    for room_mib in [16, 200] {
+        let optimizer = with_room(room_mib * MIB, build);
+        assert_eq!(optimizer.unwrap_err(), refused, "{room_mib} MiB");
+    }
+
+    let mut optimizer = build().unwrap();
+    for large in ["a", "b"] {
+        optimizer.set_frozen(large, true).unwrap();
+    }
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    for _ in 0..3 {
+        bench.step(&mut optimizer);
+        oracle.step(&config, &gradient);
+    }
+    let params = readback::block_on(&bench.device, arena.download_params("small")).unwrap();
+    oracle.check_params(&params).unwrap();
+}
