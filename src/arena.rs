@@ -1,9 +1,10 @@
 //! Many tensors in few buffers, laid out so that one dispatch updates them all.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use crate::binding::TensorBinding;
-use crate::error::ArenaError;
+use crate::error::{ArenaError, TransferError};
 use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::ParamGroups;
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
@@ -64,6 +65,25 @@ pub struct ArenaTensor {
     pub offset_bytes: u64,
     /// Elements between its end and the next tensor's start.
     pub padding_elems: u64,
+}
+
+impl ArenaTensor {
+    /// Its bytes in its buffer.
+    fn bytes(&self) -> Range<usize> {
+        let end = self.offset_bytes + self.numel * ELEM_BYTES;
+        self.offset_bytes as usize..end as usize
+    }
+
+    fn check_len(&self, values: &[f32]) -> Result<(), ArenaError> {
+        if values.len() as u64 == self.numel {
+            return Ok(());
+        }
+        Err(ArenaError::Length {
+            tensor: self.name.clone(),
+            expected: self.numel,
+            actual: values.len() as u64,
+        })
+    }
 }
 
 impl Arena {
@@ -198,6 +218,24 @@ impl Arena {
         self.upload(&self.grads, tensor, values)
     }
 
+    /// Writes all parameters, tensor by tensor in order, in one transfer per buffer. Submits the copies: they take
+    /// effect after everything submitted so far.
+    ///
+    /// # Errors
+    /// [`ArenaError`] if `values` has more or fewer tensors than the arena or one of them has another length, or the
+    /// device is lost or out of memory; then nothing has been written.
+    pub fn upload_all_params(&self, values: &[impl AsRef<[f32]>]) -> Result<(), ArenaError> {
+        self.upload_all(&self.params, values)
+    }
+
+    /// Writes all gradients, as [`upload_all_params`](Self::upload_all_params) does the parameters.
+    ///
+    /// # Errors
+    /// As [`upload_all_params`](Self::upload_all_params).
+    pub fn upload_all_grads(&self, values: &[impl AsRef<[f32]>]) -> Result<(), ArenaError> {
+        self.upload_all(&self.grads, values)
+    }
+
     /// Reads one tensor's parameters; see [`readback::download`].
     ///
     /// # Errors
@@ -214,17 +252,18 @@ impl Arena {
     /// # Errors
     /// [`ArenaError`] if the device is lost or out of memory.
     pub async fn download_all_params(&self) -> Result<Vec<Vec<f32>>, ArenaError> {
-        let mut buffers = Vec::with_capacity(self.params.len());
-        for buffer in &self.params {
+        let mut values = vec![Vec::new(); self.tensors.len()];
+        for (index, buffer) in self.params.iter().enumerate() {
             let numel = buffer.size() / ELEM_BYTES;
-            buffers.push(readback::download(&self.device, &self.queue, buffer, 0, numel).await?);
+            let split = |bytes: &[u8]| {
+                let tensors = self.tensors.iter().zip(&mut values);
+                for (tensor, values) in tensors.filter(|(tensor, _)| tensor.buffer == index) {
+                    *values = bytemuck::pod_collect_to_vec(&bytes[tensor.bytes()]);
+                }
+            };
+            readback::read(&self.device, &self.queue, buffer, 0, numel, split).await?;
         }
-        let values_of = |tensor: &ArenaTensor| {
-            let start = (tensor.offset_bytes / ELEM_BYTES) as usize;
-            let values = buffers[tensor.buffer].iter().skip(start);
-            values.take(tensor.numel as usize).copied().collect()
-        };
-        Ok(self.tensors.iter().map(values_of).collect())
+        Ok(values)
     }
 
     fn tensor(&self, name: &str) -> Result<&ArenaTensor, ArenaError> {
@@ -243,13 +282,7 @@ impl Arena {
         values: &[f32],
     ) -> Result<(), ArenaError> {
         let tensor = self.tensor(tensor)?;
-        if values.len() as u64 != tensor.numel {
-            return Err(ArenaError::Length {
-                tensor: tensor.name.clone(),
-                expected: tensor.numel,
-                actual: values.len() as u64,
-            });
-        }
+        tensor.check_len(values)?;
         let buffer = &buffers[tensor.buffer];
         Ok(readback::upload(
             &self.device,
@@ -258,6 +291,38 @@ impl Arena {
             tensor.offset_bytes,
             values,
         )?)
+    }
+
+    fn upload_all(
+        &self,
+        buffers: &[wgpu::Buffer],
+        values: &[impl AsRef<[f32]>],
+    ) -> Result<(), ArenaError> {
+        if values.len() != self.tensors.len() {
+            return Err(ArenaError::TensorCount {
+                expected: self.tensors.len(),
+                actual: values.len(),
+            });
+        }
+        for (tensor, values) in self.tensors.iter().zip(values) {
+            tensor.check_len(values.as_ref())?;
+        }
+        let bytes = values.iter().map(|v| bytemuck::cast_slice(v.as_ref()));
+        Ok(self.overwrite(buffers, bytes)?)
+    }
+
+    /// Writes the bytes of every tensor, in order.
+    pub(crate) fn overwrite<'b>(
+        &self,
+        buffers: &[wgpu::Buffer],
+        bytes: impl Iterator<Item = &'b [u8]>,
+    ) -> Result<(), TransferError> {
+        readback::overwrite(&self.device, &self.queue, buffers, |mapped| {
+            for (tensor, bytes) in self.tensors.iter().zip(bytes) {
+                let mut buffer = mapped[tensor.buffer].slice(tensor.bytes());
+                buffer.copy_from_slice(bytes);
+            }
+        })
     }
 }
 

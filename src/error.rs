@@ -285,9 +285,37 @@ pub enum ArenaError {
         /// Elements given.
         actual: u64,
     },
+    /// Values for more or fewer tensors than there are.
+    #[error("expected the values of {expected} tensors, got {actual}")]
+    TensorCount {
+        /// Tensors of the arena.
+        expected: usize,
+        /// Tensors given.
+        actual: usize,
+    },
     /// The data could not be moved.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+}
+
+/// A file from which no arena can be made, or an arena that no file can hold.
+#[cfg(feature = "safetensors")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaFileError {
+    /// Not a safetensors file, or one that could not be written.
+    #[error("not a safetensors file: {0}")]
+    Safetensors(#[from] safetensors::SafeTensorError),
+    /// The arena could not be made, or its data not moved.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+#[cfg(feature = "safetensors")]
+impl From<TransferError> for ArenaFileError {
+    fn from(error: TransferError) -> Self {
+        Self::Arena(error.into())
+    }
 }
 
 /// A step that was not recorded or not applied. Parameters, velocity and step counts are as they were.

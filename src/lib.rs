@@ -54,9 +54,11 @@
 //! # Features
 //!
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
-//! - `safetensors`: [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
+//! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
 
 mod arena;
+#[cfg(feature = "safetensors")]
+mod arena_file;
 mod binding;
 mod coefficients;
 mod convert;
@@ -85,12 +87,12 @@ pub use binding::TensorBinding;
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
 pub use cpu::CpuOptimizer;
-#[cfg(feature = "safetensors")]
-pub use error::StateFileError;
 pub use error::{
     ArenaError, BuildError, ConfigError, ConversionError, GpuError, GroupError, KernelError,
     PlanError, StateError, StepError, TransferError,
 };
+#[cfg(feature = "safetensors")]
+pub use error::{ArenaFileError, StateFileError};
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 pub use groups::ParamGroups;
 pub use kernel::Kernels;

@@ -39,6 +39,54 @@ pub fn upload(
     .map_err(|error| refused(&error))
 }
 
+/// Overwrites whole buffers, whose sizes are multiples of 4 bytes: `fill` gets a mapped staging buffer of zeros for
+/// each. Submits one copy per buffer, all together.
+///
+/// Staging buffers of its own, because wgpu gives up the device where it has no memory for those of
+/// `Queue::write_buffer`.
+///
+/// # Errors
+/// [`TransferError::Device`] if the device is lost or out of memory; then nothing has been written.
+pub(crate) fn overwrite(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffers: &[wgpu::Buffer],
+    fill: impl FnOnce(&mut [wgpu::BufferViewMut]),
+) -> Result<(), TransferError> {
+    let stage = |buffer: &wgpu::Buffer| {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgpu_optim.upload"),
+            size: buffer.size(),
+            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        })
+    };
+    let staging: Vec<_> =
+        checked(device, || buffers.iter().map(stage).collect()).map_err(|error| refused(&error))?;
+    let mapped = staging
+        .iter()
+        .map(|staging| staging.get_mapped_range_mut(..));
+    let mut mapped =
+        mapped
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| TransferError::Device {
+                message: error.to_string(),
+            })?;
+    fill(&mut mapped);
+    drop(mapped);
+    checked(device, || {
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim.upload"),
+        });
+        for (staging, buffer) in staging.iter().zip(buffers) {
+            staging.unmap();
+            encoder.copy_buffer_to_buffer(staging, 0, buffer, 0, buffer.size());
+        }
+        queue.submit([encoder.finish()]);
+    })
+    .map_err(|error| refused(&error))
+}
+
 /// A buffer that holds `data` and can be stepped on, uploaded to and downloaded from: usages `STORAGE`,
 /// `COPY_SRC` and `COPY_DST`. As with [`upload`], the data is there for the next submission.
 ///
@@ -82,9 +130,22 @@ pub async fn download(
     offset_bytes: u64,
     numel: u64,
 ) -> Result<Vec<f32>, TransferError> {
+    let copied = |bytes: &[u8]| bytemuck::pod_collect_to_vec(bytes);
+    read(device, queue, buffer, offset_bytes, numel, copied).await
+}
+
+/// [`download`] into what `take` makes of the bytes, before they are unmapped.
+pub(crate) async fn read<T>(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    numel: u64,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Result<T, TransferError> {
     check(buffer, offset_bytes, numel, wgpu::BufferUsages::COPY_SRC)?;
     if numel == 0 {
-        return Ok(Vec::new());
+        return Ok(take(&[]));
     }
     let (sender, receiver) = oneshot_channel();
     let staging = checked(device, || {
@@ -120,7 +181,7 @@ pub async fn download(
         .map_err(|error| TransferError::Device {
             message: error.to_string(),
         })?;
-    Ok(bytemuck::pod_collect_to_vec(&bytes))
+    Ok(take(&bytes))
 }
 
 /// [`download`] for native programs: polls the device until the data is there.

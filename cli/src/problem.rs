@@ -171,10 +171,9 @@ impl<'a> OnGpu<'a> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let layout = problem.named().map(|(name, numel)| (name, vec![numel]));
         let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
-        for ((name, _), (start, grads)) in problem.named().zip(problem.values()) {
-            arena.upload_params(&name, start).map_err(Failure::failed)?;
-            arena.upload_grads(&name, grads).map_err(Failure::failed)?;
-        }
+        let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
+        arena.upload_all_params(&start).map_err(Failure::failed)?;
+        arena.upload_all_grads(&grads).map_err(Failure::failed)?;
         let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
         let optimizer = GpuOptimizer::new(&kernels, problem.config, &arena.bindings())
             .map_err(Failure::failed)?;

@@ -370,21 +370,17 @@ fn step_on_gpu(
         .iter()
         .map(|t| (t.name.as_str(), t.shape.clone()));
     let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
-    for tensor in &model.updated {
-        let grads = f32_values(&tensor.grads);
-        arena
-            .upload_params(&tensor.name, &tensor.values)
-            .map_err(Failure::failed)?;
-        arena
-            .upload_grads(&tensor.name, &grads)
-            .map_err(Failure::failed)?;
-        progress.advance("upload", tensor.values.len() as u64);
-    }
+    let params: Vec<_> = model.updated.iter().map(|t| t.values.as_slice()).collect();
+    arena.upload_all_params(&params).map_err(Failure::failed)?;
+    let grads: Vec<_> = model.updated.iter().map(|t| f32_values(&t.grads)).collect();
+    arena.upload_all_grads(&grads).map_err(Failure::failed)?;
+    drop(grads);
     let mut optimizer =
         GpuOptimizer::new(&kernels, config, &arena.bindings()).map_err(Failure::failed)?;
     optimizer.load_state(state).map_err(Failure::failed)?;
     queue.submit([]);
     open.finish()?;
+    progress.advance("upload", model.numel());
 
     let stepping = Instant::now();
     for _ in 0..repeat {

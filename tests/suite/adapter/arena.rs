@@ -21,19 +21,27 @@ fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
         .enumerate()
         .map(|(i, numel)| (i.to_string(), vec![*numel]));
     let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
-    let mut oracles = Vec::new();
-    for (i, numel) in sizes.iter().enumerate() {
-        let start = values(i as u64, *numel);
-        arena.upload_params(&i.to_string(), &start).unwrap();
-        oracles.push(Oracle::new(&start, Rounding::WGSL));
-    }
+    let values_of = |(i, numel): (usize, &usize)| values(i as u64, *numel);
+    let start: Vec<_> = sizes.iter().enumerate().map(values_of).collect();
+    arena.upload_all_params(&start).unwrap();
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
     for (step, lr) in LRS.into_iter().enumerate() {
         optimizer.set_lr(lr).unwrap();
-        for (i, oracle) in oracles.iter_mut().enumerate() {
-            let grads = values((1000 * (step + 1) + i) as u64, sizes[i]);
-            arena.upload_grads(&i.to_string(), &grads).unwrap();
-            oracle.step(optimizer.config(), &grads);
+        let seed = |i: usize| (1000 * (step + 1) + i) as u64;
+        let values_of = |(i, numel): (usize, &usize)| values(seed(i), *numel);
+        let grads: Vec<_> = sizes.iter().enumerate().map(values_of).collect();
+        // Each tensor on its own, or all at once.
+        if step == 0 {
+            for (i, grads) in grads.iter().enumerate() {
+                arena.upload_grads(&i.to_string(), grads).unwrap();
+            }
+        } else {
+            arena.upload_all_grads(&grads).unwrap();
+        }
+        for (oracle, grads) in oracles.iter_mut().zip(&grads) {
+            oracle.step(optimizer.config(), grads);
         }
         bench.step(&mut optimizer);
     }
@@ -115,7 +123,40 @@ fn mistakes_are_named_and_the_arena_goes_on() {
     };
     assert_eq!(short, Err(expected));
     arena.upload_params("scalar", &[7.0]).unwrap();
+    let too_few = arena.upload_all_params(&[vec![1.0; 6], vec![]]);
+    let expected = ArenaError::TensorCount {
+        expected: 3,
+        actual: 2,
+    };
+    assert_eq!(too_few, Err(expected));
+    let too_long = arena.upload_all_params(&[vec![1.0; 6], vec![], vec![1.0; 2]]);
+    let expected = ArenaError::Length {
+        tensor: "scalar".into(),
+        expected: 1,
+        actual: 2,
+    };
+    assert_eq!(too_long, Err(expected));
     let all = block_on(&bench.device, arena.download_all_params()).unwrap();
-    assert_eq!(all, [vec![0.0; 6], vec![], vec![7.0]]);
-    assert!(new(&[]).unwrap().bindings().is_empty());
+    assert_eq!(
+        all,
+        [vec![0.0; 6], vec![], vec![7.0]],
+        "nothing was written"
+    );
+    let other: [&[f32]; 3] = [&[1.0; 6], &[], &[2.0]];
+    arena.upload_all_params(&other).unwrap();
+    let all = block_on(&bench.device, arena.download_all_params()).unwrap();
+    assert_eq!(all, other);
+
+    let empty = new(&[]).unwrap();
+    assert!(empty.bindings().is_empty());
+    empty.upload_all_params(&[[0.0; 0]; 0]).unwrap();
+    assert!(
+        block_on(&bench.device, empty.download_all_params())
+            .unwrap()
+            .is_empty()
+    );
+
+    bench.device.destroy();
+    let lost = arena.upload_all_params(&other);
+    assert!(matches!(lost, Err(ArenaError::Transfer(_))), "{lost:?}");
 }

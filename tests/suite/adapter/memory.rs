@@ -5,12 +5,17 @@ use std::{env, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, readback, wgpu};
+use wgpu_optim::{
+    Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, TransferError, readback, wgpu,
+};
 
 use super::{Bench, gpu};
 use crate::cases::values;
 
 const MIB: u64 = 1 << 20;
+
+/// Elements of a tensor that fills most of a binding of 128 MiB.
+const LARGE: usize = 30 << 20;
 
 /// Names this module's process among the test's.
 const CHILD: &str = "WGPU_OPTIM_TEST_OUT_OF_MEMORY";
@@ -97,6 +102,16 @@ fn run_out_of_memory() {
     let (start, gradient) = (values(1, 1003), values(2, 1003));
     arena.upload_params("small", &start).unwrap();
     arena.upload_grads("small", &gradient).unwrap();
+    let large = vec![1.0; LARGE];
+    let upload = || arena.upload_all_params(&[&[0.5; 1003], &large[..], &large]);
+    for room_mib in [16, 200] {
+        let refused = with_room(room_mib * MIB, upload);
+        let Err(ArenaError::Transfer(TransferError::Device { message })) = refused else {
+            panic!("{room_mib} MiB: {refused:?}");
+        };
+        assert!(message.contains("emory"), "{message}");
+    }
+
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let build = || GpuOptimizer::new(&bench.kernels, config, &arena.bindings());
     let refused = BuildError::OutOfMemory {

@@ -1,6 +1,8 @@
 //! Tier three: a real adapter. Without one these tests fail and say how to get one.
 
 mod arena;
+#[cfg(feature = "safetensors")]
+mod arena_file;
 mod embedding;
 mod golden;
 mod groups;
