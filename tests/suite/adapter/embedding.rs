@@ -204,19 +204,6 @@ fn two_optimizers_share_pipelines_and_do_not_meet() {
 }
 
 #[test]
-fn a_device_at_webgpus_defaults_will_do() {
-    let bench = Bench::open(wgpu::Features::empty(), wgpu::Limits::default());
-    let (start, gradient) = (values(1, 777), values(2, 777));
-    let params = bench.buffer_of(&start);
-    let grads = bench.buffer_of(&gradient);
-    let mut optimizer = bench.optimizer(config(), &params, &grads);
-    bench.step(&mut optimizer);
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
-    oracle.step(&config(), &gradient);
-    oracle.check_params(&bench.download(&params)).unwrap();
-}
-
-#[test]
 fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
     for features in [OPTIONAL_FEATURES, wgpu::Features::empty()] {
         let bench = Bench::with(features);

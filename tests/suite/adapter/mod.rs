@@ -3,6 +3,7 @@
 mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
+mod devices;
 mod embedding;
 mod golden;
 mod groups;
@@ -12,6 +13,7 @@ mod memory;
 mod parity;
 mod properties;
 mod transfers;
+mod vertices;
 
 use std::sync::LazyLock;
 
@@ -30,20 +32,23 @@ pub struct Bench {
 
 /// The adapter that the machine has to have.
 pub fn gpu() -> &'static Gpu {
-    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        let request = AdapterRequest {
-            // `cargo xtask test --all-adapters` runs these tests once for each.
-            backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
-            ..AdapterRequest::default()
-        };
-        Gpu::open_blocking(&request).unwrap_or_else(|error| {
-            panic!(
-                "{error}. These tests need a wgpu adapter; a software one will do: `cargo xtask test` \
-                 installs Mesa's on Debian and Ubuntu (package mesa-vulkan-drivers)"
-            )
-        })
-    });
+    static GPU: LazyLock<Gpu> = LazyLock::new(open_gpu);
     &GPU
+}
+
+/// The same adapter by an instance of its own.
+pub fn open_gpu() -> Gpu {
+    let request = AdapterRequest {
+        // `cargo xtask test --all-adapters` runs these tests once for each.
+        backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
+        ..AdapterRequest::default()
+    };
+    Gpu::open_blocking(&request).unwrap_or_else(|error| {
+        panic!(
+            "{error}. These tests need a wgpu adapter; a software one will do: `cargo xtask test` \
+             installs Mesa's on Debian and Ubuntu (package mesa-vulkan-drivers)"
+        )
+    })
 }
 
 impl Bench {
@@ -72,6 +77,10 @@ impl Bench {
             ..Default::default()
         }))
         .unwrap();
+        Self::new(device, queue)
+    }
+
+    pub fn new(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let kernels = Kernels::new(&device, &queue).unwrap();
         Self {
             device,
