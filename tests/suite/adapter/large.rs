@@ -1,11 +1,15 @@
 //! Past one binding: one large tensor, and an arena of many.
 
+use rayon::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::block_on;
-use wgpu_optim::{Arena, GpuOptimizer, SgdConfig, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
 
 use super::Bench;
 use crate::cases::values;
+
+/// Elements that are compared at a time.
+const CHUNK: usize = 1 << 20;
 
 #[test]
 fn forty_million_elements_past_one_binding() {
@@ -36,9 +40,8 @@ fn forty_million_elements_past_one_binding() {
 
     let after = bench.download(&params);
     let velocity = bench.velocity(&optimizer, 0).unwrap();
-    let chunk = 1 << 20;
-    let given = start.chunks(chunk).zip(gradient.chunks(chunk));
-    let results = after.chunks(chunk).zip(velocity.chunks(chunk));
+    let given = start.chunks(CHUNK).zip(gradient.chunks(CHUNK));
+    let results = after.chunks(CHUNK).zip(velocity.chunks(CHUNK));
     for ((start, gradient), (after, velocity)) in given.zip(results) {
         let mut oracle = Oracle::new(start, Rounding::WGSL);
         for lr in [0.1, 0.03] {
@@ -49,34 +52,35 @@ fn forty_million_elements_past_one_binding() {
     }
 }
 
-/// More than nine of lavapipe's bindings per array. Takes 3.6 GB on the device, and less than one on the host.
+/// More than nine of lavapipe's bindings per array. Takes 3.6 GB on the device, and 2.4 on the host, but not all of
+/// both at a time.
 #[test]
 fn an_arena_of_three_hundred_million_elements() {
     const TENSORS: usize = 30;
     const NUMEL: usize = 10_000_000;
-    let bench = Bench::best();
+    // Of its own, so that all its memory is what is counted here.
+    let bench = Bench::with(OPTIONAL_FEATURES);
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let names: Vec<_> = (0..TENSORS).map(|index| index.to_string()).collect();
     let layout = names.iter().map(|name| (name.as_str(), vec![NUMEL]));
     let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
 
-    let elems = (TENSORS * NUMEL) as u64;
-    let allocated: u64 = arena
-        .params()
-        .iter()
-        .chain(arena.grads())
-        .map(wgpu::Buffer::size)
-        .sum();
-    assert!(allocated + optimizer.plan().velocity_bytes() <= 3 * 4 * elems * 105 / 100);
+    let needed = 3 * 4 * (TENSORS * NUMEL) as u64;
+    let buffers = arena.params().iter().chain(arena.grads());
+    let planned = buffers.map(wgpu::Buffer::size).sum::<u64>() + optimizer.plan().velocity_bytes();
+    // What the device has really given away, where wgpu knows; with OpenGL it does not.
+    let report = bench.device.generate_allocator_report();
+    let allocated = report.map_or(planned, |report| report.total_allocated_bytes);
+    assert!(planned >= needed && allocated >= planned);
+    assert!(allocated <= needed * 105 / 100, "{allocated} bytes");
 
     let period = 100_003;
     let (start, gradient) = (values(1, period), values(2, period));
     // Each tensor starts elsewhere in the pattern.
     let tiled = |pattern: &[f32], tensor: usize| -> Vec<f32> {
-        (0..NUMEL)
-            .map(|i| pattern[(i + 7 * tensor) % period])
-            .collect()
+        let pattern = pattern.iter().cycle().skip(7 * tensor);
+        pattern.take(NUMEL).copied().collect()
     };
     for (tensor, name) in names.iter().enumerate() {
         arena.upload_params(name, &tiled(&start, tensor)).unwrap();
@@ -92,18 +96,30 @@ fn an_arena_of_three_hundred_million_elements() {
         optimizer.set_lr(lr).unwrap();
         bench.step(&mut optimizer);
     }
-    for (tensor, name) in names.iter().enumerate() {
+    // Gives way to the state, which is as large on the host as all the velocity on the device.
+    bench
+        .device
+        .poll(wgpu::PollType::wait_indefinitely())
+        .unwrap();
+    arena.grads().iter().for_each(wgpu::Buffer::destroy);
+    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    for (tensor, (name, state)) in names.iter().zip(state.tensors).enumerate() {
         let params = block_on(&bench.device, arena.download_params(name)).unwrap();
+        let velocity = state.velocity.unwrap();
         let (start, gradient) = (tiled(&start, tensor), tiled(&gradient, tensor));
-        let given = start.chunks(1 << 20).zip(gradient.chunks(1 << 20));
-        for ((start, gradient), params) in given.zip(params.chunks(1 << 20)) {
-            let mut oracle = Oracle::new(start, Rounding::WGSL);
-            for lr in [0.1, 0.03] {
-                oracle.step(&config.with_lr(lr).unwrap(), gradient);
-            }
-            oracle
-                .check_params(params)
-                .unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
-        }
+        let given = start.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
+        let results = params.par_chunks(CHUNK).zip(velocity.par_chunks(CHUNK));
+        given
+            .zip(results)
+            .for_each(|((start, gradient), (params, velocity))| {
+                let mut oracle = Oracle::new(start, Rounding::WGSL);
+                for lr in [0.1, 0.03] {
+                    oracle.step(&config.with_lr(lr).unwrap(), gradient);
+                }
+                let checked = oracle.check_params(params);
+                checked.unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
+                let checked = oracle.check_velocity(velocity);
+                checked.unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
+            });
     }
 }

@@ -26,6 +26,12 @@ fn address_space_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
+fn allocated_bytes(device: &wgpu::Device) -> u64 {
+    device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let report = device.generate_allocator_report().unwrap();
+    report.total_allocated_bytes
+}
+
 /// Builds something while the process gets no more than `room_bytes` beyond what it has.
 fn with_room<T>(room_bytes: u64, build: impl FnOnce() -> T) -> T {
     let before = getrlimit(Resource::As);
@@ -90,13 +96,13 @@ fn run_out_of_memory() {
         buffers.map(wgpu::Buffer::size).sum::<u64>()
     };
     let refused = ArenaError::OutOfMemory { bytes: arena_bytes };
-    let before = address_space_bytes();
+    let before = allocated_bytes(&bench.device);
     for room_mib in [16, 200, 400] {
         let arena = with_room(room_mib * MIB, new_arena);
         assert_eq!(arena.unwrap_err(), refused, "{room_mib} MiB");
     }
-    let kept = address_space_bytes() - before;
-    assert!(kept < 140 * MIB, "{kept} bytes are left behind");
+    let after = allocated_bytes(&bench.device);
+    assert_eq!(after, before, "nothing is left behind");
 
     let arena = new_arena().unwrap();
     let (start, gradient) = (values(1, 1003), values(2, 1003));
@@ -117,10 +123,13 @@ fn run_out_of_memory() {
     let refused = BuildError::OutOfMemory {
         bytes: arena_bytes / 2,
     };
+    let before = allocated_bytes(&bench.device);
     for room_mib in [16, 200] {
         let optimizer = with_room(room_mib * MIB, build);
         assert_eq!(optimizer.unwrap_err(), refused, "{room_mib} MiB");
     }
+    let after = allocated_bytes(&bench.device);
+    assert_eq!(after, before, "nothing is left behind");
 
     let mut optimizer = build().unwrap();
     for large in ["a", "b"] {
