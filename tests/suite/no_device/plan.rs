@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 use wgpu_optim::PlanError;
 use wgpu_optim::plan::{
-    Access, DeviceLimits, Dispatch, ELEM_BYTES, Place, Plan, TensorLayout, WORKGROUP_SIZE, Window,
+    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, WORKGROUP_SIZE,
+    Window,
 };
 
 /// What lavapipe has, and WebGPU guarantees.
@@ -203,9 +204,78 @@ proptest! {
         let sizes: Vec<_> = follow.iter().map(|(n, padding, _)| (*n, *padding)).collect();
         let mut together = contiguous(&sizes, 4 * start);
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
-        // The order in which they are given does not matter.
         together.reverse();
         check_plan(&together, &limits, &all);
+    }
+
+    #[test]
+    fn the_order_in_which_tensors_are_given_does_not_matter(
+        sizes in prop::collection::vec((0u64..600, 0u64..70, any::<bool>()), 1..20),
+        seed in any::<u64>(),
+        max_dispatch_elems in prop_oneof![8u64..100, Just(u64::MAX)],
+    ) {
+        let limits = DeviceLimits {
+            max_binding_bytes: 4096,
+            max_dispatch_elems,
+            ..COMMON
+        };
+        // Some next to each other, the others in buffers of their own.
+        let mut tensors = contiguous(&sizes.iter().map(|s| (s.0, s.1)).collect::<Vec<_>>(), 0);
+        for (index, tensor) in tensors.iter_mut().enumerate().filter(|(i, _)| sizes[*i].2) {
+            (tensor.params.buffer, tensor.grads.buffer) = (2 + 2 * index, 3 + 2 * index);
+        }
+        let mut order: Vec<_> = (0..tensors.len()).collect();
+        fastrand::Rng::with_seed(seed).shuffle(&mut order);
+        let shuffled: Vec<_> = order.iter().map(|index| tensors[*index]).collect();
+
+        let expected = Plan::new(&tensors, &limits).unwrap();
+        let mut found = Plan::new(&shuffled, &limits).unwrap();
+        prop_assert_eq!(&found.pieces, &expected.pieces);
+        let class = |tensor: usize| (tensor % 3 > 0).then_some(tensor % 3);
+        prop_assert_eq!(found.dispatches(|tensor| class(order[tensor])), expected.dispatches(class));
+        for part in &mut found.parts {
+            part.tensor = order[part.tensor];
+        }
+        prop_assert_eq!(found.parts, expected.parts);
+    }
+
+    #[test]
+    fn contiguous_tensors_take_the_fewest_pieces_and_dispatches_that_the_limits_allow(
+        sizes in prop::collection::vec(1u64..3000, 1..50),
+        padded in any::<bool>(),
+        start in 0u64..4,
+        alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
+        binding_steps in 2u64..200,
+        buffer_steps in 2u64..200,
+        max_workgroups_per_dimension in 1u32..5,
+        max_dispatch_elems in prop_oneof![8u64..5000, Just(u64::MAX)],
+    ) {
+        let step = alignment.max(16);
+        let limits = DeviceLimits {
+            max_binding_bytes: binding_steps * step,
+            max_buffer_bytes: buffer_steps * step,
+            offset_alignment_bytes: alignment,
+            max_workgroups_per_dimension,
+            max_dispatch_elems,
+        };
+        // Nothing between them, or what an arena puts there.
+        let multiple = if padded { step / ELEM_BYTES } else { 1 };
+        let padded = |numel: &u64| (*numel, numel.next_multiple_of(multiple) - numel);
+        let mut sizes: Vec<_> = sizes.iter().map(padded).collect();
+        // A whole number of vec4s from an aligned start, so that no odd ends take dispatches of their own.
+        let total: u64 = sizes.iter().map(|(n, padding)| n + padding).sum();
+        let last = total.next_multiple_of(4) - total + 4;
+        sizes.push((last, 0));
+        let plan = check_plan(&contiguous(&sizes, start * step), &limits, &all);
+
+        let grid_elems = 4 * u64::from(WORKGROUP_SIZE) * u64::from(max_workgroups_per_dimension).pow(2);
+        let piece_elems = (binding_steps.min(buffer_steps) * step / ELEM_BYTES).min(grid_elems);
+        prop_assert_eq!(plan.pieces.len() as u64, (total + last).div_ceil(piece_elems));
+        let ceiling = max_dispatch_elems - max_dispatch_elems % 4;
+        // Padding that an earlier piece has left over is left out.
+        let updated = |piece: &Piece| u64::from(piece.numel - plan.parts[piece.parts.start].start);
+        let fewest: u64 = plan.pieces.iter().map(|p| updated(p).div_ceil(ceiling)).sum();
+        prop_assert_eq!(dispatch_count(&plan) as u64, fewest);
     }
 
     #[test]
@@ -250,6 +320,40 @@ fn a_tensor_that_fills_a_binding_is_one_dispatch_and_one_element_more_is_two() {
     assert_eq!(counts(full, 0), (1, 1));
     assert_eq!(counts(full + 4, 0), (2, 2));
     assert_eq!(counts(full, 4), (2, 4));
+}
+
+/// Past 2^32 elements, where indices are 32 bits wide, and past what drivers bind, whatever they say.
+#[test]
+fn limits_without_bounds_leave_those_of_indices_and_drivers() {
+    let unlimited = DeviceLimits {
+        max_binding_bytes: u64::MAX,
+        max_buffer_bytes: u64::MAX,
+        ..COMMON
+    };
+    for (params, grads) in [(0, 0), (4, 4), (0, 4)] {
+        let numel = 10_000_000_001;
+        let plan = Plan::new(&[tensor(numel, params, grads)], &unlimited).unwrap();
+        for piece in &plan.pieces {
+            for window in [&piece.params, &piece.grads, &piece.velocity] {
+                assert!(window.size_bytes <= i32::MAX as u64);
+            }
+        }
+        let mut next = 0;
+        for part in plan.parts_of(0) {
+            assert_eq!(part.elems.start, next);
+            next = part.elems.end;
+        }
+        assert_eq!(next, numel);
+        let mut updated = 0;
+        for (dispatch, ()) in plan.dispatches(|_| Some(())) {
+            let [x, y] = dispatch.workgroups.map(u64::from);
+            assert!(
+                x.max(y) <= 65_535 && x * y * u64::from(WORKGROUP_SIZE) >= dispatch.count.into()
+            );
+            updated += u64::from(dispatch.count) * u64::from(dispatch.access.unit_elems());
+        }
+        assert_eq!(updated, numel);
+    }
 }
 
 #[test]
