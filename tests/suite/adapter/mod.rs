@@ -70,7 +70,15 @@ impl Bench {
 
     /// A device of its own.
     pub fn open(optional: wgpu::Features, required_limits: wgpu::Limits) -> Self {
-        let adapter = &gpu().adapter;
+        Self::open_on(&gpu().adapter, optional, required_limits)
+    }
+
+    /// A device of this adapter.
+    pub fn open_on(
+        adapter: &wgpu::Adapter,
+        optional: wgpu::Features,
+        required_limits: wgpu::Limits,
+    ) -> Self {
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             required_features: adapter.features() & optional,
             required_limits,
