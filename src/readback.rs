@@ -19,7 +19,7 @@ use crate::plan::ELEM_BYTES;
 ///
 /// # Errors
 /// [`TransferError`] if the buffer lacks `COPY_DST`, the slice ends past it, the offset is not a multiple of
-/// 4, or the device is out of memory.
+/// 4, or the device is out of memory; wgpu then gives up the device.
 pub fn upload(
     device: &wgpu::Device,
     queue: &wgpu::Queue,

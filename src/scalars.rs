@@ -139,17 +139,31 @@ impl UniformRing {
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<(), StepError> {
-        let refused = |message: String| StepError::Scalars { message };
         let Some(size) = wgpu::BufferSize::new(self.scratch.len() as u64) else {
             return Ok(());
         };
+        self.stage(device, encoder, size).map_err(|message| {
+            // The belt keeps a chunk that could not be allocated, and would stumble over it at the next step.
+            self.staging = wgpu::util::StagingBelt::new(device.clone(), size.get());
+            StepError::Scalars { message }
+        })?;
+        self.staging.finish_and_recall_on_submit(encoder);
+        Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        size: wgpu::BufferSize,
+    ) -> Result<(), String> {
         let slice = checked(device, || {
             self.staging.allocate(size, wgpu::BufferSize::MIN)
         })
-        .map_err(|error| refused(error.to_string()))?;
+        .map_err(|error| error.to_string())?;
         slice
             .get_mapped_range_mut()
-            .map_err(|error| refused(error.to_string()))?
+            .map_err(|error| error.to_string())?
             .copy_from_slice(&self.scratch);
         encoder.copy_buffer_to_buffer(
             slice.buffer(),
@@ -158,7 +172,6 @@ impl UniformRing {
             0,
             size.get(),
         );
-        self.staging.finish_and_recall_on_submit(encoder);
         Ok(())
     }
 

@@ -6,10 +6,11 @@ use std::{env, fs};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, TransferError, readback, wgpu,
+    Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, StepError, TransferError, readback,
+    wgpu,
 };
 
-use super::{Bench, gpu};
+use super::{Bench, gpu, whole};
 use crate::cases::values;
 
 const MIB: u64 = 1 << 20;
@@ -57,7 +58,8 @@ fn out_of_memory_is_an_error_and_the_device_goes_on() {
         return;
     }
     if env::var_os(CHILD).is_some() {
-        run_out_of_memory();
+        while_building();
+        while_recording();
         return;
     }
     // The limit would hold for the tests beside this one too.
@@ -75,7 +77,7 @@ fn out_of_memory_is_an_error_and_the_device_goes_on() {
 }
 
 /// Arena and velocity take two bindings per array, so that either can fail at its first buffer or half-way.
-fn run_out_of_memory() {
+fn while_building() {
     let limits = wgpu::Limits {
         max_buffer_size: 128 * MIB,
         ..gpu().adapter.limits()
@@ -110,10 +112,17 @@ fn run_out_of_memory() {
     arena.upload_grads("small", &gradient).unwrap();
     let large = vec![1.0; LARGE];
     let upload = || arena.upload_all_params(&[&[0.5; 1003], &large[..], &large]);
-    for room_mib in [16, 200] {
-        let refused = with_room(room_mib * MIB, upload);
+    let download = || {
+        let values = readback::block_on(&bench.device, arena.download_all_params());
+        values.map(|values| panic!("{} tensors", values.len()))
+    };
+    for refused in [
+        with_room(16 * MIB, upload),
+        with_room(200 * MIB, upload),
+        with_room(16 * MIB, download),
+    ] {
         let Err(ArenaError::Transfer(TransferError::Device { message })) = refused else {
-            panic!("{room_mib} MiB: {refused:?}");
+            panic!("{refused:?}");
         };
         assert!(message.contains("emory"), "{message}");
     }
@@ -142,4 +151,45 @@ fn run_out_of_memory() {
     }
     let params = readback::block_on(&bench.device, arena.download_params("small")).unwrap();
     oracle.check_params(&params).unwrap();
+}
+
+/// The staging of the scalars is what a step may have to allocate, on a device without immediates.
+fn while_recording() {
+    let (device, queue) =
+        pollster::block_on(gpu().adapter.request_device(&wgpu::DeviceDescriptor {
+            // The allocator takes memory in small blocks, so that it has nothing left over for the staging.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        }))
+        .unwrap();
+    let bench = Bench::new(device, queue);
+    let (start, gradient) = (values(1, 1003), values(2, 1003));
+    let buffers = [bench.buffer_of(&start), bench.buffer_of(&gradient)];
+    let others = [bench.buffer(700_000), bench.buffer(700_000)];
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    // There is room for the scalars of all tensors in dispatches of eight elements, which is 70 MB.
+    let kernels = bench.kernels.clone().with_max_dispatch_elems(8);
+    let tensors = [
+        whole("small", &buffers[0], &buffers[1]),
+        whole("large", &others[0], &others[1]),
+    ];
+    let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();
+    optimizer.set_frozen("large", true).unwrap();
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    for enough in [false, true, false, true] {
+        let mut encoder = bench.encoder();
+        if enough {
+            optimizer.step(&mut encoder).unwrap();
+            oracle.step(&config, &gradient);
+        } else {
+            let refused = with_room(16 * MIB, || optimizer.step(&mut encoder));
+            let Err(StepError::Scalars { message }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(message.contains("emory"), "{message}");
+        }
+        bench.queue.submit([encoder.finish()]);
+    }
+    assert_eq!(optimizer.steps(), 2);
+    oracle.check_params(&bench.download(&buffers[0])).unwrap();
 }
