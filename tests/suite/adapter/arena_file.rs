@@ -22,7 +22,7 @@ fn model_file() -> Vec<u8> {
         "a":{"dtype":"F32","shape":[],"data_offsets":[32,36]},
         "half":{"dtype":"F16","shape":[2],"data_offsets":[36,40]},
         "bias":{"dtype":"F32","shape":[300],"data_offsets":[40,1240]}} "#;
-    assert_ne!(header.len() % 4, 0);
+    assert!(!header.len().is_multiple_of(4));
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.bytes());
     let [z, a, bias] = model_values();
