@@ -22,8 +22,8 @@ pub const CHILD: &str = "adapter-child";
 pub const NUMELS: [usize; 2] = [1 << 20, 1 << 24];
 
 /// How long each size is measured, unless that is less than [`MIN_ROUNDS`].
-const BUDGET: Duration = Duration::from_secs(12);
-const MIN_ROUNDS: usize = 5;
+const BUDGET: Duration = Duration::from_secs(15);
+const MIN_ROUNDS: usize = 7;
 
 /// Elements of the check: whole workgroups of the largest candidate.
 const CHECKED_ELEMS: usize = 1 << 16;

@@ -63,8 +63,9 @@ pub fn driver_file() -> Option<PathBuf> {
         })
 }
 
-/// Compiles `kernels` for a GPU family with the driver that `driver_file` describes.
-pub fn compile(driver_file: &Path, family: &str, kernels: &[Kernel]) -> Result<Compiled> {
+/// Compiles `kernels` for a GPU family with the driver that `driver_file` describes; nothing if that has no null device
+/// of the family.
+pub fn compile(driver_file: &Path, family: &str, kernels: &[Kernel]) -> Result<Option<Compiled>> {
     let mut child = Command::new(env::current_exe()?)
         .arg(CHILD)
         .env("RADV_FORCE_FAMILY", family)
@@ -89,14 +90,15 @@ pub fn compile(driver_file: &Path, family: &str, kernels: &[Kernel]) -> Result<C
 
 pub fn run_child() -> Result<()> {
     let kernels: Vec<Kernel> = serde_json::from_reader(io::stdin().lock())?;
-    let device = NullDevice::open()?;
-    let executables = kernels
-        .iter()
-        .map(|kernel| device.compile(kernel))
-        .collect::<Result<_>>()?;
-    let compiled = Compiled {
-        driver: device.driver.clone(),
-        executables,
+    let compiled = match NullDevice::open()? {
+        Some(device) => Some(Compiled {
+            executables: kernels
+                .iter()
+                .map(|kernel| device.compile(kernel))
+                .collect::<Result<_>>()?,
+            driver: device.driver,
+        }),
+        None => None,
     };
     serde_json::to_writer(io::stdout().lock(), &compiled)?;
     Ok(())
@@ -112,26 +114,24 @@ struct NullDevice {
 }
 
 impl NullDevice {
-    fn open() -> Result<Self> {
+    fn open() -> Result<Option<Self>> {
         // SAFETY: the loader is a Vulkan loader, and every structure is filled in as its type says.
         unsafe {
             let entry = ash::Entry::load()?;
             let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
             let info = vk::InstanceCreateInfo::default().application_info(&application);
             let instance = entry.create_instance(&info, None)?;
-            let physical = *instance
-                .enumerate_physical_devices()?
-                .first()
-                .context("the driver shows no device")?;
+            let physical_devices = instance.enumerate_physical_devices()?;
+            let Some(physical) = physical_devices.first().copied() else {
+                return Ok(None);
+            };
 
             let mut driver = vk::PhysicalDeviceDriverProperties::default();
             let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
             instance.get_physical_device_properties2(physical, &mut properties);
-            let device_name = text(&properties.properties.device_name);
-            ensure!(
-                device_name.contains("Null"),
-                "{device_name} is not the null device: the driver does not know the family"
-            );
+            if !text(&properties.properties.device_name).contains("Null") {
+                return Ok(None);
+            }
 
             // What wgpu enables and a compiler sees: the driver checks bounds, if it can.
             let mut robustness2 = vk::PhysicalDeviceRobustness2FeaturesEXT::default();
@@ -164,7 +164,7 @@ impl NullDevice {
                 .enabled_extension_names(&extensions)
                 .push_next(&mut features);
             let device = instance.create_device(physical, &info, None)?;
-            Ok(Self {
+            Ok(Some(Self {
                 properties: khr::pipeline_executable_properties::Device::new(&instance, &device),
                 _entry: entry,
                 device,
@@ -174,7 +174,7 @@ impl NullDevice {
                     text(&driver.driver_info)
                 ),
                 robust_buffer_access2,
-            })
+            }))
         }
     }
 

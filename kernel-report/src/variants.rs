@@ -73,7 +73,9 @@ impl MachineCode {
         let mut driver = String::new();
         let mut figures = Vec::new();
         for family in FAMILIES {
-            let compiled = radv::compile(&driver_file, family, &kernels)?;
+            let Some(compiled) = radv::compile(&driver_file, family, &kernels)? else {
+                return Ok(None);
+            };
             driver = compiled.driver;
             figures.push(
                 compiled
@@ -138,7 +140,7 @@ fn report(
 /// What was measured, where, when and how.
 fn preface(measured: &[Measured], machine_code: Option<&MachineCode>) -> String {
     let mut text = format!(
-        "`cargo xtask variants`, {}, version {}, heavy ball:\n\n",
+        "`cargo xtask variants --update`, {}, version {}, heavy ball:\n\n",
         jiff::Timestamp::now().strftime("%Y-%m-%d"),
         env!("CARGO_PKG_VERSION"),
     );
