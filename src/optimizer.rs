@@ -14,7 +14,7 @@ use crate::plan::{
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensors, UnknownTensor};
+use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
 
 /// The momentum update over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -50,8 +50,8 @@ pub struct GpuOptimizer {
     groups: Groups,
     tensors: Tensors,
     plan: Plan,
-    /// One per piece of the plan; none without momentum.
-    velocity: Vec<wgpu::Buffer>,
+    /// One per piece of the plan, where it has momentum.
+    velocity: Vec<Option<wgpu::Buffer>>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
     /// One per group and access, in the order of the groups and of [`Access::ALL`].
@@ -111,7 +111,8 @@ impl GpuOptimizer {
         let buffers = Buffers::of(tensors);
         let layouts: Vec<_> = tensors
             .iter()
-            .map(|tensor| buffers.layout_of(tensor))
+            .zip(host_tensors.as_slice())
+            .map(|(tensor, host)| buffers.layout_of(tensor, host))
             .collect();
         let limits = DeviceLimits {
             max_dispatch_elems: kernels.max_dispatch_elems(),
@@ -126,11 +127,7 @@ impl GpuOptimizer {
             let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
             pipelines.push([vec4?, vec4_offset?, scalar?]);
         }
-        let velocity = if groups.have_velocity() {
-            allocate_velocity(device, &plan)?
-        } else {
-            Vec::new()
-        };
+        let velocity = allocate_velocity(device, &plan)?;
         let (bind_groups, ring) = checked(device, || {
             let bind_groups = bind_pieces(kernels, &buffers, &plan, &velocity);
             let ring = kernels
@@ -188,7 +185,7 @@ impl GpuOptimizer {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps recorded from now on, in every group.
+    /// Sets the momentum of the steps recorded from now on, in every group that has momentum.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
@@ -345,16 +342,21 @@ impl GpuOptimizer {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         let mut velocity = Vec::with_capacity(self.velocity.len());
         for buffer in &self.velocity {
-            let numel = buffer.size() / ELEM_BYTES;
-            velocity.push(readback::download(device, queue, buffer, 0, numel).await?);
+            velocity.push(match buffer {
+                Some(buffer) => {
+                    let numel = buffer.size() / ELEM_BYTES;
+                    readback::download(device, queue, buffer, 0, numel).await?
+                }
+                None => Vec::new(),
+            });
         }
         let velocity_of = |tensor: usize| {
             let parts = self.plan.parts_of(tensor).iter();
-            let values = parts.flat_map(|part| {
-                let start = (self.plan.velocity_offset_bytes(part) / ELEM_BYTES) as usize;
-                &velocity[part.piece][start..start + part.numel() as usize]
+            let values = parts.filter_map(|part| {
+                let start = (self.plan.velocity_offset_bytes(part)? / ELEM_BYTES) as usize;
+                Some(&velocity[part.piece][start..start + part.numel() as usize])
             });
-            values.copied().collect()
+            values.flatten().copied().collect()
         };
         Ok(self.tensors.state(self.config(), velocity_of))
     }
@@ -369,30 +371,27 @@ impl GpuOptimizer {
         let matched = self
             .tensors
             .match_state(state, self.groups.default_config())?;
-        if self.groups.have_velocity() {
-            for (tensor, entry) in matched.iter().enumerate() {
-                for part in self.plan.parts_of(tensor) {
-                    let elems = part.elems.start as usize..part.elems.end as usize;
-                    let zeros;
-                    let values = match &entry.velocity {
-                        Some(velocity) => &velocity[elems],
-                        None => {
-                            zeros = vec![0.0; elems.len()];
-                            &zeros
-                        }
-                    };
-                    readback::upload(
-                        self.kernels.device(),
-                        self.kernels.queue(),
-                        &self.velocity[part.piece],
-                        self.plan.velocity_offset_bytes(part),
-                        values,
-                    )?;
-                }
+        for (tensor, entry) in matched.iter().enumerate() {
+            for part in self.plan.parts_of(tensor) {
+                let buffer = self.velocity[part.piece].as_ref();
+                let Some((buffer, offset)) = buffer.zip(self.plan.velocity_offset_bytes(part))
+                else {
+                    continue;
+                };
+                let elems = part.elems.start as usize..part.elems.end as usize;
+                let zeros;
+                let values = match &entry.velocity {
+                    Some(velocity) => &velocity[elems],
+                    None => {
+                        zeros = vec![0.0; elems.len()];
+                        &zeros
+                    }
+                };
+                let (device, queue) = (self.kernels.device(), self.kernels.queue());
+                readback::upload(device, queue, buffer, offset, values)?;
             }
         }
-        self.tensors
-            .restore_counts(state.steps, &matched, self.groups.have_velocity());
+        self.tensors.restore_counts(state.steps, &matched);
         self.stale = true;
         self.prepared = false;
         Ok(())
@@ -409,19 +408,23 @@ impl fmt::Debug for GpuOptimizer {
     }
 }
 
-fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buffer>, BuildError> {
+fn allocate_velocity(
+    device: &wgpu::Device,
+    plan: &Plan,
+) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
     checked(device, || {
-        let allocate = |piece: &Piece| {
+        let allocate = |window: Window| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.velocity"),
-                size: piece.velocity.size_bytes,
+                size: window.size_bytes,
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         };
-        plan.pieces.iter().map(allocate).collect()
+        let pieces = plan.pieces.iter();
+        pieces.map(|piece| piece.velocity.map(allocate)).collect()
     })
     .map_err(|error| match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
@@ -444,7 +447,7 @@ impl<'a> Buffers<'a> {
         Self(buffers)
     }
 
-    fn layout_of(&self, tensor: &TensorBinding<'_>) -> TensorLayout {
+    fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
         let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
             buffer: self.0.partition_point(|other| *other < buffer),
             offset_bytes,
@@ -454,7 +457,20 @@ impl<'a> Buffers<'a> {
             params: place(tensor.params, tensor.params_offset_bytes),
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,
+            group: host.group,
+            plain: !host.has_velocity,
         }
+    }
+}
+
+fn bind<'a>(binding: u32, buffer: &'a wgpu::Buffer, window: &Window) -> wgpu::BindGroupEntry<'a> {
+    wgpu::BindGroupEntry {
+        binding,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset: window.offset_bytes,
+            size: wgpu::BufferSize::new(window.size_bytes),
+        }),
     }
 }
 
@@ -462,32 +478,23 @@ fn bind_pieces(
     kernels: &Kernels,
     buffers: &Buffers<'_>,
     plan: &Plan,
-    velocity: &[wgpu::Buffer],
+    velocity: &[Option<wgpu::Buffer>],
 ) -> Vec<wgpu::BindGroup> {
-    let bind = |binding: u32, buffer, window: &Window| wgpu::BindGroupEntry {
-        binding,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer,
-            offset: window.offset_bytes,
-            size: wgpu::BufferSize::new(window.size_bytes),
-        }),
-    };
-    let bind_piece = |(index, piece): (usize, &Piece)| {
+    let bind_piece = |(piece, velocity): (&Piece, &Option<wgpu::Buffer>)| {
         let mut entries = vec![
             bind(0, buffers.0[piece.params_buffer], &piece.params),
             bind(1, buffers.0[piece.grads_buffer], &piece.grads),
         ];
-        // Without momentum there are no velocity buffers.
-        if let Some(velocity) = velocity.get(index) {
-            entries.push(bind(2, velocity, &piece.velocity));
+        if let Some((buffer, window)) = velocity.as_ref().zip(piece.velocity.as_ref()) {
+            entries.push(bind(2, buffer, window));
         }
         kernels
             .device()
             .create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("wgpu_optim.tensors"),
-                layout: kernels.tensors_layout(!velocity.is_empty()),
+                layout: kernels.tensors_layout(velocity.is_some()),
                 entries: &entries,
             })
     };
-    plan.pieces.iter().enumerate().map(bind_piece).collect()
+    plan.pieces.iter().zip(velocity).map(bind_piece).collect()
 }

@@ -68,16 +68,22 @@ pub struct TensorLayout {
     /// Elements after the tensor that belong to nobody, in the parameter buffer and in the gradient buffer: a
     /// dispatch may run over them.
     pub padding_elems: u64,
+    /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
+    /// piece.
+    pub group: usize,
+    /// Without momentum, as its whole group: it gets no velocity.
+    pub plain: bool,
 }
 
 impl TensorLayout {
-    /// Whether `next` starts where this one and its padding end, in both buffers.
+    /// Whether `next` starts where this one and its padding end, in both buffers, and is in the same group.
     fn is_followed_by(&self, next: &Self) -> bool {
         let extent_bytes = (self.numel + self.padding_elems) * ELEM_BYTES;
         let follows = |place: Place, next: Place| {
             next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
         };
-        follows(self.params, next.params) && follows(self.grads, next.grads)
+        let same_group = (next.group, next.plain) == (self.group, self.plain);
+        same_group && follows(self.params, next.params) && follows(self.grads, next.grads)
     }
 }
 
@@ -110,8 +116,8 @@ impl Window {
     }
 }
 
-/// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours that follow each other
-/// in both buffers.
+/// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours of one group that follow
+/// each other in both buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Number of elements, padding between tensors included.
@@ -125,8 +131,9 @@ pub struct Piece {
     /// Its window there.
     pub grads: Window,
     /// Its window in the velocity buffer, which is the piece's own: a buffer that pieces shared would have to be
-    /// synchronized between their dispatches. It lies there where the parameters lie in their window.
-    pub velocity: Window,
+    /// synchronized between their dispatches. It lies there where the parameters lie in their window. None without
+    /// momentum.
+    pub velocity: Option<Window>,
     /// The tensors in it, an index range of [`Plan::parts`].
     pub parts: Range<usize>,
 }
@@ -283,8 +290,8 @@ impl Plan {
     /// Cuts tensors into pieces.
     ///
     /// Tensors are taken in the order of their parameters in memory, whatever the order in which they were given.
-    /// Neighbours that follow each other in the parameter buffer and in the gradient buffer share a piece; a
-    /// piece ends where a binding would exceed the device's limit or a dispatch its grid.
+    /// Neighbours of one group that follow each other in the parameter buffer and in the gradient buffer share a
+    /// piece; a piece ends where a binding would exceed the device's limit or a dispatch its grid.
     ///
     /// # Errors
     /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
@@ -323,17 +330,15 @@ impl Plan {
     /// Bytes of all velocity buffers together.
     #[must_use]
     pub fn velocity_bytes(&self) -> u64 {
-        self.pieces
-            .iter()
-            .map(|piece| piece.velocity.size_bytes)
-            .sum()
+        let windows = self.pieces.iter().filter_map(|piece| piece.velocity);
+        windows.map(|window| window.size_bytes).sum()
     }
 
-    /// Byte offset of a part's first velocity in its piece's velocity buffer.
+    /// Byte offset of a part's first velocity in its piece's velocity buffer, if there is one.
     #[must_use]
-    pub fn velocity_offset_bytes(&self, part: &Part) -> u64 {
-        let window = &self.pieces[part.piece].velocity;
-        window.start_bytes() + u64::from(part.start) * ELEM_BYTES
+    pub fn velocity_offset_bytes(&self, part: &Part) -> Option<u64> {
+        let window = self.pieces[part.piece].velocity?;
+        Some(window.start_bytes() + u64::from(part.start) * ELEM_BYTES)
     }
 
     /// The dispatches of one step, sorted by access, so that the pipeline changes at most twice.
@@ -442,7 +447,7 @@ impl Plan {
                 params: window(params_start),
                 grads_buffer: first.grads.buffer,
                 grads: window(grads_start),
-                velocity: window(params_start % room.alignment_bytes),
+                velocity: (!first.plain).then(|| window(params_start % room.alignment_bytes)),
                 parts: parts_start..self.parts.len(),
             });
         }

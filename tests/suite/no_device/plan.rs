@@ -25,7 +25,7 @@ fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> Tens
             buffer: 1,
             offset_bytes: grads_offset_bytes,
         },
-        padding_elems: 0,
+        ..TensorLayout::default()
     }
 }
 
@@ -76,7 +76,9 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<u64> {
                     (u64::from(first) + unit) * per_unit + lane - u64::from(window.first_elem)
                 };
                 let element = in_window(first, &piece.params);
-                assert_eq!(element, in_window(first, &piece.velocity));
+                if let Some(velocity) = &piece.velocity {
+                    assert_eq!(element, in_window(first, velocity));
+                }
                 assert_eq!(element, in_window(first.wrapping_add(shift), &piece.grads));
                 elements.push(element);
             }
@@ -110,13 +112,17 @@ fn check_plan(
             at(&layout.grads, &piece.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
             assert_eq!(piece.grads_buffer, layout.grads.buffer);
+            assert_eq!(piece.velocity.is_none(), layout.plain);
             next = part.elems.end;
         }
         assert_eq!(next, layout.numel, "every element lies in a part");
     }
 
     for piece in &plan.pieces {
-        for window in [&piece.params, &piece.grads, &piece.velocity] {
+        for window in [&piece.params, &piece.grads]
+            .into_iter()
+            .chain(&piece.velocity)
+        {
             assert_eq!(window.offset_bytes % limits.offset_alignment_bytes, 0);
             assert!(window.size_bytes <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
             assert_eq!(
@@ -124,8 +130,10 @@ fn check_plan(
                 u64::from(window.first_elem + piece.numel) * ELEM_BYTES
             );
         }
-        assert_eq!(piece.velocity.first_elem, piece.params.first_elem);
-        assert_eq!(piece.velocity.offset_bytes, 0, "in a buffer of its own");
+        if let Some(velocity) = &piece.velocity {
+            assert_eq!(velocity.first_elem, piece.params.first_elem);
+            assert_eq!(velocity.offset_bytes, 0, "in a buffer of its own");
+        }
     }
 
     let mut times: Vec<Vec<u8>> = plan
@@ -178,7 +186,7 @@ proptest! {
     #[test]
     fn every_element_is_updated_exactly_once_within_the_limits(
         sizes in prop::collection::vec((0u64..3000, 0u64..200, 0u64..200, any::<bool>()), 1..8),
-        follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>()), 0..12),
+        follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>(), 0usize..3), 0..12),
         start in 0u64..200,
         alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
         binding_steps in 2u64..20,
@@ -200,8 +208,11 @@ proptest! {
             .collect();
         check_plan(&scattered(&apart), &limits, &all);
 
-        let sizes: Vec<_> = follow.iter().map(|(n, padding, _)| (*n, *padding)).collect();
+        let sizes: Vec<_> = follow.iter().map(|(n, padding, ..)| (*n, *padding)).collect();
         let mut together = contiguous(&sizes, 4 * start);
+        for (tensor, (.., group)) in together.iter_mut().zip(&follow) {
+            (tensor.group, tensor.plain) = (*group, *group == 1);
+        }
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
         // The order in which they are given does not matter.
         together.reverse();
@@ -267,6 +278,9 @@ fn what_does_not_follow_is_not_joined() {
     let mut other_buffer = pair.clone();
     other_buffer[1].grads.buffer = 7;
     assert_eq!(pieces(&other_buffer), 2);
+    let mut other_group = pair.clone();
+    other_group[1].group = 1;
+    assert_eq!(pieces(&other_group), 2);
 }
 
 #[test]
