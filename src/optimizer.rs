@@ -9,7 +9,7 @@ use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::{Groups, ParamGroups};
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::plan::{
-    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, Window,
+    Access, Batch, DeviceLimits, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window,
 };
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
@@ -56,6 +56,8 @@ pub struct GpuOptimizer {
     bind_groups: Vec<wgpu::BindGroup>,
     /// One per group and access, in the order of the groups and of [`Access::ALL`].
     pipelines: Vec<[wgpu::ComputePipeline; 3]>,
+    /// Pipeline and bindings of each batch of the plan.
+    batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
     /// The dispatches of a step.
     dispatches: Vec<(Dispatch, Class)>,
     /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
@@ -123,17 +125,36 @@ impl GpuOptimizer {
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
         for config in groups.configs() {
-            let pipeline = |access| kernels.pipeline(Terms::of(config), access);
+            let pipeline = |access| kernels.pipeline(Terms::of(config), access, 1);
             let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
             pipelines.push([vec4?, vec4_offset?, scalar?]);
         }
+        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
+        for batch in &plan.batches {
+            let terms = Terms::of(groups.config(plan.pieces[batch.pieces[0]].group));
+            batch_pipelines.push(kernels.pipeline(terms, batch.access, batch.pieces.len())?);
+        }
         let velocity = allocate_velocity(device, &plan)?;
-        let (bind_groups, ring) = checked(device, || {
-            let bind_groups = bind_pieces(kernels, &buffers, &plan, &velocity);
+        let (bind_groups, batches, ring) = checked(device, || {
+            let bind = |layout: &_, pieces: &[usize]| {
+                bind_pieces(device, layout, &buffers, &plan, &velocity, pieces)
+            };
+            let bind_piece = |index: usize| {
+                let layout = kernels.tensors_layout(velocity[index].is_some());
+                bind(layout, &[index])
+            };
+            let bind_groups: Vec<_> = (0..plan.pieces.len()).map(bind_piece).collect();
+            let bind_batch = |(pipeline, batch): (wgpu::ComputePipeline, &Batch)| {
+                let layout = pipeline.get_bind_group_layout(TENSORS_GROUP);
+                let bind_group = bind(&layout, &batch.pieces);
+                (pipeline, bind_group)
+            };
+            let batches = batch_pipelines.into_iter().zip(&plan.batches);
+            let batches: Vec<_> = batches.map(bind_batch).collect();
             let ring = kernels
                 .scalars_layout()
                 .map(|layout| UniformRing::new(device, layout, plan.max_dispatches()));
-            (bind_groups, ring)
+            (bind_groups, batches, ring)
         })
         .map_err(|error| BuildError::Device {
             message: error.to_string(),
@@ -147,6 +168,7 @@ impl GpuOptimizer {
             velocity,
             bind_groups,
             pipelines,
+            batches,
             dispatches: Vec::new(),
             stale: true,
             prepared: false,
@@ -291,12 +313,18 @@ impl GpuOptimizer {
         let mut current = None;
         for (slot, entry) in self.dispatches.iter().enumerate() {
             let (dispatch, class) = entry;
-            let pipeline = &self.pipelines[class.group][dispatch.access as usize];
+            let (pipeline, bind_group) = match dispatch.target {
+                Target::Piece(piece) => (
+                    &self.pipelines[class.group][dispatch.access as usize],
+                    &self.bind_groups[piece],
+                ),
+                Target::Batch { batch, .. } => (&self.batches[batch].0, &self.batches[batch].1),
+            };
             if current != Some(pipeline) {
                 pass.set_pipeline(pipeline);
                 current = Some(pipeline);
             }
-            pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);
+            pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
             match &self.ring {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => pass.set_immediates(0, bytemuck::bytes_of(&scalars(entry))),
@@ -327,9 +355,11 @@ impl GpuOptimizer {
                 is_first: dampened && tensor.applied_steps == 0,
             })
         });
-        // So that each pipeline is set once.
-        self.dispatches
-            .sort_by_key(|(dispatch, class)| (dispatch.access, class.group));
+        // So that each pipeline is set once; batches come by group already.
+        self.dispatches.sort_by_key(|(dispatch, class)| {
+            let of_pieces = matches!(dispatch.target, Target::Piece(_));
+            of_pieces.then_some((dispatch.access, class.group))
+        });
         self.stale = false;
     }
 
@@ -463,38 +493,40 @@ impl<'a> Buffers<'a> {
     }
 }
 
-fn bind<'a>(binding: u32, buffer: &'a wgpu::Buffer, window: &Window) -> wgpu::BindGroupEntry<'a> {
-    wgpu::BindGroupEntry {
+/// Binds pieces together: all their parameters, then all their gradients, then all their velocities.
+fn bind_pieces(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffers: &Buffers<'_>,
+    plan: &Plan,
+    velocity: &[Option<wgpu::Buffer>],
+    pieces: &[usize],
+) -> wgpu::BindGroup {
+    let params = pieces.iter().map(|index| {
+        let piece = &plan.pieces[*index];
+        (buffers.0[piece.params_buffer], &piece.params)
+    });
+    let grads = pieces.iter().map(|index| {
+        let piece = &plan.pieces[*index];
+        (buffers.0[piece.grads_buffer], &piece.grads)
+    });
+    let velocity = pieces.iter().filter_map(|index| {
+        let window = plan.pieces[*index].velocity.as_ref();
+        velocity[*index].as_ref().zip(window)
+    });
+    let bind = |(binding, (buffer, window)): (u32, (_, &Window))| wgpu::BindGroupEntry {
         binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
             offset: window.offset_bytes,
             size: wgpu::BufferSize::new(window.size_bytes),
         }),
-    }
-}
-
-fn bind_pieces(
-    kernels: &Kernels,
-    buffers: &Buffers<'_>,
-    plan: &Plan,
-    velocity: &[Option<wgpu::Buffer>],
-) -> Vec<wgpu::BindGroup> {
-    let bind_piece = |(piece, velocity): (&Piece, &Option<wgpu::Buffer>)| {
-        let mut entries = vec![
-            bind(0, buffers.0[piece.params_buffer], &piece.params),
-            bind(1, buffers.0[piece.grads_buffer], &piece.grads),
-        ];
-        if let Some((buffer, window)) = velocity.as_ref().zip(piece.velocity.as_ref()) {
-            entries.push(bind(2, buffer, window));
-        }
-        kernels
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("wgpu_optim.tensors"),
-                layout: kernels.tensors_layout(velocity.is_some()),
-                entries: &entries,
-            })
     };
-    plan.pieces.iter().zip(velocity).map(bind_piece).collect()
+    let windows = params.chain(grads).chain(velocity);
+    let entries: Vec<_> = (0..).zip(windows).map(bind).collect();
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("wgpu_optim.tensors"),
+        layout,
+        entries: &entries,
+    })
 }
