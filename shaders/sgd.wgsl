@@ -36,6 +36,8 @@ struct SgdUniforms {
     // Scalar entry points only: after `head` elements, `gap` elements are skipped.
     head: u32,
     gap: u32,
+    // Batches only (sgd_batch.wgsl): bit i says whether tensor i is updated.
+    tensor_mask: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> params: array<vec4<f32>>;

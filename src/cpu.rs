@@ -1,17 +1,13 @@
 //! The parallel CPU optimizer: the embedded default where there is no GPU.
 
-use rayon::prelude::*;
+mod queue;
+mod vector;
 
-use crate::coefficients::{Coefficients, Terms};
 use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
 use crate::groups::{Groups, ParamGroups};
-use crate::reference;
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensors, UnknownTensor};
-
-/// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
-/// its scheduling by far.
-const CHUNK_ELEMS: usize = 32 * 1024;
+use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
+use queue::Batch;
 
 /// The momentum update over slices in memory, on all cores.
 ///
@@ -32,7 +28,7 @@ const CHUNK_ELEMS: usize = 32 * 1024;
 pub struct CpuOptimizer {
     groups: Groups,
     tensors: Tensors,
-    /// One per tensor; empty without momentum.
+    /// One per tensor; empty where it has no momentum.
     velocity: Vec<Vec<f32>>,
 }
 
@@ -60,18 +56,16 @@ impl CpuOptimizer {
             .into_iter()
             .map(|(name, numel)| (name.into(), numel as u64));
         let tensors = Tensors::new(groups, tensors)?;
-        let groups = groups.groups();
-        let velocity_of = |numel: u64| {
-            if groups.have_velocity() {
-                vec![0.0; numel as usize]
+        let velocity_of = |tensor: &Tensor| {
+            if tensor.has_velocity {
+                vec![0.0; tensor.numel as usize]
             } else {
                 Vec::new()
             }
         };
-        let velocity = tensors.as_slice().iter().map(|t| velocity_of(t.numel));
         Ok(Self {
-            velocity: velocity.collect(),
-            groups,
+            velocity: tensors.as_slice().iter().map(velocity_of).collect(),
+            groups: groups.groups(),
             tensors,
         })
     }
@@ -105,7 +99,7 @@ impl CpuOptimizer {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps to come, in every group.
+    /// Sets the momentum of the steps to come, in every group that has momentum.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
@@ -143,20 +137,15 @@ impl CpuOptimizer {
         self.check("params", params.iter().map(|slice| slice.len()))?;
         self.check("grads", grads.iter().map(|slice| slice.len()))?;
 
-        for (((tensor, params), velocity), grads) in self
-            .tensors
-            .as_slice()
-            .iter()
-            .zip(params)
-            .zip(&mut self.velocity)
-            .zip(grads)
-        {
-            if !tensor.frozen {
-                let config = self.groups.config(tensor.group);
-                let k = Coefficients::new(config, tensor.applied_steps == 0).cast();
-                step_tensor(&k, Terms::of(config), params, velocity, grads);
-            }
-        }
+        queue::step(
+            &self.groups,
+            Batch {
+                tensors: self.tensors.as_slice(),
+                params,
+                velocity: &mut self.velocity,
+                grads,
+            },
+        );
         self.tensors.count_step();
         Ok(())
     }
@@ -182,8 +171,7 @@ impl CpuOptimizer {
                 None => velocity.fill(0.0),
             }
         }
-        let momentum = self.groups.have_velocity();
-        self.tensors.restore_counts(state.steps, &matched, momentum);
+        self.tensors.restore_counts(state.steps, &matched);
         Ok(())
     }
 
@@ -211,63 +199,5 @@ impl CpuOptimizer {
             }
         }
         Ok(())
-    }
-}
-
-/// Picks the loop compiled for the config's terms, so that it vectorises without a branch inside.
-fn step_tensor(
-    k: &Coefficients<f32>,
-    has: Terms,
-    params: &mut [f32],
-    velocity: &mut [f32],
-    grads: &[f32],
-) {
-    let run = match (has.c, has.lambda, has.b, has.rho) {
-        (false, false, false, false) => step_chunks::<false, false, false, false>,
-        (false, false, false, true) => step_chunks::<false, false, false, true>,
-        (false, false, true, false) => step_chunks::<false, false, true, false>,
-        (false, false, true, true) => step_chunks::<false, false, true, true>,
-        (false, true, false, false) => step_chunks::<false, true, false, false>,
-        (false, true, false, true) => step_chunks::<false, true, false, true>,
-        (false, true, true, false) => step_chunks::<false, true, true, false>,
-        (false, true, true, true) => step_chunks::<false, true, true, true>,
-        (true, false, false, false) => step_chunks::<true, false, false, false>,
-        (true, false, false, true) => step_chunks::<true, false, false, true>,
-        (true, false, true, false) => step_chunks::<true, false, true, false>,
-        (true, false, true, true) => step_chunks::<true, false, true, true>,
-        (true, true, false, false) => step_chunks::<true, true, false, false>,
-        (true, true, false, true) => step_chunks::<true, true, false, true>,
-        (true, true, true, false) => step_chunks::<true, true, true, false>,
-        (true, true, true, true) => step_chunks::<true, true, true, true>,
-    };
-    run(k, params, velocity, grads);
-}
-
-fn step_chunks<const C: bool, const LAMBDA: bool, const B: bool, const RHO: bool>(
-    k: &Coefficients<f32>,
-    params: &mut [f32],
-    velocity: &mut [f32],
-    grads: &[f32],
-) {
-    let has = |velocity| Terms {
-        velocity,
-        c: C,
-        lambda: LAMBDA,
-        b: B,
-        rho: RHO,
-    };
-    let chunks = params
-        .par_chunks_mut(CHUNK_ELEMS)
-        .zip(grads.par_chunks(CHUNK_ELEMS));
-    // Without momentum there is no velocity to walk along.
-    if velocity.is_empty() {
-        chunks
-            .for_each(|(params, grads)| reference::sgd_plain_inline(k, has(false), params, grads));
-    } else {
-        chunks
-            .zip(velocity.par_chunks_mut(CHUNK_ELEMS))
-            .for_each(|((params, grads), velocity)| {
-                reference::sgd_inline(k, has(true), params, velocity, grads);
-            });
     }
 }

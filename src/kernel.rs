@@ -1,5 +1,6 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,43 @@ pub(crate) const TENSORS_GROUP: u32 = 0;
 /// Bind group of the scalars on the uniform path; `@group(1)` in the shaders.
 pub(crate) const SCALARS_GROUP: u32 = 1;
 
+/// The complete WGSL source for a road of the scalars.
+const fn source(path: ScalarPath) -> &'static str {
+    match path {
+        ScalarPath::Immediates => concat!(
+            include_str!("../shaders/scalars_immediate.wgsl"),
+            include_str!("../shaders/sgd.wgsl")
+        ),
+        ScalarPath::Uniforms => concat!(
+            include_str!("../shaders/scalars_uniform.wgsl"),
+            include_str!("../shaders/sgd.wgsl")
+        ),
+    }
+}
+
+/// The complete WGSL source for batches of so many tensors.
+fn batch_source(path: ScalarPath, access: Access, tensors: usize) -> String {
+    let unit = match access {
+        Access::Vec4 | Access::Vec4Offset => include_str!("../shaders/unit_vec4.wgsl"),
+        Access::Scalar => include_str!("../shaders/unit_scalar.wgsl"),
+    };
+    let mut wgsl = format!("{}{unit}const BATCH = {tensors};\n", source(path));
+    for tensor in 0..tensors {
+        let number = tensor.to_string();
+        wgsl += &include_str!("../shaders/sgd_batch.wgsl").replace("TENSOR", &number);
+    }
+    for rule in ["sgd", "sgd_plain"] {
+        let calls: String = (0..tensors)
+            .map(|tensor| format!("    {rule}_{tensor}(invocation.x);\n"))
+            .collect();
+        wgsl += &format!(
+            "@compute @workgroup_size(WORKGROUP_SIZE)\n\
+             fn {rule}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n{calls}}}\n"
+        );
+    }
+    wgsl
+}
+
 /// One compiled variant of the shader: what [`Kernels`] hands to wgpu, for tools that compile or inspect the WGSL
 /// themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,43 +60,47 @@ pub struct KernelVariant {
     pub terms: Terms,
     /// How it reaches its elements.
     pub access: Access,
+    /// How many tensors it updates, each with bindings of its own, in the order of all parameters, all gradients, all
+    /// velocities: more than one in a batch.
+    pub tensors: usize,
 }
 
 impl KernelVariant {
-    /// The complete WGSL source for a road of the scalars; it holds all entry points.
+    /// The complete WGSL source for a road of the scalars.
     #[must_use]
-    pub const fn source(path: ScalarPath) -> &'static str {
-        match path {
-            ScalarPath::Immediates => concat!(
-                include_str!("../shaders/scalars_immediate.wgsl"),
-                include_str!("../shaders/sgd.wgsl")
-            ),
-            ScalarPath::Uniforms => concat!(
-                include_str!("../shaders/scalars_uniform.wgsl"),
-                include_str!("../shaders/sgd.wgsl")
-            ),
+    pub fn source(self, path: ScalarPath) -> Cow<'static, str> {
+        if self.tensors > 1 {
+            batch_source(path, self.access, self.tensors).into()
+        } else {
+            source(path).into()
         }
     }
 
     /// The entry point.
     #[must_use]
     pub const fn entry_point(self) -> &'static str {
-        match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4Offset) => "sgd",
-            (true, Access::Scalar) => "sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
-            (false, Access::Scalar) => "sgd_plain_scalar",
+        let is_batch = self.tensors > 1;
+        match (self.terms.velocity, is_batch, self.access) {
+            (true, true, _) => "sgd_batch",
+            (true, false, Access::Vec4 | Access::Vec4Offset) => "sgd",
+            (true, false, Access::Scalar) => "sgd_scalar",
+            (false, true, _) => "sgd_plain_batch",
+            (false, false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
+            (false, false, Access::Scalar) => "sgd_plain_scalar",
         }
     }
 
     /// The pipeline's label.
     #[must_use]
     pub const fn label(self) -> &'static str {
-        match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
-            (true, Access::Scalar) => "wgpu_optim.sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd_plain",
-            (false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
+        let is_batch = self.tensors > 1;
+        match (self.terms.velocity, is_batch, self.access) {
+            (true, true, _) => "wgpu_optim.sgd_batch",
+            (true, false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
+            (true, false, Access::Scalar) => "wgpu_optim.sgd_scalar",
+            (false, true, _) => "wgpu_optim.sgd_plain_batch",
+            (false, false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd_plain",
+            (false, false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
         }
     }
 
@@ -134,10 +176,10 @@ impl Kernels {
                 path,
                 module: device.create_shader_module(wgpu::ShaderModuleDescriptor {
                     label: Some("wgpu_optim.sgd"),
-                    source: wgpu::ShaderSource::Wgsl(KernelVariant::source(path).into()),
+                    source: wgpu::ShaderSource::Wgsl(source(path).into()),
                 }),
-                momentum: Layouts::new(device, true, scalars_layout.as_ref()),
-                plain: Layouts::new(device, false, scalars_layout.as_ref()),
+                momentum: Layouts::new(device, true, 1, scalars_layout.as_ref()),
+                plain: Layouts::new(device, false, 1, scalars_layout.as_ref()),
                 scalars_layout,
                 pipelines: Mutex::default(),
             }
@@ -197,13 +239,19 @@ impl Kernels {
         &self.inner.layouts(velocity).tensors
     }
 
-    /// The pipeline for a config's terms; compiled at the first call, shared afterwards.
+    /// The pipeline for a config's terms over so many tensors, each with bindings of its own, in the order of all
+    /// parameters, all gradients, all velocities; compiled at the first call, shared afterwards.
     pub(crate) fn pipeline(
         &self,
         terms: Terms,
         access: Access,
+        tensors: usize,
     ) -> Result<wgpu::ComputePipeline, KernelError> {
-        let variant = KernelVariant { terms, access };
+        let variant = KernelVariant {
+            terms,
+            access,
+            tensors,
+        };
         let inner = &self.inner;
         let mut pipelines = inner
             .pipelines
@@ -212,20 +260,13 @@ impl Kernels {
         if let Some(pipeline) = pipelines.get(&variant) {
             return Ok(pipeline.clone());
         }
-        let pipeline = checked(&inner.device, || {
-            inner
-                .device
-                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(variant.label()),
-                    layout: Some(&inner.layouts(terms.velocity).pipeline),
-                    module: &inner.module,
-                    entry_point: Some(variant.entry_point()),
-                    compilation_options: wgpu::PipelineCompilationOptions {
-                        constants: &variant.constants(),
-                        ..Default::default()
-                    },
-                    cache: None,
-                })
+        let pipeline = checked(&inner.device, || match tensors {
+            0..=1 => inner.compile(
+                variant,
+                &inner.layouts(terms.velocity).pipeline,
+                &inner.module,
+            ),
+            _ => inner.compile_batch(variant),
         })
         .map_err(|error| KernelError::Device {
             kernel: variant.label(),
@@ -244,10 +285,48 @@ impl Inner {
             &self.plain
         }
     }
+
+    fn compile(
+        &self,
+        variant: KernelVariant,
+        layout: &wgpu::PipelineLayout,
+        module: &wgpu::ShaderModule,
+    ) -> wgpu::ComputePipeline {
+        let descriptor = wgpu::ComputePipelineDescriptor {
+            label: Some(variant.label()),
+            layout: Some(layout),
+            module,
+            entry_point: Some(variant.entry_point()),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &variant.constants(),
+                ..Default::default()
+            },
+            cache: None,
+        };
+        self.device.create_compute_pipeline(&descriptor)
+    }
+
+    fn compile_batch(&self, variant: KernelVariant) -> wgpu::ComputePipeline {
+        let KernelVariant { terms, tensors, .. } = variant;
+        let scalars = self.scalars_layout.as_ref();
+        let layouts = Layouts::new(&self.device, terms.velocity, tensors, scalars);
+        let module = self
+            .device
+            .create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(variant.label()),
+                source: wgpu::ShaderSource::Wgsl(variant.source(self.path)),
+            });
+        self.compile(variant, &layouts.pipeline, &module)
+    }
 }
 
 impl Layouts {
-    fn new(device: &wgpu::Device, velocity: bool, scalars: Option<&wgpu::BindGroupLayout>) -> Self {
+    fn new(
+        device: &wgpu::Device,
+        velocity: bool,
+        tensors: usize,
+        scalars: Option<&wgpu::BindGroupLayout>,
+    ) -> Self {
         let storage = |binding: u32, read_only: bool| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -259,7 +338,12 @@ impl Layouts {
             },
             count: None,
         };
-        let entries = [storage(0, false), storage(1, true), storage(2, false)];
+        let arrays = if velocity { 3 } else { 2 };
+        let bindings = 0..(arrays * tensors) as u32;
+        let grads = tensors as u32..2 * tensors as u32;
+        let entries: Vec<_> = bindings
+            .map(|binding| storage(binding, grads.contains(&binding)))
+            .collect();
         let label = if velocity {
             "wgpu_optim.sgd"
         } else {
@@ -267,7 +351,7 @@ impl Layouts {
         };
         let tensors = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(label),
-            entries: if velocity { &entries } else { &entries[..2] },
+            entries: &entries,
         });
         let groups = [Some(&tensors), scalars];
         let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -342,9 +426,11 @@ mod tests {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     use super::*;
+    use crate::plan::MAX_BATCH_PIECES;
 
-    fn parse(path: ScalarPath) -> (naga::Module, naga::valid::ModuleInfo) {
-        let module = naga::front::wgsl::parse_str(KernelVariant::source(path)).unwrap();
+    fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
+        let module = naga::front::wgsl::parse_str(wgsl)
+            .unwrap_or_else(|error| unreachable!("{}", error.emit_to_string(wgsl)));
         // What a device has with and without Features::IMMEDIATES.
         let capabilities = match path {
             ScalarPath::Immediates => Capabilities::IMMEDIATES,
@@ -360,23 +446,36 @@ mod tests {
 
     #[test]
     fn every_variant_that_the_host_can_ask_for_is_valid() {
-        for path in PATHS {
-            let (module, info) = parse(path);
+        let check = |(module, info): &(naga::Module, _), access, tensors| {
             for terms in Terms::all() {
-                for access in Access::ALL {
-                    let variant = KernelVariant { terms, access };
-                    let constants: PipelineConstants = variant
-                        .constants()
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect();
-                    let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
-                    // Resolves the overrides and validates what comes out.
-                    process_overrides(&module, &info, entry_point, &constants).unwrap();
-                    assert_eq!(
-                        variant.label(),
-                        format!("wgpu_optim.{}", variant.entry_point())
-                    );
+                let variant = KernelVariant {
+                    terms,
+                    access,
+                    tensors,
+                };
+                let constants: PipelineConstants = variant
+                    .constants()
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect();
+                let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
+                // Resolves the overrides and validates what comes out.
+                process_overrides(module, info, entry_point, &constants).unwrap();
+                assert_eq!(
+                    variant.label(),
+                    format!("wgpu_optim.{}", variant.entry_point())
+                );
+            }
+        };
+        for path in PATHS {
+            let alone = parse(path, source(path));
+            for access in Access::ALL {
+                check(&alone, access, 1);
+            }
+            for tensors in 2..=MAX_BATCH_PIECES as usize {
+                for access in [Access::Vec4, Access::Scalar] {
+                    let batch = parse(path, &batch_source(path, access, tensors));
+                    check(&batch, access, tensors);
                 }
             }
         }
@@ -384,7 +483,7 @@ mod tests {
 
     /// Bytes that one invocation moves between the tensor bindings and itself.
     fn bytes_moved(variant: KernelVariant, path: ScalarPath) -> u64 {
-        let (module, info) = parse(path);
+        let (module, info) = parse(path, &variant.source(path));
         let constants: PipelineConstants = variant
             .constants()
             .into_iter()
@@ -469,15 +568,25 @@ mod tests {
 
     #[test]
     fn the_bytes_per_element_are_those_that_the_shader_moves() {
+        let check = |path, terms: Terms, access: Access, tensors| {
+            let variant = KernelVariant {
+                terms,
+                access,
+                tensors,
+            };
+            assert_eq!(
+                bytes_moved(variant, path),
+                terms.bytes_per_elem() * u64::from(access.unit_elems()) * tensors as u64,
+                "{path:?} {variant:?}"
+            );
+        };
         for path in PATHS {
             for terms in Terms::all() {
                 for access in Access::ALL {
-                    let variant = KernelVariant { terms, access };
-                    assert_eq!(
-                        bytes_moved(variant, path),
-                        terms.bytes_per_elem() * u64::from(access.unit_elems()),
-                        "{path:?} {variant:?}"
-                    );
+                    check(path, terms, access, 1);
+                }
+                for access in [Access::Vec4, Access::Scalar] {
+                    check(path, terms, access, MAX_BATCH_PIECES as usize);
                 }
             }
         }
@@ -485,7 +594,7 @@ mod tests {
 
     #[test]
     fn every_override_is_one_that_the_host_sets() {
-        let (module, _) = parse(ScalarPath::Uniforms);
+        let (module, _) = parse(ScalarPath::Uniforms, source(ScalarPath::Uniforms));
         let mut names: Vec<_> = module
             .overrides
             .iter()
@@ -496,6 +605,7 @@ mod tests {
         let mut set = KernelVariant {
             terms,
             access: Access::Vec4,
+            tensors: 1,
         }
         .constants()
         .map(|(name, _)| name);
@@ -505,8 +615,10 @@ mod tests {
 
     #[test]
     fn the_workgroup_is_as_large_as_the_planner_thinks() {
-        let (module, _) = parse(ScalarPath::Uniforms);
-        assert_eq!(module.entry_points.len(), 4);
+        // Those of sgd.wgsl come with the batches.
+        let batch = batch_source(ScalarPath::Uniforms, Access::Vec4, 2);
+        let (module, _) = parse(ScalarPath::Uniforms, &batch);
+        assert_eq!(module.entry_points.len(), 6);
         for entry_point in &module.entry_points {
             assert_eq!(entry_point.workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         }
@@ -531,10 +643,11 @@ mod tests {
             count,
             row,
             head,
-            gap
+            gap,
+            tensor_mask
         );
         for path in PATHS {
-            let (module, _) = parse(path);
+            let (module, _) = parse(path, source(path));
             let (_, wgsl) = module
                 .types
                 .iter()

@@ -39,13 +39,13 @@ impl Real for f64 {
 
 /// `d = g + lambda*theta`
 #[inline(always)]
-fn direction<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, g: T) -> T {
+pub(crate) fn direction<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, g: T) -> T {
     if has.lambda { g + k.lambda * theta } else { g }
 }
 
 /// `v = alpha*v + c*d`
 #[inline(always)]
-fn next_velocity<T: Real>(k: &Coefficients<T>, has: Terms, v: T, d: T) -> T {
+pub(crate) fn next_velocity<T: Real>(k: &Coefficients<T>, has: Terms, v: T, d: T) -> T {
     if has.c {
         k.alpha * v + k.c * d
     } else {
@@ -55,7 +55,7 @@ fn next_velocity<T: Real>(k: &Coefficients<T>, has: Terms, v: T, d: T) -> T {
 
 /// `theta = rho*theta - (a*v + b*d)`
 #[inline(always)]
-fn next_params<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, v: T, d: T) -> T {
+pub(crate) fn next_params<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, v: T, d: T) -> T {
     let mut update = k.a * v;
     if has.b {
         update = update + k.b * d;
@@ -65,7 +65,7 @@ fn next_params<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, v: T, d: T) -
 
 /// `theta = rho*theta - b*d`
 #[inline(always)]
-fn next_params_plain<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, d: T) -> T {
+pub(crate) fn next_params_plain<T: Real>(k: &Coefficients<T>, has: Terms, theta: T, d: T) -> T {
     decayed(k, has, theta) - k.b * d
 }
 
@@ -87,7 +87,11 @@ pub fn sgd<T: Real>(
     velocity: &mut [T],
     grads: &[T],
 ) {
-    sgd_inline(k, has, params, velocity, grads);
+    for ((theta, v), g) in params.iter_mut().zip(velocity).zip(grads) {
+        let d = direction(k, has, *theta, *g);
+        *v = next_velocity(k, has, *v, d);
+        *theta = next_params(k, has, *theta, *v, d);
+    }
 }
 
 /// One step of plain gradient descent over whole tensors: the twin of the entry points `sgd_plain` and
@@ -97,33 +101,6 @@ pub fn sgd<T: Real>(
 /// place.
 #[inline(never)]
 pub fn sgd_plain<T: Real>(k: &Coefficients<T>, has: Terms, params: &mut [T], grads: &[T]) {
-    sgd_plain_inline(k, has, params, grads);
-}
-
-/// [`sgd`] for callers that know the terms when they are compiled.
-#[inline(always)]
-pub(crate) fn sgd_inline<T: Real>(
-    k: &Coefficients<T>,
-    has: Terms,
-    params: &mut [T],
-    velocity: &mut [T],
-    grads: &[T],
-) {
-    for ((theta, v), g) in params.iter_mut().zip(velocity).zip(grads) {
-        let d = direction(k, has, *theta, *g);
-        *v = next_velocity(k, has, *v, d);
-        *theta = next_params(k, has, *theta, *v, d);
-    }
-}
-
-/// [`sgd_plain`] for callers that know the terms when they are compiled.
-#[inline(always)]
-pub(crate) fn sgd_plain_inline<T: Real>(
-    k: &Coefficients<T>,
-    has: Terms,
-    params: &mut [T],
-    grads: &[T],
-) {
     for (theta, g) in params.iter_mut().zip(grads) {
         let d = direction(k, has, *theta, *g);
         *theta = next_params_plain(k, has, *theta, d);

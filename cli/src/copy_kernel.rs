@@ -1,7 +1,7 @@
 //! The yardstick: a plain copy kernel with the access pattern of the momentum step, over buffers of its own.
 
 use anyhow::{Result, ensure};
-use wgpu_optim::plan::{Access, DeviceLimits, Plan, TensorLayout};
+use wgpu_optim::plan::{Access, DeviceLimits, Plan, Target, TensorLayout};
 use wgpu_optim::{readback, wgpu};
 
 pub struct CopyKernel {
@@ -45,8 +45,11 @@ impl CopyKernel {
             .dispatches(|_| Some(()))
             .into_iter()
             .filter(|(dispatch, ())| dispatch.access == Access::Vec4)
-            .map(|(dispatch, ())| {
-                let piece = &plan.pieces[dispatch.piece];
+            .filter_map(|(dispatch, ())| match dispatch.target {
+                Target::Piece(piece) => Some((dispatch, &plan.pieces[piece])),
+                Target::Batch { .. } => None,
+            })
+            .map(|(dispatch, piece)| {
                 let entry = |binding: u32, buffer| wgpu::BindGroupEntry {
                     binding,
                     resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {

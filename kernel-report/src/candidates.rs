@@ -37,7 +37,7 @@ pub fn containing(part: &str) -> Result<Vec<Candidate>> {
 
 /// The default first. Heavy ball: the terms change the arithmetic, not the memory traffic.
 fn all() -> Result<Vec<Candidate>> {
-    let default = default_kernel()?;
+    let default = default_kernel(ScalarPath::Immediates)?;
     let mut candidates = vec![default.clone()];
     for workgroup_size in [64, 128, 512] {
         candidates.push(default.with_workgroup_size(workgroup_size)?);
@@ -53,9 +53,7 @@ fn all() -> Result<Vec<Candidate>> {
             }
         }
     }
-    let mut uniforms = default.named("scalars in a uniform buffer");
-    uniforms.kernel.wgsl = KernelVariant::source(ScalarPath::Uniforms).to_owned();
-    uniforms.scalars = ScalarPath::Uniforms;
+    let uniforms = default_kernel(ScalarPath::Uniforms)?.named("scalars in a uniform buffer");
 
     let mut unchecked = default.named("no bounds checks");
     unchecked.kernel.bounds_checks = false;
@@ -77,16 +75,17 @@ fn all() -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-fn default_kernel() -> Result<Candidate> {
+fn default_kernel(scalars: ScalarPath) -> Result<Candidate> {
     let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
     let variant = KernelVariant {
         terms: Terms::of(&config),
         access: Access::Vec4,
+        tensors: 1,
     };
     let name = format!("{WORKGROUP_SIZE} x 1 vec4 (default)");
     Ok(Candidate {
-        kernel: Kernel::new(name, variant, ScalarPath::Immediates),
-        scalars: ScalarPath::Immediates,
+        kernel: Kernel::new(name, variant, scalars),
+        scalars,
         workgroup_size: WORKGROUP_SIZE,
         elems_per_invocation: Access::Vec4.unit_elems(),
     })
@@ -218,13 +217,13 @@ mod tests {
         }
         assert_eq!(
             candidates[0].kernel.wgsl,
-            default_kernel().unwrap().kernel.wgsl
+            default_kernel(ScalarPath::Immediates).unwrap().kernel.wgsl
         );
     }
 
     #[test]
     fn statements_are_repeated_with_names_of_their_own_and_loads_stay_in_front() {
-        let two = default_kernel()
+        let two = default_kernel(ScalarPath::Immediates)
             .unwrap()
             .with_vec4s(2, Spread::Adjacent)
             .unwrap();
@@ -257,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_the_source_does_not_have_is_not_replaced() {
-        let error = default_kernel()
+        let error = default_kernel(ScalarPath::Immediates)
             .unwrap()
             .with("no such text", "")
             .unwrap_err();

@@ -244,16 +244,23 @@ mod tests {
     }
 
     #[test]
-    fn no_recorded_kernel_spills_or_waits_twice_or_accesses_more_than_its_tensors() {
+    fn no_recorded_kernel_spills_or_waits_between_loads_or_accesses_more_than_its_tensors() {
         for (family, kernel, figures) in recorded().rows {
             let row = format!("{family} {kernel} {figures:?}");
-            assert_eq!((figures.spills, figures.waits), (0, 0), "{row}");
-            let (loads, stores) = if kernel.starts_with("plain") {
-                (2, 1)
+            assert_eq!(figures.spills, 0, "{row}");
+            // The tensors of a batch follow each other, with waits between them.
+            let tensors = if kernel.contains(".batch") {
+                kernels::BATCH as u64
             } else {
-                (3, 2)
+                assert_eq!(figures.waits, 0, "{row}");
+                1
             };
-            let expected = if kernel.contains(".scalar.") {
+            let (loads, stores) = if kernel.starts_with("plain") {
+                (2 * tensors, tensors)
+            } else {
+                (3 * tensors, 2 * tensors)
+            };
+            let expected = if kernel.contains("scalar.") {
                 [0, 0, loads, stores, 0]
             } else {
                 [loads, stores, 0, 0, 0]

@@ -21,7 +21,7 @@ impl Kernel {
     pub fn new(name: String, variant: KernelVariant, path: ScalarPath) -> Self {
         Self {
             name,
-            wgsl: KernelVariant::source(path).to_owned(),
+            wgsl: variant.source(path).into_owned(),
             entry_point: variant.entry_point().to_owned(),
             constants: variant
                 .constants()
@@ -57,26 +57,31 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
     .collect()
 }
 
+/// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
+pub const BATCH: usize = 2;
+
 /// Every form x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     for (form, config) in forms()? {
-        for access in Access::ALL {
-            let access_name = match access {
-                Access::Vec4 => "vec4",
-                Access::Vec4Offset => "vec4_offset",
-                Access::Scalar => "scalar",
-            };
+        for (access_name, access, tensors) in [
+            ("vec4", Access::Vec4, 1),
+            ("vec4_offset", Access::Vec4Offset, 1),
+            ("scalar", Access::Scalar, 1),
+            ("batch_vec4", Access::Vec4, BATCH),
+            ("batch_scalar", Access::Scalar, BATCH),
+        ] {
             for (path, path_name) in [
                 (ScalarPath::Immediates, "immediates"),
                 (ScalarPath::Uniforms, "uniforms"),
             ] {
-                let terms = Terms::of(&config);
-                kernels.push(Kernel::new(
-                    format!("{form}.{access_name}.{path_name}"),
-                    KernelVariant { terms, access },
-                    path,
-                ));
+                let variant = KernelVariant {
+                    terms: Terms::of(&config),
+                    access,
+                    tensors,
+                };
+                let name = format!("{form}.{access_name}.{path_name}");
+                kernels.push(Kernel::new(name, variant, path));
             }
         }
     }

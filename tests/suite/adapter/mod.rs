@@ -1,6 +1,7 @@
 //! Tier three: a real adapter. Without one these tests fail and say how to get one.
 
 mod arena;
+mod batches;
 mod embedding;
 mod golden;
 mod groups;

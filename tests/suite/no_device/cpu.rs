@@ -109,6 +109,35 @@ fn parallel_is_the_reference_bit_for_bit() {
     }
 }
 
+#[test]
+fn many_threads_leave_frozen_tensors_alone_whatever_their_size() {
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    // Parts of one tensor, whole tensors and nothing, in every order.
+    let numels = [200_000, 3, 0, 70_001, 32 * 1024, 5, 32 * 1024 + 1, 0];
+    for frozen in 0..1_u32 << numels.len() {
+        let is_frozen = |tensor: usize| frozen & (1 << tensor) != 0;
+        let names = numels.iter().enumerate().map(|(i, n)| (i.to_string(), *n));
+        let mut optimizer = CpuOptimizer::new(config, names).unwrap();
+        let mut params: Vec<_> = numels.iter().map(|n| vec![1.0; *n]).collect();
+        let grads: Vec<_> = numels.iter().map(|n| vec![0.5; *n]).collect();
+        for tensor in 0..numels.len() {
+            let name = tensor.to_string();
+            optimizer.set_frozen(&name, is_frozen(tensor)).unwrap();
+        }
+        let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+        let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+        optimizer.step(&mut slices, &grads).unwrap();
+        for (tensor, params) in params.iter().enumerate() {
+            let expected = if is_frozen(tensor) {
+                1.0
+            } else {
+                1.0 - 0.1 * 0.5
+            };
+            assert!(params.iter().all(|theta| *theta == expected), "{frozen:b}");
+        }
+    }
+}
+
 fn two_tensors() -> CpuOptimizer {
     let config = SgdConfig::builder(0.1)
         .momentum(0.9)

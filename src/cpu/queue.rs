@@ -1,0 +1,194 @@
+//! One parallel region over a list of tensors: the threads take tasks of about equal size from one queue.
+
+use std::hint;
+use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::vector;
+use crate::coefficients::{Coefficients, Terms};
+use crate::groups::Groups;
+use crate::state::Tensor;
+
+/// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
+/// taking it by far.
+const TASK_ELEMS: usize = 32 * 1024;
+
+/// Elements from which other threads are asked for help. One core needs some 20 microseconds for as many, and waking
+/// a thread takes up to twice that where it sleeps.
+const PARALLEL_ELEMS: usize = 4 * TASK_ELEMS;
+
+/// How often to look whether the others are done before going to sleep: they are at most a task behind, and being
+/// woken takes longer than that.
+const SPINS: u32 = 4096;
+
+/// Tensors with the slices of each.
+pub(super) struct Batch<'a, 's> {
+    pub(super) tensors: &'a [Tensor],
+    pub(super) params: &'a mut [&'s mut [f32]],
+    /// Empty ones without momentum.
+    pub(super) velocity: &'a mut [Vec<f32>],
+    pub(super) grads: &'a [&'a [f32]],
+}
+
+/// One tensor, or a part of it.
+struct Part<'a> {
+    tensor: &'a Tensor,
+    params: &'a mut [f32],
+    velocity: &'a mut [f32],
+    grads: &'a [f32],
+}
+
+enum Task<'a, 's> {
+    Batch(Batch<'a, 's>),
+    Part(Part<'a>),
+}
+
+/// Applies one step to every tensor that is not frozen.
+pub(super) fn step(groups: &Groups, batch: Batch<'_, '_>) {
+    let numel: usize = batch.tensors.iter().map(work_of).sum();
+    let tasks = numel.div_ceil(TASK_ELEMS);
+    let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
+    if numel < PARALLEL_ELEMS || helpers == 0 {
+        return batch.step(groups);
+    }
+    let queue = Mutex::new(Queue { batch, part: None });
+    let work = || {
+        let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        while let Some(task) = take() {
+            match task {
+                Task::Batch(batch) => batch.step(groups),
+                Task::Part(part) => part.step(groups),
+            }
+        }
+    };
+    let working = AtomicUsize::new(helpers);
+    rayon::in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| {
+                work();
+                working.fetch_sub(1, Ordering::Release);
+            });
+        }
+        work();
+        for _ in 0..SPINS {
+            if working.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            hint::spin_loop();
+        }
+    });
+}
+
+/// Elements of a tensor that a step touches.
+fn work_of(tensor: &Tensor) -> usize {
+    if tensor.frozen {
+        0
+    } else {
+        tensor.numel as usize
+    }
+}
+
+struct Queue<'a, 's> {
+    batch: Batch<'a, 's>,
+    /// What is left of a tensor that is handed out in parts.
+    part: Option<Part<'a>>,
+}
+
+impl<'a, 's> Queue<'a, 's> {
+    /// The next part of a large tensor, or as many small ones as make a task.
+    fn take(&mut self) -> Option<Task<'a, 's>> {
+        if let Some(part) = self.part.take() {
+            let (first, rest) = part.split(TASK_ELEMS);
+            self.part = rest;
+            return Some(Task::Part(first));
+        }
+        let mut elems = 0;
+        let fits = |tensor: &&Tensor| {
+            elems += work_of(tensor);
+            elems <= TASK_ELEMS
+        };
+        let count = self.batch.tensors.iter().take_while(fits).count();
+        if count > 0 {
+            return Some(Task::Batch(self.batch.split_off(count)));
+        }
+        self.part = self.batch.split_off(1).parts().next();
+        self.part.is_some().then(|| self.take()).flatten()
+    }
+}
+
+impl<'a, 's> Batch<'a, 's> {
+    /// Takes the first `count` tensors out.
+    fn split_off(&mut self, count: usize) -> Self {
+        let count = count.min(self.tensors.len());
+        let (tensors, later_tensors) = self.tensors.split_at(count);
+        let (params, later_params) = mem::take(&mut self.params).split_at_mut(count);
+        let (velocity, later_velocity) = mem::take(&mut self.velocity).split_at_mut(count);
+        let (grads, later_grads) = self.grads.split_at(count);
+        *self = Self {
+            tensors: later_tensors,
+            params: later_params,
+            velocity: later_velocity,
+            grads: later_grads,
+        };
+        Self {
+            tensors,
+            params,
+            velocity,
+            grads,
+        }
+    }
+
+    fn parts(self) -> impl Iterator<Item = Part<'a>> {
+        let slices = self.params.iter_mut().zip(self.velocity).zip(self.grads);
+        let tensors = self.tensors.iter().zip(slices);
+        tensors.map(|(tensor, ((params, velocity), grads))| Part {
+            tensor,
+            params,
+            velocity,
+            grads,
+        })
+    }
+
+    fn step(self, groups: &Groups) {
+        self.parts()
+            .filter(|part| !part.tensor.frozen)
+            .for_each(|part| part.step(groups));
+    }
+}
+
+impl Part<'_> {
+    fn step(self, groups: &Groups) {
+        let config = groups.config(self.tensor.group);
+        let k = Coefficients::new(config, self.tensor.applied_steps == 0).cast();
+        vector::step(
+            &k,
+            Terms::of(config),
+            self.params,
+            self.velocity,
+            self.grads,
+        );
+    }
+
+    /// The first `elems` elements, and the rest if there is one.
+    fn split(self, elems: usize) -> (Self, Option<Self>) {
+        let elems = elems.min(self.params.len());
+        let (params, later_params) = self.params.split_at_mut(elems);
+        let (velocity, later_velocity) = self.velocity.split_at_mut(elems.min(self.velocity.len()));
+        let (grads, later_grads) = self.grads.split_at(elems);
+        let tensor = self.tensor;
+        let first = Self {
+            tensor,
+            params,
+            velocity,
+            grads,
+        };
+        let rest = Self {
+            tensor,
+            params: later_params,
+            velocity: later_velocity,
+            grads: later_grads,
+        };
+        (first, (!rest.params.is_empty()).then_some(rest))
+    }
+}
