@@ -46,20 +46,33 @@ fn gpu_step(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own.
+/// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own, in batches and, on a
+/// device that binds too few buffers for them, each alone.
 fn many_tensors(criterion: &mut Criterion) {
     const TENSORS: usize = 1000;
     const NUMEL: usize = 1000;
-    let Gpu {
-        adapter,
+    let gpu = Gpu::open_blocking(&AdapterRequest::default())
+        .expect("a wgpu adapter, a software one will do");
+    let adapter = &gpu.adapter;
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        required_features: gpu.device.features(),
+        required_limits: wgpu::Limits {
+            max_storage_buffers_per_shader_stage: 5,
+            ..adapter.limits()
+        },
+        ..Default::default()
+    }))
+    .unwrap();
+    let gpu_of_few_bindings = Gpu {
+        adapter: adapter.clone(),
         device,
         queue,
-    } = Gpu::open_blocking(&AdapterRequest::default())
-        .expect("a wgpu adapter, a software one will do");
-    let kernels = Kernels::new(&device, &queue).unwrap();
+    };
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let mut group = criterion.benchmark_group(format!("many_tensors/{}", adapter.get_info().name));
-    let mut bench = |name: &str, bindings: &[TensorBinding<'_>]| {
+    let mut bench = |name: &str, gpu: &Gpu, bindings: &[TensorBinding<'_>]| {
+        let Gpu { device, queue, .. } = gpu;
+        let kernels = Kernels::new(device, queue).unwrap();
         let mut optimizer = GpuOptimizer::new(&kernels, config, bindings).unwrap();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -71,23 +84,29 @@ fn many_tensors(criterion: &mut Criterion) {
         });
     };
 
-    let one = Arena::new(&device, &queue, [("one", vec![TENSORS * NUMEL])]).unwrap();
-    bench("one", &one.bindings());
+    let (device, queue) = (&gpu.device, &gpu.queue);
+    let one = Arena::new(device, queue, [("one", vec![TENSORS * NUMEL])]).unwrap();
+    bench("one", &gpu, &one.bindings());
     let names: Vec<_> = (0..TENSORS).map(|index| index.to_string()).collect();
     let layout = names.iter().map(|name| (name.as_str(), vec![NUMEL]));
-    let arena = Arena::new(&device, &queue, layout).unwrap();
-    bench("arena", &arena.bindings());
-    let data = [0.01; NUMEL];
-    let buffer = || readback::storage_buffer(&device, &queue, "scattered", &data).unwrap();
-    let buffers: Vec<_> = names
-        .iter()
-        .map(|name| (name, buffer(), buffer()))
-        .collect();
-    let scattered: Vec<_> = buffers
-        .iter()
-        .map(|(name, params, grads)| TensorBinding::new(name, params, grads, NUMEL as u64))
-        .collect();
-    bench("scattered", &scattered);
+    let arena = Arena::new(device, queue, layout).unwrap();
+    bench("arena", &gpu, &arena.bindings());
+    for (case, gpu) in [
+        ("scattered", &gpu),
+        ("scattered_alone", &gpu_of_few_bindings),
+    ] {
+        let data = [0.01; NUMEL];
+        let buffer = || readback::storage_buffer(&gpu.device, &gpu.queue, "scattered", &data);
+        let buffers: Vec<_> = names
+            .iter()
+            .map(|name| (name, buffer().unwrap(), buffer().unwrap()))
+            .collect();
+        let scattered: Vec<_> = buffers
+            .iter()
+            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, NUMEL as u64))
+            .collect();
+        bench(case, gpu, &scattered);
+    }
     group.finish();
 }
 

@@ -36,6 +36,8 @@ struct SgdUniforms {
     // Scalar entry points only: after `head` elements, `gap` elements are skipped.
     head: u32,
     gap: u32,
+    // Batches only (sgd_batch.wgsl): bit i says whether tensor i is updated.
+    tensor_mask: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> params: array<vec4<f32>>;
@@ -103,7 +105,8 @@ fn element_of(unit: u32) -> u32 {
 }
 
 // All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move
-// a load up over a store, and a wave would wait for memory twice.
+// a load up over a store, and a wave would wait for memory twice. All arithmetic does too: a velocity that is still
+// needed when it is stored is copied first (five of 33 instructions on AMD's Vega).
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sgd(@builtin(global_invocation_id) invocation: vec3<u32>) {
@@ -118,8 +121,9 @@ fn sgd(@builtin(global_invocation_id) invocation: vec3<u32>) {
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
+    let theta_new = next_params(theta, v, d);
     velocity[i] = v;
-    params[i] = next_params(theta, v, d);
+    params[i] = theta_new;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -135,8 +139,9 @@ fn sgd_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
 
     let d = direction(theta, g);
     let v = next_velocity(v_old, d);
+    let theta_new = next_params(theta, v, d);
     velocity_scalar[i] = v.x;
-    params_scalar[i] = next_params(theta, v, d).x;
+    params_scalar[i] = theta_new.x;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -377,6 +377,7 @@ impl ArenaLayout {
                 params: place(tensor.buffer),
                 grads: place(self.buffer_bytes.len() + tensor.buffer),
                 padding_elems: tensor.padding_elems,
+                ..TensorLayout::default()
             }
         };
         self.tensors.iter().map(layout).collect()

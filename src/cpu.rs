@@ -6,7 +6,7 @@ mod vector;
 use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
 use crate::groups::{Groups, ParamGroups};
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensors, UnknownTensor};
+use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
 use queue::Batch;
 
 /// The momentum update over slices in memory, on all cores.
@@ -28,7 +28,7 @@ use queue::Batch;
 pub struct CpuOptimizer {
     groups: Groups,
     tensors: Tensors,
-    /// One per tensor; empty without momentum.
+    /// One per tensor; empty where it has no momentum.
     velocity: Vec<Vec<f32>>,
 }
 
@@ -56,18 +56,16 @@ impl CpuOptimizer {
             .into_iter()
             .map(|(name, numel)| (name.into(), numel as u64));
         let tensors = Tensors::new(groups, tensors)?;
-        let groups = groups.groups();
-        let velocity_of = |numel: u64| {
-            if groups.have_velocity() {
-                vec![0.0; numel as usize]
+        let velocity_of = |tensor: &Tensor| {
+            if tensor.has_velocity {
+                vec![0.0; tensor.numel as usize]
             } else {
                 Vec::new()
             }
         };
-        let velocity = tensors.as_slice().iter().map(|t| velocity_of(t.numel));
         Ok(Self {
-            velocity: velocity.collect(),
-            groups,
+            velocity: tensors.as_slice().iter().map(velocity_of).collect(),
+            groups: groups.groups(),
             tensors,
         })
     }
@@ -101,7 +99,7 @@ impl CpuOptimizer {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps to come, in every group.
+    /// Sets the momentum of the steps to come, in every group that has momentum.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
@@ -173,8 +171,7 @@ impl CpuOptimizer {
                 None => velocity.fill(0.0),
             }
         }
-        let momentum = self.groups.have_velocity();
-        self.tensors.restore_counts(state.steps, &matched, momentum);
+        self.tensors.restore_counts(state.steps, &matched);
         Ok(())
     }
 

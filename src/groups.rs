@@ -8,7 +8,8 @@ use crate::sgd::SgdConfig;
 /// Name of the group of all tensors that no other group takes.
 const DEFAULT: &str = "default";
 
-/// Which tensors get which configuration.
+/// Which tensors get which configuration. Groups with momentum and groups without may be mixed; a tensor without has
+/// no velocity.
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
@@ -48,8 +49,8 @@ impl ParamGroups {
     /// learning rate to the default group's stays when the optimizer's learning rate changes.
     ///
     /// # Errors
-    /// [`GroupError`] if the name is taken, the form is not the default group's, one of the two has momentum and the
-    /// other has none, or the default group's learning rate is zero and this one's is not.
+    /// [`GroupError`] if the name is taken, the form is not the default group's (also where one of the two has no
+    /// momentum), or the default group's learning rate is zero and this one's is not.
     pub fn with(
         mut self,
         name: impl Into<String>,
@@ -69,9 +70,6 @@ impl ParamGroups {
         }
         if config.form() != default.form() || config.time_step() != default.time_step() {
             return refuse("its form is not that of the default group");
-        }
-        if config.has_velocity() != default.has_velocity() {
-            return refuse("either all groups have momentum or none");
         }
         let lr_factor = if config.lr() == default.lr() {
             1.0
@@ -96,6 +94,10 @@ impl ParamGroups {
         added
             .position(|(_, takes)| takes(tensor))
             .map_or(0, |index| index + 1)
+    }
+
+    pub(crate) fn config(&self, index: usize) -> &SgdConfig {
+        &self.groups[index].0.config
     }
 
     pub(crate) fn groups(&self) -> Groups {
@@ -142,19 +144,21 @@ impl Groups {
         group.map(|group| &group.config)
     }
 
-    /// Whether tensors have a velocity, which they have in all groups or in none.
-    pub(crate) fn have_velocity(&self) -> bool {
-        self.default_config().has_velocity()
-    }
-
     /// Sets every group's learning rate, each by its factor; all or none.
     pub(crate) fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
         self.change(|group| group.config.with_lr(lr * group.lr_factor))
     }
 
-    /// Sets every group's momentum; all or none.
+    /// Sets the momentum of every group that has one, all or none; it is an error where no group has.
     pub(crate) fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.change(|group| group.config.with_momentum(momentum))
+        let none_has = !self.configs().any(SgdConfig::has_velocity);
+        self.change(|group| {
+            if group.config.has_velocity() || none_has {
+                group.config.with_momentum(momentum)
+            } else {
+                Ok(group.config)
+            }
+        })
     }
 
     /// Sets one group's learning rate until all are set again.

@@ -1,5 +1,6 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,34 +29,84 @@ const fn source(path: ScalarPath) -> &'static str {
     }
 }
 
-/// One compiled variant of the shader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Variant {
-    terms: Terms,
-    access: Access,
+/// The complete WGSL source for batches of so many tensors.
+fn batch_source(path: ScalarPath, access: Access, tensors: usize) -> String {
+    let unit = match access {
+        Access::Vec4 | Access::Vec4Offset => include_str!("../shaders/unit_vec4.wgsl"),
+        Access::Scalar => include_str!("../shaders/unit_scalar.wgsl"),
+    };
+    let mut wgsl = format!("{}{unit}const BATCH = {tensors};\n", source(path));
+    for tensor in 0..tensors {
+        let number = tensor.to_string();
+        wgsl += &include_str!("../shaders/sgd_batch.wgsl").replace("TENSOR", &number);
+    }
+    for rule in ["sgd", "sgd_plain"] {
+        let calls: String = (0..tensors)
+            .map(|tensor| format!("    {rule}_{tensor}(invocation.x);\n"))
+            .collect();
+        wgsl += &format!(
+            "@compute @workgroup_size(WORKGROUP_SIZE)\n\
+             fn {rule}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n{calls}}}\n"
+        );
+    }
+    wgsl
 }
 
-impl Variant {
-    const fn entry_point(self) -> &'static str {
-        match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4Offset) => "sgd",
-            (true, Access::Scalar) => "sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
-            (false, Access::Scalar) => "sgd_plain_scalar",
+/// One compiled variant of the shader: what [`Kernels`] hands to wgpu, for tools that compile or inspect the WGSL
+/// themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KernelVariant {
+    /// The terms that are compiled in.
+    pub terms: Terms,
+    /// How it reaches its elements.
+    pub access: Access,
+    /// How many tensors it updates, each with bindings of its own, in the order of all parameters, all gradients, all
+    /// velocities: more than one in a batch.
+    pub tensors: usize,
+}
+
+impl KernelVariant {
+    /// The complete WGSL source for a road of the scalars.
+    #[must_use]
+    pub fn source(self, path: ScalarPath) -> Cow<'static, str> {
+        if self.tensors > 1 {
+            batch_source(path, self.access, self.tensors).into()
+        } else {
+            source(path).into()
         }
     }
 
-    const fn label(self) -> &'static str {
-        match (self.terms.velocity, self.access) {
-            (true, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
-            (true, Access::Scalar) => "wgpu_optim.sgd_scalar",
-            (false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd_plain",
-            (false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
+    /// The entry point.
+    #[must_use]
+    pub const fn entry_point(self) -> &'static str {
+        let is_batch = self.tensors > 1;
+        match (self.terms.velocity, is_batch, self.access) {
+            (true, true, _) => "sgd_batch",
+            (true, false, Access::Vec4 | Access::Vec4Offset) => "sgd",
+            (true, false, Access::Scalar) => "sgd_scalar",
+            (false, true, _) => "sgd_plain_batch",
+            (false, false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
+            (false, false, Access::Scalar) => "sgd_plain_scalar",
+        }
+    }
+
+    /// The pipeline's label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        let is_batch = self.tensors > 1;
+        match (self.terms.velocity, is_batch, self.access) {
+            (true, true, _) => "wgpu_optim.sgd_batch",
+            (true, false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd",
+            (true, false, Access::Scalar) => "wgpu_optim.sgd_scalar",
+            (false, true, _) => "wgpu_optim.sgd_plain_batch",
+            (false, false, Access::Vec4 | Access::Vec4Offset) => "wgpu_optim.sgd_plain",
+            (false, false, Access::Scalar) => "wgpu_optim.sgd_plain_scalar",
         }
     }
 
     /// Values of the shader's `override`s.
-    fn constants(self) -> [(&'static str, f64); 5] {
+    #[must_use]
+    pub fn constants(self) -> [(&'static str, f64); 5] {
         let flag = |present: bool| if present { 1.0 } else { 0.0 };
         [
             ("HAS_C", flag(self.terms.c)),
@@ -89,7 +140,7 @@ struct Inner {
     scalars_layout: Option<wgpu::BindGroupLayout>,
     momentum: Layouts,
     plain: Layouts,
-    pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
+    pipelines: Mutex<HashMap<KernelVariant, wgpu::ComputePipeline>>,
 }
 
 #[derive(Debug)]
@@ -127,8 +178,8 @@ impl Kernels {
                     label: Some("wgpu_optim.sgd"),
                     source: wgpu::ShaderSource::Wgsl(source(path).into()),
                 }),
-                momentum: Layouts::new(device, true, scalars_layout.as_ref()),
-                plain: Layouts::new(device, false, scalars_layout.as_ref()),
+                momentum: Layouts::new(device, true, 1, scalars_layout.as_ref()),
+                plain: Layouts::new(device, false, 1, scalars_layout.as_ref()),
                 scalars_layout,
                 pipelines: Mutex::default(),
             }
@@ -188,13 +239,19 @@ impl Kernels {
         &self.inner.layouts(velocity).tensors
     }
 
-    /// The pipeline for a config's terms; compiled at the first call, shared afterwards.
+    /// The pipeline for a config's terms over so many tensors, each with bindings of its own, in the order of all
+    /// parameters, all gradients, all velocities; compiled at the first call, shared afterwards.
     pub(crate) fn pipeline(
         &self,
         terms: Terms,
         access: Access,
+        tensors: usize,
     ) -> Result<wgpu::ComputePipeline, KernelError> {
-        let variant = Variant { terms, access };
+        let variant = KernelVariant {
+            terms,
+            access,
+            tensors,
+        };
         let inner = &self.inner;
         let mut pipelines = inner
             .pipelines
@@ -203,20 +260,13 @@ impl Kernels {
         if let Some(pipeline) = pipelines.get(&variant) {
             return Ok(pipeline.clone());
         }
-        let pipeline = checked(&inner.device, || {
-            inner
-                .device
-                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(variant.label()),
-                    layout: Some(&inner.layouts(terms.velocity).pipeline),
-                    module: &inner.module,
-                    entry_point: Some(variant.entry_point()),
-                    compilation_options: wgpu::PipelineCompilationOptions {
-                        constants: &variant.constants(),
-                        ..Default::default()
-                    },
-                    cache: None,
-                })
+        let pipeline = checked(&inner.device, || match tensors {
+            0..=1 => inner.compile(
+                variant,
+                &inner.layouts(terms.velocity).pipeline,
+                &inner.module,
+            ),
+            _ => inner.compile_batch(variant),
         })
         .map_err(|error| KernelError::Device {
             kernel: variant.label(),
@@ -235,10 +285,48 @@ impl Inner {
             &self.plain
         }
     }
+
+    fn compile(
+        &self,
+        variant: KernelVariant,
+        layout: &wgpu::PipelineLayout,
+        module: &wgpu::ShaderModule,
+    ) -> wgpu::ComputePipeline {
+        let descriptor = wgpu::ComputePipelineDescriptor {
+            label: Some(variant.label()),
+            layout: Some(layout),
+            module,
+            entry_point: Some(variant.entry_point()),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &variant.constants(),
+                ..Default::default()
+            },
+            cache: None,
+        };
+        self.device.create_compute_pipeline(&descriptor)
+    }
+
+    fn compile_batch(&self, variant: KernelVariant) -> wgpu::ComputePipeline {
+        let KernelVariant { terms, tensors, .. } = variant;
+        let scalars = self.scalars_layout.as_ref();
+        let layouts = Layouts::new(&self.device, terms.velocity, tensors, scalars);
+        let module = self
+            .device
+            .create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(variant.label()),
+                source: wgpu::ShaderSource::Wgsl(variant.source(self.path)),
+            });
+        self.compile(variant, &layouts.pipeline, &module)
+    }
 }
 
 impl Layouts {
-    fn new(device: &wgpu::Device, velocity: bool, scalars: Option<&wgpu::BindGroupLayout>) -> Self {
+    fn new(
+        device: &wgpu::Device,
+        velocity: bool,
+        tensors: usize,
+        scalars: Option<&wgpu::BindGroupLayout>,
+    ) -> Self {
         let storage = |binding: u32, read_only: bool| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -250,7 +338,12 @@ impl Layouts {
             },
             count: None,
         };
-        let entries = [storage(0, false), storage(1, true), storage(2, false)];
+        let arrays = if velocity { 3 } else { 2 };
+        let bindings = 0..(arrays * tensors) as u32;
+        let grads = tensors as u32..2 * tensors as u32;
+        let entries: Vec<_> = bindings
+            .map(|binding| storage(binding, grads.contains(&binding)))
+            .collect();
         let label = if velocity {
             "wgpu_optim.sgd"
         } else {
@@ -258,7 +351,7 @@ impl Layouts {
         };
         let tensors = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(label),
-            entries: if velocity { &entries } else { &entries[..2] },
+            entries: &entries,
         });
         let groups = [Some(&tensors), scalars];
         let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -333,9 +426,11 @@ mod tests {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     use super::*;
+    use crate::plan::MAX_BATCH_PIECES;
 
-    fn parse(path: ScalarPath) -> (naga::Module, naga::valid::ModuleInfo) {
-        let module = naga::front::wgsl::parse_str(source(path)).unwrap();
+    fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
+        let module = naga::front::wgsl::parse_str(wgsl)
+            .unwrap_or_else(|error| unreachable!("{}", error.emit_to_string(wgsl)));
         // What a device has with and without Features::IMMEDIATES.
         let capabilities = match path {
             ScalarPath::Immediates => Capabilities::IMMEDIATES,
@@ -351,23 +446,147 @@ mod tests {
 
     #[test]
     fn every_variant_that_the_host_can_ask_for_is_valid() {
+        let check = |(module, info): &(naga::Module, _), access, tensors| {
+            for terms in Terms::all() {
+                let variant = KernelVariant {
+                    terms,
+                    access,
+                    tensors,
+                };
+                let constants: PipelineConstants = variant
+                    .constants()
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect();
+                let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
+                // Resolves the overrides and validates what comes out.
+                process_overrides(module, info, entry_point, &constants).unwrap();
+                assert_eq!(
+                    variant.label(),
+                    format!("wgpu_optim.{}", variant.entry_point())
+                );
+            }
+        };
         for path in PATHS {
-            let (module, info) = parse(path);
+            let alone = parse(path, source(path));
+            for access in Access::ALL {
+                check(&alone, access, 1);
+            }
+            for tensors in 2..=MAX_BATCH_PIECES as usize {
+                for access in [Access::Vec4, Access::Scalar] {
+                    let batch = parse(path, &batch_source(path, access, tensors));
+                    check(&batch, access, tensors);
+                }
+            }
+        }
+    }
+
+    /// Bytes that one invocation moves between the tensor bindings and itself.
+    fn bytes_moved(variant: KernelVariant, path: ScalarPath) -> u64 {
+        let (module, info) = parse(path, &variant.source(path));
+        let constants: PipelineConstants = variant
+            .constants()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
+        // What comes out has this entry point alone.
+        let (module, info) = process_overrides(&module, &info, entry_point, &constants).unwrap();
+        let walk = Walk {
+            module: &module,
+            info: &info,
+        };
+        let function = &module.entry_points[0].function;
+        walk.block(&function.body, function, info.get_entry_point(0))
+    }
+
+    /// Adds up loads from storage buffers and stores to them.
+    struct Walk<'a> {
+        module: &'a naga::Module,
+        info: &'a naga::valid::ModuleInfo,
+    }
+
+    impl Walk<'_> {
+        fn block(
+            &self,
+            block: &naga::Block,
+            function: &naga::Function,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{Expression, Statement};
+            let nested = |block| self.block(block, function, info);
+            block
+                .iter()
+                .map(|statement| match *statement {
+                    Statement::Emit(ref range) => range
+                        .clone()
+                        .map(|handle| match function.expressions[handle] {
+                            Expression::Load { pointer } => self.bytes(pointer, info),
+                            _ => 0,
+                        })
+                        .sum(),
+                    Statement::Store { pointer, .. } => self.bytes(pointer, info),
+                    Statement::Call { function, .. } => {
+                        let callee = &self.module.functions[function];
+                        self.block(&callee.body, callee, &self.info[function])
+                    }
+                    Statement::Block(ref block) => nested(block),
+                    // The dearer way.
+                    Statement::If {
+                        ref accept,
+                        ref reject,
+                        ..
+                    } => nested(accept).max(nested(reject)),
+                    Statement::Return { .. } => 0,
+                    ref other => unreachable!("nobody counts the bytes of {other:?}"),
+                })
+                .sum()
+        }
+
+        /// Size of what a pointer points to, if that is in a storage buffer.
+        fn bytes(
+            &self,
+            pointer: naga::Handle<naga::Expression>,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{AddressSpace, TypeInner};
+            let bytes = match *info[pointer].ty.inner_with(&self.module.types) {
+                TypeInner::Pointer {
+                    base,
+                    space: AddressSpace::Storage { .. },
+                } => self.module.types[base].inner.size(self.module.to_ctx()),
+                TypeInner::ValuePointer {
+                    size,
+                    scalar,
+                    space: AddressSpace::Storage { .. },
+                } => size.map_or(1, |size| size as u32) * u32::from(scalar.width),
+                _ => 0,
+            };
+            bytes.into()
+        }
+    }
+
+    #[test]
+    fn the_bytes_per_element_are_those_that_the_shader_moves() {
+        let check = |path, terms: Terms, access: Access, tensors| {
+            let variant = KernelVariant {
+                terms,
+                access,
+                tensors,
+            };
+            assert_eq!(
+                bytes_moved(variant, path),
+                terms.bytes_per_elem() * u64::from(access.unit_elems()) * tensors as u64,
+                "{path:?} {variant:?}"
+            );
+        };
+        for path in PATHS {
             for terms in Terms::all() {
                 for access in Access::ALL {
-                    let variant = Variant { terms, access };
-                    let constants: PipelineConstants = variant
-                        .constants()
-                        .into_iter()
-                        .map(|(name, value)| (name.to_owned(), value))
-                        .collect();
-                    let entry_point = Some((naga::ShaderStage::Compute, variant.entry_point()));
-                    // Resolves the overrides and validates what comes out.
-                    process_overrides(&module, &info, entry_point, &constants).unwrap();
-                    assert_eq!(
-                        variant.label(),
-                        format!("wgpu_optim.{}", variant.entry_point())
-                    );
+                    check(path, terms, access, 1);
+                }
+                for access in [Access::Vec4, Access::Scalar] {
+                    check(path, terms, access, MAX_BATCH_PIECES as usize);
                 }
             }
         }
@@ -375,7 +594,7 @@ mod tests {
 
     #[test]
     fn every_override_is_one_that_the_host_sets() {
-        let (module, _) = parse(ScalarPath::Uniforms);
+        let (module, _) = parse(ScalarPath::Uniforms, source(ScalarPath::Uniforms));
         let mut names: Vec<_> = module
             .overrides
             .iter()
@@ -383,9 +602,10 @@ mod tests {
             .collect();
         names.sort_unstable();
         let terms = Terms::all().next().unwrap();
-        let mut set = Variant {
+        let mut set = KernelVariant {
             terms,
             access: Access::Vec4,
+            tensors: 1,
         }
         .constants()
         .map(|(name, _)| name);
@@ -395,8 +615,10 @@ mod tests {
 
     #[test]
     fn the_workgroup_is_as_large_as_the_planner_thinks() {
-        let (module, _) = parse(ScalarPath::Uniforms);
-        assert_eq!(module.entry_points.len(), 4);
+        // Those of sgd.wgsl come with the batches.
+        let batch = batch_source(ScalarPath::Uniforms, Access::Vec4, 2);
+        let (module, _) = parse(ScalarPath::Uniforms, &batch);
+        assert_eq!(module.entry_points.len(), 6);
         for entry_point in &module.entry_points {
             assert_eq!(entry_point.workgroup_size, [WORKGROUP_SIZE, 1, 1]);
         }
@@ -421,10 +643,11 @@ mod tests {
             count,
             row,
             head,
-            gap
+            gap,
+            tensor_mask
         );
         for path in PATHS {
-            let (module, _) = parse(path);
+            let (module, _) = parse(path, source(path));
             let (_, wgsl) = module
                 .types
                 .iter()

@@ -95,7 +95,7 @@ pub use error::{
 pub use error::{ArenaFileError, StateFileError};
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 pub use groups::ParamGroups;
-pub use kernel::Kernels;
+pub use kernel::{KernelVariant, Kernels};
 pub use optimizer::GpuOptimizer;
 pub use presets::Preset;
 pub use scalars::ScalarPath;

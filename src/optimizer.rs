@@ -9,12 +9,12 @@ use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::{Groups, ParamGroups};
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::plan::{
-    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, Window,
+    Access, Batch, DeviceLimits, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window,
 };
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensors, UnknownTensor};
+use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
 
 /// The momentum update over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -50,12 +50,14 @@ pub struct GpuOptimizer {
     groups: Groups,
     tensors: Tensors,
     plan: Plan,
-    /// One per piece of the plan; none without momentum.
-    velocity: Vec<wgpu::Buffer>,
+    /// One per piece of the plan, where it has momentum.
+    velocity: Vec<Option<wgpu::Buffer>>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
     /// One per group and access, in the order of the groups and of [`Access::ALL`].
     pipelines: Vec<[wgpu::ComputePipeline; 3]>,
+    /// Pipeline and bindings of each batch of the plan.
+    batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
     /// The dispatches of a step.
     dispatches: Vec<(Dispatch, Class)>,
     /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
@@ -111,7 +113,8 @@ impl GpuOptimizer {
         let buffers = Buffers::of(tensors);
         let layouts: Vec<_> = tensors
             .iter()
-            .map(|tensor| buffers.layout_of(tensor))
+            .zip(host_tensors.as_slice())
+            .map(|(tensor, host)| buffers.layout_of(tensor, host))
             .collect();
         let limits = DeviceLimits {
             max_dispatch_elems: kernels.max_dispatch_elems(),
@@ -122,21 +125,36 @@ impl GpuOptimizer {
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
         for config in groups.configs() {
-            let pipeline = |access| kernels.pipeline(Terms::of(config), access);
+            let pipeline = |access| kernels.pipeline(Terms::of(config), access, 1);
             let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
             pipelines.push([vec4?, vec4_offset?, scalar?]);
         }
-        let velocity = if groups.have_velocity() {
-            allocate_velocity(device, &plan)?
-        } else {
-            Vec::new()
-        };
-        let (bind_groups, ring) = checked(device, || {
-            let bind_groups = bind_pieces(kernels, &buffers, &plan, &velocity);
+        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
+        for batch in &plan.batches {
+            let terms = Terms::of(groups.config(plan.pieces[batch.pieces[0]].group));
+            batch_pipelines.push(kernels.pipeline(terms, batch.access, batch.pieces.len())?);
+        }
+        let velocity = allocate_velocity(device, &plan)?;
+        let (bind_groups, batches, ring) = checked(device, || {
+            let bind = |layout: &_, pieces: &[usize]| {
+                bind_pieces(device, layout, &buffers, &plan, &velocity, pieces)
+            };
+            let bind_piece = |index: usize| {
+                let layout = kernels.tensors_layout(velocity[index].is_some());
+                bind(layout, &[index])
+            };
+            let bind_groups: Vec<_> = (0..plan.pieces.len()).map(bind_piece).collect();
+            let bind_batch = |(pipeline, batch): (wgpu::ComputePipeline, &Batch)| {
+                let layout = pipeline.get_bind_group_layout(TENSORS_GROUP);
+                let bind_group = bind(&layout, &batch.pieces);
+                (pipeline, bind_group)
+            };
+            let batches = batch_pipelines.into_iter().zip(&plan.batches);
+            let batches: Vec<_> = batches.map(bind_batch).collect();
             let ring = kernels
                 .scalars_layout()
                 .map(|layout| UniformRing::new(device, layout, plan.max_dispatches()));
-            (bind_groups, ring)
+            (bind_groups, batches, ring)
         })
         .map_err(|error| BuildError::Device {
             message: error.to_string(),
@@ -150,6 +168,7 @@ impl GpuOptimizer {
             velocity,
             bind_groups,
             pipelines,
+            batches,
             dispatches: Vec::new(),
             stale: true,
             prepared: false,
@@ -188,7 +207,7 @@ impl GpuOptimizer {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps recorded from now on, in every group.
+    /// Sets the momentum of the steps recorded from now on, in every group that has momentum.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
@@ -294,12 +313,18 @@ impl GpuOptimizer {
         let mut current = None;
         for (slot, entry) in self.dispatches.iter().enumerate() {
             let (dispatch, class) = entry;
-            let pipeline = &self.pipelines[class.group][dispatch.access as usize];
+            let (pipeline, bind_group) = match dispatch.target {
+                Target::Piece(piece) => (
+                    &self.pipelines[class.group][dispatch.access as usize],
+                    &self.bind_groups[piece],
+                ),
+                Target::Batch { batch, .. } => (&self.batches[batch].0, &self.batches[batch].1),
+            };
             if current != Some(pipeline) {
                 pass.set_pipeline(pipeline);
                 current = Some(pipeline);
             }
-            pass.set_bind_group(TENSORS_GROUP, &self.bind_groups[dispatch.piece], &[]);
+            pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
             match &self.ring {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => pass.set_immediates(0, bytemuck::bytes_of(&scalars(entry))),
@@ -330,9 +355,11 @@ impl GpuOptimizer {
                 is_first: dampened && tensor.applied_steps == 0,
             })
         });
-        // So that each pipeline is set once.
-        self.dispatches
-            .sort_by_key(|(dispatch, class)| (dispatch.access, class.group));
+        // So that each pipeline is set once; batches come by group already.
+        self.dispatches.sort_by_key(|(dispatch, class)| {
+            let of_pieces = matches!(dispatch.target, Target::Piece(_));
+            of_pieces.then_some((dispatch.access, class.group))
+        });
         self.stale = false;
     }
 
@@ -345,16 +372,21 @@ impl GpuOptimizer {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         let mut velocity = Vec::with_capacity(self.velocity.len());
         for buffer in &self.velocity {
-            let numel = buffer.size() / ELEM_BYTES;
-            velocity.push(readback::download(device, queue, buffer, 0, numel).await?);
+            velocity.push(match buffer {
+                Some(buffer) => {
+                    let numel = buffer.size() / ELEM_BYTES;
+                    readback::download(device, queue, buffer, 0, numel).await?
+                }
+                None => Vec::new(),
+            });
         }
         let velocity_of = |tensor: usize| {
             let parts = self.plan.parts_of(tensor).iter();
-            let values = parts.flat_map(|part| {
-                let start = (self.plan.velocity_offset_bytes(part) / ELEM_BYTES) as usize;
-                &velocity[part.piece][start..start + part.numel() as usize]
+            let values = parts.filter_map(|part| {
+                let start = (self.plan.velocity_offset_bytes(part)? / ELEM_BYTES) as usize;
+                Some(&velocity[part.piece][start..start + part.numel() as usize])
             });
-            values.copied().collect()
+            values.flatten().copied().collect()
         };
         Ok(self.tensors.state(self.config(), velocity_of))
     }
@@ -369,30 +401,27 @@ impl GpuOptimizer {
         let matched = self
             .tensors
             .match_state(state, self.groups.default_config())?;
-        if self.groups.have_velocity() {
-            for (tensor, entry) in matched.iter().enumerate() {
-                for part in self.plan.parts_of(tensor) {
-                    let elems = part.elems.start as usize..part.elems.end as usize;
-                    let zeros;
-                    let values = match &entry.velocity {
-                        Some(velocity) => &velocity[elems],
-                        None => {
-                            zeros = vec![0.0; elems.len()];
-                            &zeros
-                        }
-                    };
-                    readback::upload(
-                        self.kernels.device(),
-                        self.kernels.queue(),
-                        &self.velocity[part.piece],
-                        self.plan.velocity_offset_bytes(part),
-                        values,
-                    )?;
-                }
+        for (tensor, entry) in matched.iter().enumerate() {
+            for part in self.plan.parts_of(tensor) {
+                let buffer = self.velocity[part.piece].as_ref();
+                let Some((buffer, offset)) = buffer.zip(self.plan.velocity_offset_bytes(part))
+                else {
+                    continue;
+                };
+                let elems = part.elems.start as usize..part.elems.end as usize;
+                let zeros;
+                let values = match &entry.velocity {
+                    Some(velocity) => &velocity[elems],
+                    None => {
+                        zeros = vec![0.0; elems.len()];
+                        &zeros
+                    }
+                };
+                let (device, queue) = (self.kernels.device(), self.kernels.queue());
+                readback::upload(device, queue, buffer, offset, values)?;
             }
         }
-        self.tensors
-            .restore_counts(state.steps, &matched, self.groups.have_velocity());
+        self.tensors.restore_counts(state.steps, &matched);
         self.stale = true;
         self.prepared = false;
         Ok(())
@@ -409,19 +438,23 @@ impl fmt::Debug for GpuOptimizer {
     }
 }
 
-fn allocate_velocity(device: &wgpu::Device, plan: &Plan) -> Result<Vec<wgpu::Buffer>, BuildError> {
+fn allocate_velocity(
+    device: &wgpu::Device,
+    plan: &Plan,
+) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
     checked(device, || {
-        let allocate = |piece: &Piece| {
+        let allocate = |window: Window| {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.velocity"),
-                size: piece.velocity.size_bytes,
+                size: window.size_bytes,
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             })
         };
-        plan.pieces.iter().map(allocate).collect()
+        let pieces = plan.pieces.iter();
+        pieces.map(|piece| piece.velocity.map(allocate)).collect()
     })
     .map_err(|error| match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
@@ -444,7 +477,7 @@ impl<'a> Buffers<'a> {
         Self(buffers)
     }
 
-    fn layout_of(&self, tensor: &TensorBinding<'_>) -> TensorLayout {
+    fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
         let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
             buffer: self.0.partition_point(|other| *other < buffer),
             offset_bytes,
@@ -454,17 +487,34 @@ impl<'a> Buffers<'a> {
             params: place(tensor.params, tensor.params_offset_bytes),
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,
+            group: host.group,
+            plain: !host.has_velocity,
         }
     }
 }
 
+/// Binds pieces together: all their parameters, then all their gradients, then all their velocities.
 fn bind_pieces(
-    kernels: &Kernels,
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
     buffers: &Buffers<'_>,
     plan: &Plan,
-    velocity: &[wgpu::Buffer],
-) -> Vec<wgpu::BindGroup> {
-    let bind = |binding: u32, buffer, window: &Window| wgpu::BindGroupEntry {
+    velocity: &[Option<wgpu::Buffer>],
+    pieces: &[usize],
+) -> wgpu::BindGroup {
+    let params = pieces.iter().map(|index| {
+        let piece = &plan.pieces[*index];
+        (buffers.0[piece.params_buffer], &piece.params)
+    });
+    let grads = pieces.iter().map(|index| {
+        let piece = &plan.pieces[*index];
+        (buffers.0[piece.grads_buffer], &piece.grads)
+    });
+    let velocity = pieces.iter().filter_map(|index| {
+        let window = plan.pieces[*index].velocity.as_ref();
+        velocity[*index].as_ref().zip(window)
+    });
+    let bind = |(binding, (buffer, window)): (u32, (_, &Window))| wgpu::BindGroupEntry {
         binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
@@ -472,22 +522,11 @@ fn bind_pieces(
             size: wgpu::BufferSize::new(window.size_bytes),
         }),
     };
-    let bind_piece = |(index, piece): (usize, &Piece)| {
-        let mut entries = vec![
-            bind(0, buffers.0[piece.params_buffer], &piece.params),
-            bind(1, buffers.0[piece.grads_buffer], &piece.grads),
-        ];
-        // Without momentum there are no velocity buffers.
-        if let Some(velocity) = velocity.get(index) {
-            entries.push(bind(2, velocity, &piece.velocity));
-        }
-        kernels
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("wgpu_optim.tensors"),
-                layout: kernels.tensors_layout(!velocity.is_empty()),
-                entries: &entries,
-            })
-    };
-    plan.pieces.iter().enumerate().map(bind_piece).collect()
+    let windows = params.chain(grads).chain(velocity);
+    let entries: Vec<_> = (0..).zip(windows).map(bind).collect();
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("wgpu_optim.tensors"),
+        layout,
+        entries: &entries,
+    })
 }

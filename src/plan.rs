@@ -15,6 +15,13 @@ pub const ELEM_BYTES: u64 = 4;
 const VEC4_ELEMS: u64 = 4;
 const VEC4_BYTES: u64 = VEC4_ELEMS * ELEM_BYTES;
 
+/// Most elements of a piece that joins a batch. On software adapters, where a dispatch costs as much as ten thousand
+/// elements, batches win up to here; on any, larger pieces fill a GPU by themselves.
+const MAX_BATCHED_ELEMS: u32 = 8192;
+
+/// Most pieces in a batch: with ten, a dispatch costs each no more than its elements do.
+pub(crate) const MAX_BATCH_PIECES: u32 = 10;
+
 /// No driver binds more than this, whatever it says.
 const MAX_BINDING_BYTES: u64 = i32::MAX as u64;
 
@@ -27,6 +34,8 @@ pub struct DeviceLimits {
     pub max_buffer_bytes: u64,
     /// What the byte offset of a storage binding must be a multiple of; a power of two.
     pub offset_alignment_bytes: u64,
+    /// Most storage buffers bound at once.
+    pub max_storage_buffers: u32,
     /// Most workgroups in one dimension of a dispatch.
     pub max_workgroups_per_dimension: u32,
     /// Most elements in one dispatch, so that a slow adapter's watchdog does not take a long one for a hang; eight
@@ -41,6 +50,7 @@ impl From<&wgpu::Limits> for DeviceLimits {
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment_bytes: limits.min_storage_buffer_offset_alignment.into(),
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_dispatch_elems: u64::MAX,
         }
@@ -68,16 +78,22 @@ pub struct TensorLayout {
     /// Elements after the tensor that belong to nobody, in the parameter buffer and in the gradient buffer: a
     /// dispatch may run over them.
     pub padding_elems: u64,
+    /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
+    /// piece.
+    pub group: usize,
+    /// Without momentum, as its whole group: it gets no velocity.
+    pub plain: bool,
 }
 
 impl TensorLayout {
-    /// Whether `next` starts where this one and its padding end, in both buffers.
+    /// Whether `next` starts where this one and its padding end, in both buffers, and is in the same group.
     fn is_followed_by(&self, next: &Self) -> bool {
         let extent_bytes = (self.numel + self.padding_elems) * ELEM_BYTES;
         let follows = |place: Place, next: Place| {
             next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
         };
-        follows(self.params, next.params) && follows(self.grads, next.grads)
+        let same_group = (next.group, next.plain) == (self.group, self.plain);
+        same_group && follows(self.params, next.params) && follows(self.grads, next.grads)
     }
 }
 
@@ -110,12 +126,14 @@ impl Window {
     }
 }
 
-/// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours that follow each other
-/// in both buffers.
+/// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours of one group that follow
+/// each other in both buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Number of elements, padding between tensors included.
     pub numel: u32,
+    /// The parameter group of its tensors.
+    pub group: usize,
     /// Buffer of the parameters.
     pub params_buffer: usize,
     /// Its window there.
@@ -125,10 +143,43 @@ pub struct Piece {
     /// Its window there.
     pub grads: Window,
     /// Its window in the velocity buffer, which is the piece's own: a buffer that pieces shared would have to be
-    /// synchronized between their dispatches. It lies there where the parameters lie in their window.
-    pub velocity: Window,
+    /// synchronized between their dispatches. It lies there where the parameters lie in their window. None without
+    /// momentum.
+    pub velocity: Option<Window>,
     /// The tensors in it, an index range of [`Plan::parts`].
     pub parts: Range<usize>,
+    /// Whether it is in one of [`Plan::batches`].
+    pub batched: bool,
+}
+
+impl Piece {
+    /// Storage buffers that it binds.
+    fn bindings(&self) -> u32 {
+        if self.velocity.is_some() { 3 } else { 2 }
+    }
+
+    /// How a batch reaches its elements: a batch leaves no ends to a second dispatch.
+    fn batch_access(&self) -> Access {
+        if self.numel.is_multiple_of(VEC4_ELEMS as u32) {
+            Access::Vec4
+        } else {
+            Access::Scalar
+        }
+    }
+
+    /// Whether WebGPU lets one dispatch bind both: what it writes is not read through another binding.
+    fn may_be_bound_with(&self, other: &Self) -> bool {
+        self.params_buffer != other.grads_buffer && self.grads_buffer != other.params_buffer
+    }
+}
+
+/// Small pieces of one group in different places, each with bindings of its own, that share a dispatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Two pieces or more, indices into [`Plan::pieces`].
+    pub pieces: Vec<usize>,
+    /// How it reaches their elements, [`Access::Vec4`] or [`Access::Scalar`].
+    pub access: Access,
 }
 
 /// The elements of one tensor in one piece.
@@ -180,18 +231,32 @@ impl Access {
     }
 }
 
-/// One dispatch over one piece or part of it. Positions and counts are in units of the access.
+/// What a dispatch binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An index into [`Plan::pieces`].
+    Piece(usize),
+    /// Whole pieces of a batch.
+    Batch {
+        /// Index into [`Plan::batches`].
+        batch: usize,
+        /// Bit i says whether piece i of the batch is updated.
+        mask: u32,
+    },
+}
+
+/// One dispatch over one piece or part of it, or over a batch. Positions and counts are in units of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
-    /// Index into [`Plan::pieces`].
-    pub piece: usize,
+    /// What it binds.
+    pub target: Target,
     /// How it reaches its elements.
     pub access: Access,
     /// First unit in the parameter window and in the velocity window.
     pub first: u32,
     /// How much further on the first unit is in the gradient window, modulo 2^32.
     pub grads_shift: u32,
-    /// Number of units updated.
+    /// Number of units updated; in a batch, of the largest piece.
     pub count: u32,
     /// Units before the gap ([`Access::Scalar`] only).
     pub head: u32,
@@ -209,13 +274,15 @@ impl Dispatch {
     }
 }
 
-/// Tensors in the order of memory, cut into pieces.
+/// Tensors in the order of memory, cut into pieces, the small ones among them in batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// What is bound together.
     pub pieces: Vec<Piece>,
     /// Tensors in pieces, in the order of the pieces; each element of each tensor lies in exactly one.
     pub parts: Vec<Part>,
+    /// Small pieces that are updated together; each piece is in one at most.
+    pub batches: Vec<Batch>,
     /// The parts of each tensor, an index range of `parts`.
     tensor_parts: Vec<Range<usize>>,
     max_workgroups_per_dimension: u32,
@@ -283,8 +350,9 @@ impl Plan {
     /// Cuts tensors into pieces.
     ///
     /// Tensors are taken in the order of their parameters in memory, whatever the order in which they were given.
-    /// Neighbours that follow each other in the parameter buffer and in the gradient buffer share a piece; a
-    /// piece ends where a binding would exceed the device's limit or a dispatch its grid.
+    /// Neighbours of one group that follow each other in the parameter buffer and in the gradient buffer share a
+    /// piece; a piece ends where a binding would exceed the device's limit or a dispatch its grid. Small pieces that
+    /// start where a binding may start share batches.
     ///
     /// # Errors
     /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
@@ -303,6 +371,7 @@ impl Plan {
         let mut plan = Self {
             pieces: Vec::new(),
             parts: Vec::with_capacity(order.len()),
+            batches: Vec::new(),
             tensor_parts: vec![0..0; tensors.len()],
             max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
             max_dispatch_elems: u32::try_from(limits.max_dispatch_elems)
@@ -312,6 +381,7 @@ impl Plan {
         for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
             plan.add_run(tensors, run, &room);
         }
+        plan.add_batches(limits.max_storage_buffers);
         Ok(plan)
     }
 
@@ -324,29 +394,31 @@ impl Plan {
     /// Bytes of all velocity buffers together.
     #[must_use]
     pub fn velocity_bytes(&self) -> u64 {
-        self.pieces
-            .iter()
-            .map(|piece| piece.velocity.size_bytes)
-            .sum()
+        let windows = self.pieces.iter().filter_map(|piece| piece.velocity);
+        windows.map(|window| window.size_bytes).sum()
     }
 
-    /// Byte offset of a part's first velocity in its piece's velocity buffer.
+    /// Byte offset of a part's first velocity in its piece's velocity buffer, if there is one.
     #[must_use]
-    pub fn velocity_offset_bytes(&self, part: &Part) -> u64 {
-        let window = &self.pieces[part.piece].velocity;
-        window.start_bytes() + u64::from(part.start) * ELEM_BYTES
+    pub fn velocity_offset_bytes(&self, part: &Part) -> Option<u64> {
+        let window = self.pieces[part.piece].velocity?;
+        Some(window.start_bytes() + u64::from(part.start) * ELEM_BYTES)
     }
 
-    /// The dispatches of one step, sorted by access, so that the pipeline changes at most twice.
+    /// The dispatches of one step: those of pieces sorted by access, so that the pipeline changes at most twice, then
+    /// those of batches.
     ///
     /// `class_of` says of each tensor what sets it apart from its neighbours: neighbours of one class share a
-    /// dispatch, and `None` leaves a tensor out.
+    /// dispatch, and so do pieces of a batch; `None` leaves a tensor out.
     pub fn dispatches<C: Copy + PartialEq>(
         &self,
         class_of: impl Fn(usize) -> Option<C>,
     ) -> Vec<(Dispatch, C)> {
         let mut dispatches = Vec::new();
         for (index, piece) in self.pieces.iter().enumerate() {
+            if piece.batched && self.class_of_whole(piece, &class_of).is_some() {
+                continue;
+            }
             let parts = self.parts[piece.parts.clone()].iter();
             let mut classed = parts.map(|part| (part, class_of(part.tensor))).peekable();
             while let Some((part, class)) = classed.next() {
@@ -367,13 +439,24 @@ impl Plan {
             }
         }
         dispatches.sort_by_key(|(dispatch, _)| dispatch.access);
+        for (index, batch) in self.batches.iter().enumerate() {
+            let pieces = batch.pieces.iter().map(|piece| &self.pieces[*piece]);
+            let classes: Vec<_> = pieces.map(|p| self.class_of_whole(p, &class_of)).collect();
+            for (position, class) in classes.iter().enumerate() {
+                if let (Some(of_all), false) = (class, classes[..position].contains(class)) {
+                    let same = (position..classes.len()).filter(|other| classes[*other] == *class);
+                    let mask = same.fold(0, |mask, position| mask | 1 << position);
+                    dispatches.push((self.over_batch(index, mask), *of_all));
+                }
+            }
+        }
         dispatches
     }
 
     /// The most dispatches that a step can take, whatever the classes.
     #[must_use]
     pub fn max_dispatches(&self) -> usize {
-        // Every part may be of a class of its own, and each full dispatch may come short of the ceiling by three.
+        // Every part may be of a class of its own (a batch only takes fewer), and each full dispatch may come short of the ceiling by three.
         let full = |piece: &Piece| piece.numel / (self.max_dispatch_elems - 3);
         let cuts: usize = self.pieces.iter().map(|piece| full(piece) as usize).sum();
         2 * (self.parts.len() + cuts)
@@ -386,6 +469,65 @@ impl Plan {
         }
         let stop = start + self.max_dispatch_elems;
         stop - (piece.params.first_elem + stop) % VEC4_ELEMS as u32
+    }
+
+    /// The class of a piece, if all its tensors are of one and none is left out.
+    fn class_of_whole<C: Copy + PartialEq>(
+        &self,
+        piece: &Piece,
+        class_of: impl Fn(usize) -> Option<C>,
+    ) -> Option<C> {
+        let mut parts = self.parts[piece.parts.clone()].iter();
+        let class = class_of(parts.next()?.tensor)?;
+        parts
+            .all(|part| class_of(part.tensor) == Some(class))
+            .then_some(class)
+    }
+
+    /// Puts small pieces that begin with their bindings into batches, as many in each as the limits allow. Like goes
+    /// with like in size, because each invocation goes through all pieces of its batch.
+    fn add_batches(&mut self, max_storage_buffers: u32) {
+        let room = self
+            .max_workgroups_per_dimension
+            .saturating_mul(WORKGROUP_SIZE);
+        let joins = |piece: &Piece| {
+            let units = piece.numel / piece.batch_access().unit_elems();
+            let first_elems = piece.params.first_elem + piece.grads.first_elem;
+            first_elems == 0 && units <= room && piece.numel <= MAX_BATCHED_ELEMS
+        };
+        let mut waiting: Vec<_> = (0..self.pieces.len())
+            .filter(|piece| joins(&self.pieces[*piece]))
+            .collect();
+        let kind = |piece: &Piece| (piece.group, piece.bindings(), piece.batch_access());
+        waiting.sort_by_key(|piece| (kind(&self.pieces[*piece]), self.pieces[*piece].numel));
+
+        let mut waiting = waiting.as_slice();
+        while let [first, ..] = waiting {
+            let first = &self.pieces[*first];
+            let max_pieces = (max_storage_buffers / first.bindings()).clamp(1, MAX_BATCH_PIECES);
+            let (access, mut numel, mut size) = (first.batch_access(), 0, 0);
+            for piece in waiting.iter().take(max_pieces as usize) {
+                let piece = &self.pieces[*piece];
+                numel += piece.numel;
+                let mut others = waiting[..size].iter().map(|other| &self.pieces[*other]);
+                if kind(piece) != kind(first)
+                    || numel > self.max_dispatch_elems
+                    || !others.all(|other| piece.may_be_bound_with(other))
+                {
+                    break;
+                }
+                size += 1;
+            }
+            let (batch, rest) = waiting.split_at(size.max(1));
+            if batch.len() > 1 {
+                for piece in batch {
+                    self.pieces[*piece].batched = true;
+                }
+                let pieces = batch.to_vec();
+                self.batches.push(Batch { pieces, access });
+            }
+            waiting = rest;
+        }
     }
 
     /// Cuts neighbouring tensors, which follow each other, into pieces.
@@ -439,13 +581,33 @@ impl Plan {
             let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
             self.pieces.push(Piece {
                 numel: numel as u32,
+                group: first.group,
                 params_buffer: first.params.buffer,
                 params: window(params_start),
                 grads_buffer: first.grads.buffer,
                 grads: window(grads_start),
-                velocity: window(params_start % room.alignment_bytes),
+                velocity: (!first.plain).then(|| window(params_start % room.alignment_bytes)),
                 parts: parts_start..self.parts.len(),
+                batched: false,
             });
+        }
+    }
+
+    /// The dispatch over some pieces of a batch.
+    fn over_batch(&self, batch: usize, mask: u32) -> Dispatch {
+        let Batch { pieces, access } = &self.batches[batch];
+        // They are sorted by size.
+        let largest = &self.pieces[pieces[mask.ilog2() as usize]];
+        let count = largest.numel / access.unit_elems();
+        Dispatch {
+            target: Target::Batch { batch, mask },
+            access: *access,
+            first: 0,
+            grads_shift: 0,
+            count,
+            head: 0,
+            gap: 0,
+            workgroups: grid(count, self.max_workgroups_per_dimension),
         }
     }
 
@@ -466,7 +628,7 @@ impl Plan {
         };
         let rest = numel - 4 * vec4_count;
         let vec4 = Dispatch {
-            piece,
+            target: Target::Piece(piece),
             access: if first + head == 0 && grads_shift == 0 {
                 Access::Vec4
             } else {
@@ -480,7 +642,7 @@ impl Plan {
             workgroups: grid(vec4_count, self.max_workgroups_per_dimension),
         };
         let scalar = Dispatch {
-            piece,
+            target: Target::Piece(piece),
             access: Access::Scalar,
             first,
             grads_shift,

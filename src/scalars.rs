@@ -6,7 +6,7 @@ use std::mem::size_of;
 use crate::coefficients::Coefficients;
 use crate::error::StepError;
 use crate::error_scope::checked;
-use crate::plan::Dispatch;
+use crate::plan::{Dispatch, Target};
 
 /// The road that the scalars of a step take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +54,7 @@ pub(crate) struct SgdUniforms {
     pub(crate) row: u32,
     pub(crate) head: u32,
     pub(crate) gap: u32,
+    pub(crate) tensor_mask: u32,
 }
 
 impl SgdUniforms {
@@ -73,6 +74,10 @@ impl SgdUniforms {
             row: dispatch.row(),
             head: dispatch.head,
             gap: dispatch.gap,
+            tensor_mask: match dispatch.target {
+                Target::Piece(_) => 0,
+                Target::Batch { mask, .. } => mask,
+            },
         }
     }
 }

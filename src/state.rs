@@ -23,8 +23,8 @@ pub struct TensorState {
 /// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState {
-    /// The configuration at the time, that of the default group where there are several. Its form says what the velocities mean; the rest is for the record, an
-    /// optimizer that loads the state keeps its own.
+    /// The configuration at the time, that of the default group where there are several. Its form says what the
+    /// velocities mean; the rest is for the record, an optimizer that loads the state keeps its own.
     pub config: SgdConfig,
     /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
     pub steps: u64,
@@ -46,6 +46,8 @@ pub(crate) struct Tensor {
     pub(crate) name: String,
     pub(crate) numel: u64,
     pub(crate) group: usize,
+    /// Whether its group has momentum.
+    pub(crate) has_velocity: bool,
     pub(crate) applied_steps: u64,
     pub(crate) frozen: bool,
 }
@@ -63,12 +65,16 @@ impl Tensors {
         groups: &ParamGroups,
         tensors: impl IntoIterator<Item = (String, u64)>,
     ) -> Result<Self, BuildError> {
-        let fresh = |(name, numel): (String, u64)| Tensor {
-            group: groups.index_of(&name),
-            name,
-            numel,
-            applied_steps: 0,
-            frozen: false,
+        let fresh = |(name, numel): (String, u64)| {
+            let group = groups.index_of(&name);
+            Tensor {
+                group,
+                has_velocity: groups.config(group).has_velocity(),
+                name,
+                numel,
+                applied_steps: 0,
+                frozen: false,
+            }
         };
         let tensors: Vec<_> = tensors.into_iter().map(fresh).collect();
         let mut by_name = HashMap::with_capacity(tensors.len());
@@ -129,8 +135,7 @@ impl Tensors {
             name: tensor.name.clone(),
             shape: vec![tensor.numel as usize],
             applied_steps: tensor.applied_steps,
-            velocity: (config.has_velocity() && tensor.applied_steps > 0)
-                .then(|| velocity_of(index)),
+            velocity: (tensor.has_velocity && tensor.applied_steps > 0).then(|| velocity_of(index)),
         };
         OptimizerState {
             config: *config,
@@ -163,7 +168,7 @@ impl Tensors {
             };
             if let Some(velocity) = &entry.velocity {
                 let (expected, actual) = (tensor.numel, velocity.len() as u64);
-                if !config.has_velocity() {
+                if !tensor.has_velocity {
                     return Err(StateError::UnexpectedVelocity { tensor: name() });
                 }
                 if actual != expected {
@@ -191,10 +196,10 @@ impl Tensors {
 
     /// Takes over the counts of a matched state. A velocity that did not come with it starts fresh under
     /// momentum, so its next step is the first.
-    pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState], momentum: bool) {
+    pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState]) {
         self.steps = steps;
         for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
-            let fresh = momentum && entry.velocity.is_none();
+            let fresh = tensor.has_velocity && entry.velocity.is_none();
             tensor.applied_steps = if fresh { 0 } else { entry.applied_steps };
         }
     }

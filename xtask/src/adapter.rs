@@ -50,7 +50,7 @@ pub fn make_sure(shell: &Shell) -> Result<()> {
 }
 
 /// Where Debian's chromium package puts SwiftShader's description for the Vulkan loader.
-const SWIFTSHADER: &str = "/usr/lib/chromium/vk_swiftshader_icd.json";
+pub const SWIFTSHADER: &str = "/usr/lib/chromium/vk_swiftshader_icd.json";
 
 /// Runs the adapter tests on the other software adapters, and says which are not there.
 pub fn test_others(shell: &Shell) -> Result<()> {

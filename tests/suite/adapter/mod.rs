@@ -3,6 +3,7 @@
 mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
+mod batches;
 mod devices;
 mod embedding;
 mod golden;

@@ -1,9 +1,11 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{ConfigError, CpuOptimizer, GroupError, MomentumForm, ParamGroups, SgdConfig};
+use wgpu_optim::{
+    ConfigError, CpuOptimizer, GroupError, MomentumForm, ParamGroups, SgdConfig, StateError,
+};
 
 use crate::cases::values;
 
-/// Decay on weights only, and biases at twice the learning rate.
+/// Decay on weights only, biases at twice the learning rate, and embeddings without momentum.
 pub fn groups() -> ParamGroups {
     let weights = SgdConfig::builder(0.1).momentum(0.9).weight_decay(0.05);
     let biases = SgdConfig::builder(0.2)
@@ -12,10 +14,15 @@ pub fn groups() -> ParamGroups {
         .build()
         .unwrap();
     let norms = weights.weight_decay(0.0).nesterov(true).build().unwrap();
+    let embeddings = weights.momentum(0.0).build().unwrap();
     ParamGroups::new(weights.build().unwrap())
         .with("biases", biases, |tensor| tensor.ends_with("bias"))
         .unwrap()
         .with("norms", norms, |tensor| tensor.contains("norm"))
+        .unwrap()
+        .with("embeddings", embeddings, |tensor| {
+            tensor.starts_with("embed")
+        })
         .unwrap()
 }
 
@@ -24,12 +31,14 @@ pub fn group_of(tensor: &str) -> &'static str {
     match tensor {
         tensor if tensor.ends_with("bias") => "biases",
         tensor if tensor.contains("norm") => "norms",
+        tensor if tensor.starts_with("embed") => "embeddings",
         _ => "default",
     }
 }
 
-pub const TENSORS: [(&str, usize); 5] = [
+pub const TENSORS: [(&str, usize); 6] = [
     ("0.weight", 33),
+    ("embed", 71),
     ("0.bias", 7),
     ("norm.weight", 64),
     ("norm.bias", 5),
@@ -61,9 +70,75 @@ fn every_tensor_follows_its_own_group() {
             oracle.step(optimizer.group_config(group_of(name)).unwrap(), grads);
         }
     }
-    for (oracle, params) in oracles.iter().zip(&params) {
+    let state = optimizer.state();
+    for ((oracle, params), state) in oracles.iter().zip(&params).zip(&state.tensors) {
         oracle.check_params(params).unwrap();
+        match &state.velocity {
+            Some(velocity) => drop(oracle.check_velocity(velocity).unwrap()),
+            None => assert_eq!(group_of(&state.name), "embeddings"),
+        }
+        assert_eq!(state.applied_steps, 3);
     }
+}
+
+#[test]
+fn a_group_without_momentum_stays_without() {
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    optimizer.set_momentum(0.5).unwrap();
+    let momentum = |group| optimizer.group_config(group).unwrap().momentum();
+    assert_eq!(["default", "biases", "norms"].map(momentum), [0.5; 3]);
+    assert_eq!(momentum("embeddings"), 0.0);
+    assert!(
+        optimizer.set_momentum(0.0).is_err(),
+        "the velocities would go"
+    );
+
+    let plain = SgdConfig::builder(0.1).build().unwrap();
+    let mut optimizer = CpuOptimizer::new(plain, TENSORS).unwrap();
+    assert!(
+        optimizer.set_momentum(0.5).is_err(),
+        "there is no group to take it"
+    );
+}
+
+#[test]
+fn a_state_holds_velocities_where_there_is_momentum() {
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut params = TENSORS.map(|(_, n)| values(1, n));
+    let grads = TENSORS.map(|(_, n)| values(2, n));
+    let step = |optimizer: &mut CpuOptimizer, params: &mut [Vec<f32>]| {
+        let mut params: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+        optimizer
+            .step(&mut params, &grads.each_ref().map(Vec::as_slice))
+            .unwrap();
+    };
+    step(&mut optimizer, &mut params);
+    step(&mut optimizer, &mut params);
+    let state = optimizer.state();
+    for tensor in &state.tensors {
+        assert_eq!(tensor.velocity.is_none(), tensor.name == "embed");
+        assert_eq!(tensor.applied_steps, 2);
+    }
+    let mut resumed = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    resumed.load_state(&state).unwrap();
+    assert_eq!(resumed.state(), state);
+    let mut resumed_params = params.clone();
+    step(&mut optimizer, &mut params);
+    step(&mut resumed, &mut resumed_params);
+    assert_eq!(
+        (resumed.state(), resumed_params),
+        (optimizer.state(), params)
+    );
+
+    let mut unexpected = state.clone();
+    let embed = unexpected.tensors.iter_mut().find(|t| t.name == "embed");
+    embed.unwrap().velocity = Some(vec![1.0; 71]);
+    assert_eq!(
+        resumed.load_state(&unexpected),
+        Err(StateError::UnexpectedVelocity {
+            tensor: "embed".into()
+        })
+    );
 }
 
 #[test]
@@ -110,7 +185,6 @@ fn groups_that_do_not_go_together_are_refused() {
     assert!(with("default", base.build().unwrap()).contains("group of that name"));
     let ema = base.form(MomentumForm::Ema).build().unwrap();
     assert!(with("ema", ema).contains("form"));
-    assert!(with("plain", base.momentum(0.0).build().unwrap()).contains("momentum or none"));
     let at_rest = ParamGroups::new(SgdConfig::builder(0.0).momentum(0.9).build().unwrap());
     let refused = at_rest.with("moving", base.build().unwrap(), |_| true);
     assert!(matches!(refused, Err(GroupError::Incompatible { group, .. }) if group == "moving"));

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 use wgpu_optim::PlanError;
 use wgpu_optim::plan::{
-    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, TensorLayout, WORKGROUP_SIZE,
-    Window,
+    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout,
+    WORKGROUP_SIZE, Window,
 };
 
 /// What lavapipe has, and WebGPU guarantees.
@@ -10,6 +10,7 @@ const COMMON: DeviceLimits = DeviceLimits {
     max_binding_bytes: 128 << 20,
     max_buffer_bytes: 256 << 20,
     offset_alignment_bytes: 256,
+    max_storage_buffers: 8,
     max_workgroups_per_dimension: 65_535,
     max_dispatch_elems: u64::MAX,
 };
@@ -26,7 +27,7 @@ fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> Tens
             buffer: 1,
             offset_bytes: grads_offset_bytes,
         },
-        padding_elems: 0,
+        ..TensorLayout::default()
     }
 }
 
@@ -54,9 +55,28 @@ fn contiguous(sizes: &[(u64, u64)], start: u64) -> Vec<TensorLayout> {
     sizes.iter().map(layout).collect()
 }
 
-/// The elements of its piece that a dispatch updates, by walking its grid as the shader does.
-fn updated(plan: &Plan, d: &Dispatch) -> Vec<u64> {
-    let piece = &plan.pieces[d.piece];
+/// The pieces that a dispatch updates, each with its elements, by walking the grid as the shader does.
+fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
+    match d.target {
+        Target::Piece(piece) => vec![(piece, updated_alone(plan, piece, d))],
+        Target::Batch { batch, mask } => {
+            assert_eq!((d.access, d.workgroups[1]), (plan.batches[batch].access, 1));
+            let pieces = plan.batches[batch].pieces.iter().enumerate();
+            let taking_part = pieces.filter(|(position, _)| mask >> position & 1 == 1);
+            let elements = |piece: usize| {
+                let units = plan.pieces[piece].numel / d.access.unit_elems();
+                let reached = units.min(d.workgroups[0] * WORKGROUP_SIZE);
+                (0..u64::from(reached * d.access.unit_elems())).collect()
+            };
+            taking_part
+                .map(|(_, piece)| (*piece, elements(*piece)))
+                .collect()
+        }
+    }
+}
+
+fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
+    let piece = &plan.pieces[piece];
     let per_unit = u64::from(d.access.unit_elems());
     let mut elements = Vec::new();
     for y in 0..d.workgroups[1] {
@@ -77,7 +97,9 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<u64> {
                     (u64::from(first) + unit) * per_unit + lane - u64::from(window.first_elem)
                 };
                 let element = in_window(first, &piece.params);
-                assert_eq!(element, in_window(first, &piece.velocity));
+                if let Some(velocity) = &piece.velocity {
+                    assert_eq!(element, in_window(first, velocity));
+                }
                 assert_eq!(element, in_window(first.wrapping_add(shift), &piece.grads));
                 elements.push(element);
             }
@@ -111,13 +133,17 @@ fn check_plan(
             at(&layout.grads, &piece.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
             assert_eq!(piece.grads_buffer, layout.grads.buffer);
+            assert_eq!(piece.velocity.is_none(), layout.plain);
             next = part.elems.end;
         }
         assert_eq!(next, layout.numel, "every element lies in a part");
     }
 
     for piece in &plan.pieces {
-        for window in [&piece.params, &piece.grads, &piece.velocity] {
+        for window in [&piece.params, &piece.grads]
+            .into_iter()
+            .chain(&piece.velocity)
+        {
             assert_eq!(window.offset_bytes % limits.offset_alignment_bytes, 0);
             assert!(window.size_bytes <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
             assert_eq!(
@@ -125,9 +151,13 @@ fn check_plan(
                 u64::from(window.first_elem + piece.numel) * ELEM_BYTES
             );
         }
-        assert_eq!(piece.velocity.first_elem, piece.params.first_elem);
-        assert_eq!(piece.velocity.offset_bytes, 0, "in a buffer of its own");
+        if let Some(velocity) = &piece.velocity {
+            assert_eq!(velocity.first_elem, piece.params.first_elem);
+            assert_eq!(velocity.offset_bytes, 0, "in a buffer of its own");
+        }
     }
+
+    check_batches(&plan, limits);
 
     let mut times: Vec<Vec<u8>> = plan
         .pieces
@@ -137,16 +167,19 @@ fn check_plan(
     let dispatches = plan.dispatches(|tensor| (!left_out(tensor)).then_some(()));
     assert!(dispatches.len() <= plan.max_dispatches());
     for (dispatch, ()) in &dispatches {
-        let elems = u64::from(dispatch.count) * u64::from(dispatch.access.unit_elems());
-        assert!(elems <= limits.max_dispatch_elems);
         assert!(
             dispatch
                 .workgroups
                 .iter()
                 .all(|n| *n <= limits.max_workgroups_per_dimension)
         );
-        for element in updated(&plan, dispatch) {
-            times[dispatch.piece][element as usize] += 1;
+        let updated = updated(&plan, dispatch);
+        let elems: usize = updated.iter().map(|(_, elements)| elements.len()).sum();
+        assert!(0 < elems && elems as u64 <= limits.max_dispatch_elems);
+        for (piece, elements) in updated {
+            for element in elements {
+                times[piece][element as usize] += 1;
+            }
         }
     }
     for part in &plan.parts {
@@ -163,8 +196,44 @@ fn check_plan(
         times.iter().flatten().all(|n| *n <= 1),
         "padding at most once"
     );
-    assert!(dispatches.is_sorted_by_key(|(dispatch, ())| dispatch.access));
+    assert!(
+        dispatches.is_sorted_by_key(|(dispatch, ())| match dispatch.target {
+            Target::Piece(_) => (false, dispatch.access),
+            Target::Batch { .. } => (true, Access::Vec4),
+        })
+    );
     plan
+}
+
+fn check_batches(plan: &Plan, limits: &DeviceLimits) {
+    let mut times = vec![0; plan.pieces.len()];
+    for batch in &plan.batches {
+        assert!(batch.pieces.len() > 1);
+        let pieces: Vec<_> = batch
+            .pieces
+            .iter()
+            .map(|piece| &plan.pieces[*piece])
+            .collect();
+        let windows = |piece: &Piece| {
+            [piece.params, piece.grads]
+                .into_iter()
+                .chain(piece.velocity)
+        };
+        let bindings = pieces.iter().flat_map(|piece| windows(piece)).count();
+        assert!(bindings <= limits.max_storage_buffers as usize);
+        for (piece, index) in pieces.iter().zip(&batch.pieces) {
+            times[*index] += 1;
+            assert!(windows(piece).all(|window| window.first_elem == 0));
+            assert_eq!(piece.group, pieces[0].group);
+            assert_eq!(piece.velocity.is_some(), pieces[0].velocity.is_some());
+            assert!(piece.numel.is_multiple_of(batch.access.unit_elems()));
+            let read = |buffer| pieces.iter().any(|other| other.grads_buffer == buffer);
+            assert!(!read(piece.params_buffer), "no buffer is written and read");
+        }
+    }
+    for (piece, times) in plan.pieces.iter().zip(times) {
+        assert_eq!(u8::from(piece.batched), times);
+    }
 }
 
 fn all(_: usize) -> bool {
@@ -179,9 +248,11 @@ proptest! {
     #[test]
     fn every_element_is_updated_exactly_once_within_the_limits(
         sizes in prop::collection::vec((0u64..3000, 0u64..200, 0u64..200, any::<bool>()), 1..8),
-        follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>()), 0..12),
+        follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>(), 0usize..3), 0..12),
         start in 0u64..200,
+        batched in prop::collection::vec((0u64..9000, 0usize..5, 1usize..5, 0usize..3, any::<bool>()), 0..40),
         alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
+        max_storage_buffers in 3u32..40,
         binding_steps in 2u64..20,
         buffer_steps in 2u64..40,
         max_workgroups_per_dimension in 1u32..5,
@@ -192,6 +263,7 @@ proptest! {
             max_binding_bytes: binding_steps * step,
             max_buffer_bytes: buffer_steps * step,
             offset_alignment_bytes: alignment,
+            max_storage_buffers,
             max_workgroups_per_dimension,
             max_dispatch_elems,
         };
@@ -201,8 +273,23 @@ proptest! {
             .collect();
         check_plan(&scattered(&apart), &limits, &all);
 
-        let sizes: Vec<_> = follow.iter().map(|(n, padding, _)| (*n, *padding)).collect();
+        // In few buffers that hold parameters of one and gradients of another, with room between them.
+        let mut small = Vec::new();
+        for (index, (numel, buffer, other, group, _)) in batched.iter().enumerate() {
+            let at = 65536 * index as u64;
+            let mut layout = tensor(*numel, at, at);
+            (layout.params.buffer, layout.grads.buffer) = (*buffer, (buffer + other) % 5);
+            (layout.group, layout.plain) = (*group, *group == 1);
+            small.push(layout);
+        }
+        check_plan(&small, &limits, &|tensor| batched[tensor].4);
+        check_plan(&small, &DeviceLimits { max_storage_buffers, ..COMMON }, &|tensor| batched[tensor].4);
+
+        let sizes: Vec<_> = follow.iter().map(|(n, padding, ..)| (*n, *padding)).collect();
         let mut together = contiguous(&sizes, 4 * start);
+        for (tensor, (.., group)) in together.iter_mut().zip(&follow) {
+            (tensor.group, tensor.plain) = (*group, *group == 1);
+        }
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
         together.reverse();
         check_plan(&together, &limits, &all);
@@ -371,6 +458,9 @@ fn what_does_not_follow_is_not_joined() {
     let mut other_buffer = pair.clone();
     other_buffer[1].grads.buffer = 7;
     assert_eq!(pieces(&other_buffer), 2);
+    let mut other_group = pair.clone();
+    other_group[1].group = 1;
+    assert_eq!(pieces(&other_group), 2);
 }
 
 #[test]
@@ -383,6 +473,49 @@ fn classes_part_neighbours_that_share_a_piece() {
         .map(|(d, class)| (d.first, d.count, *class))
         .collect();
     assert_eq!(found, [(0, 32, 'a'), (48, 16, 'a'), (64, 32, 'b')]);
+}
+
+#[test]
+fn small_scattered_tensors_share_dispatches_as_far_as_bindings_reach() {
+    let dispatches = |tensors: &[TensorLayout], max_storage_buffers| {
+        let limits = DeviceLimits {
+            max_storage_buffers,
+            ..COMMON
+        };
+        dispatch_count(&check_plan(tensors, &limits, &all))
+    };
+    let mut tensors = scattered(&[tensor(1000, 0, 0); 100]);
+    let of_many = |tensors: &[TensorLayout]| [32, 10, 8, 6, 5, 3].map(|n| dispatches(tensors, n));
+    assert_eq!(of_many(&tensors), [10, 34, 50, 50, 100, 100]);
+    for tensor in &mut tensors {
+        tensor.plain = true;
+    }
+    assert_eq!(of_many(&tensors), [10, 20, 25, 34, 50, 100]);
+    // An odd end takes the batch by the element, not a dispatch of its own.
+    let odd = scattered(&[tensor(1001, 0, 0); 100]);
+    assert_eq!(of_many(&odd)[0], 10);
+    // Nothing that begins or ends elsewhere than its binding, or is large.
+    assert_eq!(of_many(&scattered(&[tensor(1000, 16, 16); 100]))[0], 100);
+    assert_eq!(of_many(&scattered(&[tensor(10_000, 0, 0); 100]))[0], 100);
+}
+
+#[test]
+fn a_batch_is_dispatched_once_per_class() {
+    let plan = Plan::new(&scattered(&[tensor(64, 0, 0); 3]), &COMMON).unwrap();
+    assert_eq!(plan.batches.len(), 1, "of two, and one is left");
+    let plain = TensorLayout {
+        plain: true,
+        ..tensor(64, 0, 0)
+    };
+    let plan = Plan::new(&scattered(&[plain; 4]), &COMMON).unwrap();
+    let classes = [Some('a'), None, Some('b'), Some('a')];
+    let dispatches = plan.dispatches(|tensor| classes[tensor]);
+    let found: Vec<_> = dispatches
+        .iter()
+        .map(|(d, class)| (d.target, *class))
+        .collect();
+    let of = |mask| Target::Batch { batch: 0, mask };
+    assert_eq!(found, [(of(0b1001), 'a'), (of(0b0100), 'b')]);
 }
 
 #[test]

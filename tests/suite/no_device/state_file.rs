@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateFileError};
 
+use super::groups::{TENSORS, groups};
 use crate::cases::{configs, values};
 
 #[test]
@@ -190,6 +191,41 @@ fn a_state_that_pytorch_wrote_goes_on_here() {
     for (name, view) in theirs.iter() {
         assert_eq!(ours.tensor(name).unwrap(), view);
     }
+}
+
+/// A tensor of a group without momentum has no velocity in either file, and goes on from both.
+#[test]
+fn files_leave_out_velocities_that_are_not_there() {
+    let fresh = || CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut optimizer = fresh();
+    let mut params = TENSORS.map(|(_, n)| values(1, n));
+    let grads = TENSORS.map(|(_, n)| values(2, n));
+    let grads = grads.each_ref().map(Vec::as_slice);
+    step_all(&mut optimizer, &mut params, &grads);
+    let state = optimizer.state();
+    let names = TENSORS.map(|(name, _)| name);
+    let ours = OptimizerState::from_safetensors(&state.to_safetensors().unwrap()).unwrap();
+    let file = state.to_pytorch().unwrap();
+    assert_eq!(
+        safetensors::SafeTensors::deserialize(&file).unwrap().len(),
+        TENSORS.len() - 1
+    );
+    let pytorchs = OptimizerState::from_pytorch(&file, state.config, &names).unwrap();
+
+    let start = params.clone();
+    step_all(&mut optimizer, &mut params, &grads);
+    for state in [ours, pytorchs] {
+        let mut resumed = fresh();
+        resumed.load_state(&state).unwrap();
+        let mut resumed_params = start.clone();
+        step_all(&mut resumed, &mut resumed_params, &grads);
+        assert_eq!(resumed_params, params);
+    }
+}
+
+fn step_all(optimizer: &mut CpuOptimizer, params: &mut [Vec<f32>], grads: &[&[f32]]) {
+    let mut params: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+    optimizer.step(&mut params, grads).unwrap();
 }
 
 #[test]

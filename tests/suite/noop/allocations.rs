@@ -5,20 +5,21 @@ use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
 
 use super::{STORAGE, buffer, device};
 
-/// Heap allocations of recording `dispatches` dispatches by hand, as a step does it.
-fn by_hand(device: &wgpu::Device, dispatches: usize) -> u64 {
-    let entries = [0, 1, 2].map(|binding| wgpu::BindGroupLayoutEntry {
+/// Heap allocations of recording by hand, as a step does it, `dispatches` dispatches over so many tensors each.
+fn by_hand(device: &wgpu::Device, dispatches: usize, tensors: u32) -> u64 {
+    let entry = |binding| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer {
             ty: wgpu::BufferBindingType::Storage {
-                read_only: binding == 1,
+                read_only: (tensors..2 * tensors).contains(&binding),
             },
             has_dynamic_offset: false,
             min_binding_size: None,
         },
         count: None,
-    });
+    };
+    let entries: Vec<_> = (0..3 * tensors).map(entry).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: None,
         entries: &entries,
@@ -32,7 +33,7 @@ fn by_hand(device: &wgpu::Device, dispatches: usize) -> u64 {
             &device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
                 bind_group_layouts: &[Some(&layout)],
-                immediate_size: 48,
+                immediate_size: 52,
             }),
         ),
         module: &device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -45,18 +46,23 @@ fn by_hand(device: &wgpu::Device, dispatches: usize) -> u64 {
     });
     let bind_groups: Vec<_> = (0..dispatches)
         .map(|_| {
-            let buffers = [(); 3].map(|()| {
-                device.create_buffer(&wgpu::BufferDescriptor {
-                    label: None,
-                    size: 4096,
-                    usage: STORAGE,
-                    mapped_at_creation: false,
+            let buffers: Vec<_> = (0..3 * tensors)
+                .map(|_| {
+                    device.create_buffer(&wgpu::BufferDescriptor {
+                        label: None,
+                        size: 4096,
+                        usage: STORAGE,
+                        mapped_at_creation: false,
+                    })
                 })
-            });
-            let entries = [0, 1, 2].map(|binding: u32| wgpu::BindGroupEntry {
-                binding,
-                resource: buffers[binding as usize].as_entire_binding(),
-            });
+                .collect();
+            let entries: Vec<_> = (0..)
+                .zip(&buffers)
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: buffer.as_entire_binding(),
+                })
+                .collect();
             device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: None,
                 layout: &layout,
@@ -72,7 +78,7 @@ fn by_hand(device: &wgpu::Device, dispatches: usize) -> u64 {
         pass.set_pipeline(&pipeline);
         for bind_group in &bind_groups {
             pass.set_bind_group(0, bind_group, &[]);
-            pass.set_immediates(0, &[0; 48]);
+            pass.set_immediates(0, &[0; 52]);
             pass.dispatch_workgroups(1, 1, 1);
         }
     };
@@ -98,15 +104,19 @@ fn a_step_allocates_no_more_than_its_commands() {
     };
     let (device, queue) = device(limits, wgpu::Features::IMMEDIATES);
     let kernels = Kernels::new(&device, &queue).unwrap();
-    for dispatches in [1, 10, 300] {
-        let buffers: Vec<_> = (0..2 * dispatches)
-            .map(|_| buffer(&kernels, 4096, STORAGE))
+    // Alone, and in pairs, which is what eight bindings allow small tensors.
+    for (dispatches, together, numel) in
+        [(1, 1, 9000), (300, 1, 9000), (5, 2, 1024), (300, 2, 1024)]
+    {
+        let tensors = dispatches * together as usize;
+        let buffers: Vec<_> = (0..2 * tensors)
+            .map(|_| buffer(&kernels, 4 * numel, STORAGE))
             .collect();
-        let names: Vec<_> = (0..dispatches).map(|index| index.to_string()).collect();
+        let names: Vec<_> = (0..tensors).map(|index| index.to_string()).collect();
         let tensors: Vec<_> = names
             .iter()
             .zip(buffers.chunks(2))
-            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], 1024))
+            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], numel))
             .collect();
         let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
         let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();
@@ -115,7 +125,7 @@ fn a_step_allocates_no_more_than_its_commands() {
             optimizer.step(encoder).unwrap();
         });
         assert_eq!(optimizer.dispatches(), dispatches);
-        let theirs = by_hand(&device, dispatches);
+        let theirs = by_hand(&device, dispatches, together);
         assert!(theirs > 0, "wgpu has been counted");
         assert!(
             ours <= theirs,

@@ -1,0 +1,89 @@
+//! The kernels that are looked at: every entry point, as the real forms compile it.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use wgpu_optim::plan::Access;
+use wgpu_optim::{KernelVariant, MomentumForm, ScalarPath, SgdConfig, SgdConfigBuilder, Terms};
+
+/// A shader with one of its entry points: what a compiler gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kernel {
+    pub name: String,
+    pub wgsl: String,
+    pub entry_point: String,
+    pub constants: Vec<(String, f64)>,
+    /// As `wgpu::ShaderRuntimeChecks` has it.
+    pub bounds_checks: bool,
+}
+
+impl Kernel {
+    /// A kernel as the library compiles it.
+    pub fn new(name: String, variant: KernelVariant, path: ScalarPath) -> Self {
+        Self {
+            name,
+            wgsl: variant.source(path).into_owned(),
+            entry_point: variant.entry_point().to_owned(),
+            constants: variant
+                .constants()
+                .map(|(name, value)| (name.to_owned(), value))
+                .to_vec(),
+            bounds_checks: true,
+        }
+    }
+}
+
+/// A configuration for every set of terms that the forms make in practice.
+fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
+    let plain = || SgdConfig::builder(0.1);
+    let momentum = || plain().momentum(0.9);
+    let decayed = |config: SgdConfigBuilder| config.weight_decay(0.01);
+    let decoupled = |config: SgdConfigBuilder| config.decoupled_weight_decay(0.01);
+    let all = momentum().nesterov(true).form(MomentumForm::LrInside);
+    [
+        ("heavy_ball", momentum()),
+        ("nesterov", momentum().nesterov(true)),
+        ("weight_decay", decayed(momentum())),
+        // The same terms as dampened.
+        ("ema", momentum().form(MomentumForm::Ema)),
+        ("decoupled", decoupled(momentum())),
+        ("all", decoupled(decayed(all))),
+        ("plain", plain()),
+        ("plain_weight_decay", decayed(plain())),
+        ("plain_decoupled", decoupled(plain())),
+        ("plain_all", decoupled(decayed(plain()))),
+    ]
+    .into_iter()
+    .map(|(name, config)| Ok((name, config.build()?)))
+    .collect()
+}
+
+/// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
+pub const BATCH: usize = 2;
+
+/// Every form x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
+pub fn all() -> Result<Vec<Kernel>> {
+    let mut kernels = Vec::new();
+    for (form, config) in forms()? {
+        for (access_name, access, tensors) in [
+            ("vec4", Access::Vec4, 1),
+            ("vec4_offset", Access::Vec4Offset, 1),
+            ("scalar", Access::Scalar, 1),
+            ("batch_vec4", Access::Vec4, BATCH),
+            ("batch_scalar", Access::Scalar, BATCH),
+        ] {
+            for (path, path_name) in [
+                (ScalarPath::Immediates, "immediates"),
+                (ScalarPath::Uniforms, "uniforms"),
+            ] {
+                let variant = KernelVariant {
+                    terms: Terms::of(&config),
+                    access,
+                    tensors,
+                };
+                let name = format!("{form}.{access_name}.{path_name}");
+                kernels.push(Kernel::new(name, variant, path));
+            }
+        }
+    }
+    Ok(kernels)
+}
