@@ -47,7 +47,7 @@ fn gpu_step(criterion: &mut Criterion) {
 }
 
 /// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own, in batches and, on a
-/// device that binds too few buffers for them, each alone.
+/// device that binds too few buffers for them, each alone; beside as many dispatches of an empty kernel.
 fn many_tensors(criterion: &mut Criterion) {
     const TENSORS: usize = 1000;
     const NUMEL: usize = 1000;
@@ -107,7 +107,36 @@ fn many_tensors(criterion: &mut Criterion) {
             .collect();
         bench(case, gpu, &scattered);
     }
+    group.bench_function("empty_dispatches", |bencher| {
+        let pipeline = empty_kernel(device);
+        bencher.iter(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&pipeline);
+            (0..TENSORS).for_each(|_| pass.dispatch_workgroups(1, 1, 1));
+            drop(pass);
+            queue.submit([encoder.finish()]);
+            device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        });
+    });
     group.finish();
+}
+
+/// What a dispatch costs that does nothing.
+fn empty_kernel(device: &wgpu::Device) -> wgpu::ComputePipeline {
+    let source = "@compute @workgroup_size(256) fn main() {}";
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
+        cache: None,
+    })
 }
 
 criterion_group!(benches, gpu_step, many_tensors);

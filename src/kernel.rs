@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::coefficients::Terms;
 use crate::error::KernelError;
 use crate::error_scope::{LOST, checked, is_lost};
-use crate::plan::{Access, WORKGROUP_SIZE};
+use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
 use crate::scalars::{ScalarPath, SgdUniforms};
 
 /// Bind group of params, grads and velocity; `@group(0)` in the shaders.
@@ -45,7 +45,7 @@ fn batch_source(path: ScalarPath, access: Access, tensors: usize) -> String {
             .map(|tensor| format!("    {rule}_{tensor}(invocation.x);\n"))
             .collect();
         wgsl += &format!(
-            "@compute @workgroup_size(WORKGROUP_SIZE)\n\
+            "@compute @workgroup_size({BATCH_WORKGROUP_SIZE})\n\
              fn {rule}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n{calls}}}\n"
         );
     }
@@ -620,7 +620,12 @@ mod tests {
         let (module, _) = parse(ScalarPath::Uniforms, &batch);
         assert_eq!(module.entry_points.len(), 6);
         for entry_point in &module.entry_points {
-            assert_eq!(entry_point.workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+            let expected = if entry_point.name.ends_with("batch") {
+                BATCH_WORKGROUP_SIZE
+            } else {
+                WORKGROUP_SIZE
+            };
+            assert_eq!(entry_point.workgroup_size, [expected, 1, 1]);
         }
     }
 

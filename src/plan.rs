@@ -5,8 +5,11 @@ use std::ops::Range;
 
 use crate::error::PlanError;
 
-/// Invocations per workgroup of every entry point; `WORKGROUP_SIZE` in `shaders/sgd.wgsl`.
+/// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/sgd.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;
+
+/// Invocations per workgroup of the entry points over a batch: fewer, so that small tensors occupy several cores.
+pub const BATCH_WORKGROUP_SIZE: u32 = 128;
 
 /// Bytes of one `f32`.
 pub const ELEM_BYTES: u64 = 4;
@@ -270,7 +273,11 @@ impl Dispatch {
     /// Invocations in one row of the grid.
     #[must_use]
     pub fn row(&self) -> u32 {
-        self.workgroups[0] * WORKGROUP_SIZE
+        let workgroup_size = match self.target {
+            Target::Piece(_) => WORKGROUP_SIZE,
+            Target::Batch { .. } => BATCH_WORKGROUP_SIZE,
+        };
+        self.workgroups[0] * workgroup_size
     }
 }
 
@@ -489,7 +496,7 @@ impl Plan {
     fn add_batches(&mut self, max_storage_buffers: u32) {
         let room = self
             .max_workgroups_per_dimension
-            .saturating_mul(WORKGROUP_SIZE);
+            .saturating_mul(BATCH_WORKGROUP_SIZE);
         let joins = |piece: &Piece| {
             let units = piece.numel / piece.batch_access().unit_elems();
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
@@ -607,7 +614,7 @@ impl Plan {
             count,
             head: 0,
             gap: 0,
-            workgroups: grid(count, self.max_workgroups_per_dimension),
+            workgroups: [count.div_ceil(BATCH_WORKGROUP_SIZE), 1],
         }
     }
 

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context as _, Result, ensure};
-use wgpu_optim::plan::{Access, DeviceLimits, Place, Plan, TensorLayout};
+use anyhow::{Context as _, Result, bail, ensure};
+use wgpu_optim::plan::{Access, DeviceLimits, Place, Plan, Target, TensorLayout};
 use wgpu_optim::{Arena, Terms, readback, wgpu};
 
 use super::timing::GpuWork;
@@ -208,7 +208,7 @@ impl<'a> Elementwise<'a> {
                 numel: tensor.numel.next_multiple_of(4),
                 params: place(0),
                 grads: place(1),
-                padding_elems: 0,
+                ..TensorLayout::default()
             };
             ensure!(
                 layout.numel <= tensor.numel + tensor.padding_elems,
@@ -219,11 +219,10 @@ impl<'a> Elementwise<'a> {
             for op in self.ops {
                 let pipeline = &pipelines[op.entry_point];
                 for (part, ()) in &parts {
-                    ensure!(
-                        part.access == Access::Vec4,
-                        "an arena's tensors start with their bindings"
-                    );
-                    let window = plan.pieces[part.piece].params;
+                    let (Target::Piece(piece), Access::Vec4) = (part.target, part.access) else {
+                        bail!("an arena's tensors start with their bindings");
+                    };
+                    let window = plan.pieces[piece].params;
                     let bind = |group, entries: &[wgpu::BindGroupEntry<'_>]| {
                         device.create_bind_group(&wgpu::BindGroupDescriptor {
                             label: Some(op.entry_point),

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 use wgpu_optim::PlanError;
 use wgpu_optim::plan::{
-    Access, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout,
-    WORKGROUP_SIZE, Window,
+    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
+    TensorLayout, WORKGROUP_SIZE, Window,
 };
 
 /// What lavapipe has, and WebGPU guarantees.
@@ -65,7 +65,7 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
             let taking_part = pieces.filter(|(position, _)| mask >> position & 1 == 1);
             let elements = |piece: usize| {
                 let units = plan.pieces[piece].numel / d.access.unit_elems();
-                let reached = units.min(d.workgroups[0] * WORKGROUP_SIZE);
+                let reached = units.min(d.workgroups[0] * BATCH_WORKGROUP_SIZE);
                 (0..u64::from(reached * d.access.unit_elems())).collect()
             };
             taking_part
