@@ -11,7 +11,7 @@ use queue::Batch;
 
 /// The momentum update over slices in memory, on all cores.
 ///
-/// Same configuration and, bit for bit, the same results as [`mod@reference`]: each element is computed by the
+/// Same configuration and, bit for bit, the same results as [`reference`](crate::reference): each element is computed by the
 /// same statements in the same order, whatever the number of threads.
 ///
 /// ```
