@@ -18,7 +18,7 @@ use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
 use crate::args::{BenchArgs, CommonArgs};
-use crate::backend::{Choice, OpenGpu, cpu_name};
+use crate::backend::{Choice, OpenGpu};
 use crate::files::{MappedFile, StagedFile, csv, f32_shapes};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
@@ -70,7 +70,6 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
             let setup = Setup {
                 problem: &problem,
                 hot: args.hot_caches,
-                cpu_name: &cpu_name(),
             };
             progress.advance("check", 0);
             let mut paths = Vec::new();

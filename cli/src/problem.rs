@@ -67,12 +67,6 @@ impl Problem {
         self.split(&self.start).into_iter().zip(grads)
     }
 
-    /// Name and gradients of each tensor.
-    pub fn named_grads(&self) -> impl Iterator<Item = (String, &[f32])> {
-        let names = self.named().map(|(name, _)| name);
-        names.zip(self.split(&self.grads))
-    }
-
     /// Tensors by name and size.
     fn named(&self) -> impl Iterator<Item = (String, usize)> {
         let sizes = self.sizes.iter().enumerate();

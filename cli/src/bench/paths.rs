@@ -124,7 +124,6 @@ pub struct Setup<'a> {
     pub problem: &'a Problem,
     /// Whether the data is in the caches.
     pub hot: bool,
-    pub cpu_name: &'a str,
 }
 
 impl<'a> Setup<'a> {
@@ -157,7 +156,8 @@ impl<'a> Setup<'a> {
     /// Everything that is timed on the CPU, each step checked first.
     pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
         let (problem, has) = (self.problem, self.terms());
-        let path = |kind| self.path(kind, self.cpu_name, has.bytes_per_elem());
+        let device = format!("CPU, {} threads", rayon::current_num_threads());
+        let path = |kind| self.path(kind, &device, has.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
         let mut stream = path(Kind::Stream);
         let mut reference = path(Kind::Reference);
@@ -207,12 +207,10 @@ impl<'a> Setup<'a> {
                 fused.dispatches = Some(stepper.dispatches());
             }
             let arena = stepper.arena().clone();
+            let grads: Vec<_> = problem.values().map(|(_, grads)| grads).collect();
             let run = move || {
                 time(|| {
-                    for (name, grads) in problem.named_grads() {
-                        arena.upload_grads(&name, grads).map_err(Failure::failed)?;
-                    }
-                    open.gpu.queue.submit([]);
+                    arena.upload_all_grads(&grads).map_err(Failure::failed)?;
                     open.finish()
                 })
             };

@@ -71,91 +71,6 @@ fn auto_takes_the_cpu_twin_where_there_is_no_hardware_and_says_why() {
     );
 }
 
-fn check_rows(report: &Value, backends: &[&str]) {
-    let rows = report["rows"].as_array().unwrap();
-    let numels = [1024, 4099];
-    assert_eq!(rows.len(), numels.len() * backends.len());
-    for (index, row) in rows.iter().enumerate() {
-        let backend = backends[index % backends.len()];
-        assert_eq!(row["backend"], backend);
-        assert!(row["adapter"].is_string());
-        assert_eq!(row["tensors"], 1);
-        assert_eq!(row["numel"], numels[index / backends.len()]);
-        let number = |key: &str| row[key].as_f64().unwrap();
-        assert!(number("ms_min") <= number("ms_median"));
-        assert!(number("ms_median") <= number("ms_max"));
-        let gb_per_s = 20.0 * number("numel") / (number("ms_median") * 1e6);
-        assert!((number("gb_per_s") / gb_per_s - 1.0).abs() < 1e-9);
-        assert!(number("worst_ulp") > 0.0);
-        assert_eq!(row["share_of_copy"].is_null(), backend != "gpu");
-    }
-}
-
-#[test]
-fn bench_measures_every_path() {
-    let bench = ["bench", "--numel", "1K,4099", "--steps", "3", "--json"];
-    let report = json(&wgpu_optim().args(bench).output().unwrap());
-    check_rows(&report, &["gpu", "cpu", "reference"]);
-    let report = json(
-        &wgpu_optim()
-            .args(bench)
-            .args(["--device", "cpu"])
-            .output()
-            .unwrap(),
-    );
-    check_rows(&report, &["cpu", "reference"]);
-    let report = json(&without_driver().args(bench).output().unwrap());
-    check_rows(&report, &["cpu", "reference"]);
-    let table = wgpu_optim().args(&bench[..5]).output().unwrap();
-    let table = String::from_utf8(table.stdout).unwrap();
-    assert!(
-        table.contains("worst ULP") && table.contains("CPU twin"),
-        "{table}"
-    );
-}
-
-#[test]
-fn bench_measures_many_tensors_and_those_of_a_model() {
-    let bench = |args: &[&str]| {
-        let mut command = wgpu_optim();
-        command.args(["bench", "--steps", "3", "--json"]).args(args);
-        json(&command.output().unwrap())["rows"]
-            .as_array()
-            .unwrap()
-            .clone()
-    };
-    for row in bench(&["--tensors", "50", "--numel-each", "33"]) {
-        assert_eq!(
-            (row["tensors"].as_u64(), row["numel"].as_u64()),
-            (Some(50), Some(50 * 33))
-        );
-    }
-    let workspace = Workspace::new();
-    let model = Model::new([
-        ("a", Tensor::f32(&[3, 7], &[1.0; 21])),
-        ("b", Tensor::f32(&[64], &[1.0; 64])),
-        ("ids", Tensor::i64(&[1])),
-    ]);
-    model.write(&workspace.path("model"));
-    for row in bench(&["--model", workspace.path("model").to_str().unwrap()]) {
-        assert_eq!(
-            (row["tensors"].as_u64(), row["numel"].as_u64()),
-            (Some(2), Some(85))
-        );
-    }
-    Model::new([("ids", Tensor::i64(&[1]))]).write(&workspace.path("model"));
-    for args in [
-        &["--model", workspace.path("model").to_str().unwrap()][..],
-        &["--model", "no such file"],
-        &["--tensors", "3"],
-        &["--numel-each", "3"],
-        &["--tensors", "3", "--numel-each", "3", "--numel", "3"],
-    ] {
-        let output = wgpu_optim().arg("bench").args(args).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-    }
-}
-
 #[test]
 fn accuracy_compares_every_form_on_every_back_end() {
     let report = json(&wgpu_optim().args(["accuracy", "--json"]).output().unwrap());
@@ -174,19 +89,6 @@ fn accuracy_compares_every_form_on_every_back_end() {
         table.contains("no adapter") && table.contains("| heavy-ball, Nesterov |"),
         "{table}"
     );
-}
-
-#[test]
-fn sizes_that_are_none_are_refused() {
-    for numel in ["0", "many", "1M,", "-5", "99999999G"] {
-        let output = wgpu_optim()
-            .args(["bench", "--numel", numel])
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(2), "{numel}");
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    }
 }
 
 #[test]

@@ -1,0 +1,336 @@
+//! What `bench` measures, prints and writes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Command as Process, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::model::{Model, Tensor, Workspace};
+use crate::{wgpu_optim, without_driver};
+
+const GPU_PATHS: [&str; 5] = [
+    "fused",
+    "unfused",
+    "copy",
+    "upload-grads",
+    "download-params",
+];
+const CPU_PATHS: [&str; 3] = ["cpu-twin", "stream", "reference"];
+
+/// A report, after a look at its schema.
+fn report(command: &mut assert_cmd::Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let report = serde_json::from_slice(&output.stdout).unwrap();
+    let schema = serde_json::from_str(include_str!("../../schema/bench.json")).unwrap();
+    jsonschema::draft202012::meta::validate(&schema).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let complaints: Vec<_> = validator
+        .iter_errors(&report)
+        .map(|e| e.to_string())
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+    report
+}
+
+fn rows(report: &Value) -> &[Value] {
+    report["rows"].as_array().unwrap()
+}
+
+fn check_rows(report: &Value, paths: &[&str]) {
+    // Forms, then sizes, then paths.
+    let mut expected = Vec::new();
+    for form in ["heavy-ball", "plain"] {
+        for numel in [1024, 4099] {
+            expected.extend(paths.iter().map(|path| (form, numel, *path)));
+        }
+    }
+    assert_eq!(rows(report).len(), expected.len());
+    for (row, (form, numel, path)) in rows(report).iter().zip(expected) {
+        assert_eq!((&row["form"], &row["path"]), (&form.into(), &path.into()));
+        assert_eq!((&row["numel"], &row["tensors"]), (&numel.into(), &1.into()));
+        let number = |key: &str| row[key].as_f64().unwrap();
+        assert!(number("ms_low") <= number("ms_median"));
+        assert!(number("ms_median") <= number("ms_high"));
+        assert!(number("rounds") >= 6.0);
+        let bytes = match (path, form) {
+            ("unfused", "plain") => 20.0,
+            ("unfused", _) => 40.0,
+            ("upload-grads" | "download-params", _) => 4.0,
+            (_, "plain") => 12.0,
+            _ => 20.0,
+        };
+        assert_eq!(number("bytes_per_elem"), bytes);
+        let gb_per_s = bytes * number("numel") / (number("ms_median") * 1e6);
+        assert!((number("gb_per_s") / gb_per_s - 1.0).abs() < 1e-9);
+        let is_step = ["fused", "unfused", "cpu-twin", "reference"].contains(&path);
+        assert_eq!(row["worst_ulp"].is_number(), is_step, "{row}");
+        assert_eq!(row["share_of_roof"].is_number(), is_step, "{row}");
+        let is_gpu_work = ["fused", "unfused", "copy"].contains(&path);
+        assert_eq!(row["record_us"].is_number(), is_gpu_work, "{row}");
+        assert_eq!(row["dispatches"].is_number(), is_gpu_work, "{row}");
+    }
+}
+
+const QUICK: [&str; 5] = ["bench", "--numel", "1K,4099", "--seconds", "0"];
+
+#[test]
+fn every_path_is_measured_with_an_adapter_and_without() {
+    let found = report(wgpu_optim().args(QUICK));
+    check_rows(&found, &[&GPU_PATHS[..], &CPU_PATHS].concat());
+    assert_eq!(found["adapters"].as_array().unwrap().len(), 1);
+    assert_eq!(found["hot_caches"], false);
+    // Two sizes: there is something to say about the break-even, with transfers and without, for each form.
+    assert_eq!(found["break_even"].as_array().unwrap().len(), 4);
+
+    let found = report(
+        wgpu_optim()
+            .args(QUICK)
+            .args(["--device", "cpu", "--hot-caches"]),
+    );
+    check_rows(&found, &CPU_PATHS);
+    assert_eq!(found["hot_caches"], true);
+    let found = report(without_driver().args(QUICK));
+    check_rows(&found, &CPU_PATHS);
+    assert!(
+        found["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no adapter found")
+    );
+
+    let text = wgpu_optim().args(QUICK).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in [
+        "worst ULP",
+        "CPU twin",
+        "of roof",
+        "GPU ms",
+        "plain, 4099 elements in 1 tensor",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn every_adapter_is_measured_beside_the_others() {
+    let mut bench = wgpu_optim();
+    bench.args([
+        "bench",
+        "--numel",
+        "1K",
+        "--seconds",
+        "0",
+        "--form",
+        "nesterov",
+        "--all-adapters",
+    ]);
+    let found = report(&mut bench);
+    let adapters = found["adapters"].as_array().unwrap();
+    let devices: BTreeSet<_> = rows(&found)
+        .iter()
+        .filter(|row| row["path"] == "fused")
+        .map(|row| row["device"].as_str().unwrap())
+        .collect();
+    assert!(!adapters.is_empty());
+    assert_eq!(devices.len(), adapters.len());
+    // No chain of scale and add makes a Nesterov step.
+    assert!(rows(&found).iter().all(|row| row["path"] != "unfused"));
+}
+
+#[test]
+fn tensors_come_in_grids_and_from_models() {
+    let bench = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .args(["bench", "--seconds", "0", "--form", "heavy-ball"])
+            .args(args);
+        let found = report(&mut command);
+        let cases: BTreeSet<_> = rows(&found)
+            .iter()
+            .map(|row| {
+                (
+                    row["tensors"].as_u64().unwrap(),
+                    row["numel"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        cases.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        bench(&["--tensors", "50", "--numel-each", "33"]),
+        [(50, 50 * 33)]
+    );
+    let grid = bench(&["--tensors", "1,3", "--numel", "100,1000"]);
+    assert_eq!(grid, [(1, 100), (1, 1000), (3, 100), (3, 1000)]);
+
+    let workspace = Workspace::new();
+    let model = Model::new([
+        ("a", Tensor::f32(&[3, 7], &[1.0; 21])),
+        ("b", Tensor::f32(&[64], &[1.0; 64])),
+        ("ids", Tensor::i64(&[1])),
+    ]);
+    model.write(&workspace.path("model"));
+    let path = workspace.path("model");
+    assert_eq!(bench(&["--model", path.to_str().unwrap()]), [(2, 85)]);
+}
+
+#[test]
+fn an_older_report_shows_what_is_slower() {
+    let workspace = Workspace::new();
+    let bench = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .current_dir(workspace.path(""))
+            .args(QUICK)
+            .args(["--device", "cpu"])
+            .args(args);
+        command
+    };
+    let mut old = report(&mut bench(&[]));
+    // As if the twin had been many times faster, measured in shares, and the stream, measured in time.
+    for row in old["rows"].as_array_mut().unwrap() {
+        if row["path"] == "cpu-twin" {
+            for key in ["share_of_roof", "share_low", "share_high"] {
+                row[key] = (1e3 * row[key].as_f64().unwrap()).into();
+            }
+        }
+        if row["path"] == "stream" {
+            for key in ["ms_median", "ms_low", "ms_high"] {
+                row[key] = (1e-3 * row[key].as_f64().unwrap()).into();
+            }
+        }
+        if row["path"] == "reference" {
+            row["numel"] = 7.into();
+        }
+    }
+    fs::write(workspace.path("old"), old.to_string()).unwrap();
+    let compared = report(&mut bench(&["--compare", "old"]));
+    let comparison = &compared["comparison"];
+    assert_eq!(comparison["unmatched"], 4);
+    let changes = comparison["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 8);
+    for change in changes {
+        assert_eq!(change["verdict"], "slower", "{change}");
+        assert_eq!(change["by_share"], change["path"] == "cpu-twin");
+    }
+    let text = bench(&["--compare", "old"]).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("8 of 8 slower"), "{text}");
+}
+
+#[test]
+fn tables_and_pictures_are_written() {
+    let workspace = Workspace::new();
+    let mut bench = without_driver();
+    bench
+        .current_dir(workspace.path(""))
+        .args(QUICK)
+        .args(["--csv", "a.csv", "--plot", "a.svg"]);
+    let found = report(&mut bench);
+    let csv = fs::read_to_string(workspace.path("a.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + rows(&found).len());
+    assert!(csv.starts_with("form,tensors,numel,device,path,"), "{csv}");
+    let svg = fs::read_to_string(workspace.path("a.svg")).unwrap();
+    for text in [
+        "heavy-ball, one tensor",
+        "plain, one tensor",
+        "CPU twin",
+        "stream",
+        "elements",
+    ] {
+        assert!(svg.contains(text), "{text}");
+    }
+    let mut bench = without_driver();
+    bench
+        .current_dir(workspace.path(""))
+        .args(QUICK)
+        .args(["--plot", "a.png"]);
+    assert!(bench.output().unwrap().status.success());
+    let png = fs::read(workspace.path("a.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG\r\n"));
+    assert!(png.len() > 20_000, "text and curves take room");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_before_anything_is() {
+    let workspace = Workspace::new();
+    Model::new([("ids", Tensor::i64(&[1]))]).write(&workspace.path("ids"));
+    fs::write(workspace.path("text"), "{}").unwrap();
+    let cases: [&[&str]; 18] = [
+        &["--numel", "0"],
+        &["--numel", "many"],
+        &["--numel", "1M,"],
+        &["--numel", "-5"],
+        &["--numel", "99999999G"],
+        &["--tensors", "3", "--numel-each", "3", "--numel", "3"],
+        &["--numel-each", "3"],
+        &["--tensors", "10", "--numel", "9"],
+        &["--model", "ids"],
+        &["--model", "no such file"],
+        &["--seconds", "-1"],
+        &["--seconds", "NaN"],
+        &["--form", "adam"],
+        &["--plot", "picture.pdf"],
+        &["--plot", "no such directory/a.svg"],
+        &["--csv", "no such directory/a.csv"],
+        &["--compare", "no such file"],
+        &["--compare", "text"],
+    ];
+    for args in cases {
+        let mut bench = wgpu_optim();
+        bench
+            .current_dir(workspace.path(""))
+            .arg("bench")
+            .args(args);
+        let output = bench.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    assert_eq!(fs::read_dir(workspace.path("")).unwrap().count(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let workspace = Workspace::new();
+    let mut bench = Process::new(assert_cmd::cargo::cargo_bin!("wgpu-optim"));
+    bench
+        .current_dir(workspace.path(""))
+        .args([
+            "bench",
+            "--device",
+            "cpu",
+            "--numel",
+            "64K",
+            "--seconds",
+            "600",
+        ])
+        .args(["--csv", "a.csv", "--plot", "a.svg"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let bench = bench.spawn().unwrap();
+    // Its files are being made beside their targets once it has begun.
+    let began = Instant::now();
+    while fs::read_dir(workspace.path("")).unwrap().count() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(60), "it never begins");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let kill = Process::new("kill")
+        .args(["-INT", &bench.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(output.stdout.is_empty());
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "error: interrupted\n"
+    );
+    assert_eq!(fs::read_dir(workspace.path("")).unwrap().count(), 0);
+}
