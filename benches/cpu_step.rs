@@ -1,37 +1,161 @@
-//! Throughput of the CPU paths: the one-thread reference and the parallel optimizer.
+//! The parallel CPU optimizer beside hand-written loops over the same tensors, in turn.
 //!
-//! `cargo bench --bench cpu_step`. Bytes are those that a momentum step moves: 20 per element.
+//! `cargo bench --bench cpu_step`. Prints the median of the ratios of rounds, because the speed of a shared machine
+//! drifts; `cargo run --release -- bench` sets the optimizer beside a stream past the caches in the same way.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
-use std::hint::black_box;
+use std::time::Instant;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wgpu_optim::{Coefficients, CpuOptimizer, SgdConfig, Terms, reference};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use wgpu_optim::{CpuOptimizer, SgdConfig};
 
-fn cpu_step(criterion: &mut Criterion) {
-    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-    let has = Terms::of(&config);
-    let k = Coefficients::new(&config, false).cast();
-    let mut group = criterion.benchmark_group("cpu_step");
-    for numel in [1 << 10, 1 << 20, 1 << 24] {
-        group.throughput(Throughput::Bytes(numel as u64 * has.bytes_per_elem()));
-        let grads = vec![0.01; numel];
-        let mut params = vec![1.0; numel];
-        let mut velocity = vec![0.0; numel];
-        group.bench_function(BenchmarkId::new("reference", numel), |bencher| {
-            bencher.iter(|| reference::sgd(&k, has, &mut params, &mut velocity, black_box(&grads)));
-        });
-        let mut optimizer = CpuOptimizer::new(config, [("bench", numel)]).unwrap();
-        group.bench_function(BenchmarkId::new("parallel", numel), |bencher| {
-            bencher.iter(|| {
-                optimizer
-                    .step(&mut [&mut params], &[black_box(&grads)])
-                    .unwrap()
-            });
-        });
-    }
-    group.finish();
+const ROUNDS: usize = 300;
+const LR: f32 = 0.1;
+const MOMENTUM: f32 = 0.9;
+
+struct Tensor {
+    params: Vec<f32>,
+    velocity: Vec<f32>,
+    grads: Vec<f32>,
 }
 
-criterion_group!(benches, cpu_step);
-criterion_main!(benches);
+impl Tensor {
+    fn new(numel: usize) -> Self {
+        Self {
+            params: vec![1.0; numel],
+            velocity: vec![0.0; numel],
+            grads: vec![0.01; numel],
+        }
+    }
+}
+
+/// The heavy-ball step in the vectors of the machine, four at a time, by hand.
+struct Unrolled<'a> {
+    params: &'a mut [f32],
+    velocity: &'a mut [f32],
+    grads: &'a [f32],
+}
+
+impl WithSimd for Unrolled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (lr, momentum) = (simd.splat_f32s(LR), simd.splat_f32s(MOMENTUM));
+        let (params, params_end) = S::as_mut_simd_f32s(self.params);
+        let (velocity, velocity_end) = S::as_mut_simd_f32s(self.velocity);
+        let (grads, grads_end) = S::as_simd_f32s(self.grads);
+        let next_velocity = |v, g| simd.add_f32s(simd.mul_f32s(momentum, v), g);
+        let next_params = |theta, v| simd.sub_f32s(theta, simd.mul_f32s(lr, v));
+
+        let (params, params_rest) = params.as_chunks_mut::<4>();
+        let (velocity, velocity_rest) = velocity.as_chunks_mut::<4>();
+        let (grads, grads_rest) = grads.as_chunks::<4>();
+        for ((params, velocity), grads) in params.iter_mut().zip(velocity).zip(grads) {
+            let [t0, t1, t2, t3] = *params;
+            let [v0, v1, v2, v3] = *velocity;
+            let [g0, g1, g2, g3] = *grads;
+            let v0 = next_velocity(v0, g0);
+            let v1 = next_velocity(v1, g1);
+            let v2 = next_velocity(v2, g2);
+            let v3 = next_velocity(v3, g3);
+            *velocity = [v0, v1, v2, v3];
+            *params = [
+                next_params(t0, v0),
+                next_params(t1, v1),
+                next_params(t2, v2),
+                next_params(t3, v3),
+            ];
+        }
+        let rest = params_rest.iter_mut().zip(velocity_rest).zip(grads_rest);
+        for ((theta, v), g) in rest {
+            *v = next_velocity(*v, *g);
+            *theta = next_params(*theta, *v);
+        }
+        plain_loop(params_end, velocity_end, grads_end);
+    }
+}
+
+/// As anybody would write it.
+fn plain_loop(params: &mut [f32], velocity: &mut [f32], grads: &[f32]) {
+    for ((theta, v), g) in params.iter_mut().zip(velocity).zip(grads) {
+        *v = MOMENTUM * *v + g;
+        *theta -= LR * *v;
+    }
+}
+
+/// One stretch of a tensor per thread, each in the unrolled loop.
+fn step_unrolled(tensor: &mut Tensor) {
+    let share = tensor.grads.len().div_ceil(rayon::current_num_threads());
+    let params = tensor.params.par_chunks_mut(share);
+    let velocity = tensor.velocity.par_chunks_mut(share);
+    let slices = params.zip(velocity).zip(tensor.grads.par_chunks(share));
+    slices.for_each(|((params, velocity), grads)| {
+        Arch::new().dispatch(Unrolled {
+            params,
+            velocity,
+            grads,
+        });
+    });
+}
+
+/// One stretch of the list per thread, each tensor in the plain loop.
+fn step_plain(tensors: &mut [Tensor]) {
+    let share = tensors.len().div_ceil(rayon::current_num_threads());
+    tensors.par_chunks_mut(share).for_each(|tensors| {
+        for tensor in tensors {
+            plain_loop(&mut tensor.params, &mut tensor.velocity, &tensor.grads);
+        }
+    });
+}
+
+/// Times both in turn, the second of two runs of each, and prints medians.
+fn compare(name: &str, sizes: &[usize], against: &str, mut baseline: impl FnMut(&mut [Tensor])) {
+    let config = SgdConfig::builder(LR.into()).momentum(MOMENTUM.into());
+    let names = sizes.iter().enumerate().map(|(i, n)| (i.to_string(), *n));
+    let mut optimizer = CpuOptimizer::new(config.build().unwrap(), names).unwrap();
+    let mut own: Vec<_> = sizes.iter().map(|numel| Tensor::new(*numel)).collect();
+    let mut other: Vec<_> = sizes.iter().map(|numel| Tensor::new(*numel)).collect();
+    let (mut our_times, mut their_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut step = || {
+            let mut params: Vec<_> = own.iter_mut().map(|t| t.params.as_mut_slice()).collect();
+            // The gradients do not move, so they can be borrowed from the other tensors.
+            let grads: Vec<_> = other.iter().map(|t| t.grads.as_slice()).collect();
+            let started = Instant::now();
+            optimizer.step(&mut params, &grads).unwrap();
+            started.elapsed().as_secs_f64()
+        };
+        step();
+        let ours = step();
+        baseline(&mut other);
+        let started = Instant::now();
+        baseline(&mut other);
+        let theirs = started.elapsed().as_secs_f64();
+        our_times.push(ours * 1e3);
+        their_times.push(theirs * 1e3);
+        ratios.push(ours / theirs);
+    }
+    for (own, other) in own.iter().zip(&other) {
+        assert_eq!(own.params, other.params, "both have stepped alike");
+    }
+    let [ours, theirs, ratio] = [our_times, their_times, ratios].map(median);
+    println!("{name}: {ours:.4} ms, {against} {theirs:.4} ms: {ratio:.2} times its time");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let unrolled = |tensors: &mut [Tensor]| tensors.iter_mut().for_each(step_unrolled);
+    // On the pool's own threads, so that no baseline waits for one to wake.
+    rayon::scope(|_| {
+        compare("64K", &[1 << 16], "unrolled loop", unrolled);
+        compare("1M", &[1 << 20], "unrolled loop", unrolled);
+        compare("16M", &[1 << 24], "unrolled loop", unrolled);
+        compare("1000 x 1000", &[1000; 1000], "plain loop", step_plain);
+    });
+}
