@@ -502,11 +502,14 @@ impl Plan {
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
             first_elems == 0 && units <= room && piece.numel <= MAX_BATCHED_ELEMS
         };
-        let mut waiting: Vec<_> = (0..self.pieces.len())
-            .filter(|piece| joins(&self.pieces[*piece]))
-            .collect();
         let kind = |piece: &Piece| (piece.group, piece.bindings(), piece.batch_access());
-        waiting.sort_by_key(|piece| (kind(&self.pieces[*piece]), self.pieces[*piece].numel));
+        let pieces = self.pieces.iter().enumerate();
+        let mut waiting: Vec<_> = pieces
+            .filter(|(_, piece)| joins(piece))
+            .map(|(index, piece)| (kind(piece), piece.numel, index))
+            .collect();
+        waiting.sort_unstable();
+        let waiting: Vec<_> = waiting.into_iter().map(|(.., index)| index).collect();
 
         let mut waiting = waiting.as_slice();
         while let [first, ..] = waiting {
