@@ -340,3 +340,61 @@ impl Stepper for Elementwise<'_> {
         Ok((values(&self.model)?, state.map(values).transpose()?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use naga::{AddressSpace, Expression, Handle, Module, Statement};
+
+    use super::*;
+
+    /// The global in an address space that an access goes to.
+    fn base<'m>(
+        module: &'m Module,
+        at: &'m naga::Function,
+        mut pointer: Handle<Expression>,
+    ) -> &'m naga::GlobalVariable {
+        loop {
+            match at.expressions[pointer] {
+                Expression::Access { base, .. } | Expression::AccessIndex { base, .. } => {
+                    pointer = base
+                }
+                Expression::GlobalVariable(global) => return &module.global_variables[global],
+                ref other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_accesses_of_an_operation_are_those_of_its_shader() {
+        let source = include_str!("../../shaders/elementwise.wgsl");
+        let module = naga::front::wgsl::parse_str(source).unwrap();
+        for op in [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN].concat() {
+            let mut entry_points = module.entry_points.iter();
+            let entry = entry_points.find(|e| e.name == op.entry_point).unwrap();
+            let function = &entry.function;
+            let is_storage = |pointer| {
+                let space = base(&module, function, pointer).space;
+                matches!(space, AddressSpace::Storage { .. })
+            };
+            let loads = function.expressions.iter().filter(|(_, expression)| {
+                matches!(expression, Expression::Load { pointer } if is_storage(*pointer))
+            });
+            let stores = function.body.iter().filter(|statement| {
+                matches!(statement, Statement::Store { pointer, .. } if is_storage(*pointer))
+            });
+            assert_eq!(
+                (loads.count() + stores.count()) as u64,
+                op.accesses,
+                "{}",
+                op.entry_point
+            );
+        }
+        // Ten accesses against the fused step's five, and five against three.
+        let sum = |ops: &[Op]| ops.iter().map(|op| op.accesses).sum::<u64>();
+        assert_eq!(
+            [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN].map(sum),
+            [5, 3, 10, 5]
+        );
+    }
+}

@@ -313,7 +313,7 @@ impl Report {
             };
             let verdict = match numel {
                 Some(numel) => format!("ahead of the CPU from {numel:.0} elements on"),
-                None => "not ahead of the CPU at all of the larger sizes here".to_owned(),
+                None => "not ahead of the CPU at the largest size here".to_owned(),
             };
             let _ = writeln!(text, "{form}{tensors} on {device}, {data}: {verdict}");
         }
