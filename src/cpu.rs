@@ -2,12 +2,14 @@
 
 mod queue;
 mod vector;
+mod velocity;
 
 use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
 use crate::groups::{Groups, ParamGroups};
 use crate::sgd::SgdConfig;
 use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
 use queue::Batch;
+use velocity::Velocity;
 
 /// The momentum update over slices in memory, on all cores.
 ///
@@ -29,7 +31,7 @@ pub struct CpuOptimizer {
     groups: Groups,
     tensors: Tensors,
     /// One per tensor; empty where it has no momentum.
-    velocity: Vec<Vec<f32>>,
+    velocity: Vec<Velocity>,
 }
 
 impl CpuOptimizer {
@@ -57,11 +59,8 @@ impl CpuOptimizer {
             .map(|(name, numel)| (name.into(), numel as u64));
         let tensors = Tensors::new(groups, tensors)?;
         let velocity_of = |tensor: &Tensor| {
-            if tensor.has_velocity {
-                vec![0.0; tensor.numel as usize]
-            } else {
-                Vec::new()
-            }
+            let numel = if tensor.has_velocity { tensor.numel } else { 0 };
+            Velocity::zeros(numel as usize)
         };
         Ok(Self {
             velocity: tensors.as_slice().iter().map(velocity_of).collect(),
@@ -154,7 +153,7 @@ impl CpuOptimizer {
     #[must_use]
     pub fn state(&self) -> OptimizerState {
         self.tensors
-            .state(self.config(), |tensor| self.velocity[tensor].clone())
+            .state(self.config(), |tensor| self.velocity[tensor].to_vec())
     }
 
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.

@@ -37,7 +37,7 @@ pub fn containing(part: &str) -> Result<Vec<Candidate>> {
 
 /// The default first. Heavy ball: the terms change the arithmetic, not the memory traffic.
 fn all() -> Result<Vec<Candidate>> {
-    let default = default_kernel(ScalarPath::Immediates)?;
+    let default = default_kernel(ScalarPath::Immediates, Access::Vec4)?;
     let mut candidates = vec![default.clone()];
     for workgroup_size in [64, 128, 512] {
         candidates.push(default.with_workgroup_size(workgroup_size)?);
@@ -53,7 +53,10 @@ fn all() -> Result<Vec<Candidate>> {
             }
         }
     }
-    let uniforms = default_kernel(ScalarPath::Uniforms)?.named("scalars in a uniform buffer");
+    let uniforms = default_kernel(ScalarPath::Uniforms, Access::Vec4)?;
+    let uniforms = uniforms.named("scalars in a uniform buffer");
+    let offset = default_kernel(ScalarPath::Immediates, Access::Vec4Offset)?;
+    let offset = offset.named("an offset for each array");
 
     let mut unchecked = default.named("no bounds checks");
     unchecked.kernel.bounds_checks = false;
@@ -71,15 +74,15 @@ fn all() -> Result<Vec<Candidate>> {
     let one_row = default
         .named("grid of one row, not folded")
         .with("invocation.y * k.row + invocation.x", "invocation.x")?;
-    candidates.extend([uniforms, unchecked, scalar, stored_early, one_row]);
+    candidates.extend([uniforms, offset, unchecked, scalar, stored_early, one_row]);
     Ok(candidates)
 }
 
-fn default_kernel(scalars: ScalarPath) -> Result<Candidate> {
+fn default_kernel(scalars: ScalarPath, access: Access) -> Result<Candidate> {
     let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
     let variant = KernelVariant {
         terms: Terms::of(&config),
-        access: Access::Vec4,
+        access,
         tensors: 1,
     };
     let name = format!("{WORKGROUP_SIZE} x 1 vec4 (default)");
@@ -87,7 +90,7 @@ fn default_kernel(scalars: ScalarPath) -> Result<Candidate> {
         kernel: Kernel::new(name, variant, scalars),
         scalars,
         workgroup_size: WORKGROUP_SIZE,
-        elems_per_invocation: Access::Vec4.unit_elems(),
+        elems_per_invocation: access.unit_elems(),
     })
 }
 
@@ -217,13 +220,16 @@ mod tests {
         }
         assert_eq!(
             candidates[0].kernel.wgsl,
-            default_kernel(ScalarPath::Immediates).unwrap().kernel.wgsl
+            default_kernel(ScalarPath::Immediates, Access::Vec4)
+                .unwrap()
+                .kernel
+                .wgsl
         );
     }
 
     #[test]
     fn statements_are_repeated_with_names_of_their_own_and_loads_stay_in_front() {
-        let two = default_kernel(ScalarPath::Immediates)
+        let two = default_kernel(ScalarPath::Immediates, Access::Vec4)
             .unwrap()
             .with_vec4s(2, Spread::Adjacent)
             .unwrap();
@@ -256,7 +262,7 @@ mod tests {
 
     #[test]
     fn what_the_source_does_not_have_is_not_replaced() {
-        let error = default_kernel(ScalarPath::Immediates)
+        let error = default_kernel(ScalarPath::Immediates, Access::Vec4)
             .unwrap()
             .with("no such text", "")
             .unwrap_err();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::vector;
+use super::velocity::Velocity;
 use crate::coefficients::{Coefficients, Terms};
 use crate::groups::Groups;
 use crate::state::Tensor;
@@ -27,7 +28,7 @@ pub(super) struct Batch<'a, 's> {
     pub(super) tensors: &'a [Tensor],
     pub(super) params: &'a mut [&'s mut [f32]],
     /// Empty ones without momentum.
-    pub(super) velocity: &'a mut [Vec<f32>],
+    pub(super) velocity: &'a mut [Velocity],
     pub(super) grads: &'a [&'a [f32]],
 }
 

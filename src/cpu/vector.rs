@@ -1,15 +1,25 @@
 //! The twin's loops in the widest vectors that the machine has, one loop per set of terms.
 
-use std::array::from_fn;
-
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::coefficients::{Coefficients, Terms};
 use crate::reference::{direction, next_params, next_params_plain, next_velocity};
 
 /// Elements that are loaded before any is stored. A store that might be to the next load's address holds that load
-/// up, and arrays of whole pages always look as if it were.
-const BLOCK_ELEMS: usize = 16;
+/// up, and where arrays start alike in their pages it looks as if it were.
+const BLOCK_ELEMS: usize = 32;
+
+type Block = [f32; BLOCK_ELEMS];
+
+/// A block of what `element` says. `std::array::from_fn` is not vectorised at this length.
+#[inline(always)]
+fn block_of(element: impl Fn(usize) -> f32) -> Block {
+    let mut block = [0.0; BLOCK_ELEMS];
+    for (i, value) in block.iter_mut().enumerate() {
+        *value = element(i);
+    }
+    block
+}
 
 /// One step over a tensor or a part of one; bit for bit the one-thread reference. Without momentum `velocity` is
 /// not looked at.
@@ -93,10 +103,10 @@ impl<const C: bool, const LAMBDA: bool, const B: bool, const RHO: bool> WithSimd
         let (grads, grads_end) = self.grads.as_chunks::<BLOCK_ELEMS>();
         for ((params, velocity), grads) in params.iter_mut().zip(velocity).zip(grads) {
             let (theta, v, g) = (*params, *velocity, *grads);
-            let d: [f32; BLOCK_ELEMS] = from_fn(|i| direction(&k, has, theta[i], g[i]));
-            let v: [f32; BLOCK_ELEMS] = from_fn(|i| next_velocity(&k, has, v[i], d[i]));
+            let d = block_of(|i| direction(&k, has, theta[i], g[i]));
+            let v = block_of(|i| next_velocity(&k, has, v[i], d[i]));
             *velocity = v;
-            *params = from_fn(|i| next_params(&k, has, theta[i], v[i], d[i]));
+            *params = block_of(|i| next_params(&k, has, theta[i], v[i], d[i]));
         }
         for ((theta, v), g) in params_end.iter_mut().zip(velocity_end).zip(grads_end) {
             let d = direction(&k, has, *theta, *g);
@@ -124,8 +134,8 @@ impl<const C: bool, const LAMBDA: bool, const B: bool, const RHO: bool> WithSimd
         let (grads, grads_end) = self.grads.as_chunks::<BLOCK_ELEMS>();
         for (params, grads) in params.iter_mut().zip(grads) {
             let (theta, g) = (*params, *grads);
-            let d: [f32; BLOCK_ELEMS] = from_fn(|i| direction(&k, has, theta[i], g[i]));
-            *params = from_fn(|i| next_params_plain(&k, has, theta[i], d[i]));
+            let d = block_of(|i| direction(&k, has, theta[i], g[i]));
+            *params = block_of(|i| next_params_plain(&k, has, theta[i], d[i]));
         }
         for (theta, g) in params_end.iter_mut().zip(grads_end) {
             let d = direction(&k, has, *theta, *g);

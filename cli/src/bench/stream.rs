@@ -1,56 +1,61 @@
-//! The roof of the CPU: a copy with the access pattern of the step, in the same blocks and on as many threads.
+//! The roof of the CPU: a copy with the access pattern of the step, by the twin's rules. It takes tasks from a queue
+//! on all threads, loads a block of elements before it stores any, and keeps its arrays out of step in their pages.
 
-use std::array::from_fn;
 use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// As the CPU twin does, loads come before stores: the arrays start at like offsets in their pages.
-const BLOCK_ELEMS: usize = 16;
+const TASK_ELEMS: usize = 32 * 1024;
+const BLOCK_ELEMS: usize = 32;
+const STAGGER_ELEMS: usize = 256;
 
 /// Arrays to copy around.
 pub struct Stream {
     momentum: bool,
     x: Vec<f32>,
     y: Vec<f32>,
+    /// Further in by [`STAGGER_ELEMS`].
     z: Vec<f32>,
 }
 
 impl Stream {
     /// Three reads and two writes per element with momentum, else two reads and one write.
     pub fn new(momentum: bool, y: &[f32]) -> Self {
+        let z_numel = if momentum { y.len() } else { 0 };
         Self {
             momentum,
             x: vec![1.0; y.len()],
             y: y.to_vec(),
-            z: vec![1.0; if momentum { y.len() } else { 0 }],
+            z: vec![1.0; STAGGER_ELEMS + z_numel],
         }
     }
 
     pub fn run(&mut self) {
-        let (momentum, share) = (
-            self.momentum,
-            self.y.len().div_ceil(rayon::current_num_threads()).max(1),
-        );
+        let momentum = self.momentum;
         // No bits, but no compiler knows, so it cannot leave out the read.
         let mask = black_box(0);
-        let mut z = self.z.chunks_mut(share);
-        let shares = self.x.chunks_mut(share).zip(self.y.chunks(share));
-        let mut shares = shares.map(|(x, y)| Copy {
+        let mut z = self.z[STAGGER_ELEMS..].chunks_mut(TASK_ELEMS);
+        let tasks = self.x.chunks_mut(TASK_ELEMS).zip(self.y.chunks(TASK_ELEMS));
+        let helpers = tasks.len().min(rayon::current_num_threads());
+        let tasks = Mutex::new(tasks.map(|(x, y)| Copy {
             momentum,
             mask,
             x,
             y,
             z: z.next().unwrap_or_default(),
-        });
-        let own = shares.next();
+        }));
+        let work = || {
+            let take = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some(task) = take() {
+                Arch::new().dispatch(task);
+            }
+        };
         rayon::in_place_scope(|scope| {
-            for share in shares {
-                scope.spawn(move |_| Arch::new().dispatch(share));
+            for _ in 1..helpers {
+                scope.spawn(|_| work());
             }
-            if let Some(own) = own {
-                Arch::new().dispatch(own);
-            }
+            work();
         });
     }
 }
@@ -76,7 +81,9 @@ impl WithSimd for Copy<'_> {
             for ((x, y), z) in x.iter_mut().zip(y).zip(z) {
                 let (from_x, from_y, from_z) = (*x, *y, *z);
                 *z = from_x;
-                *x = from_fn(|i| mix(from_z[i], from_y[i]));
+                for i in 0..BLOCK_ELEMS {
+                    x[i] = mix(from_z[i], from_y[i]);
+                }
             }
             for ((x, y), z) in x_end.iter_mut().zip(y_end).zip(z_end) {
                 (*z, *x) = (*x, mix(*z, *y));
@@ -84,7 +91,9 @@ impl WithSimd for Copy<'_> {
         } else {
             for (x, y) in x.iter_mut().zip(y) {
                 let (from_x, from_y) = (*x, *y);
-                *x = from_fn(|i| mix(from_x[i], from_y[i]));
+                for i in 0..BLOCK_ELEMS {
+                    x[i] = mix(from_x[i], from_y[i]);
+                }
             }
             for (x, y) in x_end.iter_mut().zip(y_end) {
                 *x = mix(*x, *y);
