@@ -8,7 +8,7 @@ use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
 
 /// The fused momentum update on GPU and CPU. Without a command: bench.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(name = "wgpu-optim", version, about)]
 pub struct Args {
     #[command(flatten)]
     pub common: CommonArgs,

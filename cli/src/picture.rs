@@ -23,6 +23,8 @@ pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
 pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
 
 const SIZE: (u32, u32) = (960, 600);
+/// Pixels of a PNG per pixel of its SVG.
+const PNG_SCALE: f32 = 2.0;
 // plotters writes fonts at 1/1.24 of the size that it is asked for: these are 19 and 15 pixels.
 const TITLE: i32 = 24;
 const TEXT: i32 = 18;
@@ -140,14 +142,12 @@ pub fn to_png(svg: &str) -> Result<Vec<u8>> {
     fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
     fonts.set_sans_serif_family("Ubuntu");
     let tree = usvg::Tree::from_str(svg, &options)?;
+    let zoom = tiny_skia::Transform::from_scale(PNG_SCALE, PNG_SCALE);
     let size = tree.size().to_int_size();
+    let size = size.scale_by(PNG_SCALE).unwrap_or(size);
     let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
         .ok_or_else(|| anyhow!("a picture of no size"))?;
-    resvg::render(
-        &tree,
-        tiny_skia::Transform::identity(),
-        &mut pixels.as_mut(),
-    );
+    resvg::render(&tree, zoom, &mut pixels.as_mut());
     Ok(pixels.encode_png()?)
 }
 

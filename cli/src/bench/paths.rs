@@ -156,8 +156,7 @@ impl<'a> Setup<'a> {
     /// Everything that is timed on the CPU, each step checked first.
     pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
         let (problem, has) = (self.problem, self.terms());
-        let device = format!("CPU, {} threads", rayon::current_num_threads());
-        let path = |kind| self.path(kind, &device, has.bytes_per_elem());
+        let path = |kind| self.path(kind, "CPU", has.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
         let mut stream = path(Kind::Stream);
         let mut reference = path(Kind::Reference);
