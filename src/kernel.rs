@@ -78,16 +78,9 @@ impl KernelVariant {
 
     /// The entry point.
     #[must_use]
-    pub const fn entry_point(self) -> &'static str {
-        let is_batch = self.tensors > 1;
-        match (self.terms.velocity, is_batch, self.access) {
-            (true, true, _) => "sgd_batch",
-            (true, false, Access::Vec4 | Access::Vec4Offset) => "sgd",
-            (true, false, Access::Scalar) => "sgd_scalar",
-            (false, true, _) => "sgd_plain_batch",
-            (false, false, Access::Vec4 | Access::Vec4Offset) => "sgd_plain",
-            (false, false, Access::Scalar) => "sgd_plain_scalar",
-        }
+    pub fn entry_point(self) -> &'static str {
+        let label = self.label();
+        label.strip_prefix("wgpu_optim.").unwrap_or(label)
     }
 
     /// The pipeline's label.

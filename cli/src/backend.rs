@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, anyhow};
+use serde::{Deserialize, Serialize};
 use wgpu_optim::wgpu;
 use wgpu_optim::{AdapterRequest, Gpu};
 
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
-use crate::bench::report::{Adapter, device_name};
 
 /// How to get an adapter on a machine that has none.
 pub const NO_ADAPTER_HINT: &str =
@@ -120,6 +120,34 @@ pub fn backends() -> wgpu::Backends {
     wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY)
 }
 
+/// What an adapter says of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Adapter {
+    pub name: String,
+    pub backend: String,
+    pub device_type: String,
+    pub driver: String,
+}
+
+impl Adapter {
+    pub fn of(adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        Self {
+            driver: format!("{} {}", info.driver, info.driver_info)
+                .trim()
+                .to_owned(),
+            name: info.name,
+            backend: info.backend.to_string(),
+            device_type: format!("{:?}", info.device_type),
+        }
+    }
+
+    /// How it is called in reports.
+    pub fn full_name(&self) -> String {
+        format!("{} ({})", self.name, self.backend)
+    }
+}
+
 /// A device whose uncaptured errors are kept instead of wgpu's panic.
 pub struct OpenGpu {
     pub gpu: Gpu,
@@ -140,20 +168,7 @@ impl OpenGpu {
     }
 
     pub fn name(&self) -> String {
-        let info = self.gpu.adapter.get_info();
-        device_name(&info.name, &info.backend.to_string())
-    }
-
-    pub fn report(&self) -> Adapter {
-        let info = self.gpu.adapter.get_info();
-        Adapter {
-            name: info.name,
-            backend: info.backend.to_string(),
-            device_type: format!("{:?}", info.device_type),
-            driver: format!("{} {}", info.driver, info.driver_info)
-                .trim()
-                .to_owned(),
-        }
+        Adapter::of(&self.gpu.adapter).full_name()
     }
 
     /// Waits until everything submitted so far is done.

@@ -6,7 +6,7 @@
 mod elementwise;
 mod paths;
 mod plot;
-pub mod report;
+mod report;
 mod stream;
 mod timing;
 
@@ -18,7 +18,7 @@ use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
 use crate::args::{BenchArgs, CommonArgs};
-use crate::backend::{Choice, OpenGpu};
+use crate::backend::{Adapter, Choice};
 use crate::files::{MappedFile, StagedFile, csv, f32_shapes};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
@@ -94,7 +94,10 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
             .to_string(),
         command: command(),
         system: system(),
-        adapters: gpus.iter().map(OpenGpu::report).collect(),
+        adapters: gpus
+            .iter()
+            .map(|open| Adapter::of(&open.gpu.adapter))
+            .collect(),
         reason,
         hot_caches: args.hot_caches,
         rows,

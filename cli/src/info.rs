@@ -7,7 +7,7 @@ use wgpu_optim::plan::{DeviceLimits, Plan};
 use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, adapters, wgpu};
 
 use crate::args::{CommonArgs, InfoArgs};
-use crate::backend::NO_ADAPTER_HINT;
+use crate::backend::{Adapter, NO_ADAPTER_HINT};
 use crate::files::{MappedFile, f32_shapes};
 use crate::{Failure, print};
 
@@ -19,10 +19,8 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct AdapterReport {
-    name: String,
-    backend: String,
-    device_type: String,
-    driver: String,
+    #[serde(flatten)]
+    adapter: Adapter,
     max_storage_buffer_binding_bytes: u64,
     max_buffer_bytes: u64,
     min_storage_buffer_offset_alignment_bytes: u32,
@@ -71,18 +69,13 @@ impl PlanReport {
 
 impl AdapterReport {
     fn new(adapter: &wgpu::Adapter, model: Option<&Model>) -> Result<Self, Failure> {
-        let (info, limits) = (adapter.get_info(), adapter.limits());
+        let limits = adapter.limits();
         let used = adapter.features() & OPTIONAL_FEATURES;
         Ok(Self {
             plan: model
                 .map(|shapes| PlanReport::new(shapes, &limits))
                 .transpose()?,
-            name: info.name,
-            backend: info.backend.to_string(),
-            device_type: format!("{:?}", info.device_type),
-            driver: format!("{} {}", info.driver, info.driver_info)
-                .trim()
-                .to_owned(),
+            adapter: Adapter::of(adapter),
             max_storage_buffer_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             min_storage_buffer_offset_alignment_bytes: limits.min_storage_buffer_offset_alignment,
@@ -107,10 +100,13 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
     };
     let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
     let named = |report: &AdapterReport| {
-        common
-            .adapter
-            .as_ref()
-            .is_none_or(|text| report.name.to_lowercase().contains(&text.to_lowercase()))
+        common.adapter.as_ref().is_none_or(|text| {
+            report
+                .adapter
+                .name
+                .to_lowercase()
+                .contains(&text.to_lowercase())
+        })
     };
     let found = pollster::block_on(adapters(backends));
     let adapters = found
@@ -137,10 +133,10 @@ impl Report {
                 "{} ({}, {})\n  driver            {}\n  storage binding   {} MiB at most, offsets in steps of {} bytes\n  \
                  buffer            {} MiB at most\n  workgroups        {} per dimension at most\n  \
                  storage buffers   {} per stage at most, the kernels bind 3\n  scalars           {}\n",
-                adapter.name,
-                adapter.backend,
-                adapter.device_type,
-                adapter.driver,
+                adapter.adapter.name,
+                adapter.adapter.backend,
+                adapter.adapter.device_type,
+                adapter.adapter.driver,
                 adapter.max_storage_buffer_binding_bytes >> 20,
                 adapter.min_storage_buffer_offset_alignment_bytes,
                 adapter.max_buffer_bytes >> 20,

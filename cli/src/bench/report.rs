@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::paths::{Kind, Path};
 use super::timing::Median;
+use crate::backend::Adapter;
 
 /// Version of the report's format, see `cli/schema/bench.json`.
 const FORMAT: u32 = 1;
@@ -39,14 +40,6 @@ pub struct System {
     pub arch: String,
     pub cpu: String,
     pub threads: usize,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Adapter {
-    pub name: String,
-    pub backend: String,
-    pub device_type: String,
-    pub driver: String,
 }
 
 /// One path through one problem.
@@ -179,7 +172,7 @@ impl Report {
     fn clock_notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for adapter in &self.adapters {
-            let device = device_name(&adapter.name, &adapter.backend);
+            let device = adapter.full_name();
             let fused = || {
                 let rows = self.rows.iter();
                 rows.filter(|row| row.device == device && row.path == Kind::Fused)
@@ -363,11 +356,6 @@ fn crossing(mut sizes: Vec<(f64, f64)>) -> Option<f64> {
     };
     let share = before.1.ln() / (before.1.ln() - first.1.ln());
     Some((before.0.ln() + share * (first.0.ln() - before.0.ln())).exp())
-}
-
-/// How a device is called in rows.
-pub fn device_name(name: &str, backend: &str) -> String {
-    format!("{name} ({backend})")
 }
 
 fn table(rows: &[Row]) -> Table {
