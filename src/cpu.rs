@@ -11,10 +11,11 @@ use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
 use queue::Batch;
 use velocity::Velocity;
 
-/// The momentum update over slices in memory, on all cores.
+/// The momentum update over slices in memory, on the calling thread and, where there is enough to do, on those of
+/// rayon's current pool.
 ///
-/// Same configuration and, bit for bit, the same results as [`reference`](crate::reference): each element is computed by the
-/// same statements in the same order, whatever the number of threads.
+/// Same configuration and, bit for bit, the same results as [`reference`](crate::reference): each element is computed
+/// by the same statements in the same order, whatever the number of threads.
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, SgdConfig};

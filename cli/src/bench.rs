@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice};
-use crate::files::{MappedFile, StagedFile, csv, f32_shapes};
+use crate::files::{MappedFile, StagedFile, csv, f32_shapes, replace_both};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
 use crate::progress::Progress;
@@ -106,7 +106,6 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     };
     report.conclude();
 
-    // All the files, or none.
     if let Some(file) = &table_file {
         file.write_bytes(&csv(report.rows.iter()).map_err(Failure::Failed)?)?;
     }
@@ -115,8 +114,10 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
         file.write_bytes(&picture)?;
     }
     interrupt.check()?;
-    for file in [table_file, picture_file].into_iter().flatten() {
-        file.replace_target()?;
+    match (table_file, picture_file) {
+        (Some(table), Some(picture)) => replace_both(table, picture)?,
+        (Some(file), None) | (None, Some(file)) => file.replace_target()?,
+        (None, None) => {}
     }
     let comparison = old.map(|old| report.compare(&old));
     let text = report.to_text()
