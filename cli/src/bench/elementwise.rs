@@ -54,6 +54,14 @@ const COPY_ONE: &[Op] = &[Op {
     accesses: 3,
 }];
 
+/// `theta <- theta - s`
+const SUBTRACT_SCRATCH: Op = Op {
+    entry_point: "subtract",
+    arrays: &[Array::Params, Array::Scratch],
+    factor: Factor::None,
+    accesses: 3,
+};
+
 /// `v <- alpha*v; v <- v + g; s <- eta*v; theta <- theta - s`
 const HEAVY_BALL: &[Op] = &[
     Op {
@@ -74,12 +82,7 @@ const HEAVY_BALL: &[Op] = &[
         factor: Factor::Lr,
         accesses: 2,
     },
-    Op {
-        entry_point: "subtract",
-        arrays: &[Array::Params, Array::Scratch],
-        factor: Factor::None,
-        accesses: 3,
-    },
+    SUBTRACT_SCRATCH,
 ];
 
 /// `s <- eta*g; theta <- theta - s`
@@ -90,12 +93,7 @@ const PLAIN: &[Op] = &[
         factor: Factor::Lr,
         accesses: 2,
     },
-    Op {
-        entry_point: "subtract",
-        arrays: &[Array::Params, Array::Scratch],
-        factor: Factor::None,
-        accesses: 3,
-    },
+    SUBTRACT_SCRATCH,
 ];
 
 /// A sequence of kernels over a problem's tensors, with arrays of its own.

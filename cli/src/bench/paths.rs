@@ -92,7 +92,7 @@ pub struct Path<'a> {
     pub worst_ulp: Option<f64>,
     /// One per copy of the buffers.
     runs: Vec<Run<'a>>,
-    /// The copy that was run last.
+    /// The copy that was timed last.
     last: usize,
     pub samples: Vec<Sample>,
 }
@@ -100,22 +100,17 @@ pub struct Path<'a> {
 impl Path<'_> {
     /// Rounds until every copy of the buffers has been touched, pages and shaders included.
     pub fn warm_up(&self) -> usize {
-        self.runs.len().div_ceil(2).max(3)
+        self.runs.len().max(3)
     }
 
-    /// One round: two runs, over the copies whose turn it is, of which the second counts. So a path finds threads,
-    /// clocks and code as its own last run left them, and not as another path did.
+    /// One round: the copy that was timed last once more, untimed, then the next one. So a path finds threads, clocks and
+    /// code as its own last run left them, not as another path did, and every copy has its turn.
     pub fn run(&mut self, timed: bool) -> Result<(), Failure> {
-        self.run_next()?;
-        let sample = self.run_next()?;
+        self.runs[self.last]()?;
+        self.last = (self.last + 1) % self.runs.len();
+        let sample = self.runs[self.last]()?;
         self.samples.extend(timed.then_some(sample));
         Ok(())
-    }
-
-    fn run_next(&mut self) -> Result<Sample, Failure> {
-        let copies = self.runs.len();
-        self.last = (self.last + 1) % copies;
-        self.runs[self.last]()
     }
 }
 

@@ -221,6 +221,13 @@ fn an_older_report_shows_what_is_slower() {
     let text = bench(&["--compare", "old"]).output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("8 of 8 slower"), "{text}");
+
+    old["format"] = 2.into();
+    fs::write(workspace.path("old"), old.to_string()).unwrap();
+    let refused = bench(&["--compare", "old"]).output().unwrap();
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr.contains("old has format 2"), "{stderr}");
 }
 
 #[test]
