@@ -48,6 +48,9 @@ pub struct Arena {
     by_name: HashMap<String, usize>,
     params: Vec<wgpu::Buffer>,
     grads: Vec<wgpu::Buffer>,
+    /// What stands in its file beside the tensors.
+    #[cfg(feature = "safetensors")]
+    pub(crate) file_metadata: Vec<(String, String)>,
 }
 
 /// A tensor of an [`Arena`].
@@ -164,6 +167,8 @@ impl Arena {
             params: allocate("wgpu_optim.arena.params")?,
             grads: allocate("wgpu_optim.arena.grads")?,
             tensors: layout.tensors,
+            #[cfg(feature = "safetensors")]
+            file_metadata: Vec::new(),
         })
     }
 

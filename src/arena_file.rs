@@ -1,11 +1,8 @@
 //! Arenas from and to safetensors files (feature `safetensors`).
 
-use std::collections::HashMap;
-
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-
 use crate::arena::Arena;
 use crate::error::{ArenaError, ArenaFileError};
+use crate::files::{Dtype, Header, is_content_hash, serialize};
 use crate::groups::ParamGroups;
 
 impl Arena {
@@ -20,11 +17,11 @@ impl Arena {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
     /// # let model = Arena::new(&device, &queue, [("weight", vec![2, 3])])?;
-    /// # let file = readback::block_on(&device, model.to_safetensors(None))?;
+    /// # let file = readback::block_on(&device, model.to_safetensors())?;
     /// let (arena, left_out) = Arena::from_safetensors(&device, &queue, &file)?;
     /// assert!(left_out.is_empty(), "not F32: {left_out:?}");
     /// assert_eq!(arena.tensors()[0].shape, [2, 3]);
-    /// let after = readback::block_on(&device, arena.to_safetensors(None))?;
+    /// let after = readback::block_on(&device, arena.to_safetensors())?;
     /// # assert_eq!(after, file);
     /// # Ok(())
     /// # }
@@ -61,39 +58,49 @@ impl Arena {
         file: &[u8],
         new: impl FnOnce(Vec<(String, Vec<usize>)>) -> Result<Self, ArenaError>,
     ) -> Result<(Self, Vec<(String, Dtype)>), ArenaFileError> {
-        let (_, header) = SafeTensors::read_metadata(file)?;
-        let tensors = SafeTensors::deserialize(file)?;
+        let header = Header::of(file)?;
         let (mut shapes, mut contents, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
-        for name in header.offset_keys() {
-            let view = tensors.tensor(&name)?;
-            if view.dtype() == Dtype::F32 {
-                shapes.push((name, view.shape().to_vec()));
-                contents.push(view.data());
+        for tensor in header.in_place_order() {
+            let name = tensor.name.clone();
+            if tensor.dtype == Dtype::F32 {
+                shapes.push((name, tensor.shape.clone()));
+                contents.push(header.data(file, tensor));
             } else {
-                left_out.push((name, view.dtype()));
+                left_out.push((name, tensor.dtype));
             }
         }
-        let arena = new(shapes)?;
+        let mut arena = new(shapes)?;
         arena.overwrite(arena.params(), contents.into_iter())?;
+        arena.file_metadata = header.metadata;
+        arena.file_metadata.retain(|(key, _)| !is_content_hash(key));
         Ok((arena, left_out))
     }
 
-    /// The content of a safetensors file of all parameters, under their names and shapes, with `metadata` (Hugging
-    /// Face's libraries want `format`: `pt`). Waits as [`download_all_params`](Self::download_all_params) does.
+    /// The content of a safetensors file of all parameters, under their names and shapes, with the metadata of
+    /// [`file_metadata`](Self::file_metadata). The same parameters make the same bytes. Waits as
+    /// [`download_all_params`](Self::download_all_params) does.
     ///
     /// # Errors
-    /// [`ArenaFileError`] as [`download_all_params`](Self::download_all_params).
-    pub async fn to_safetensors(
-        &self,
-        metadata: Option<HashMap<String, String>>,
-    ) -> Result<Vec<u8>, ArenaFileError> {
+    /// [`ArenaFileError`] as [`download_all_params`](Self::download_all_params), or if a tensor is named
+    /// `__metadata__`, which no file can hold.
+    pub async fn to_safetensors(&self) -> Result<Vec<u8>, ArenaFileError> {
         let values = self.download_all_params().await?;
-        let mut views = Vec::with_capacity(values.len());
-        for (tensor, values) in self.tensors().iter().zip(&values) {
-            let bytes = bytemuck::cast_slice(values);
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
-            views.push((&tensor.name, view));
-        }
-        Ok(safetensors::serialize(views, metadata)?)
+        let tensors = self.tensors().iter().zip(&values);
+        let tensors = tensors
+            .map(|(tensor, values)| (tensor.name.clone(), &*tensor.shape, values.as_slice()));
+        Ok(serialize(self.file_metadata.clone(), tensors.collect())?)
+    }
+
+    /// What [`to_safetensors`](Self::to_safetensors) writes beside the tensors, in this order: the metadata of the
+    /// file that the arena came from, without hashes of its content, which no longer hold after a step. Empty for an
+    /// arena that came from none. Hugging Face's libraries want an entry `format`: `pt`.
+    #[must_use]
+    pub const fn file_metadata(&self) -> &Vec<(String, String)> {
+        &self.file_metadata
+    }
+
+    /// [`file_metadata`](Self::file_metadata) to change.
+    pub const fn file_metadata_mut(&mut self) -> &mut Vec<(String, String)> {
+        &mut self.file_metadata
     }
 }

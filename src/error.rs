@@ -1,5 +1,7 @@
 //! One small error enum per stage: config, plan, kernel, build, step, state, readback, adapter.
 
+#[cfg(feature = "safetensors")]
+use crate::files::HeaderError;
 use crate::sgd::MomentumForm;
 
 /// A hyper-parameter that cannot be used, or fields that do not go together.
@@ -303,9 +305,9 @@ pub enum ArenaError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArenaFileError {
-    /// Not a safetensors file, or one that could not be written.
-    #[error("not a safetensors file: {0}")]
-    Safetensors(#[from] safetensors::SafeTensorError),
+    /// Not a safetensors file, or tensors that none can hold.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// The arena could not be made, or its data not moved.
     #[error(transparent)]
     Arena(#[from] ArenaError),
@@ -409,9 +411,9 @@ pub enum StateError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateFileError {
-    /// Not a safetensors file, or a velocity that does not fit its shape.
-    #[error("not a safetensors file: {0}")]
-    Safetensors(#[from] safetensors::SafeTensorError),
+    /// Not a safetensors file, a velocity that does not fit its shape, or a name that no file can hold.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
     /// Metadata that could not be written.
     #[error("the metadata could not be written: {0}")]
     Metadata(#[from] serde_json::Error),
@@ -440,6 +442,12 @@ pub enum StateFileError {
     /// A configuration that is none.
     #[error("the state's configuration: {0}")]
     Config(#[from] ConfigError),
+    /// A tensor with two step counts.
+    #[error("tensor {tensor:?} has two applied step counts")]
+    DuplicateCount {
+        /// The tensor.
+        tensor: String,
+    },
     /// A velocity without a step count.
     #[error("not a state file: tensor {tensor:?} has no applied step count")]
     MissingCount {

@@ -65,6 +65,8 @@ mod convert;
 mod cpu;
 mod error;
 mod error_scope;
+#[cfg(feature = "safetensors")]
+pub mod files;
 mod gpu;
 mod groups;
 mod kernel;
@@ -101,6 +103,8 @@ pub use presets::Preset;
 pub use scalars::ScalarPath;
 pub use sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};
 pub use state::{OptimizerState, TensorState, UnknownTensor};
+#[cfg(feature = "safetensors")]
+pub use state_file::StateRecord;
 pub use wgpu;
 
 /// The README's examples are compiled and run as tests.

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::error::StateFileError;
+use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
 use crate::sgd::{MomentumForm, SgdConfig};
 use crate::state::{OptimizerState, TensorState};
 
@@ -56,33 +56,27 @@ impl ConfigRecord {
     }
 }
 
-impl OptimizerState {
-    /// The content of a state file.
-    ///
-    /// ```
-    /// use wgpu_optim::{CpuOptimizer, OptimizerState, SgdConfig};
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
-    /// let mut optimizer = CpuOptimizer::new(config, [("weight", 2)])?;
-    /// optimizer.step(&mut [&mut [1.0, 2.0]], &[&[0.5, -0.5]])?;
-    /// let file = optimizer.state().to_safetensors()?;
-    ///
-    /// let mut resumed = CpuOptimizer::new(config, [("weight", 2)])?;
-    /// resumed.load_state(&OptimizerState::from_safetensors(&file)?)?;
-    /// assert_eq!(resumed.state(), optimizer.state());
-    /// # Ok(())
-    /// # }
-    /// ```
+/// What a state file says beside its velocities, in its metadata: `format_version`, `form`, `config`, `steps` and
+/// `applied_steps`, always in this order.
+///
+/// [`OptimizerState`] has it together with the velocities; a program that does not want them in memory all at once
+/// reads and writes it with a file's [`Header`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateRecord {
+    /// The configuration at the time; see [`OptimizerState::config`].
+    pub config: SgdConfig,
+    /// How many steps the optimizer has made.
+    pub steps: u64,
+    /// How many steps have been applied to each tensor, by name. A tensor without a velocity is in it, too.
+    pub applied_steps: BTreeMap<String, u64>,
+}
+
+impl StateRecord {
+    /// The record as a file's metadata.
     ///
     /// # Errors
-    /// [`StateFileError`] if a velocity does not have as many elements as its shape says.
-    pub fn to_safetensors(&self) -> Result<Vec<u8>, StateFileError> {
-        let applied_steps: BTreeMap<_, _> = self
-            .tensors
-            .iter()
-            .map(|tensor| (tensor.name.as_str(), tensor.applied_steps))
-            .collect();
+    /// [`StateFileError::Metadata`] if a part of it cannot be written as JSON.
+    pub fn to_metadata(&self) -> Result<Vec<(String, String)>, StateFileError> {
         let entries = [
             ("format_version", FORMAT_VERSION.to_owned()),
             ("form", self.config.form().to_string()),
@@ -91,29 +85,21 @@ impl OptimizerState {
                 serde_json::to_string(&ConfigRecord::of(&self.config))?,
             ),
             ("steps", self.steps.to_string()),
-            ("applied_steps", serde_json::to_string(&applied_steps)?),
+            ("applied_steps", serde_json::to_string(&self.applied_steps)?),
         ];
-        let metadata: HashMap<_, _> = entries.map(|(key, value)| (key.to_owned(), value)).into();
-        let mut views = Vec::new();
-        for tensor in &self.tensors {
-            if let Some(velocity) = &tensor.velocity {
-                views.push((tensor.name.as_str(), f32_view(&tensor.shape, velocity)?));
-            }
-        }
-        Ok(safetensors::serialize(views, Some(metadata))?)
+        Ok(entries.map(|(key, value)| (key.to_owned(), value)).into())
     }
 
-    /// Reads the content of a state file. Tensors come in alphabetical order.
+    /// The record in the header of a state file.
     ///
     /// # Errors
-    /// [`StateFileError`] naming what is missing or wrong.
-    pub fn from_safetensors(file: &[u8]) -> Result<Self, StateFileError> {
-        let (_, header) = SafeTensors::read_metadata(file)?;
-        let tensors = SafeTensors::deserialize(file)?;
-        let metadata = header.metadata().as_ref();
+    /// [`StateFileError`] naming what is missing or wrong: a metadata entry, a velocity that is not F32 or has no
+    /// count.
+    pub fn of(header: &Header) -> Result<Self, StateFileError> {
         let entry = |key: &'static str| {
-            metadata
-                .and_then(|metadata| metadata.get(key))
+            let entry = header.metadata.iter().find(|(name, _)| name == key);
+            entry
+                .map(|(_, value)| value)
                 .ok_or(StateFileError::MissingMetadata { key })
         };
         let version = entry("format_version")?;
@@ -135,38 +121,115 @@ impl OptimizerState {
         let steps = entry("steps")?
             .parse()
             .map_err(|error: std::num::ParseIntError| malformed("steps")(error.to_string()))?;
-        let applied_steps: BTreeMap<String, u64> = serde_json::from_str(entry("applied_steps")?)
+        let counts: Entries<u64> = serde_json::from_str(entry("applied_steps")?)
             .map_err(|error| malformed("applied_steps")(error.to_string()))?;
-        if let Some(name) = tensors
-            .names()
-            .into_iter()
-            .filter(|name| !applied_steps.contains_key(*name))
-            .min()
-        {
-            return Err(StateFileError::MissingCount {
-                tensor: name.to_owned(),
+        if let Some(tensor) = counts.duplicate() {
+            return Err(StateFileError::DuplicateCount {
+                tensor: tensor.to_owned(),
             });
         }
+        let applied_steps: BTreeMap<_, _> = counts.0.into_iter().collect();
+        for tensor in header.in_place_order() {
+            if !applied_steps.contains_key(&tensor.name) {
+                return Err(StateFileError::MissingCount {
+                    tensor: tensor.name.clone(),
+                });
+            }
+            check_f32(&tensor.name, tensor)?;
+        }
+        Ok(Self {
+            config,
+            steps,
+            applied_steps,
+        })
+    }
+}
+
+impl OptimizerState {
+    /// The content of a state file. The same state makes the same bytes.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, OptimizerState, SgdConfig};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", 2)])?;
+    /// optimizer.step(&mut [&mut [1.0, 2.0]], &[&[0.5, -0.5]])?;
+    /// let file = optimizer.state().to_safetensors()?;
+    ///
+    /// let mut resumed = CpuOptimizer::new(config, [("weight", 2)])?;
+    /// resumed.load_state(&OptimizerState::from_safetensors(&file)?)?;
+    /// assert_eq!(resumed.state(), optimizer.state());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StateFileError`] if a velocity does not have as many elements as its shape says, a name comes twice, or a
+    /// tensor with a velocity is named `__metadata__`, which no file can hold.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, StateFileError> {
+        let mut applied_steps = BTreeMap::new();
+        for tensor in &self.tensors {
+            if applied_steps
+                .insert(tensor.name.clone(), tensor.applied_steps)
+                .is_some()
+            {
+                return Err(StateFileError::DuplicateCount {
+                    tensor: tensor.name.clone(),
+                });
+            }
+        }
+        let record = StateRecord {
+            config: self.config,
+            steps: self.steps,
+            applied_steps,
+        };
+        Ok(serialize(
+            record.to_metadata()?,
+            self.velocities(|_, name| name.to_owned()),
+        )?)
+    }
+
+    /// Every velocity with its shape, under the name that `key` makes of a tensor's index and name.
+    fn velocities(&self, key: impl Fn(usize, &str) -> String) -> Vec<(String, &[usize], &[f32])> {
+        let tensors = self.tensors.iter().enumerate();
+        tensors
+            .filter_map(|(index, tensor)| {
+                let velocity = tensor.velocity.as_deref()?;
+                Some((key(index, &tensor.name), &*tensor.shape, velocity))
+            })
+            .collect()
+    }
+
+    /// Reads the content of a state file. Tensors come in alphabetical order.
+    ///
+    /// # Errors
+    /// [`StateFileError`] naming what is missing or wrong.
+    pub fn from_safetensors(file: &[u8]) -> Result<Self, StateFileError> {
+        let header = Header::of(file)?;
+        let StateRecord {
+            config,
+            steps,
+            applied_steps,
+        } = StateRecord::of(&header)?;
+        let mut velocities: HashMap<_, _> = header
+            .tensors()
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), tensor))
+            .collect();
         let tensor_state = |(name, applied_steps): (String, u64)| {
-            let view = tensors.tensor(&name).ok();
-            let velocity = view
-                .as_ref()
-                .map(|view| f32_values(&name, view))
-                .transpose()?;
-            Ok(TensorState {
-                shape: view.map_or_else(Vec::new, |view| view.shape().to_vec()),
+            let entry = velocities.remove(name.as_str());
+            TensorState {
+                shape: entry.map_or_else(Vec::new, |entry| entry.shape.clone()),
+                velocity: entry.map(|entry| bytemuck::pod_collect_to_vec(header.data(file, entry))),
                 name,
                 applied_steps,
-                velocity,
-            })
+            }
         };
         Ok(Self {
             config,
             steps,
-            tensors: applied_steps
-                .into_iter()
-                .map(tensor_state)
-                .collect::<Result<_, StateFileError>>()?,
+            tensors: applied_steps.into_iter().map(tensor_state).collect(),
         })
     }
 
@@ -193,30 +256,35 @@ impl OptimizerState {
         names: &[&str],
     ) -> Result<Self, StateFileError> {
         check_pytorchs_form(&config)?;
-        let buffers = SafeTensors::deserialize(file)?;
-        for key in buffers.names() {
-            let index = key
+        let header = Header::of(file)?;
+        let mut buffers = HashMap::new();
+        for entry in header.tensors() {
+            let index = entry
+                .name
                 .strip_prefix("state.")
                 .and_then(|rest| rest.strip_suffix(".momentum_buffer"))
                 .and_then(|index| index.parse::<usize>().ok());
-            if index.is_none_or(|index| index >= names.len()) {
+            // Only the one spelling of an index is a key: `07` is none.
+            let Some(index) =
+                index.filter(|index| *index < names.len() && pytorch_key(*index) == entry.name)
+            else {
                 return Err(StateFileError::UnknownKey {
-                    key: key.to_owned(),
+                    key: entry.name.clone(),
                     parameters: names.len(),
                 });
-            }
+            };
+            buffers.insert(index, entry);
         }
         let tensor_state = |(index, name): (usize, &&str)| {
-            let view = buffers.tensor(&pytorch_key(index)).ok();
-            let velocity = view
-                .as_ref()
-                .map(|view| f32_values(name, view))
-                .transpose()?;
+            let entry = buffers.get(&index);
+            if let Some(entry) = entry {
+                check_f32(name, entry)?;
+            }
             Ok(TensorState {
                 name: (*name).to_owned(),
-                shape: view.map_or_else(Vec::new, |view| view.shape().to_vec()),
-                applied_steps: velocity.is_some().into(),
-                velocity,
+                shape: entry.map_or_else(Vec::new, |entry| entry.shape.clone()),
+                applied_steps: entry.is_some().into(),
+                velocity: entry.map(|entry| bytemuck::pod_collect_to_vec(header.data(file, entry))),
             })
         };
         let tensors: Vec<_> = names
@@ -239,13 +307,10 @@ impl OptimizerState {
     /// have as many elements as its shape says.
     pub fn to_pytorch(&self) -> Result<Vec<u8>, StateFileError> {
         check_pytorchs_form(&self.config)?;
-        let mut views = Vec::new();
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            if let Some(velocity) = &tensor.velocity {
-                views.push((pytorch_key(index), f32_view(&tensor.shape, velocity)?));
-            }
-        }
-        Ok(safetensors::serialize(views, None)?)
+        Ok(serialize(
+            Vec::new(),
+            self.velocities(|index, _| pytorch_key(index)),
+        )?)
     }
 }
 
@@ -260,20 +325,12 @@ fn pytorch_key(index: usize) -> String {
     format!("state.{index}.momentum_buffer")
 }
 
-fn f32_view<'data>(
-    shape: &[usize],
-    values: &'data [f32],
-) -> Result<TensorView<'data>, StateFileError> {
-    let bytes = bytemuck::cast_slice(values);
-    Ok(TensorView::new(Dtype::F32, shape.to_vec(), bytes)?)
-}
-
-fn f32_values(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, StateFileError> {
-    if view.dtype() != Dtype::F32 {
-        return Err(StateFileError::Dtype {
-            tensor: name.to_owned(),
-            actual: format!("{:?}", view.dtype()),
-        });
+fn check_f32(tensor: &str, entry: &TensorEntry) -> Result<(), StateFileError> {
+    if entry.dtype == Dtype::F32 {
+        return Ok(());
     }
-    Ok(bytemuck::pod_collect_to_vec(view.data()))
+    Err(StateFileError::Dtype {
+        tensor: tensor.to_owned(),
+        actual: entry.dtype.to_string(),
+    })
 }

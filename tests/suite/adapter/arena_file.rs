@@ -1,6 +1,5 @@
-use std::collections::HashMap;
-
 use safetensors::tensor::{Dtype, SafeTensors};
+use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
@@ -17,7 +16,7 @@ fn config() -> SgdConfig {
 
 /// A file whose tensors stand neither in alphabetical order nor where an `f32` is aligned.
 fn model_file() -> Vec<u8> {
-    let header = r#"{"z":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
+    let header = r#"{"__metadata__":{"format":"pt","sshs_model_hash":"0","about":"a test"},"z":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
         "ids":{"dtype":"I64","shape":[1],"data_offsets":[24,32]},
         "a":{"dtype":"F32","shape":[],"data_offsets":[32,36]},
         "half":{"dtype":"F16","shape":[2],"data_offsets":[36,40]},
@@ -66,10 +65,12 @@ fn an_arena_from_a_file_steps_and_goes_back_into_one() {
         arena.upload_all_grads(&grads).unwrap();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
         bench.step(&mut optimizer);
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let file = block_on(device, arena.to_safetensors(Some(metadata.clone()))).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&file).unwrap();
-        assert_eq!(header.metadata(), &Some(metadata));
+        let file = block_on(device, arena.to_safetensors()).unwrap();
+        assert_eq!(block_on(device, arena.to_safetensors()).unwrap(), file);
+        // In the file's order; a hash of what has changed is no longer there.
+        let kept = [("format", "pt"), ("about", "a test")];
+        let kept = kept.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(Header::of(&file).unwrap().metadata, kept);
         let stepped = SafeTensors::deserialize(&file).unwrap();
         assert_eq!(stepped.len(), 3);
         for ((tensor, start), grads) in tensors.iter().zip(model_values()).zip(&grads) {
@@ -108,7 +109,7 @@ fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
     );
     let cut_short = load(&bench, &model_file()[..500]);
     assert!(
-        matches!(cut_short, Err(ArenaFileError::Safetensors(_))),
+        matches!(cut_short, Err(ArenaFileError::Header(_))),
         "{cut_short:?}"
     );
     let other = Bench::with(OPTIONAL_FEATURES);
@@ -122,4 +123,50 @@ fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
         load(Bench::best(), &model_file()).unwrap().tensors().len(),
         3
     );
+}
+
+#[test]
+fn empty_tensors_of_a_file_keep_its_order() {
+    let mut file = Vec::new();
+    let names = ["e3", "e1", "a", "e2", "e0"];
+    let entry = |name: &str| match name {
+        "a" => r#""a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#.to_owned(),
+        name => format!(r#""{name}":{{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]}}"#),
+    };
+    let header = format!("{{{}}}", names.map(entry).join(","));
+    file.extend((header.len() as u64).to_le_bytes());
+    file.extend(header.bytes());
+    file.extend(1.0_f32.to_le_bytes());
+    let bench = Bench::best();
+    for _ in 0..10 {
+        let (arena, _) = Arena::from_safetensors(&bench.device, &bench.queue, &file).unwrap();
+        let order: Vec<_> = arena.tensors().iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(order, ["e3", "e1", "e2", "e0", "a"]);
+    }
+}
+
+#[test]
+fn an_arena_that_no_file_can_hold_says_so_when_it_is_written() {
+    let bench = Bench::best();
+    let (device, queue) = (&bench.device, &bench.queue);
+    let tensors = [("a", vec![2]), ("__metadata__", vec![3])];
+    let mut arena = Arena::new(device, queue, tensors).unwrap();
+    let refused = block_on(device, arena.to_safetensors());
+    assert!(
+        matches!(
+            refused,
+            Err(ArenaFileError::Header(HeaderError::ReservedName))
+        ),
+        "{refused:?}"
+    );
+    arena = Arena::new(device, queue, [("a", vec![2])]).unwrap();
+    let entry = ("format".to_owned(), "pt".to_owned());
+    arena.file_metadata_mut().extend([entry.clone(), entry]);
+    let refused = block_on(device, arena.to_safetensors());
+    assert!(
+        matches!(&refused, Err(ArenaFileError::Header(HeaderError::DuplicateKey { key })) if key == "format"),
+        "{refused:?}"
+    );
+    arena.file_metadata_mut().pop();
+    block_on(device, arena.to_safetensors()).unwrap();
 }

@@ -2,6 +2,8 @@
 
 mod config;
 mod cpu;
+#[cfg(feature = "safetensors")]
+mod files;
 mod golden;
 pub mod groups;
 mod mathematics;

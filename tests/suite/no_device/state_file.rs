@@ -1,5 +1,6 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use wgpu_optim::files::HeaderError;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateFileError};
 
@@ -56,8 +57,51 @@ fn shapes_are_kept() {
     wrong.tensors[0].shape = vec![7];
     assert!(matches!(
         wrong.to_safetensors(),
-        Err(StateFileError::Safetensors(_))
+        Err(StateFileError::Header(_))
     ));
+}
+
+/// The learning rate and the decay are those of a state whose file an inexact parser read back as a decay over one.
+#[test]
+fn the_same_state_makes_the_same_bytes_and_every_number_reads_back_as_itself() {
+    let (lr, decay) = (0.073, 13.698_630_136_986_303);
+    let config = SgdConfig::builder(lr)
+        .momentum(0.1 + 0.2)
+        .decoupled_weight_decay(decay);
+    let mut state = state();
+    state.config = config.build().unwrap();
+    let file = state.to_safetensors().unwrap();
+    for _ in 0..20 {
+        assert_eq!(state.to_safetensors().unwrap(), file);
+    }
+    assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
+}
+
+#[test]
+fn names_that_no_file_can_hold_are_refused_when_it_is_written() {
+    let with_names = |names: [&str; 2]| {
+        let mut state = state();
+        state.tensors.push(state.tensors[0].clone());
+        for (tensor, name) in state.tensors.iter_mut().zip(names) {
+            tensor.name = name.to_owned();
+        }
+        state
+    };
+    let reserved = with_names(["a", "__metadata__"]).to_safetensors();
+    assert!(
+        matches!(
+            reserved,
+            Err(StateFileError::Header(HeaderError::ReservedName))
+        ),
+        "{reserved:?}"
+    );
+    let twice = with_names(["a", "a"]).to_safetensors();
+    assert!(
+        matches!(&twice, Err(StateFileError::DuplicateCount { tensor }) if tensor == "a"),
+        "{twice:?}"
+    );
+    let file = with_names(["a", "metadata"]).to_safetensors().unwrap();
+    OptimizerState::from_safetensors(&file).unwrap();
 }
 
 #[test]
@@ -105,8 +149,10 @@ fn files_that_are_no_states_are_refused_by_name() {
     assert!(set("steps", "-1").contains("steps does not read"));
     assert!(set("applied_steps", "[1]").contains("applied_steps does not read"));
     assert!(set("applied_steps", "{}").contains("tensor \"a\" has no applied step count"));
+    let twice = set("applied_steps", r#"{"a":1,"a":2}"#);
+    assert_eq!(twice, "tensor \"a\" has two applied step counts");
     let text = OptimizerState::from_safetensors(b"this is text").unwrap_err();
-    assert!(matches!(text, StateFileError::Safetensors(_)));
+    assert!(matches!(text, StateFileError::Header(_)));
 }
 
 #[derive(Deserialize)]

@@ -1,0 +1,122 @@
+//! The index of a model in several files, as Hugging Face's libraries write it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::entries::Entries;
+use super::error::IndexError;
+use super::is_git_lfs_pointer;
+
+/// Which of a model's files (shards) each of its tensors lies in: a `model.safetensors.index.json`.
+///
+/// ```
+/// use wgpu_optim::files::Index;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let index = Index::parse(
+///     br#"{"metadata": {"total_size": 8}, "weight_map": {"w": "model-2.safetensors", "b": "model-1.safetensors"}}"#,
+/// )?;
+/// assert_eq!(index.shards(), ["model-1.safetensors", "model-2.safetensors"]);
+/// assert_eq!(index.tensors()[0], ("w".to_owned(), "model-2.safetensors".to_owned()));
+///
+/// // A name that leaves the index's folder is refused.
+/// assert!(Index::parse(br#"{"weight_map": {"w": "../other/model.safetensors"}}"#).is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    tensors: Vec<(String, String)>,
+    shards: Vec<String>,
+}
+
+/// What is read and written; an index may hold more, which is nothing to us.
+#[derive(Deserialize)]
+struct Json {
+    weight_map: Entries<String>,
+}
+
+impl Index {
+    /// An index of these tensors, each with the name of its file.
+    ///
+    /// # Errors
+    /// [`IndexError`] if a tensor comes twice, or a file's name is not a plain one.
+    pub fn new(tensors: Vec<(String, String)>) -> Result<Self, IndexError> {
+        let weight_map = Entries(tensors);
+        if let Some(tensor) = weight_map.duplicate() {
+            return Err(IndexError::DuplicateTensor {
+                tensor: tensor.to_owned(),
+            });
+        }
+        for (tensor, shard) in &weight_map.0 {
+            if !is_plain_file_name(shard) {
+                return Err(IndexError::LeavesFolder {
+                    tensor: tensor.clone(),
+                    shard: shard.clone(),
+                });
+            }
+        }
+        let shards: BTreeSet<_> = weight_map.0.iter().map(|(_, shard)| shard).collect();
+        Ok(Self {
+            shards: shards.into_iter().cloned().collect(),
+            tensors: weight_map.0,
+        })
+    }
+
+    /// Reads an index.
+    ///
+    /// # Errors
+    /// [`IndexError`] if it is not JSON with a `weight_map` from tensor to file, and as [`new`](Self::new).
+    pub fn parse(json: &[u8]) -> Result<Self, IndexError> {
+        if is_git_lfs_pointer(json) {
+            return Err(IndexError::GitLfsPointer);
+        }
+        let Json { weight_map } = serde_json::from_slice(json)?;
+        Self::new(weight_map.0)
+    }
+
+    /// The index as a file, its tensors in alphabetical order; `total_size` is the bytes of all of them.
+    ///
+    /// # Errors
+    /// [`IndexError::Json`] if it cannot be written as JSON.
+    pub fn to_bytes(&self, total_size: u64) -> Result<Vec<u8>, IndexError> {
+        #[derive(Serialize)]
+        struct Json<'a> {
+            metadata: Metadata,
+            weight_map: Entries<&'a str>,
+        }
+        #[derive(Serialize)]
+        struct Metadata {
+            total_size: u64,
+        }
+        let tensors = self.tensors.iter();
+        let mut weight_map: Vec<_> = tensors
+            .map(|(tensor, shard)| (tensor.clone(), shard.as_str()))
+            .collect();
+        weight_map.sort_unstable();
+        let mut bytes = serde_json::to_vec_pretty(&Json {
+            metadata: Metadata { total_size },
+            weight_map: Entries(weight_map),
+        })?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Every tensor with the name of its file, in the index's order.
+    #[must_use]
+    pub fn tensors(&self) -> &[(String, String)] {
+        &self.tensors
+    }
+
+    /// The names of the files, in alphabetical order. They lie beside the index.
+    #[must_use]
+    pub fn shards(&self) -> &[String] {
+        &self.shards
+    }
+}
+
+/// Whether a name is that of a file in the folder at hand, on any system: no separator, no drive, no way up.
+fn is_plain_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', ':', '\0'])
+}
