@@ -98,7 +98,7 @@ pub use error::{ArenaFileError, StateFileError};
 pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 pub use groups::ParamGroups;
 pub use kernel::{KernelVariant, Kernels};
-pub use optimizer::GpuOptimizer;
+pub use optimizer::{GpuOptimizer, VelocitySlice};
 pub use presets::Preset;
 pub use scalars::ScalarPath;
 pub use sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};

@@ -1,6 +1,7 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::binding::{TensorBinding, check_bindings};
 use crate::coefficients::{Coefficients, Terms};
@@ -66,6 +67,17 @@ pub struct GpuOptimizer {
     prepared: bool,
     /// On the uniform path only.
     ring: Option<UniformRing>,
+}
+
+/// Some elements of a tensor's velocity, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
+#[derive(Clone, Debug)]
+pub struct VelocitySlice<'o> {
+    /// Which elements of the tensor.
+    pub elems: Range<u64>,
+    /// The buffer they lie in.
+    pub buffer: &'o wgpu::Buffer,
+    /// Byte offset of the first of them there.
+    pub offset_bytes: u64,
 }
 
 /// What tensors have in common that share a dispatch.
@@ -239,6 +251,35 @@ impl GpuOptimizer {
     #[must_use]
     pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
         self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
+    }
+
+    /// Where the velocity of a tensor lies, in runs of its elements, so that a program can save it or put another in
+    /// its place within an encoder of its own. Nothing where there is no momentum, or no such tensor.
+    pub fn velocity_slices(&self, tensor: &str) -> impl Iterator<Item = VelocitySlice<'_>> {
+        let parts = self
+            .tensors
+            .index_of(tensor)
+            .map(|tensor| self.plan.parts_of(tensor));
+        let parts = parts.into_iter().flatten();
+        parts.filter_map(|part| {
+            Some(VelocitySlice {
+                elems: part.elems.clone(),
+                buffer: self.velocity[part.piece].as_ref()?,
+                offset_bytes: self.plan.velocity_offset_bytes(part)?,
+            })
+        })
+    }
+
+    /// Says how many steps have been applied to a tensor: what goes with a velocity that was put in another's place.
+    /// Without any, its next step is its first, which a dampened configuration does not dampen.
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn set_applied_steps(&mut self, tensor: &str, steps: u64) -> Result<(), UnknownTensor> {
+        self.tensors.set_applied_steps(tensor, steps)?;
+        self.stale = true;
+        self.prepared = false;
+        Ok(())
     }
 
     /// How the tensors are cut into pieces.

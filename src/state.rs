@@ -104,24 +104,40 @@ impl Tensors {
         self.by_name.get(name).map(|index| &self.tensors[*index])
     }
 
-    /// Returns whether that changed anything.
-    pub(crate) fn set_frozen(&mut self, name: &str, frozen: bool) -> Result<bool, UnknownTensor> {
+    pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    fn get_mut(&mut self, name: &str) -> Result<&mut Tensor, UnknownTensor> {
         match self.by_name.get(name) {
-            Some(index) => {
-                let before = std::mem::replace(&mut self.tensors[*index].frozen, frozen);
-                Ok(before != frozen)
-            }
+            Some(index) => Ok(&mut self.tensors[*index]),
             None => Err(UnknownTensor {
                 tensor: name.to_owned(),
             }),
         }
     }
 
+    /// Returns whether that changed anything.
+    pub(crate) fn set_frozen(&mut self, name: &str, frozen: bool) -> Result<bool, UnknownTensor> {
+        let before = std::mem::replace(&mut self.get_mut(name)?.frozen, frozen);
+        Ok(before != frozen)
+    }
+
+    pub(crate) fn set_applied_steps(
+        &mut self,
+        name: &str,
+        steps: u64,
+    ) -> Result<(), UnknownTensor> {
+        self.get_mut(name)?.applied_steps = steps;
+        Ok(())
+    }
+
     /// Counts a step, and for every tensor that is not frozen an applied one.
     pub(crate) fn count_step(&mut self) {
-        self.steps += 1;
+        // A loaded state may say any number.
+        self.steps = self.steps.saturating_add(1);
         for tensor in self.tensors.iter_mut().filter(|tensor| !tensor.frozen) {
-            tensor.applied_steps += 1;
+            tensor.applied_steps = tensor.applied_steps.saturating_add(1);
         }
     }
 

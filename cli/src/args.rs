@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
 
 /// The fused momentum update on GPU and CPU. Without a command: bench.
@@ -53,26 +54,43 @@ pub enum Command {
 
 #[derive(Debug, ClapArgs)]
 pub struct StepArgs {
-    /// Parameters, a safetensors file
+    /// Parameters, a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     pub params: PathBuf,
-    /// Gradients, a safetensors file; a parameter without a gradient is frozen
+    /// Gradients, likewise; a parameter without a gradient is frozen. A pseudo-gradient is old minus new parameters:
+    /// where yours is new minus old, add --maximize
     #[arg(long, value_name = "FILE")]
     pub grads: PathBuf,
     /// State that an earlier step wrote; without it, a fresh start
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
-    /// Where to write the updated parameters; may be an input
+    /// Where to write the updated parameters; may be an input. An .index.json if --params is one
     #[arg(long, value_name = "FILE")]
     pub out_params: PathBuf,
-    /// Where to write the state for the next step; may be an input
+    /// Where to write the state for the next step; may be an input. For an .index.json, in as many files as --params
     #[arg(long, value_name = "FILE")]
     pub out_state: PathBuf,
     /// How many times to apply the same gradient
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+    /// What to do if a gradient is infinite or NaN: refuse the step, skip it (the outputs are the inputs), or apply it
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub nonfinite: NonFinite,
+    /// Leave tensors whose gradient holds integers or booleans as they are, instead of refusing the step
+    #[arg(long)]
+    pub skip_non_float: bool,
     #[command(flatten)]
     pub hyper: HyperArgs,
+}
+
+/// What becomes of a step with a gradient that is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    #[default]
+    Refuse,
+    Skip,
+    Apply,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -110,7 +128,8 @@ pub struct HyperArgs {
     /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
     #[arg(long)]
     pub decoupled: bool,
-    /// Ascend instead of descend
+    /// Ascend instead of descend: for gradients of what is to grow, and for pseudo-gradients of new minus old
+    /// parameters
     #[arg(long)]
     pub maximize: bool,
     /// Where the learning rate sits: heavy-ball, ema, lr-inside or particle

@@ -10,7 +10,6 @@ mod report;
 mod stream;
 mod timing;
 
-use std::fs;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,11 +18,11 @@ use serde::Serialize;
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice};
-use crate::files::{MappedFile, StagedFile, csv, f32_shapes, replace_both};
+use crate::files::{Model, Outputs, csv, read_whole};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
 use crate::progress::Progress;
-use crate::{Failure, print};
+use crate::{Failure, print, warn};
 use paths::{Path, Setup};
 use report::{Case, Comparison, Report, System};
 use timing::Median;
@@ -47,9 +46,13 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let grid = grid(args)?;
     let old = args.compare.as_deref().map(read_report).transpose()?;
-    let stage = |path: &PathBuf| StagedFile::create(path);
-    let table_file = args.csv.as_ref().map(stage).transpose()?;
-    let picture_file = args.plot.as_ref().map(stage).transpose()?;
+    let mut outputs = Outputs::default();
+    let mut stage = |role, path: &Option<PathBuf>| {
+        let path = path.as_ref();
+        path.map(|path| outputs.stage(role, path)).transpose()
+    };
+    let table_file = stage("--csv", &args.csv)?;
+    let picture_file = stage("--plot", &args.plot)?;
     if let Some(path) = &args.plot {
         plot::check_extension(path)?;
     }
@@ -106,19 +109,19 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     };
     report.conclude();
 
-    if let Some(file) = &table_file {
-        file.write_bytes(&csv(report.rows.iter()).map_err(Failure::Failed)?)?;
+    if let Some(file) = table_file {
+        let table = csv(report.rows.iter()).map_err(Failure::Failed)?;
+        outputs.get(file).write_all_at(&table, 0)?;
     }
-    if let (Some(file), Some(path)) = (&picture_file, &args.plot) {
+    if let (Some(file), Some(path)) = (picture_file, &args.plot) {
         let picture = plot::draw(&report, path).map_err(Failure::Failed)?;
-        file.write_bytes(&picture)?;
+        outputs.get(file).write_all_at(&picture, 0)?;
     }
     interrupt.check()?;
-    match (table_file, picture_file) {
-        (Some(table), Some(picture)) => replace_both(table, picture)?,
-        (Some(file), None) | (None, Some(file)) => file.replace_target()?,
-        (None, None) => {}
-    }
+    outputs
+        .replace_targets()?
+        .iter()
+        .for_each(|lost| warn(lost));
     let comparison = old.map(|old| report.compare(&old));
     let text = report.to_text()
         + &comparison
@@ -131,9 +134,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
 /// Elements of each tensor, for every problem: sizes by numbers of tensors, or a model's.
 fn grid(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
     if let Some(path) = &args.model {
-        let file = MappedFile::open(path)?;
-        let (tensors, _) = file.parse()?;
-        let shapes = f32_shapes(&tensors);
+        let shapes = Model::open(path)?.f32_shapes();
         let sizes: Vec<usize> = shapes
             .iter()
             .map(|(_, shape)| shape.iter().product())
@@ -202,8 +203,7 @@ fn measure(
 
 /// A report that `bench --json` printed before.
 fn read_report(path: &FilePath) -> anyhow::Result<Report> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let report: Report = serde_json::from_slice(&text)
+    let report: Report = serde_json::from_slice(&read_whole(path)?)
         .with_context(|| format!("{} is not a report of bench --json", path.display()))?;
     anyhow::ensure!(
         report.format == Report::format(),

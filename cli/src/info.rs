@@ -8,8 +8,7 @@ use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, adapters, wgpu};
 
 use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::{Adapter, NO_ADAPTER_HINT};
-use crate::files::{MappedFile, f32_shapes};
-use crate::{Failure, print};
+use crate::{Failure, files, print};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -95,7 +94,7 @@ type Model = [(String, Vec<usize>)];
 
 pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
     let model = match &args.plan {
-        Some(path) => Some(f32_shapes(&MappedFile::open(path)?.parse()?.0)),
+        Some(path) => Some(files::Model::open(path)?.f32_shapes()),
         None => None,
     };
     let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());

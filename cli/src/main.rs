@@ -28,14 +28,12 @@ enum Failure {
     Refused(anyhow::Error),
     /// The device failed, or computed something wrong: exit code 1.
     Failed(anyhow::Error),
-    /// Ctrl-C: exit code 130, and nothing has been written.
-    Interrupted,
+    /// A signal asked the program to end: exit code 128 and its number, as of one that it has ended (130 for Ctrl-C),
+    /// and nothing has been written.
+    Interrupted(u8),
 }
 
 impl Failure {
-    /// Exit code after Ctrl-C, as of a program that the signal has ended.
-    const INTERRUPTED: u8 = 130;
-
     fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::Failed(error.into())
     }
@@ -78,12 +76,17 @@ fn report(failure: &Failure) -> ExitCode {
     let (error, code) = match failure {
         Failure::Refused(error) => (format!("{error:#}"), 2),
         Failure::Failed(error) => (format!("{error:#}"), 1),
-        Failure::Interrupted => ("interrupted".to_owned(), Failure::INTERRUPTED),
+        Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
     };
     let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
     // Where stderr is closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "error: {line}");
     ExitCode::from(code)
+}
+
+/// One line on stderr about something that did not keep the command from its work.
+fn warn(message: &str) {
+    let _ = writeln!(io::stderr(), "warning: {message}");
 }
 
 /// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe

@@ -16,9 +16,10 @@ use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{Coefficients, SgdConfig, Terms};
 
 use crate::args::{CommonArgs, ExperimentsArgs};
-use crate::files::{StagedFile, csv};
+use crate::files::{Outputs, csv};
+use crate::interrupt::Interrupt;
 use crate::picture::sheet;
-use crate::{Failure, print};
+use crate::{Failure, print, warn};
 
 #[derive(Debug, Serialize)]
 struct Summary {
@@ -29,6 +30,7 @@ struct Summary {
 }
 
 pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
+    let interrupt = Interrupt::catch()?;
     let dir = &args.out;
     fs::create_dir_all(dir).with_context(|| format!("cannot write into {}", dir.display()))?;
     let files = ["convergence", "energy", "hill"]
@@ -36,10 +38,10 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         .flat_map(|name| [format!("{name}.svg"), format!("{name}.csv")])
         .map(|name| dir.join(name))
         .collect::<Vec<_>>();
-    let staged = files
-        .iter()
-        .map(|file| StagedFile::create(file))
-        .collect::<Result<Vec<_>>>()?;
+    let mut outputs = Outputs::default();
+    for file in &files {
+        outputs.stage(file.display().to_string(), file)?;
+    }
 
     let (convergence, energy, hill) = (
         convergence::run().map_err(Failure::failed)?,
@@ -54,12 +56,14 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         sheet(&[hill::picture(&hill)]).map(String::into_bytes),
         csv(hill::rows(&hill)),
     ];
-    for (file, content) in staged.iter().zip(contents) {
-        file.write_bytes(&content.map_err(Failure::Failed)?)?;
+    for (output, content) in outputs.iter().zip(contents) {
+        output.write_all_at(&content.map_err(Failure::Failed)?, 0)?;
     }
-    for file in staged {
-        file.replace_target()?;
-    }
+    interrupt.check()?;
+    outputs
+        .replace_targets()?
+        .iter()
+        .for_each(|lost| warn(lost));
 
     let summary = Summary {
         files,

@@ -1,0 +1,507 @@
+//! Files that are written: beside their targets, without a name where the system can, and put in place together or
+//! not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use tempfile::TempPath;
+
+use super::at::write_all_at;
+
+const PREFIX: &str = ".wgpu-optim-";
+
+/// Links that are followed before they count as a circle, as on Linux.
+const MAX_LINKS: usize = 40;
+
+/// The outputs of a command.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    files: Vec<Output>,
+}
+
+/// A file that is being made and vanishes if it does not take its target's place.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    /// The file's name, where it has one already.
+    temp: Option<TempPath>,
+    target: PathBuf,
+    /// What the target was when the output was made.
+    existing: Option<Metadata>,
+    identity: Identity,
+    /// How the user named it.
+    role: String,
+}
+
+impl Outputs {
+    /// Makes sure that a file can be written to `target`, before any work is done for it, and that it is none of the
+    /// other outputs. `role` is how messages call it. Returns its index.
+    pub fn stage(&mut self, role: impl Into<String>, target: &Path) -> Result<usize> {
+        let output = Output::create(role.into(), target)?;
+        if let Some(other) = self.files.iter().find(|other| other.is_same_as(&output)) {
+            bail!(
+                "{} and {} are the same file, {}",
+                other.role,
+                output.role,
+                output.target.display()
+            );
+        }
+        self.files.push(output);
+        Ok(self.files.len() - 1)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Output> {
+        self.files.iter()
+    }
+
+    pub fn get(&self, index: usize) -> &Output {
+        &self.files[index]
+    }
+
+    /// Lets all files take their targets' places, or none. They are on disk before the first does. Returns what could
+    /// not be kept of the targets, for the user to know.
+    pub fn replace_targets(self) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        let finish = |output: &Output| output.finish();
+        // Each waits for its disk; together they wait once.
+        let finished: Vec<Result<Option<String>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .files
+                .iter()
+                .map(|output| scope.spawn(move || finish(output)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| bail!("a thread that wrote a file panicked"))
+                })
+                .collect()
+        });
+        for warning in finished {
+            warnings.extend(warning?);
+        }
+        let named: Vec<_> = self
+            .files
+            .into_iter()
+            .map(Output::named)
+            .collect::<Result<_>>()?;
+        replace_all(named)?;
+        Ok(warnings)
+    }
+}
+
+impl Output {
+    fn create(role: String, target: &Path) -> Result<Self> {
+        let cannot_write = || cannot_write(target);
+        let target = resolve_links(target).with_context(cannot_write)?;
+        let existing = fs::metadata(&target).ok();
+        if let Some(existing) = &existing {
+            ensure!(existing.is_file(), "{}: not a file", cannot_write());
+            ensure!(
+                !existing.permissions().readonly(),
+                "{}: it is read-only",
+                cannot_write()
+            );
+        }
+        let identity = Identity::of(&target).with_context(cannot_write)?;
+        let (file, temp) = temporary_file(directory_of(&target)).with_context(cannot_write)?;
+        Ok(Self {
+            file,
+            temp,
+            target,
+            existing,
+            identity,
+            role,
+        })
+    }
+
+    /// Where the file will be, links resolved.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Writes at a place of the file; the target stays as it is.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        write_all_at(&self.file, bytes, offset).with_context(|| cannot_write(&self.target))
+    }
+
+    /// Whether both have the same place, or the same file is in their places.
+    fn is_same_as(&self, other: &Self) -> bool {
+        self.identity == other.identity
+            || self
+                .existing
+                .as_ref()
+                .zip(other.existing.as_ref())
+                .is_some_and(|(one, other)| is_one_file(one, other))
+    }
+
+    /// Gives the file its target's owner and permissions and sees to it that it is on disk, or a crash could leave
+    /// the target empty. Returns what could not be kept.
+    fn finish(&self) -> Result<Option<String>> {
+        let finish = || -> io::Result<Option<String>> {
+            let lost = match &self.existing {
+                Some(existing) => keep_owner_and_permissions(&self.file, existing)?,
+                None => None,
+            };
+            self.file.sync_all()?;
+            Ok(lost)
+        };
+        let lost = finish().with_context(|| cannot_write(&self.target))?;
+        Ok(lost.map(|lost| format!("{}: {lost}", self.target.display())))
+    }
+
+    fn named(self) -> Result<Replacement> {
+        let temp = match self.temp {
+            Some(temp) => temp,
+            None => give_name(&self.file, directory_of(&self.target))
+                .with_context(|| cannot_write(&self.target))?,
+        };
+        Ok(Replacement {
+            temp,
+            target: self.target,
+        })
+    }
+}
+
+/// A written file with a name of its own, beside its target.
+struct Replacement {
+    temp: TempPath,
+    target: PathBuf,
+}
+
+/// Puts every file in its target's place, or none.
+fn replace_all(files: Vec<Replacement>) -> Result<()> {
+    let directories: Vec<_> = files
+        .iter()
+        .map(|file| directory_of(&file.target).to_owned())
+        .collect();
+    // The old files, under second names. The last needs none: nothing can fail after it.
+    let keep = |file: &Replacement| {
+        keep_aside(&file.target)
+            .with_context(|| format!("cannot replace {}", file.target.display()))
+    };
+    let kept = files.iter().rev().skip(1).rev().map(keep);
+    let mut kept = kept.collect::<Result<Vec<_>>>()?.into_iter();
+    let mut replaced = Vec::new();
+    for Replacement { temp, target } in files {
+        if let Err(error) = temp.persist(&target) {
+            let error = Error::from(error).context(cannot_write(&target));
+            return Err(put_back(replaced, error));
+        }
+        replaced.push((target, kept.next().flatten()));
+    }
+    for directory in directories {
+        // So that the new names survive a crash. Where a directory cannot be synced they are there all the same.
+        let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    }
+    Ok(())
+}
+
+/// Undoes replacements, the last one first, because of `error`.
+fn put_back(replaced: Vec<(PathBuf, Option<TempPath>)>, mut error: Error) -> Error {
+    for (target, old) in replaced.into_iter().rev() {
+        let undone = match old {
+            Some(old) => old.persist(&target).map_err(|error| error.error),
+            None => fs::remove_file(&target),
+        };
+        if let Err(undo) = undone {
+            error = error.context(format!(
+                "{} could not be put back: {undo}",
+                target.display()
+            ));
+        }
+    }
+    error
+}
+
+/// A second name for an existing file, under which it outlives its replacement.
+fn keep_aside(path: &Path) -> io::Result<Option<TempPath>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let aside = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .make_in(directory_of(path), |aside| {
+            // A file system without hard links takes a copy.
+            fs::hard_link(path, aside).or_else(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Err(error),
+                _ => fs::copy(path, aside).map(drop),
+            })
+        })?;
+    Ok(Some(aside.into_temp_path()))
+}
+
+/// Where a path leads: through links, the last of which may point to a file that does not exist yet.
+fn resolve_links(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(link) => path = directory_of(&path).join(link),
+            // No link, or nothing at all.
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::other("too many links lead to it"))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// What makes two paths one: the directory, whatever it is called, and the name in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    #[cfg(unix)]
+    directory: (u64, u64),
+    #[cfg(not(unix))]
+    directory: PathBuf,
+    name: OsString,
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let directory = directory_of(path);
+        let name = path.file_name();
+        let name = name.ok_or_else(|| io::Error::other("it names no file"))?;
+        Ok(Self {
+            #[cfg(unix)]
+            directory: device_and_inode(&fs::metadata(directory)?),
+            #[cfg(not(unix))]
+            directory: fs::canonicalize(directory)?,
+            // Their file systems usually do not tell the cases apart.
+            name: match cfg!(any(windows, target_os = "macos")) {
+                true => name.to_ascii_lowercase(),
+                false => name.to_owned(),
+            },
+        })
+    }
+}
+
+#[cfg(unix)]
+fn device_and_inode(metadata: &Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt as _;
+    (metadata.dev(), metadata.ino())
+}
+
+/// Whether two names are hard links to one file.
+fn is_one_file(one: &Metadata, other: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        device_and_inode(one) == device_and_inode(other)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (one, other);
+        false
+    }
+}
+
+/// A file in `directory` that vanishes with the process, whatever ends it, where the system has such; else one with a
+/// name that is removed when it is dropped.
+fn temporary_file(directory: &Path) -> io::Result<(File, Option<TempPath>)> {
+    #[cfg(target_os = "linux")]
+    if let Ok(file) = unnamed_file(directory) {
+        return Ok((file, None));
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX);
+    // What any new file gets, instead of a temporary file's privacy.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let (file, temp) = builder.tempfile_in(directory)?.into_parts();
+    Ok((file, Some(temp)))
+}
+
+/// A file without a name. Not every file system has them, and only by `/proc` can they be given one.
+#[cfg(target_os = "linux")]
+fn unnamed_file(directory: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o666)
+        .custom_flags(nix::fcntl::OFlag::O_TMPFILE.bits())
+        .open(directory)?;
+    fs::metadata(by_descriptor(&file))?;
+    Ok(file)
+}
+
+#[cfg(target_os = "linux")]
+fn by_descriptor(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd as _;
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Gives an unnamed file a name in `directory`, under which it is removed when that is dropped.
+fn give_name(file: &File, directory: &Path) -> io::Result<TempPath> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::fcntl::{AT_FDCWD, AtFlags};
+        let link = |name: &Path| {
+            let flags = AtFlags::AT_SYMLINK_FOLLOW;
+            nix::unistd::linkat(AT_FDCWD, &by_descriptor(file), AT_FDCWD, name, flags)?;
+            Ok(())
+        };
+        let named = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .make_in(directory, link)?;
+        Ok(named.into_temp_path())
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, directory);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Returns what could not be kept.
+fn keep_owner_and_permissions(file: &File, existing: &Metadata) -> io::Result<Option<String>> {
+    #[cfg(unix)]
+    let lost = keep_owner(file, existing)?;
+    #[cfg(not(unix))]
+    let lost = None;
+    let permissions = existing.permissions();
+    #[cfg(unix)]
+    let permissions = {
+        use std::os::unix::fs::PermissionsExt as _;
+        // What the file may do as its owner it must not do as another.
+        let mask = if lost.is_some() { 0o777 } else { 0o7777 };
+        fs::Permissions::from_mode(permissions.mode() & mask)
+    };
+    file.set_permissions(permissions)?;
+    Ok(lost)
+}
+
+#[cfg(unix)]
+fn keep_owner(file: &File, existing: &Metadata) -> io::Result<Option<String>> {
+    use std::os::unix::fs::{MetadataExt as _, fchown};
+
+    let new = file.metadata()?;
+    let (owner, group) = (existing.uid(), existing.gid());
+    if (new.uid(), new.gid()) == (owner, group) || fchown(file, Some(owner), Some(group)).is_ok() {
+        return Ok(None);
+    }
+    let lost_group = new.gid() != group && fchown(file, None, Some(group)).is_err();
+    let lost = match (new.uid() != owner, lost_group) {
+        (true, true) => format!("its owner {owner} and group {group} could not be kept"),
+        (true, false) => format!("its owner {owner} could not be kept"),
+        (false, true) => format!("its group {group} could not be kept"),
+        (false, false) => return Ok(None),
+    };
+    Ok(Some(lost))
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn stage(targets: &[(&Path, &str)]) -> Outputs {
+        let mut outputs = Outputs::default();
+        for (target, content) in targets {
+            let index = outputs.stage("--out", target).unwrap();
+            outputs
+                .get(index)
+                .write_all_at(content.as_bytes(), 0)
+                .unwrap();
+        }
+        outputs
+    }
+
+    /// Every file of a directory with its content.
+    fn files(directory: &Path) -> Vec<(String, String)> {
+        let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+        let mut files: Vec<_> = entries
+            .map(|entry| {
+                let content = fs::read_to_string(entry.path()).unwrap_or_default();
+                (entry.file_name().into_string().unwrap(), content)
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn expected(files: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = |(name, content): &(&str, &str)| (name.to_string(), content.to_string());
+        files.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn all_targets_change_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        stage(&[(&a, "a1"), (&b, "b1")]).replace_targets().unwrap();
+        stage(&[(&a, "a2"), (&b, "b2"), (&c, "c2")])
+            .replace_targets()
+            .unwrap();
+        let before = expected(&[("a", "a2"), ("b", "b2"), ("c", "c2")]);
+        assert_eq!(files(dir.path()), before);
+        drop(stage(&[(&a, "lost"), (&c, "lost")]));
+        assert_eq!(files(dir.path()), before);
+
+        // Each of the three in turn cannot be replaced: a directory has taken its place after it was checked. The
+        // first target exists, the second is new.
+        fs::remove_file(&b).unwrap();
+        for blocked in [&a, &b, &c] {
+            let outputs = stage(&[(&a, "a3"), (&b, "b3"), (&c, "c3")]);
+            let content = fs::read(blocked).ok();
+            if content.is_some() {
+                fs::remove_file(blocked).unwrap();
+            }
+            fs::create_dir(blocked).unwrap();
+            fs::write(blocked.join("in the way"), "").unwrap();
+            let error = format!("{:#}", outputs.replace_targets().unwrap_err());
+            assert!(error.contains(&blocked.display().to_string()), "{error}");
+            fs::remove_dir_all(blocked).unwrap();
+            if let Some(content) = content {
+                fs::write(blocked, content).unwrap();
+            }
+            assert_eq!(files(dir.path()), expected(&[("a", "a2"), ("c", "c2")]));
+        }
+    }
+
+    #[test]
+    fn a_file_with_a_name_of_its_own_is_put_in_place_and_removed_alike() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let mut outputs = stage(&[(&target, "unnamed")]);
+        let (file, temp) = {
+            let mut builder = tempfile::Builder::new();
+            builder
+                .prefix(PREFIX)
+                .tempfile_in(dir.path())
+                .unwrap()
+                .into_parts()
+        };
+        outputs.files[0].file = file;
+        outputs.files[0].temp = Some(temp);
+        outputs.get(0).write_all_at(b"named", 0).unwrap();
+        assert_eq!(files(dir.path()).len(), 1);
+        outputs.replace_targets().unwrap();
+        assert_eq!(files(dir.path()), expected(&[("a", "named")]));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_output_has_no_name_before_it_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let outputs = stage(&[(&target, "a1")]);
+        assert_eq!(files(dir.path()), []);
+        outputs.replace_targets().unwrap();
+        assert_eq!(files(dir.path()), expected(&[("a", "a1")]));
+    }
+}

@@ -1,0 +1,98 @@
+//! A file that is read.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use wgpu_optim::files::is_git_lfs_pointer;
+
+use super::at::read_exact_at;
+
+/// A file that is read by place and must not change meanwhile.
+#[derive(Debug)]
+pub struct SourceFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl SourceFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || -> io::Result<(File, Metadata)> {
+            // A pipe would block when it is opened, and cannot be read by place.
+            let kind = fs::metadata(path)?;
+            if kind.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            if !kind.is_file() {
+                return Err(io::Error::other("it is no regular file"));
+            }
+            let file = File::open(path)?;
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        };
+        let (file, metadata) = open().with_context(|| cannot_read(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The file itself, to be read from its start.
+    pub fn reader(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `buffer` from byte `offset` on.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        match read_exact_at(&self.file, buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                bail!("{}: it became shorter meanwhile", cannot_read(&self.path))
+            }
+            read => read.with_context(|| cannot_read(&self.path)),
+        }
+    }
+
+    /// Makes sure that what has been read is one version of the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = self.file.metadata();
+        let now = now.with_context(|| cannot_read(&self.path))?;
+        ensure!(
+            now.len() == self.bytes && now.modified().ok() == self.modified,
+            "{}: it was changed meanwhile",
+            cannot_read(&self.path)
+        );
+        Ok(())
+    }
+}
+
+/// The content of a small file.
+pub fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    let source = SourceFile::open(path)?;
+    let mut content = vec![0; source.bytes() as usize];
+    source.read_exact_at(&mut content, 0)?;
+    ensure!(
+        !is_git_lfs_pointer(&content),
+        "{} is a Git LFS pointer, not the file itself: `git lfs pull` in its repository fetches the file",
+        path.display()
+    );
+    Ok(content)
+}
+
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read {}", path.display())
+}

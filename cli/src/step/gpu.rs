@@ -1,0 +1,186 @@
+//! Windows on the GPU: uploaded, stepped and downloaded in one submission.
+
+use std::ops::Range;
+use std::sync::mpsc;
+
+use anyhow::{Context as _, anyhow};
+use wgpu_optim::{Arena, GpuOptimizer, Kernels, SgdConfig, wgpu};
+
+use super::plan::ELEM_BYTES;
+use super::stream::{Engine, Values};
+use crate::Failure;
+use crate::backend::OpenGpu;
+
+/// Name of the one tensor that an optimizer of windows has.
+const WINDOW: &str = "window";
+
+/// Buffers for one window, used again for the next. While one engine's window is computed, those of others are read
+/// and written.
+pub struct OnGpu<'g> {
+    open: &'g OpenGpu,
+    arena: Arena,
+    optimizer: GpuOptimizer,
+    /// Parameters, gradients and velocity, as they go to the device.
+    upload: wgpu::Buffer,
+    /// Parameters and velocity, as they come back.
+    download: wgpu::Buffer,
+    repeat: u32,
+}
+
+impl<'g> OnGpu<'g> {
+    /// An engine for windows of at most `max_elems` elements, a multiple of 4.
+    pub fn new(
+        open: &'g OpenGpu,
+        kernels: &Kernels,
+        config: SgdConfig,
+        max_elems: u64,
+        repeat: u32,
+    ) -> Result<Self, Failure> {
+        let (device, queue) = (&open.gpu.device, &open.gpu.queue);
+        let layout = [(WINDOW, vec![max_elems as usize])];
+        let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+        let optimizer =
+            GpuOptimizer::new(kernels, config, &arena.bindings()).map_err(Failure::failed)?;
+        let array_bytes = arena.params()[0].size();
+        let staging = |label, arrays, usage, mapped_at_creation| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: arrays * array_bytes,
+                usage,
+                mapped_at_creation,
+            })
+        };
+        use wgpu::BufferUsages as Usage;
+        let engine = Self {
+            upload: staging(
+                "wgpu_optim.upload",
+                3,
+                Usage::MAP_WRITE | Usage::COPY_SRC,
+                true,
+            ),
+            download: staging(
+                "wgpu_optim.download",
+                2,
+                Usage::MAP_READ | Usage::COPY_DST,
+                false,
+            ),
+            open,
+            arena,
+            optimizer,
+            repeat,
+        };
+        open.finish()?;
+        Ok(engine)
+    }
+}
+
+impl Engine for OnGpu<'_> {
+    fn step(&mut self, values: &mut Values, is_first: bool) -> Result<(), Failure> {
+        let numel = values.params.len();
+        let bytes = (numel * size_of::<f32>()) as u64;
+        let array_bytes = self.arena.params()[0].size();
+        {
+            let mapped = self.upload.get_mapped_range_mut(..);
+            let mut mapped = mapped.map_err(Failure::failed)?;
+            let arrays = [&values.params, &values.grads, &values.velocity];
+            for (array, start) in arrays.into_iter().zip((0..).step_by(array_bytes as usize)) {
+                let end = start + array.len() * size_of::<f32>();
+                mapped
+                    .slice(start..end)
+                    .copy_from_slice(bytemuck::cast_slice(array));
+            }
+        }
+        self.upload.unmap();
+
+        let device = &self.open.gpu.device;
+        let (params, grads) = (&self.arena.params()[0], &self.arena.grads()[0]);
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim.window"),
+        });
+        encoder.copy_buffer_to_buffer(&self.upload, 0, params, 0, bytes);
+        encoder.copy_buffer_to_buffer(&self.upload, array_bytes, grads, 0, bytes);
+        for slice in self.optimizer.velocity_slices(WINDOW) {
+            let (start, len) = within(&slice.elems, numel);
+            let from = 2 * array_bytes + start;
+            encoder.copy_buffer_to_buffer(
+                &self.upload,
+                from,
+                slice.buffer,
+                slice.offset_bytes,
+                len,
+            );
+        }
+        let applied = u64::from(!is_first);
+        self.optimizer
+            .set_applied_steps(WINDOW, applied)
+            .map_err(Failure::failed)?;
+        for _ in 0..self.repeat {
+            self.optimizer.step(&mut encoder).map_err(Failure::failed)?;
+        }
+        encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);
+        for slice in self.optimizer.velocity_slices(WINDOW) {
+            let (start, len) = within(&slice.elems, numel);
+            let to = array_bytes + start;
+            encoder.copy_buffer_to_buffer(
+                slice.buffer,
+                slice.offset_bytes,
+                &self.download,
+                to,
+                len,
+            );
+        }
+        let submission = self.open.gpu.queue.submit([encoder.finish()]);
+        let mapped = self.map();
+        device
+            .poll(wgpu::PollType::Wait {
+                submission_index: Some(submission),
+                timeout: None,
+            })
+            .context("the device did not finish")
+            .map_err(Failure::Failed)?;
+        for mapped in mapped {
+            mapped
+                .recv()
+                .map_err(|_| Failure::Failed(anyhow!("the device was lost")))?
+                .map_err(Failure::failed)?;
+        }
+        {
+            let mapped = self
+                .download
+                .get_mapped_range(..)
+                .map_err(Failure::failed)?;
+            let arrays = [&mut values.params, &mut values.velocity];
+            for (array, start) in arrays.into_iter().zip((0..).step_by(array_bytes as usize)) {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
+                bytes.copy_from_slice(&mapped[start..start + bytes.len()]);
+            }
+        }
+        self.download.unmap();
+        Ok(())
+    }
+}
+
+impl OnGpu<'_> {
+    /// Asks for the downloaded values, and for the place of the next ones to upload.
+    fn map(&self) -> [mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>; 2] {
+        let buffers = [
+            (&self.download, wgpu::MapMode::Read),
+            (&self.upload, wgpu::MapMode::Write),
+        ];
+        buffers.map(|(buffer, mode)| {
+            let (sender, receiver) = mpsc::channel();
+            buffer.map_async(mode, .., move |result| {
+                // Nobody waits any more after another failure.
+                let _ = sender.send(result);
+            });
+            receiver
+        })
+    }
+}
+
+/// Byte offset and length of those of `elems` that a window of `numel` elements has.
+fn within(elems: &Range<u64>, numel: usize) -> (u64, u64) {
+    let end = elems.end.min(numel as u64);
+    let start = elems.start.min(end);
+    (start * ELEM_BYTES, (end - start) * ELEM_BYTES)
+}

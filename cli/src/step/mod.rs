@@ -1,0 +1,323 @@
+//! `step`: the update applied to a model held in safetensors files, as a stream of windows.
+
+mod cpu;
+mod gpu;
+mod inputs;
+mod plan;
+mod stream;
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use serde::Serialize;
+use wgpu_optim::{Kernels, SgdConfig, StateRecord};
+
+use crate::args::{CommonArgs, NonFinite, StepArgs};
+use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
+use crate::files::Outputs;
+use crate::interrupt::Interrupt;
+use crate::{Failure, print, warn};
+use cpu::OnCpu;
+use gpu::OnGpu;
+use inputs::{Inputs, Pairing, record_after};
+use plan::{Plan, Targets, Window};
+use stream::{Engine, NonFiniteGradient, Stream, Streamed};
+
+/// Elements of a window on the CPU: it stays in the caches from its reading to its writing.
+const CPU_WINDOW_ELEMS: u64 = 1 << 18;
+
+/// Elements of a window on the GPU: large enough that a submission's own cost is small beside it.
+pub const GPU_WINDOW_ELEMS: u64 = 1 << 21;
+
+/// Windows in flight on the GPU: one is read or written while another is computed and a third is moved.
+const GPU_ENGINES: usize = 3;
+
+/// What was done, as printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: &'static str,
+    adapter: String,
+    reason: String,
+    tensors_updated: usize,
+    tensors_frozen: usize,
+    /// Of the frozen ones, those whose gradient held no floating-point numbers.
+    tensors_skipped_non_float: usize,
+    numel: u64,
+    /// Of one step.
+    dispatches: usize,
+    repeat: u32,
+    nonfinite: NonFiniteReport,
+    dropped_metadata: Vec<String>,
+    bytes_read: u64,
+    bytes_written: u64,
+    /// Of this process, as far as the system says.
+    peak_memory_bytes: Option<u64>,
+    total_ms: f64,
+    gb_per_s: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct NonFiniteReport {
+    mode: NonFinite,
+    /// The step was skipped: the outputs are the inputs.
+    skipped: bool,
+    gradients: Vec<NonFiniteGradient>,
+}
+
+pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let interrupt = Interrupt::catch()?;
+    let config = args.hyper.config().map_err(anyhow::Error::from)?;
+    let inputs = Inputs::open(args, &config)?;
+    let pairing = inputs.pair(&config, args.skip_non_float)?;
+    let job = Job {
+        args,
+        config,
+        inputs: &inputs,
+        interrupt: &interrupt,
+    };
+
+    let before = inputs.state.as_ref().map(|state| &state.record);
+    let record = record_after(before, config, &pairing, args.repeat.into());
+    let plan = job.plan(&pairing, &record)?;
+    let outputs = plan.stage(&inputs)?;
+    let Choice { backend, reason } = Choice::for_updates(common)?;
+    let (streamed, dispatches) = match &backend {
+        Backend::Gpu(open) => job.on_gpu(open, &plan, &outputs)?,
+        Backend::Cpu => (job.on_cpu(&plan, &outputs)?, 0),
+    };
+    let mut report = Report {
+        backend: match backend {
+            Backend::Gpu(_) => "gpu",
+            Backend::Cpu => "cpu",
+        },
+        adapter: match &backend {
+            Backend::Gpu(open) => open.name(),
+            Backend::Cpu => cpu_name(),
+        },
+        reason,
+        tensors_updated: pairing.updated.len(),
+        tensors_frozen: inputs.params.len() - pairing.updated.len(),
+        tensors_skipped_non_float: pairing.skipped_non_float,
+        numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
+        dispatches,
+        repeat: args.repeat,
+        nonfinite: NonFiniteReport {
+            mode: args.nonfinite,
+            skipped: false,
+            gradients: streamed.nonfinite,
+        },
+        dropped_metadata: plan.dropped_metadata,
+        bytes_read: streamed.bytes_read,
+        bytes_written: streamed.bytes_written,
+        peak_memory_bytes: None,
+        total_ms: 0.0,
+        gb_per_s: 0.0,
+    };
+
+    let outputs = if report.nonfinite.gradients.is_empty() {
+        outputs
+    } else if args.nonfinite == NonFinite::Skip {
+        drop(outputs);
+        report.tensors_frozen += report.tensors_updated;
+        report.tensors_updated = 0;
+        report.nonfinite.skipped = true;
+        let (outputs, copied) = job.skip()?;
+        report.bytes_read += copied.bytes_read;
+        report.bytes_written += copied.bytes_written;
+        outputs
+    } else {
+        return Err(refusal(&report.nonfinite.gradients).into());
+    };
+    interrupt.check()?;
+    for warning in outputs.replace_targets()? {
+        warn(&warning);
+    }
+
+    let total = started.elapsed().as_secs_f64();
+    report.total_ms = total * 1e3;
+    report.gb_per_s = (report.bytes_read + report.bytes_written) as f64 / total.max(1e-9) / 1e9;
+    report.peak_memory_bytes = peak_memory_bytes();
+    print(common, &report, report.to_text())
+}
+
+/// What all ways to compute a step have in common.
+struct Job<'j> {
+    args: &'j StepArgs,
+    config: SgdConfig,
+    inputs: &'j Inputs,
+    interrupt: &'j Interrupt,
+}
+
+impl Job<'_> {
+    fn plan<'p>(&self, pairing: &'p Pairing, record: &StateRecord) -> Result<Plan<'p>> {
+        let targets = Targets {
+            params: &self.args.out_params,
+            state: &self.args.out_state,
+        };
+        Plan::new(
+            self.inputs,
+            pairing,
+            record,
+            targets,
+            self.config.has_velocity(),
+        )
+    }
+
+    fn on_cpu(&self, plan: &Plan<'_>, outputs: &Outputs) -> Result<Streamed, Failure> {
+        // One more than there are cores, which works while another waits for the disk.
+        let threads = rayon::current_num_threads() + 1;
+        let engine = |_| -> Box<dyn Engine> { Box::new(OnCpu::new(self.config, self.args.repeat)) };
+        let windows = plan.windows(CPU_WINDOW_ELEMS);
+        let engines = (0..threads.min(windows.len())).map(engine).collect();
+        self.stream(plan, &windows, outputs).run(engines)
+    }
+
+    fn on_gpu(
+        &self,
+        open: &OpenGpu,
+        plan: &Plan<'_>,
+        outputs: &Outputs,
+    ) -> Result<(Streamed, usize), Failure> {
+        let kernels = Kernels::new(&open.gpu.device, &open.gpu.queue).map_err(Failure::failed)?;
+        let windows = plan.windows(GPU_WINDOW_ELEMS);
+        let updates = windows.iter().filter_map(|window| match window {
+            Window::Update { elems, .. } => Some(*elems),
+            Window::Copy(_) => None,
+        });
+        let largest = updates.clone().max().unwrap_or(0);
+        let engine = |_| -> Result<Box<dyn Engine + '_>, Failure> {
+            let max_elems = largest.next_multiple_of(4).max(4);
+            let engine = OnGpu::new(open, &kernels, self.config, max_elems, self.args.repeat)?;
+            Ok(Box::new(engine))
+        };
+        let engines = (0..GPU_ENGINES.min(windows.len())).map(engine);
+        let engines = engines.collect::<Result<Vec<_>, _>>()?;
+        let streamed = self.stream(plan, &windows, outputs).run(engines)?;
+        open.finish()?;
+        Ok((streamed, updates.count()))
+    }
+
+    fn stream<'s>(
+        &'s self,
+        plan: &'s Plan<'s>,
+        windows: &'s [Window],
+        outputs: &'s Outputs,
+    ) -> Stream<'s> {
+        Stream {
+            inputs: self.inputs,
+            plan,
+            windows,
+            outputs,
+            nonfinite: self.args.nonfinite,
+            interrupt: self.interrupt,
+        }
+    }
+
+    /// Writes the inputs: parameters, state and counts as they were.
+    fn skip(&self) -> Result<(Outputs, Streamed), Failure> {
+        let nothing = Pairing::default();
+        let record = match &self.inputs.state {
+            Some(state) => state.record.clone(),
+            None => record_after(None, self.config, &nothing, 0),
+        };
+        let plan = self.plan(&nothing, &record)?;
+        let outputs = plan.stage(self.inputs)?;
+        let copied = self.on_cpu(&plan, &outputs)?;
+        Ok((outputs, copied))
+    }
+}
+
+/// Says which gradients forbid the step, and the ways out.
+fn refusal(gradients: &[NonFiniteGradient]) -> anyhow::Error {
+    let mut message = String::new();
+    if let [gradient, others @ ..] = gradients {
+        message += &format!(
+            "tensor {:?}: {} of {} gradient elements are infinite or NaN, the first at index {}",
+            gradient.tensor, gradient.count, gradient.numel, gradient.first_index
+        );
+        if !others.is_empty() {
+            message += &format!(", and {} more tensors have such", others.len());
+        }
+    }
+    anyhow!(
+        "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
+    )
+}
+
+/// The most memory that this process has had.
+fn peak_memory_bytes() -> Option<u64> {
+    // Not `getrusage`, which on Linux counts what was there before this program was started in the process.
+    #[cfg(target_os = "linux")]
+    {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib << 10)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        None
+    }
+}
+
+impl Report {
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<12}{value}");
+        };
+        line("device", format!("{}: {}", self.backend, self.adapter));
+        line("why", self.reason.clone());
+        let mut tensors = format!(
+            "{} updated, {} frozen",
+            self.tensors_updated, self.tensors_frozen
+        );
+        if self.tensors_skipped_non_float > 0 {
+            tensors += &format!(
+                ", {} of them because their gradient holds no floating-point numbers",
+                self.tensors_skipped_non_float
+            );
+        }
+        line("tensors", tensors);
+        line("parameters", self.numel.to_string());
+        for gradient in &self.nonfinite.gradients {
+            line(
+                "not finite",
+                format!(
+                    "{} of {} gradient elements of tensor {:?}, the first at index {}",
+                    gradient.count, gradient.numel, gradient.tensor, gradient.first_index
+                ),
+            );
+        }
+        if self.nonfinite.skipped {
+            line("skipped", "the outputs are the inputs".to_owned());
+        }
+        if !self.dropped_metadata.is_empty() {
+            let keys = self.dropped_metadata.join(", ");
+            line("left out", format!("{keys}: hashes of what has changed"));
+        }
+        if self.backend == "gpu" {
+            line("dispatches", self.dispatches.to_string());
+        }
+        line("steps", self.repeat.to_string());
+        let mut files = format!(
+            "{:.3} GB read, {:.3} GB written",
+            self.bytes_read as f64 / 1e9,
+            self.bytes_written as f64 / 1e9
+        );
+        if let Some(bytes) = self.peak_memory_bytes {
+            files += &format!(", {} MiB of memory at most", bytes >> 20);
+        }
+        line("files", files);
+        line(
+            "total",
+            format!("{:.3} ms, {:.2} GB/s", self.total_ms, self.gb_per_s),
+        );
+        text
+    }
+}

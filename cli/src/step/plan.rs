@@ -1,0 +1,370 @@
+//! What a step writes, byte by byte: files that are laid out as the inputs are, and the windows that fill them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use wgpu_optim::StateRecord;
+use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+
+use super::inputs::{Inputs, Pairing, Updated};
+use crate::files::{Outputs, Shard, is_index};
+
+/// A byte of one of the files that are read, or of one of those that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub file: usize,
+    pub offset: u64,
+}
+
+impl At {
+    pub fn plus(self, bytes: u64) -> Self {
+        Self {
+            offset: self.offset + bytes,
+            ..self
+        }
+    }
+}
+
+/// The files that a step writes, and what goes where in them.
+#[derive(Debug)]
+pub struct Plan<'i> {
+    pub files: Vec<File>,
+    pub updates: Vec<Update<'i>>,
+    pub copies: Vec<Copy>,
+    /// Keys of the parameter files' metadata that are left out.
+    pub dropped_metadata: Vec<String>,
+}
+
+/// A file that is written.
+#[derive(Debug)]
+pub struct File {
+    /// How the user named it.
+    role: String,
+    path: PathBuf,
+    /// What it starts with: a header, or all of an index.
+    start: Vec<u8>,
+}
+
+/// A tensor whose elements are updated.
+#[derive(Debug)]
+pub struct Update<'i> {
+    pub tensor: &'i Updated,
+    pub params: At,
+    pub out_params: At,
+    /// None without momentum.
+    pub out_velocity: Option<At>,
+}
+
+/// Bytes of an input that are written as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copy {
+    pub from: At,
+    pub to: At,
+    pub bytes: u64,
+}
+
+/// A run of elements of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Index into the plan's updates.
+    pub update: usize,
+    pub elems: Range<u64>,
+}
+
+/// What is read, computed and written at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Runs of elements side by side, all of them at their first step or none.
+    Update {
+        segments: Vec<Segment>,
+        elems: u64,
+        is_first: bool,
+    },
+    Copy(Copy),
+}
+
+/// Where the outputs go.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets<'a> {
+    pub params: &'a Path,
+    pub state: &'a Path,
+}
+
+impl<'i> Plan<'i> {
+    /// Lays out the outputs: parameter files as they were read, and a state of `record`.
+    pub fn new(
+        inputs: &Inputs,
+        pairing: &'i Pairing,
+        record: &StateRecord,
+        targets: Targets<'_>,
+        keeps_velocity: bool,
+    ) -> Result<Self> {
+        let mut plan = Self {
+            files: Vec::new(),
+            updates: Vec::new(),
+            copies: Vec::new(),
+            dropped_metadata: Vec::new(),
+        };
+        let data_starts = plan.params_files(inputs, targets.params)?;
+        let velocities =
+            plan.state_files(inputs, pairing, record, targets.state, keeps_velocity)?;
+        for (place, named) in inputs.params.in_files() {
+            let name = place.entry.name.as_str();
+            let params = inputs.at_params(place);
+            let out_params = At {
+                file: place.shard,
+                offset: data_starts[place.shard] + place.entry.data_bytes.start,
+            };
+            let bytes = place.entry.data_bytes.end - place.entry.data_bytes.start;
+            // A tensor that the index does not name is no part of the model, whatever its name.
+            match pairing.updated.get(name).filter(|_| named) {
+                Some(tensor) => plan.updates.push(Update {
+                    tensor,
+                    params,
+                    out_params,
+                    out_velocity: velocities.get(name).copied(),
+                }),
+                None => plan.copy(params, out_params, bytes),
+            }
+        }
+        // The velocities of tensors that are not updated.
+        for (name, to) in &velocities {
+            let frozen = !pairing.updated.contains_key(name);
+            if let Some((from, bytes)) = inputs.velocity(name).filter(|_| frozen) {
+                plan.copy(from, *to, bytes);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The parameter files and their index. Returns where the data of each file start.
+    fn params_files(&mut self, inputs: &Inputs, target: &Path) -> Result<Vec<u64>> {
+        const ROLE: &str = "--out-params";
+        let index = inputs.params.index();
+        match index {
+            Some(_) => ensure!(
+                is_index(target),
+                "--params is the index of a model in several files, so --out-params has to be one, too: expected a \
+                 name that ends in .index.json, got {}",
+                target.display()
+            ),
+            None => ensure!(
+                !is_index(target),
+                "--params is a single file, so --out-params has to be one, too: a name that ends in .json is an index, \
+                 got {}",
+                target.display()
+            ),
+        }
+        let mut data_starts = Vec::new();
+        for shard in inputs.params.shards() {
+            let mut header = shard.header.clone();
+            header.metadata.retain(|(key, _)| {
+                let drop = is_content_hash(key);
+                if drop && !self.dropped_metadata.contains(key) {
+                    self.dropped_metadata.push(key.clone());
+                }
+                !drop
+            });
+            let start = header.to_bytes()?;
+            data_starts.push(start.len() as u64);
+            let (role, path) = match index {
+                Some(_) => {
+                    let name = file_name(shard);
+                    (format!("{ROLE} ({name})"), target.with_file_name(&name))
+                }
+                None => (ROLE.to_owned(), target.to_owned()),
+            };
+            self.files.push(File { role, path, start });
+        }
+        if let Some(index) = index {
+            self.files.push(File {
+                role: ROLE.to_owned(),
+                path: target.to_owned(),
+                start: index.json.clone(),
+            });
+        }
+        Ok(data_starts)
+    }
+
+    /// The state file or, for a target that is an index, one for each file of the parameters, and the index. Returns
+    /// where each velocity goes.
+    fn state_files(
+        &mut self,
+        inputs: &Inputs,
+        pairing: &Pairing,
+        record: &StateRecord,
+        target: &Path,
+        keeps_velocity: bool,
+    ) -> Result<BTreeMap<String, At>> {
+        const ROLE: &str = "--out-state";
+        let is_sharded = is_index(target);
+        let shards = if is_sharded {
+            inputs.params.shards().len()
+        } else {
+            1
+        };
+        let empty = StateRecord {
+            applied_steps: BTreeMap::new(),
+            ..record.clone()
+        };
+        let mut records = vec![empty; shards];
+        let mut velocities: Vec<Vec<_>> = vec![Vec::new(); shards];
+        for (name, steps) in &record.applied_steps {
+            let param = inputs.params.get(name);
+            let param = param.with_context(|| format!("tensor {name:?} has no parameter"))?;
+            let shard = param.shard.min(shards - 1);
+            records[shard].applied_steps.insert(name.clone(), *steps);
+            let is_updated = keeps_velocity && pairing.updated.contains_key(name);
+            if is_updated || inputs.velocity(name).is_some() {
+                let shape = param.entry.shape.clone();
+                velocities[shard].push((name.clone(), Dtype::F32, shape));
+            }
+        }
+        let (mut places, mut weight_map, mut total_size) = (BTreeMap::new(), Vec::new(), 0);
+        for (shard, (record, velocities)) in records.iter().zip(velocities).enumerate() {
+            let header = Header::new(record.to_metadata()?, velocities)?;
+            let start = header.to_bytes()?;
+            let (role, path) = if is_sharded {
+                let name = shard_name(target, shard, shards);
+                let tensors = header.tensors().iter();
+                weight_map.extend(tensors.map(|tensor| (tensor.name.clone(), name.clone())));
+                (format!("{ROLE} ({name})"), target.with_file_name(name))
+            } else {
+                (ROLE.to_owned(), target.to_owned())
+            };
+            for tensor in header.tensors() {
+                let place = At {
+                    file: self.files.len(),
+                    offset: start.len() as u64 + tensor.data_bytes.start,
+                };
+                places.insert(tensor.name.clone(), place);
+            }
+            total_size += header.data_len();
+            self.files.push(File { role, path, start });
+        }
+        if is_sharded {
+            self.files.push(File {
+                role: ROLE.to_owned(),
+                path: target.to_owned(),
+                start: Index::new(weight_map)?.to_bytes(total_size)?,
+            });
+        }
+        Ok(places)
+    }
+
+    fn copy(&mut self, from: At, to: At, bytes: u64) {
+        match self.copies.last_mut() {
+            Some(last) if last.from.plus(last.bytes) == from && last.to.plus(last.bytes) == to => {
+                last.bytes += bytes;
+            }
+            _ => self.copies.push(Copy { from, to, bytes }),
+        }
+    }
+
+    /// Makes the outputs beside their targets and writes what they start with. No two may be one file, and none may
+    /// be a file of a model whose index stays as it is.
+    pub fn stage(&self, inputs: &Inputs) -> Result<Outputs> {
+        let mut outputs = Outputs::default();
+        for file in &self.files {
+            let index = outputs.stage(&file.role, &file.path)?;
+            outputs.get(index).write_all_at(&file.start, 0)?;
+        }
+        let targets = outputs
+            .iter()
+            .filter_map(|output| output.target().canonicalize().ok());
+        let targets: Vec<_> = targets.collect();
+        for (index, shards) in inputs.shards_by_index() {
+            let index = index.canonicalize()?;
+            for shard in shards {
+                let shard = shard.source.path().canonicalize()?;
+                ensure!(
+                    targets.contains(&index) || !targets.contains(&shard),
+                    "cannot write {}: it belongs to {}, which would stay as it is; write to another folder, or replace \
+                     the index, too",
+                    shard.display(),
+                    index.display()
+                );
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// Cuts the work into windows of at most `max_elems` elements to update, or as many bytes as those have to copy.
+    pub fn windows(&self, max_elems: u64) -> Vec<Window> {
+        let mut windows = Vec::new();
+        for is_first in [true, false] {
+            let updates = self.updates.iter().enumerate();
+            let updates = updates
+                .filter(|(_, update)| (update.tensor.applied_steps == 0) == is_first)
+                .map(|(index, update)| (index, update.tensor.numel));
+            windows.extend(
+                fill(updates, max_elems).map(|(segments, elems)| Window::Update {
+                    segments,
+                    elems,
+                    is_first,
+                }),
+            );
+        }
+        let max_bytes = max_elems * ELEM_BYTES;
+        for copy in &self.copies {
+            let starts = (0..copy.bytes).step_by(max_bytes as usize);
+            windows.extend(starts.map(|start| {
+                Window::Copy(Copy {
+                    from: copy.from.plus(start),
+                    to: copy.to.plus(start),
+                    bytes: (copy.bytes - start).min(max_bytes),
+                })
+            }));
+        }
+        windows
+    }
+}
+
+/// Fills windows of `max_elems` elements with tensors of these indices and sizes, cutting them where one is full; the
+/// last may be smaller.
+fn fill(
+    tensors: impl Iterator<Item = (usize, u64)>,
+    max_elems: u64,
+) -> impl Iterator<Item = (Vec<Segment>, u64)> {
+    let mut full = Vec::new();
+    let (mut segments, mut elems) = (Vec::new(), 0);
+    for (update, numel) in tensors {
+        let mut done = 0;
+        while done < numel {
+            let some = (numel - done).min(max_elems - elems);
+            segments.push(Segment {
+                update,
+                elems: done..done + some,
+            });
+            done += some;
+            elems += some;
+            if elems == max_elems {
+                full.push((std::mem::take(&mut segments), std::mem::take(&mut elems)));
+            }
+        }
+    }
+    if elems > 0 {
+        full.push((segments, elems));
+    }
+    full.into_iter()
+}
+
+/// Bytes of an element of a parameter, a gradient or a velocity.
+pub const ELEM_BYTES: u64 = 4;
+
+fn file_name(shard: &Shard) -> String {
+    let name = shard.source.path().file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// The name of a file of a model in several files, as Hugging Face's libraries make it from that of the index.
+fn shard_name(index: &Path, shard: usize, shards: usize) -> String {
+    let name = index.file_name().unwrap_or_default().to_string_lossy();
+    let stem = [".safetensors.index.json", ".index.json", ".json"]
+        .iter()
+        .find_map(|ending| name.strip_suffix(ending))
+        .unwrap_or(&name);
+    format!("{stem}-{:05}-of-{shards:05}.safetensors", shard + 1)
+}
