@@ -33,7 +33,7 @@ pub enum HeaderError {
     },
     /// A file that is shorter or longer than its header says.
     #[error(
-        "not a whole safetensors file: it has {actual_bytes} bytes, expected {expected_bytes} by its header"
+        "not a safetensors file: it has {actual_bytes} bytes, expected {expected_bytes}, as its header says"
     )]
     Length {
         /// By the header.

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command as Process, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
+#[cfg(target_os = "linux")]
+use crate::running::Running;
 use crate::{wgpu_optim, without_driver};
 
 const GPU_PATHS: [&str; 5] = [
@@ -302,42 +301,23 @@ fn what_cannot_be_measured_is_refused_before_anything_is() {
     assert_eq!(fs::read_dir(workspace.path("")).unwrap().count(), 2);
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
     let workspace = Workspace::new();
-    let mut bench = Process::new(assert_cmd::cargo::cargo_bin!("wgpu-optim"));
+    let mut bench = wgpu_optim();
     bench
         .current_dir(workspace.path(""))
-        .args([
-            "bench",
-            "--device",
-            "cpu",
-            "--numel",
-            "64K",
-            "--seconds",
-            "600",
-        ])
-        .args(["--csv", "a.csv", "--plot", "a.svg"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let bench = bench.spawn().unwrap();
-    // Its files are being made beside their targets once it has begun.
-    let began = Instant::now();
-    while fs::read_dir(workspace.path("")).unwrap().count() < 2 {
-        assert!(began.elapsed() < Duration::from_secs(60), "it never begins");
-        thread::sleep(Duration::from_millis(10));
-    }
-    let kill = Process::new("kill")
-        .args(["-INT", &bench.id().to_string()])
-        .status();
-    assert!(kill.unwrap().success());
-    let output = bench.wait_with_output().unwrap();
+        .args(["bench", "--device", "cpu", "--numel", "64K"])
+        .args(["--seconds", "600", "--csv", "a.csv", "--plot", "a.svg"]);
+    let bench = Running::start(&bench, workspace.path("").as_path());
+    bench.signal("INT");
+    let output = bench.wait();
     assert_eq!(output.status.code(), Some(130));
     assert!(output.stdout.is_empty());
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
         "error: interrupted\n"
     );
-    assert_eq!(fs::read_dir(workspace.path("")).unwrap().count(), 0);
+    assert_eq!(workspace.snapshot().len(), 0);
 }

@@ -6,20 +6,37 @@
     reason = "tests fail by panicking"
 )]
 
+#[cfg(target_os = "linux")]
+mod as_root;
 mod benchmark;
 mod experiments;
+mod gradients;
+#[cfg(target_os = "linux")]
+mod interruptions;
 mod model;
+mod outputs;
 mod refusals;
 mod reports;
 mod rounds;
+#[cfg(target_os = "linux")]
+mod running;
+mod shards;
+
+use std::path::PathBuf;
 
 use assert_cmd::Command;
 
 /// Devices that a step is tested on.
 const DEVICES: [&str; 2] = ["cpu", "gpu"];
 
+/// The command that was built with these tests, or the one that `WGPU_OPTIM_COMMAND` names.
+fn program() -> PathBuf {
+    let other = std::env::var_os("WGPU_OPTIM_COMMAND").map(PathBuf::from);
+    other.unwrap_or_else(|| assert_cmd::cargo::cargo_bin!("wgpu-optim").to_owned())
+}
+
 fn wgpu_optim() -> Command {
-    Command::new(assert_cmd::cargo::cargo_bin!("wgpu-optim"))
+    Command::new(program())
 }
 
 /// On a machine whose Vulkan loader finds no driver.

@@ -178,6 +178,30 @@ fn files_that_are_not_there_or_not_safetensors() {
         refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
         fs::write(&path, "this is text, and a rather long one").unwrap();
         refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n";
+        fs::write(&path, pointer).unwrap();
+        refused(
+            &workspace,
+            &RESUME,
+            &[name, "Git LFS pointer", "git lfs pull"],
+        );
+        // A name twice at the same place, as a careless merge leaves it.
+        let twice = good_bytes.clone();
+        let header = String::from_utf8_lossy(&twice[8..]).into_owned();
+        let entry_start = header.find("\"a\":").unwrap();
+        let entry_end = entry_start + header[entry_start..].find("}").unwrap() + 1;
+        let doubled = format!(
+            "{},{}",
+            &header[entry_start..entry_end],
+            &header[entry_start..entry_end]
+        );
+        let json_bytes = u64::from_le_bytes(twice[..8].try_into().unwrap()) as usize;
+        let json = header[..json_bytes].replacen(&header[entry_start..entry_end], &doubled, 1);
+        let mut twice = (json.len() as u64).to_le_bytes().to_vec();
+        twice.extend(json.bytes());
+        twice.extend(&good_bytes[8 + json_bytes..]);
+        fs::write(&path, twice).unwrap();
+        refused(&workspace, &RESUME, &[name, "tensor \"a\" comes twice"]);
         fs::write(&path, "").unwrap();
         refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
         fs::remove_file(&path).unwrap();

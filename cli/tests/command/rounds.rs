@@ -9,6 +9,7 @@ use wgpu_optim::oracle::{Oracle, Rounding};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
+use crate::shards::check_that_shards_are_one_model;
 
 /// Learning rate and frozen tensors of one round.
 struct Round {
@@ -179,6 +180,7 @@ fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
     let model = Model::read(path.as_ref());
     for device in DEVICES {
         check(device, &model);
+        check_that_shards_are_one_model(device, &model);
     }
 }
 

@@ -1,0 +1,186 @@
+//! A step that does not come to its end: whatever happens, the outputs are as they were and nothing else is left.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command as Process, Output};
+
+use wgpu_optim::files::{Dtype, Header};
+
+use crate::model::{Model, Tensor, Workspace};
+use crate::program;
+use crate::running::Running;
+
+/// A workspace with a model of zeros that takes a while, but no space on the disk.
+fn large() -> Workspace {
+    let workspace = Workspace::new();
+    let numel = 24 << 20;
+    for name in ["params", "grads"] {
+        let tensor = ("w".to_owned(), Dtype::F32, vec![numel]);
+        let start = Header::new(Vec::new(), [tensor])
+            .unwrap()
+            .to_bytes()
+            .unwrap();
+        fs::write(workspace.path(name), &start).unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(workspace.path(name))
+            .unwrap();
+        file.set_len((start.len() + 4 * numel) as u64).unwrap();
+    }
+    fs::write(workspace.path("out_params"), "precious").unwrap();
+    fs::write(workspace.path("out_state"), "precious, too").unwrap();
+    workspace
+}
+
+fn start(workspace: &Workspace) -> Running {
+    let mut step = workspace.step();
+    step.args(["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"]);
+    Running::start(&step, &workspace.path(""))
+}
+
+/// Names and sizes of all files; the content of those that are precious.
+fn files(workspace: &Workspace) -> Vec<(String, u64, String)> {
+    let entries = fs::read_dir(workspace.path(""))
+        .unwrap()
+        .map(Result::unwrap);
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            let bytes = entry.metadata().unwrap().len();
+            let content = match bytes {
+                ..100 => fs::read_to_string(entry.path()).unwrap_or_default(),
+                _ => String::new(),
+            };
+            (entry.file_name().into_string().unwrap(), bytes, content)
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn signals_end_it_with_their_exit_code() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let workspace = large();
+        let before = files(&workspace);
+        let running = start(&workspace);
+        running.signal(signal);
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(code), "{signal}: {output:?}");
+        assert_eq!(stderr(&output), "error: interrupted\n");
+        assert!(output.stdout.is_empty());
+        assert_eq!(files(&workspace), before, "{signal}");
+    }
+}
+
+#[test]
+fn a_killed_one_leaves_nothing() {
+    let workspace = large();
+    let before = files(&workspace);
+    let running = start(&workspace);
+    running.signal("KILL");
+    assert_eq!(running.wait().status.signal(), Some(9));
+    assert_eq!(files(&workspace), before);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_an_error() {
+    for name in ["params", "grads"] {
+        for longer in [false, true] {
+            let workspace = large();
+            let running = start(&workspace);
+            let file = OpenOptions::new()
+                .write(true)
+                .open(workspace.path(name))
+                .unwrap();
+            let bytes = file.metadata().unwrap().len();
+            file.set_len(if longer { bytes + 1 } else { 4096 }).unwrap();
+            let before = files(&workspace);
+            let output = running.wait();
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            let stderr = stderr(&output);
+            let how = if longer {
+                "it was changed"
+            } else {
+                "it became shorter"
+            };
+            assert!(
+                stderr.contains(&format!("cannot read {name}: {how}"))
+                    && stderr.lines().count() == 1,
+                "{stderr}"
+            );
+            assert_eq!(files(&workspace), before);
+        }
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_replaced_takes_back_the_other() {
+    for blocked in ["out_params", "out_state"] {
+        let workspace = large();
+        let running = start(&workspace);
+        fs::remove_file(workspace.path(blocked)).unwrap();
+        fs::create_dir(workspace.path(blocked)).unwrap();
+        let before = files(&workspace);
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let stderr = stderr(&output);
+        assert!(
+            stderr.contains(blocked) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert_eq!(files(&workspace), before);
+    }
+}
+
+/// A file may become as large as so many blocks of 512 bytes: each write of both outputs fails once.
+#[test]
+fn a_write_that_fails_anywhere_changes_nothing() {
+    let workspace = Workspace::new();
+    let tensors = [
+        ("a", Tensor::f32(&[700], &[1.0; 700])),
+        ("frozen", Tensor::i64(&[7; 300])),
+        ("b", Tensor::f32(&[900], &[1.0; 900])),
+    ];
+    Model::new(tensors.clone()).write(&workspace.path("params"));
+    let [a, _, b] = tensors;
+    Model::new([a, b]).write(&workspace.path("grads"));
+    for name in ["out_params", "out_state"] {
+        fs::write(workspace.path(name), "precious").unwrap();
+    }
+    let before = workspace.snapshot();
+    let mut step = workspace.step();
+    step.args(["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"]);
+    let with_limit = |blocks: usize| {
+        let limited = format!("ulimit -f {blocks}; trap '' XFSZ; exec \"$0\" \"$@\"");
+        let mut shell = Process::new("sh");
+        let shell = shell.args(["-c", &limited]).arg(program());
+        shell
+            .args(step.get_args())
+            .current_dir(workspace.path(""))
+            .output()
+            .unwrap()
+    };
+    let largest = fs::metadata(workspace.path("params")).unwrap().len();
+    let blocks = (largest as usize).div_ceil(512);
+    assert!(blocks > 15);
+    for blocks in 0..blocks {
+        let output = with_limit(blocks);
+        assert_eq!(output.status.code(), Some(2), "{blocks}: {output:?}");
+        let stderr = stderr(&output);
+        assert!(
+            stderr.contains("cannot write out_") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert_eq!(workspace.snapshot(), before, "{blocks}");
+    }
+    let output = with_limit(blocks);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        Model::read(&workspace.path("out_params")).tensors["a"].values()[0],
+        0.9
+    );
+}

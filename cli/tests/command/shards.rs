@@ -1,0 +1,352 @@
+//! Models in several files with an index.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::model::{Model, Tensor, Workspace, values};
+use crate::{DEVICES, wgpu_optim};
+
+/// Writes a model as three files and an index, as Hugging Face's libraries lay them out.
+pub fn write_sharded(model: &Model, index: &Path) {
+    let stem = index.file_name().unwrap().to_str().unwrap();
+    let stem = stem.strip_suffix(".safetensors.index.json").unwrap();
+    let mut shards = vec![Model::default(); 3];
+    let mut weight_map = BTreeMap::new();
+    for (position, (name, tensor)) in model.tensors.iter().enumerate() {
+        let shard = position % 3;
+        shards[shard].tensors.insert(name.clone(), tensor.clone());
+        weight_map.insert(
+            name,
+            format!("{stem}-{:05}-of-00003.safetensors", shard + 1),
+        );
+    }
+    for (position, mut shard) in shards.into_iter().enumerate() {
+        shard.metadata.clone_from(&model.metadata);
+        let name = format!("{stem}-{:05}-of-00003.safetensors", position + 1);
+        shard.write(&index.with_file_name(name));
+    }
+    let total: usize = model
+        .tensors
+        .values()
+        .map(|tensor| tensor.bytes.len())
+        .sum();
+    let json = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+    fs::write(index, serde_json::to_vec_pretty(&json).unwrap()).unwrap();
+}
+
+/// All tensors of a model in several files, each from the file that the index names.
+pub fn read_sharded(index: &Path) -> Model {
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(index).unwrap()).unwrap();
+    let mut model = Model::default();
+    let mut shards = BTreeMap::new();
+    for (name, shard) in json["weight_map"].as_object().unwrap() {
+        let shard = shard.as_str().unwrap();
+        let of_shard = shards
+            .entry(shard.to_owned())
+            .or_insert_with(|| Model::read(&index.with_file_name(shard)));
+        model
+            .tensors
+            .insert(name.clone(), of_shard.tensors[name].clone());
+    }
+    let total: usize = model
+        .tensors
+        .values()
+        .map(|tensor| tensor.bytes.len())
+        .sum();
+    assert_eq!(json["metadata"]["total_size"], total);
+    model
+}
+
+/// Two rounds over a model in one file and over the same in three, with the state in one file and in three, and the
+/// gradients likewise: the same tensors, bit for bit.
+pub fn check_that_shards_are_one_model(device: &str, model: &Model) {
+    let workspace = Workspace::new();
+    for folder in ["in", "out", "back"] {
+        fs::create_dir(workspace.path(folder)).unwrap();
+    }
+    model.write(&workspace.path("params"));
+    write_sharded(model, &workspace.path("in/m.safetensors.index.json"));
+    let mut grads = Model::default();
+    for (name, tensor) in &model.tensors {
+        if tensor.dtype == safetensors::Dtype::F32 && !name.contains("LayerNorm.bias") {
+            let numel = tensor.bytes.len() / 4;
+            let gradient = Tensor::f32(&tensor.shape, &values(numel as u64, numel));
+            grads.tensors.insert(name.clone(), gradient);
+        }
+    }
+    grads.write(&workspace.path("grads"));
+    write_sharded(&grads, &workspace.path("in/g.safetensors.index.json"));
+
+    let step = |grads: &str, from: &str, to: &str, state: Option<&str>, out_state: &str| {
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path(""))
+            .args([
+                "step",
+                "--device",
+                device,
+                "--lr",
+                "0.1",
+                "--momentum",
+                "0.9",
+                "--dampening",
+                "0.1",
+            ])
+            .args([
+                "--params",
+                from,
+                "--grads",
+                grads,
+                "--out-params",
+                to,
+                "--out-state",
+                out_state,
+            ]);
+        if let Some(state) = state {
+            step.args(["--state", state]);
+        }
+        step.assert().success();
+    };
+    let index = |folder: &str| format!("{folder}/m.safetensors.index.json");
+    step("grads", "params", "params 1", None, "state 1");
+    step("grads", "params 1", "params 2", Some("state 1"), "state 2");
+    step(
+        "in/g.safetensors.index.json",
+        &index("in"),
+        &index("out"),
+        None,
+        "out/s.safetensors.index.json",
+    );
+    let state = Some("out/s.safetensors.index.json");
+    step("grads", &index("out"), &index("back"), state, "back/state");
+    // In place, and from a state in one file to one in three.
+    step(
+        "grads",
+        &index("out"),
+        &index("out"),
+        Some("state 1"),
+        "out/s.safetensors.index.json",
+    );
+
+    let whole = Model::read(&workspace.path("params 2"));
+    let state = Model::read(&workspace.path("state 2"));
+    for folder in ["back", "out"] {
+        let sharded = read_sharded(&workspace.path(&index(folder)));
+        assert!(
+            sharded.tensors == whole.tensors,
+            "{device}: parameters in {folder}"
+        );
+        let in_index = fs::read(workspace.path(&index("in"))).unwrap();
+        assert!(fs::read(workspace.path(&index(folder))).unwrap() == in_index);
+        let shard = Model::read(&workspace.path(folder).join("m-00002-of-00003.safetensors"));
+        assert_eq!(shard.metadata, model.metadata);
+    }
+    assert!(read_sharded(&workspace.path("out/s.safetensors.index.json")).tensors == state.tensors);
+    // One file has the same bytes, whatever way it was made.
+    assert!(
+        fs::read(workspace.path("back/state")).unwrap()
+            == fs::read(workspace.path("state 2")).unwrap()
+    );
+}
+
+fn small_model() -> Model {
+    let mut model = Model::new([
+        ("ids", Tensor::i64(&[1, 2, 3])),
+        ("scalar", Tensor::f32(&[], &[1.5])),
+        ("empty", Tensor::f32(&[0, 3], &[])),
+        ("LayerNorm.bias", Tensor::f32(&[5], &values(9, 5))),
+    ]);
+    for (index, numel) in [3, 64, 1001, 257].into_iter().enumerate() {
+        let tensor = Tensor::f32(&[numel], &values(index as u64, numel));
+        model.tensors.insert(format!("layer.{index}"), tensor);
+    }
+    model.metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    model
+}
+
+#[test]
+fn shards_are_one_model() {
+    for device in DEVICES {
+        check_that_shards_are_one_model(device, &small_model());
+    }
+}
+
+#[test]
+fn shards_that_do_not_fit_are_refused() {
+    let workspace = Workspace::new();
+    let index = workspace.path("m.safetensors.index.json");
+    let model = small_model();
+    write_sharded(&model, &index);
+    let mut grads = model.clone();
+    grads.tensors.remove("ids");
+    grads.write(&workspace.path("grads"));
+    fs::create_dir(workspace.path("out")).unwrap();
+    let good = fs::read_to_string(&index).unwrap();
+
+    let refused = |args: &[&str], words: &[&str]| {
+        let before = workspace.snapshot();
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path("")).args([
+            "step",
+            "--device",
+            "cpu",
+            "--lr",
+            "0.1",
+            "--momentum",
+            "0.9",
+        ]);
+        let output = step.args(args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "{word:?} is not in {stderr}");
+        }
+        assert!(workspace.snapshot() == before, "{args:?}");
+        assert_eq!(fs::read_dir(workspace.path("out")).unwrap().count(), 0);
+    };
+    const M: &str = "m.safetensors.index.json";
+    const OUT: &str = "out/m.safetensors.index.json";
+    let to = |out: &'static str| {
+        [
+            "--params",
+            M,
+            "--grads",
+            "grads",
+            "--out-params",
+            out,
+            "--out-state",
+            "out/state",
+        ]
+    };
+
+    let second = workspace.path("m-00002-of-00003.safetensors");
+    let moved = workspace.path("moved");
+    fs::rename(&second, &moved).unwrap();
+    refused(
+        &to(OUT),
+        &[M, "m-00002-of-00003.safetensors", "No such file"],
+    );
+    fs::rename(&moved, &second).unwrap();
+    fs::write(&index, good.replace("\"layer.1\"", "\"layer.9\"")).unwrap();
+    refused(&to(OUT), &[M, "\"layer.9\"", ".safetensors"]);
+    fs::write(&index, good.replace("m-00003", "../m-00003")).unwrap();
+    refused(&to(OUT), &[M, "does not lie in the folder"]);
+    fs::write(
+        &index,
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n",
+    )
+    .unwrap();
+    refused(&to(OUT), &[M, "Git LFS pointer", "git lfs pull"]);
+    fs::write(&index, "{}").unwrap();
+    refused(&to(OUT), &[M, "weight_map"]);
+    fs::write(&index, &good).unwrap();
+
+    // One file and several do not go together, and what belongs to an index changes with it or not at all.
+    refused(
+        &to("out/params"),
+        &["--out-params", ".index.json", "out/params"],
+    );
+    refused(
+        &[
+            "--params",
+            "grads",
+            "--grads",
+            "grads",
+            "--out-params",
+            OUT,
+            "--out-state",
+            "out/state",
+        ],
+        &["--out-params", "single file"],
+    );
+    refused(
+        &to("n.safetensors.index.json"),
+        &["m-00001-of-00003.safetensors", M, "would stay as it is"],
+    );
+    refused(
+        &[
+            "--params",
+            M,
+            "--grads",
+            "grads",
+            "--out-params",
+            OUT,
+            "--out-state",
+            "m-00001-of-00003.safetensors",
+        ],
+        &["m-00001-of-00003.safetensors", "would stay as it is"],
+    );
+    refused(
+        &[
+            "--params",
+            M,
+            "--grads",
+            "grads",
+            "--out-params",
+            OUT,
+            "--out-state",
+            OUT,
+        ],
+        &["--out-params", "--out-state", "the same file"],
+    );
+}
+
+#[test]
+fn files_of_two_states_are_no_state() {
+    let workspace = Workspace::new();
+    let index = workspace.path("m.safetensors.index.json");
+    let model = small_model();
+    write_sharded(&model, &index);
+    let mut grads = model.clone();
+    grads.tensors.remove("ids");
+    grads.write(&workspace.path("grads"));
+    let step = |state: Option<&str>, out: &str| {
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path(""))
+            .args([
+                "step",
+                "--device",
+                "cpu",
+                "--lr",
+                "0.1",
+                "--momentum",
+                "0.9",
+                "--grads",
+                "grads",
+            ])
+            .args([
+                "--params",
+                "m.safetensors.index.json",
+                "--out-params",
+                "m.safetensors.index.json",
+            ])
+            .args(["--out-state", out]);
+        if let Some(state) = state {
+            step.args(["--state", state]);
+        }
+        step.output().unwrap()
+    };
+    assert!(step(None, "s.safetensors.index.json").status.success());
+    assert!(
+        step(Some("s.safetensors.index.json"), "t.safetensors.index.json")
+            .status
+            .success()
+    );
+    fs::copy(
+        workspace.path("t-00002-of-00003.safetensors"),
+        workspace.path("s-00002-of-00003.safetensors"),
+    )
+    .unwrap();
+    let before = workspace.snapshot();
+    let output = step(Some("s.safetensors.index.json"), "u.safetensors.index.json");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("s-00002-of-00003.safetensors") && stderr.contains("not of one state"),
+        "{stderr}"
+    );
+    assert!(workspace.snapshot() == before);
+}
