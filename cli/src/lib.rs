@@ -1,0 +1,106 @@
+//! `wgpu-optim`: applies the momentum update to safetensors models and benchmarks GPU against CPU.
+//!
+//! The command as a library, so that it can be run in a process of somebody else's, a fuzzer's for one: [`run`] is all
+//! there is to it.
+
+mod accuracy;
+mod args;
+mod backend;
+mod bench;
+mod experiments;
+mod files;
+mod info;
+mod interrupt;
+mod picture;
+mod problem;
+mod progress;
+mod step;
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+
+use clap::Parser as _;
+use serde::Serialize;
+
+use args::{Args, BenchArgs, Command, CommonArgs};
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// Something is wrong with the arguments or the files: exit code 2, and nothing has been written.
+    Refused(anyhow::Error),
+    /// The device failed, or computed something wrong: exit code 1.
+    Failed(anyhow::Error),
+    /// A signal asked the program to end: exit code 128 and its number, as of one that it has ended (130 for Ctrl-C),
+    /// and nothing has been written.
+    Interrupted(u8),
+}
+
+impl Failure {
+    fn failed(error: impl Into<anyhow::Error>) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
+/// and stderr.
+pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => {
+            return report(&Failure::Refused(args::one_line(&error)));
+        }
+        Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
+    };
+    let outcome = match &args.command {
+        Some(Command::Step(step)) => step::run(&args.common, step),
+        Some(Command::Bench(bench)) => bench::run(&args.common, bench),
+        Some(Command::Accuracy) => accuracy::run(&args.common),
+        Some(Command::Info(info)) => info::run(&args.common, info),
+        Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
+        None => bench::run(&args.common, &BenchArgs::default()),
+    };
+    match outcome {
+        Ok(()) => 0,
+        Err(failure) => report(&failure),
+    }
+}
+
+/// One line on stderr, whatever the error holds.
+fn report(failure: &Failure) -> u8 {
+    let (error, code) = match failure {
+        Failure::Refused(error) => (format!("{error:#}"), 2),
+        Failure::Failed(error) => (format!("{error:#}"), 1),
+        Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
+    };
+    let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Where stderr is closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "error: {line}");
+    code
+}
+
+/// One line on stderr about something that did not keep the command from its work.
+fn warn(message: &str) {
+    let _ = writeln!(io::stderr(), "warning: {message}");
+}
+
+/// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe
+/// early has read enough.
+fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Result<(), Failure> {
+    let document = if common.json {
+        serde_json::to_string_pretty(report).map_err(Failure::failed)?
+    } else {
+        text
+    };
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}
