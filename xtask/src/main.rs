@@ -81,6 +81,7 @@ fn ci(shell: &Shell) -> Result<()> {
     kernel_report::run(shell, "isa", &["--check".to_owned()])?;
     // The README's main command, with the adapter and as on a machine without a driver.
     cmd!(shell, "cargo run --release --locked").run()?;
+    release_command(shell)?;
     let _no_driver = [
         shell.push_env("VK_DRIVER_FILES", "/nonexistent.json"),
         shell.push_env("VK_ICD_FILENAMES", "/nonexistent.json"),
@@ -89,11 +90,33 @@ fn ci(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// The tests of the command once more, on the one that users get: packages that only tests need switch on features of
+/// packages that both have.
+fn release_command(shell: &Shell) -> Result<()> {
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let command = target.join("release").join("wgpu-optim");
+    let _command = shell.push_env("WGPU_OPTIM_COMMAND", command);
+    cmd!(shell, "cargo test --workspace --locked --test command").run()?;
+    Ok(())
+}
+
 fn test(shell: &Shell) -> Result<()> {
     // Mesa's device selection would ask a display server that need not be there, and complain.
     let _no_device_select = shell.push_env("NODEVICE_SELECT", "1");
     adapter::make_sure(shell)?;
     cmd!(shell, "cargo test --workspace --locked").run()?;
+    // Files of other owners and a full disk.
+    let user = cmd!(shell, "id -u").quiet().ignore_stderr().read();
+    if user.is_ok_and(|user| user == "0") {
+        cmd!(
+            shell,
+            "cargo test --workspace --locked --test command as_root:: -- --ignored"
+        )
+        .run()?;
+    } else {
+        eprintln!("tests that need root: skipped");
+    }
     Ok(())
 }
 

@@ -43,11 +43,11 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         outputs.stage(file.display().to_string(), file)?;
     }
 
-    let (convergence, energy, hill) = (
-        convergence::run().map_err(Failure::failed)?,
-        energy::run().map_err(Failure::failed)?,
-        hill::run().map_err(Failure::failed)?,
-    );
+    let convergence = convergence::run().map_err(Failure::failed)?;
+    interrupt.check()?;
+    let energy = energy::run().map_err(Failure::failed)?;
+    interrupt.check()?;
+    let hill = hill::run().map_err(Failure::failed)?;
     let contents = [
         sheet(&[convergence::picture(&convergence)]).map(String::into_bytes),
         csv(convergence::rows(&convergence)),
