@@ -2,7 +2,7 @@
 //! none of the three waits for another.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
@@ -39,7 +39,7 @@ pub struct NonFiniteGradient {
 }
 
 /// What a stream did.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Streamed {
     pub bytes_read: u64,
     pub bytes_written: u64,
@@ -66,6 +66,8 @@ struct Shared {
     stop: AtomicBool,
     /// A gradient was found that forbids the step: what is left is only looked through.
     forbidden: AtomicBool,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
     /// Count and first index of what is not finite, by update.
     nonfinite: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
@@ -96,16 +98,7 @@ impl Stream<'_> {
             };
             threads.into_iter().map(join).collect::<Vec<_>>()
         });
-        let mut streamed = Streamed::default();
-        for worker in done {
-            let Streamed {
-                bytes_read,
-                bytes_written,
-                ..
-            } = worker?;
-            streamed.bytes_read += bytes_read;
-            streamed.bytes_written += bytes_written;
-        }
+        done.into_iter().collect::<Result<(), _>>()?;
         self.inputs.check_unchanged()?;
         let nonfinite = shared
             .nonfinite
@@ -120,8 +113,11 @@ impl Stream<'_> {
                 first_index,
             }
         };
-        streamed.nonfinite = nonfinite.into_iter().map(named).collect();
-        Ok(streamed)
+        Ok(Streamed {
+            bytes_read: shared.bytes_read.into_inner(),
+            bytes_written: shared.bytes_written.into_inner(),
+            nonfinite: nonfinite.into_iter().map(named).collect(),
+        })
     }
 
     /// Bytes to read and to write.
@@ -146,14 +142,13 @@ struct Worker<'w> {
 }
 
 impl Worker<'_> {
-    fn run(&self, mut engine: Box<dyn Engine + '_>) -> Result<Streamed, Failure> {
+    fn run(&self, mut engine: Box<dyn Engine + '_>) -> Result<(), Failure> {
         let mut values = Values {
             params: Vec::new(),
             grads: Vec::new(),
             velocity: Vec::new(),
         };
         let mut bytes = Vec::new();
-        let mut done = Streamed::default();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let next = self.shared.next.fetch_add(1, Ordering::Relaxed);
             let Some(window) = self.stream.windows.get(next) else {
@@ -170,16 +165,15 @@ impl Worker<'_> {
                     *is_first,
                     engine.as_mut(),
                     &mut values,
-                    &mut done,
                 ),
-                Window::Copy(copy) => self.copy(copy, &mut bytes, &mut done),
+                Window::Copy(copy) => self.copy(copy, &mut bytes),
             });
             if let Err(failure) = outcome {
                 self.shared.stop.store(true, Ordering::Relaxed);
                 return Err(failure);
             }
         }
-        Ok(done)
+        Ok(())
     }
 
     fn update(
@@ -189,14 +183,12 @@ impl Worker<'_> {
         is_first: bool,
         engine: &mut dyn Engine,
         values: &mut Values,
-        done: &mut Streamed,
     ) -> Result<(), Failure> {
         let update_of = |segment: &Segment| &self.stream.plan.updates[segment.update];
         values.grads.resize(elems, 0.0);
         self.read(
             runs(segments, |segment| Some(update_of(segment).tensor.grads)),
             &mut values.grads,
-            done,
         )?;
         self.look_for_nonfinite(segments, &values.grads);
         if self.shared.forbidden.load(Ordering::Relaxed) {
@@ -206,7 +198,6 @@ impl Worker<'_> {
         self.read(
             runs(segments, |segment| Some(update_of(segment).params)),
             &mut values.params,
-            done,
         )?;
         let has_velocity = segments
             .iter()
@@ -216,58 +207,61 @@ impl Worker<'_> {
             // A velocity that is not there yet is zero.
             values.velocity.resize(elems, 0.0);
             let velocity = runs(segments, |segment| update_of(segment).tensor.velocity);
-            self.read(velocity, &mut values.velocity, done)?;
+            self.read(velocity, &mut values.velocity)?;
         }
         engine.step(values, is_first)?;
         self.write(
             runs(segments, |segment| Some(update_of(segment).out_params)),
             &values.params,
-            done,
         )?;
         if has_velocity {
             let velocity = runs(segments, |segment| update_of(segment).out_velocity);
-            self.write(velocity, &values.velocity, done)?;
+            self.write(velocity, &values.velocity)?;
         }
         Ok(())
     }
 
-    fn copy(&self, copy: &Copy, bytes: &mut Vec<u8>, done: &mut Streamed) -> Result<(), Failure> {
+    fn copy(&self, copy: &Copy, bytes: &mut Vec<u8>) -> Result<(), Failure> {
         if self.shared.forbidden.load(Ordering::Relaxed) {
             return Ok(());
         }
         bytes.resize(copy.bytes as usize, 0);
-        self.read_bytes(copy.from, bytes, done)?;
-        self.write_bytes(copy.to, bytes, done)
+        self.read_bytes(copy.from, bytes)?;
+        self.write_bytes(copy.to, bytes)
     }
 
-    fn read(&self, runs: Vec<Run>, values: &mut [f32], done: &mut Streamed) -> Result<(), Failure> {
+    fn read(&self, runs: Vec<Run>, values: &mut [f32]) -> Result<(), Failure> {
         for Run { at, elems } in runs {
-            self.read_bytes(at, bytemuck::cast_slice_mut(&mut values[elems]), done)?;
+            self.read_bytes(at, bytemuck::cast_slice_mut(&mut values[elems]))?;
         }
         Ok(())
     }
 
-    fn write(&self, runs: Vec<Run>, values: &[f32], done: &mut Streamed) -> Result<(), Failure> {
+    fn write(&self, runs: Vec<Run>, values: &[f32]) -> Result<(), Failure> {
         for Run { at, elems } in runs {
-            self.write_bytes(at, bytemuck::cast_slice(&values[elems]), done)?;
+            self.write_bytes(at, bytemuck::cast_slice(&values[elems]))?;
         }
         Ok(())
     }
 
-    fn read_bytes(&self, at: At, bytes: &mut [u8], done: &mut Streamed) -> Result<(), Failure> {
+    fn read_bytes(&self, at: At, bytes: &mut [u8]) -> Result<(), Failure> {
         self.files[at.file].read_exact_at(bytes, at.offset)?;
-        done.bytes_read += bytes.len() as u64;
-        self.progress.advance("step", bytes.len() as u64);
+        let read = bytes.len() as u64;
+        self.shared.bytes_read.fetch_add(read, Ordering::Relaxed);
+        self.progress.advance("step", read);
         Ok(())
     }
 
-    fn write_bytes(&self, at: At, bytes: &[u8], done: &mut Streamed) -> Result<(), Failure> {
+    fn write_bytes(&self, at: At, bytes: &[u8]) -> Result<(), Failure> {
         self.stream
             .outputs
             .get(at.file)
             .write_all_at(bytes, at.offset)?;
-        done.bytes_written += bytes.len() as u64;
-        self.progress.advance("step", bytes.len() as u64);
+        let written = bytes.len() as u64;
+        self.shared
+            .bytes_written
+            .fetch_add(written, Ordering::Relaxed);
+        self.progress.advance("step", written);
         Ok(())
     }
 

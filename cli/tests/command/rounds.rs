@@ -173,6 +173,27 @@ fn three_rounds_over_a_small_model() {
     }
 }
 
+/// Tensors that are cut and tensors that share a window, on both devices, at their first step and later.
+#[test]
+fn three_rounds_over_a_model_of_many_windows() {
+    let tensors = [
+        ("a.attention", vec![3, 1 << 20]),
+        ("b", vec![5]),
+        ("c.attention", vec![(1 << 18) + 3]),
+        ("d.LayerNorm.bias", vec![1 << 18]),
+        ("e", vec![2_500_001]),
+    ];
+    let mut model = Model::default();
+    for (index, (name, shape)) in tensors.into_iter().enumerate() {
+        let values = values(index as u64, shape.iter().product());
+        let tensor = Tensor::f32(&shape, &values);
+        model.tensors.insert(name.to_owned(), tensor);
+    }
+    for device in DEVICES {
+        check(device, &model);
+    }
+}
+
 #[test]
 #[ignore = "needs a real model: cargo xtask real-model fetches one and runs this"]
 fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
