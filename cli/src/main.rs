@@ -26,8 +26,10 @@ use args::{Args, BenchArgs, Command, CommonArgs};
 enum Failure {
     /// Something is wrong with the arguments or the files: exit code 2, and nothing has been written.
     Refused(anyhow::Error),
-    /// The device failed, or computed something wrong: exit code 1.
+    /// The device failed: exit code 1.
     Failed(anyhow::Error),
+    /// The device computed something wrong: exit code 1, whatever else would do.
+    Wrong(anyhow::Error),
     /// Ctrl-C: exit code 130, and nothing has been written.
     Interrupted,
 }
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
 fn report(failure: &Failure) -> ExitCode {
     let (error, code) = match failure {
         Failure::Refused(error) => (format!("{error:#}"), 2),
-        Failure::Failed(error) => (format!("{error:#}"), 1),
+        Failure::Failed(error) | Failure::Wrong(error) => (format!("{error:#}"), 1),
         Failure::Interrupted => ("interrupted".to_owned(), Failure::INTERRUPTED),
     };
     let line = error.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -6,6 +6,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod adapters;
 mod benchmark;
 mod experiments;
 mod model;
