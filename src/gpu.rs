@@ -45,21 +45,21 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the best adapter that fits `request`.
+    /// Opens the best adapter that fits `request` and gives a device.
     ///
     /// # Errors
-    /// [`GpuError::NoAdapter`] if none fits, [`GpuError::NoDevice`] if the best one gives no device.
+    /// [`GpuError::NoAdapter`] if none fits, [`GpuError::NoDevice`] of the best one if none gives a device.
     pub async fn open(request: &AdapterRequest) -> Result<Self, GpuError> {
         let available = adapters(request.backends).await;
-        let best = available
-            .iter()
-            .map(|adapter| (adapter, adapter.get_info()))
-            .filter(|(_, info)| request.accepts(info))
-            .min_by_key(|(_, info)| request.rank(info));
-        match best {
-            Some((adapter, _)) => Self::of(adapter.clone(), request.features).await,
-            None => Err(request.no_adapter(&available)),
+        let infos: Vec<_> = available.iter().map(wgpu::Adapter::get_info).collect();
+        let mut refusal = None;
+        for index in request.best_first(&infos) {
+            match Self::of(available[index].clone(), request.features).await {
+                Ok(gpu) => return Ok(gpu),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
         }
+        Err(refusal.unwrap_or_else(|| request.no_adapter(&infos)))
     }
 
     /// Opens this adapter, with those of `features` and of the [`OPTIONAL_FEATURES`] that it has.
@@ -97,6 +97,16 @@ impl Gpu {
 }
 
 impl AdapterRequest {
+    /// Which of these adapters fit, as indices, the best one first; `backends` and `features` aside.
+    #[must_use]
+    pub fn best_first(&self, adapters: &[wgpu::AdapterInfo]) -> Vec<usize> {
+        let fits = |index: &usize| self.accepts(&adapters[*index]);
+        let mut fitting: Vec<_> = (0..adapters.len()).filter(fits).collect();
+        // Stable: among equals the order stays.
+        fitting.sort_by_key(|index| self.rank(&adapters[*index]));
+        fitting
+    }
+
     fn accepts(&self, info: &wgpu::AdapterInfo) -> bool {
         let named = self.name.as_ref().is_none_or(|name| {
             let name = name.to_lowercase();
@@ -120,7 +130,7 @@ impl AdapterRequest {
         (kind, info.backend == wgpu::Backend::Gl)
     }
 
-    fn no_adapter(&self, available: &[wgpu::Adapter]) -> GpuError {
+    fn no_adapter(&self, available: &[wgpu::AdapterInfo]) -> GpuError {
         let mut request = String::new();
         if let Some(name) = &self.name {
             request += &format!(" with {name:?} in its name");
@@ -128,7 +138,7 @@ impl AdapterRequest {
         if !self.allow_software {
             request += " that is hardware";
         }
-        let names: Vec<_> = available.iter().map(|a| a.get_info().name).collect();
+        let names: Vec<_> = available.iter().map(|info| info.name.as_str()).collect();
         GpuError::NoAdapter {
             request,
             available: if names.is_empty() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::coefficients::Terms;
 use crate::error::KernelError;
 use crate::error_scope::{LOST, checked, is_lost};
-use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
+use crate::plan::{Access, BATCH_WORKGROUP_SIZE, DeviceLimits, WORKGROUP_SIZE};
 use crate::scalars::{ScalarPath, SgdUniforms};
 
 /// Bind group of params, grads and velocity; `@group(0)` in the shaders.
@@ -117,12 +117,8 @@ impl KernelVariant {
 #[derive(Clone, Debug)]
 pub struct Kernels {
     inner: Arc<Inner>,
-    max_dispatch_elems: u64,
+    limits: DeviceLimits,
 }
-
-/// Elements of a dispatch on software and integrated adapters: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
-/// where watchdogs wait two seconds.
-const MAX_DISPATCH_ELEMS_IF_SLOW: u64 = 1 << 26;
 
 #[derive(Debug)]
 struct Inner {
@@ -181,13 +177,9 @@ impl Kernels {
             kernel: "wgpu_optim.sgd",
             message: error.to_string(),
         })?;
-        let max_dispatch_elems = match device.adapter_info().device_type {
-            wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => MAX_DISPATCH_ELEMS_IF_SLOW,
-            _ => u64::MAX,
-        };
         Ok(Self {
             inner: Arc::new(inner),
-            max_dispatch_elems,
+            limits: DeviceLimits::of(&device.limits(), device.adapter_info().device_type),
         })
     }
 
@@ -196,14 +188,20 @@ impl Kernels {
     /// hang, and none on others.
     #[must_use]
     pub fn with_max_dispatch_elems(mut self, max_dispatch_elems: u64) -> Self {
-        self.max_dispatch_elems = max_dispatch_elems;
+        self.limits.max_dispatch_elems = max_dispatch_elems;
         self
     }
 
     /// The ceiling on the elements of a dispatch.
     #[must_use]
     pub fn max_dispatch_elems(&self) -> u64 {
-        self.max_dispatch_elems
+        self.limits.max_dispatch_elems
+    }
+
+    /// What optimizers are planned with.
+    #[must_use]
+    pub fn device_limits(&self) -> &DeviceLimits {
+        &self.limits
     }
 
     /// The device that these kernels were built for.

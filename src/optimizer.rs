@@ -9,9 +9,7 @@ use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
 use crate::error_scope::{LOST, checked, is_lost};
 use crate::groups::{Groups, ParamGroups};
 use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use crate::plan::{
-    Access, Batch, DeviceLimits, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window,
-};
+use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window};
 use crate::readback;
 use crate::scalars::{SgdUniforms, UniformRing};
 use crate::sgd::SgdConfig;
@@ -128,11 +126,7 @@ impl GpuOptimizer {
             .zip(host_tensors.as_slice())
             .map(|(tensor, host)| buffers.layout_of(tensor, host))
             .collect();
-        let limits = DeviceLimits {
-            max_dispatch_elems: kernels.max_dispatch_elems(),
-            ..DeviceLimits::from(&device.limits())
-        };
-        let plan = Plan::new(&layouts, &limits)?;
+        let plan = Plan::new(&layouts, kernels.device_limits())?;
 
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());

@@ -16,6 +16,8 @@ const NUMEL: usize = (1 << 20) + 3;
 struct Report {
     /// The adapter, if there is one.
     adapter: Option<String>,
+    /// Why this one, or why none, or none to the end.
+    reason: String,
     rows: Vec<Row>,
 }
 
@@ -61,9 +63,9 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>, ConfigError> {
 }
 
 pub fn run(common: &CommonArgs) -> Result<(), Failure> {
-    let Choice { backend, .. } = Choice::for_measurements(common)?;
-    let gpu = match &backend {
-        Backend::Gpu(gpu) => Some(gpu),
+    let mut choice = Choice::for_measurements(common)?;
+    let adapter = match &choice.backend {
+        Backend::Gpu(open) => Some(open.name()),
         Backend::Cpu => None,
     };
     let mut rows = Vec::new();
@@ -75,18 +77,29 @@ pub fn run(common: &CommonArgs) -> Result<(), Failure> {
                 worst_share_of_bound: agreement.worst_share_of_bound,
             })
         };
+        let gpu = match &choice.backend {
+            Backend::Gpu(open) => OnGpu::new(open, &problem)
+                .and_then(|mut stepper| check(&mut stepper, Rounding::WGSL))
+                .map(Some),
+            Backend::Cpu => Ok(None),
+        };
+        let gpu = match gpu {
+            Ok(gpu) => gpu,
+            Err(failure) => {
+                choice = choice.or_cpu(common, failure)?;
+                None
+            }
+        };
         rows.push(Row {
             form,
             reference: check(&mut OnReference::new(&problem), Rounding::NEAREST)?,
             cpu: check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?,
-            gpu: match gpu {
-                Some(gpu) => Some(check(&mut OnGpu::new(gpu, &problem)?, Rounding::WGSL)?),
-                None => None,
-            },
+            gpu,
         });
     }
     let report = Report {
-        adapter: gpu.map(|gpu| gpu.name()),
+        adapter,
+        reason: choice.reason,
         rows,
     };
     print(common, &report, report.to_text())
@@ -107,6 +120,6 @@ impl Report {
                 row.form, row.reference.worst_ulp, row.cpu.worst_ulp
             );
         }
-        text
+        text + &format!("\n({})\n", self.reason)
     }
 }

@@ -22,12 +22,19 @@ pub struct CommonArgs {
     /// Where to compute: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
     #[arg(long, global = true, value_enum, default_value_t)]
     pub device: DeviceArg,
-    /// Only an adapter with this text in its name
-    #[arg(long, global = true, value_name = "SUBSTRING")]
+    /// Only this adapter: its number in `info`, or else text in its name
+    #[arg(long, global = true, value_name = "NUMBER|TEXT")]
     pub adapter: Option<String>,
     /// Print one JSON document on stdout and nothing else there
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+impl CommonArgs {
+    /// Whether a GPU was asked for by kind or by name, so that the CPU will not do.
+    pub fn insists_on_gpu(&self) -> bool {
+        self.device == DeviceArg::Gpu || self.adapter.is_some()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

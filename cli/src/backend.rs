@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::wgpu;
-use wgpu_optim::{AdapterRequest, Gpu};
+use wgpu_optim::{AdapterRequest, Gpu, GpuError, Kernels};
 
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
@@ -33,46 +33,37 @@ impl Choice {
     /// For commands that update a model: `auto` is a hardware GPU, else the CPU twin, which beats a software
     /// adapter.
     pub fn for_updates(common: &CommonArgs) -> Result<Self, Failure> {
-        let hardware_only = common.device == DeviceArg::Auto && common.adapter.is_none();
-        Self::new(common, !hardware_only)
+        Self::new(common, common.insists_on_gpu())
+    }
+
+    /// For measurements: `auto` is whatever adapter there is.
+    pub fn for_measurements(common: &CommonArgs) -> Result<Self, Failure> {
+        Self::new(common, true)
     }
 
     /// The adapters to measure (every one that fits, if `all`), and why these; none for the CPU alone.
     pub fn all_for_measurements(
         common: &CommonArgs,
         all: bool,
-    ) -> Result<(Vec<OpenGpu>, String), Failure> {
+    ) -> Result<(Vec<Opened>, String), Failure> {
         if !all || common.device == DeviceArg::Cpu {
             let Self { backend, reason } = Self::for_measurements(common)?;
             return Ok(match backend {
-                Backend::Gpu(open) => (vec![open], reason),
+                Backend::Gpu(open) => (vec![Ok(open)], reason),
                 Backend::Cpu => (Vec::new(), reason),
             });
         }
-        let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
-        let mut opened = Vec::new();
-        for adapter in pollster::block_on(wgpu_optim::adapters(backends)) {
-            let name = adapter.get_info().name.to_lowercase();
-            let wanted = common.adapter.as_ref();
-            if wanted.is_none_or(|text| name.contains(&text.to_lowercase())) {
-                let gpu =
-                    pollster::block_on(Gpu::of(adapter, MEASURING)).map_err(Failure::failed)?;
-                opened.push(OpenGpu::new(gpu));
-            }
-        }
-        if opened.is_empty() && (common.device == DeviceArg::Gpu || common.adapter.is_some()) {
-            return Err(anyhow!("no such adapter; {NO_ADAPTER_HINT}").into());
-        }
-        let reason = match opened.len() {
-            0 => "no adapter found".to_owned(),
-            _ => "every adapter of this machine".to_owned(),
+        let adapters = Adapters::of_this_machine();
+        let numbers = adapters.wanted(common).into_iter();
+        let opened: Vec<_> = numbers.map(|number| adapters.open(number)).collect();
+        let reason = if opened.iter().any(Result::is_ok) {
+            "every adapter of this machine".to_owned()
+        } else {
+            let refusals = opened.iter().filter_map(|open| open.as_ref().err());
+            let refusals = refusals.filter_map(|adapter| adapter.error.clone());
+            adapters.none_will_do(common, true, refusals.collect())?
         };
         Ok((opened, reason))
-    }
-
-    /// For measurements: `auto` is whatever adapter there is.
-    pub fn for_measurements(common: &CommonArgs) -> Result<Self, Failure> {
-        Self::new(common, true)
     }
 
     fn new(common: &CommonArgs, allow_software: bool) -> Result<Self, Failure> {
@@ -82,80 +73,226 @@ impl Choice {
                     anyhow!("--adapter {name} asks for a GPU, and --device cpu for none").into(),
                 );
             }
-            return Ok(Self {
-                backend: Backend::Cpu,
-                reason: "asked for with --device cpu".to_owned(),
-            });
+            return Ok(Self::cpu("asked for with --device cpu".to_owned()));
         }
-        let request = AdapterRequest {
-            name: common.adapter.clone(),
-            backends: backends(),
-            allow_software,
-            features: MEASURING,
-            ..AdapterRequest::default()
-        };
-        match Gpu::open_blocking(&request) {
-            Ok(gpu) => Ok(Self {
-                reason: match (common.device, &common.adapter) {
-                    (_, Some(name)) => format!("asked for with --adapter {name}"),
-                    (DeviceArg::Gpu, None) => "asked for with --device gpu".to_owned(),
-                    _ => "the best adapter of this machine".to_owned(),
-                },
-                backend: Backend::Gpu(OpenGpu::new(gpu)),
-            }),
-            // What was asked for by name or kind must be there; `auto` takes what there is.
-            Err(error) if common.device == DeviceArg::Gpu || common.adapter.is_some() => {
-                Err(anyhow!("{error}; {NO_ADAPTER_HINT}").into())
+        let adapters = Adapters::of_this_machine();
+        let mut refusals = Vec::new();
+        for number in adapters.best_first(common, allow_software) {
+            match adapters.open(number) {
+                Ok(open) => {
+                    let why = match (common.device, &common.adapter) {
+                        (_, Some(text)) => format!("asked for with --adapter {text}"),
+                        (DeviceArg::Gpu, None) => "asked for with --device gpu".to_owned(),
+                        _ => "the best adapter of this machine".to_owned(),
+                    };
+                    refusals.insert(0, why);
+                    return Ok(Self {
+                        backend: Backend::Gpu(open),
+                        reason: refusals.join("; "),
+                    });
+                }
+                Err(adapter) => refusals.extend(adapter.error),
             }
-            Err(error) => Ok(Self {
-                backend: Backend::Cpu,
-                reason: error.to_string(),
-            }),
+        }
+        adapters
+            .none_will_do(common, allow_software, refusals)
+            .map(Self::cpu)
+    }
+
+    fn cpu(reason: String) -> Self {
+        Self {
+            backend: Backend::Cpu,
+            reason,
+        }
+    }
+
+    /// The CPU twin in place of a GPU that has failed since, where nobody insists on a GPU; else the failure.
+    pub fn or_cpu(self, common: &CommonArgs, failure: Failure) -> Result<Self, Failure> {
+        match (self.backend, failure) {
+            (Backend::Gpu(open), Failure::Failed(error)) => match common.insists_on_gpu() {
+                true => Err(Failure::Failed(error.context(open.name()))),
+                false => Ok(Self::cpu(format!("{} failed: {error:#}", open.name()))),
+            },
+            (_, failure) => Err(failure),
         }
     }
 }
 
-/// The backends to look for adapters on: `WGPU_BACKEND`, else Vulkan, Metal and DX12.
-pub fn backends() -> wgpu::Backends {
-    wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY)
+/// The adapters of this machine, by number: their place in an order that is the same for every command.
+pub struct Adapters(Vec<(wgpu::Adapter, Adapter)>);
+
+impl Adapters {
+    /// Those on the backends of `WGPU_BACKEND`, else on Vulkan, Metal and DX12.
+    pub fn of_this_machine() -> Self {
+        let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
+        let found = pollster::block_on(wgpu_optim::adapters(backends));
+        let infos: Vec<_> = found.iter().map(wgpu::Adapter::get_info).collect();
+        let about = (0..).map(|number| Adapter::new(number, &infos));
+        Self(found.into_iter().zip(about).collect())
+    }
+
+    /// The numbers of those that `--adapter` allows, the best one first.
+    fn best_first(&self, common: &CommonArgs, allow_software: bool) -> Vec<usize> {
+        let number = common.adapter.as_ref().and_then(|text| text.parse().ok());
+        if let Some(number) = number.filter(|number| *number < self.0.len()) {
+            return vec![number];
+        }
+        let request = AdapterRequest {
+            name: common.adapter.clone(),
+            allow_software,
+            ..AdapterRequest::default()
+        };
+        let infos: Vec<_> = self.0.iter().map(|(found, _)| found.get_info()).collect();
+        request.best_first(&infos)
+    }
+
+    /// The numbers of those that `--adapter` allows.
+    pub fn wanted(&self, common: &CommonArgs) -> Vec<usize> {
+        let mut numbers = self.best_first(common, true);
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Opens one for the kernels.
+    pub fn open(&self, number: usize) -> Opened {
+        let (found, about) = &self.0[number];
+        OpenGpu::new(found.clone(), about).map_err(|why| {
+            Box::new(Adapter {
+                error: Some(format!("{} {why}", about.full_name)),
+                ..about.clone()
+            })
+        })
+    }
+
+    /// An adapter, and what is known of it once it has been opened.
+    pub fn tried(&self, number: usize) -> (&wgpu::Adapter, Box<Adapter>) {
+        let about = self
+            .open(number)
+            .map_or_else(|about| about, |open| open.about);
+        (&self.0[number].0, about)
+    }
+
+    /// Why there is only the CPU; a failure for those who insist on a GPU.
+    fn none_will_do(
+        &self,
+        common: &CommonArgs,
+        allow_software: bool,
+        refusals: Vec<String>,
+    ) -> Result<String, Failure> {
+        match (refusals.is_empty(), common.insists_on_gpu()) {
+            (true, true) => Err(self.none_fits(common, allow_software).into()),
+            (true, false) => Ok(self.none_fits(common, allow_software).to_string()),
+            (false, true) => Err(Failure::Failed(anyhow!(refusals.join("; ")))),
+            (false, false) => Ok(refusals.join("; ")),
+        }
+    }
+
+    /// The error where `--adapter` and `--device` allow none of them.
+    pub fn none_fits(&self, common: &CommonArgs, allow_software: bool) -> anyhow::Error {
+        let mut request = String::new();
+        if let Some(text) = &common.adapter {
+            request += &match text.parse::<usize>() {
+                Ok(number) => format!(" with the number {number}, or with it in its name"),
+                Err(_) => format!(" with {text:?} in its name"),
+            };
+        }
+        if !allow_software {
+            request += " that is hardware";
+        }
+        let listed = |(_, about): &(_, Adapter)| format!("{}: {}", about.number, about.full_name);
+        let listed: Vec<_> = self.0.iter().map(listed).collect();
+        let error = GpuError::NoAdapter {
+            request,
+            available: match listed.is_empty() {
+                true => format!("none; {NO_ADAPTER_HINT}"),
+                false => listed.join(", "),
+            },
+        };
+        error.into()
+    }
 }
 
-/// What an adapter says of itself.
-#[derive(Debug, Serialize, Deserialize)]
+/// A device, or in its place what is known of an adapter that cannot be used, the error included.
+pub type Opened = Result<OpenGpu, Box<Adapter>>;
+
+/// What is known of an adapter.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Adapter {
+    /// What `--adapter` takes.
+    pub number: usize,
     pub name: String,
     pub backend: String,
     pub device_type: String,
+    pub vendor_id: u32,
+    pub device_id: u32,
+    /// Where it sits, if the driver says so: twins differ in nothing else.
+    pub pci_bus_id: String,
     pub driver: String,
+    /// What rows of reports call it: no other adapter has the same.
+    pub full_name: String,
+    /// Why nothing can be computed on it.
+    pub error: Option<String>,
 }
 
 impl Adapter {
-    pub fn of(adapter: &wgpu::Adapter) -> Self {
-        let info = adapter.get_info();
+    fn new(number: usize, infos: &[wgpu::AdapterInfo]) -> Self {
+        let info = infos[number].clone();
+        let name = |info: &wgpu::AdapterInfo| format!("{} ({})", info.name, info.backend);
+        let mut full_name = name(&info);
+        if infos
+            .iter()
+            .map(name)
+            .filter(|other| *other == full_name)
+            .count()
+            > 1
+        {
+            full_name += &format!(" #{number}");
+        }
         Self {
+            number,
             driver: format!("{} {}", info.driver, info.driver_info)
                 .trim()
                 .to_owned(),
             name: info.name,
             backend: info.backend.to_string(),
             device_type: format!("{:?}", info.device_type),
+            vendor_id: info.vendor,
+            device_id: info.device,
+            pci_bus_id: info.device_pci_bus_id,
+            full_name,
+            error: None,
         }
     }
 
-    /// How it is called in reports.
-    pub fn full_name(&self) -> String {
-        format!("{} ({})", self.name, self.backend)
+    /// Its identifiers as one text.
+    pub fn ids(&self) -> String {
+        let mut ids = format!(
+            "vendor {:#06x}, device {:#06x}",
+            self.vendor_id, self.device_id
+        );
+        if !self.pci_bus_id.is_empty() {
+            ids += &format!(", PCI bus {}", self.pci_bus_id);
+        }
+        ids
     }
 }
 
-/// A device whose uncaptured errors are kept instead of wgpu's panic.
+/// A device and its kernels, with uncaptured errors kept instead of wgpu's panic.
 pub struct OpenGpu {
+    pub about: Box<Adapter>,
     pub gpu: Gpu,
+    pub kernels: Kernels,
     errors: Arc<Mutex<Option<String>>>,
 }
 
 impl OpenGpu {
-    fn new(gpu: Gpu) -> Self {
+    fn new(adapter: wgpu::Adapter, about: &Adapter) -> Result<Self, String> {
+        let opened = pollster::block_on(Gpu::of(adapter, MEASURING));
+        let gpu = opened.map_err(|error| match error {
+            GpuError::NoDevice { message, .. } => format!("gave no device: {message}"),
+            error => error.to_string(),
+        })?;
         let errors = Arc::new(Mutex::new(None));
         let keep = Arc::clone(&errors);
         gpu.device
@@ -164,11 +301,23 @@ impl OpenGpu {
                 let mut first = keep.lock().unwrap_or_else(PoisonError::into_inner);
                 first.get_or_insert(error.to_string());
             }));
-        Self { gpu, errors }
+        let kernels = Kernels::new(&gpu.device, &gpu.queue)
+            .map_err(|error| format!("cannot run the kernels: {error}"))?;
+        Ok(Self {
+            about: Box::new(about.clone()),
+            gpu,
+            kernels,
+            errors,
+        })
+    }
+
+    /// Another device of the same adapter.
+    pub fn again(&self) -> Result<Self, String> {
+        Self::new(self.gpu.adapter.clone(), &self.about)
     }
 
     pub fn name(&self) -> String {
-        Adapter::of(&self.gpu.adapter).full_name()
+        self.about.full_name.clone()
     }
 
     /// Waits until everything submitted so far is done.
@@ -189,4 +338,64 @@ impl OpenGpu {
 /// Name of the CPU twin in reports.
 pub fn cpu_name() -> String {
     format!("CPU twin ({} threads)", rayon::current_num_threads())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+pub mod tests {
+    use super::*;
+
+    /// The best adapter of this machine.
+    pub fn open_gpu() -> OpenGpu {
+        let choice = Choice::for_measurements(&common(DeviceArg::Auto, None)).unwrap();
+        match choice.backend {
+            Backend::Gpu(open) => open,
+            Backend::Cpu => unreachable!("{}", choice.reason),
+        }
+    }
+
+    fn common(device: DeviceArg, adapter: Option<&str>) -> CommonArgs {
+        CommonArgs {
+            device,
+            adapter: adapter.map(str::to_owned),
+            json: false,
+        }
+    }
+
+    #[test]
+    fn the_cpu_takes_over_from_a_failed_gpu_that_nobody_insists_on() {
+        let failed = || Failure::Failed(anyhow!("out of device memory"));
+        let auto = common(DeviceArg::Auto, None);
+        let choice = || Choice::for_measurements(&auto).unwrap();
+
+        let cpu = choice().or_cpu(&auto, failed()).unwrap();
+        assert!(matches!(cpu.backend, Backend::Cpu));
+        assert_eq!(
+            cpu.reason,
+            format!("{} failed: out of device memory", open_gpu().name())
+        );
+        // From the CPU there is nowhere to go.
+        assert!(matches!(
+            cpu.or_cpu(&auto, failed()),
+            Err(Failure::Failed(_))
+        ));
+
+        for insisting in [
+            common(DeviceArg::Gpu, None),
+            common(DeviceArg::Auto, Some("0")),
+        ] {
+            let failed = choice().or_cpu(&insisting, failed());
+            let named = |e: &anyhow::Error| {
+                format!("{e:#}") == format!("{}: out of device memory", open_gpu().name())
+            };
+            assert!(matches!(failed, Err(Failure::Failed(e)) if named(&e)));
+        }
+        for failure in [
+            Failure::Wrong(anyhow!("")),
+            Failure::Refused(anyhow!("")),
+            Failure::Interrupted(2),
+        ] {
+            assert!(choice().or_cpu(&auto, failure).is_err());
+        }
+    }
 }

@@ -17,13 +17,13 @@ use anyhow::{Context as _, anyhow};
 use serde::Serialize;
 
 use crate::args::{BenchArgs, CommonArgs};
-use crate::backend::{Adapter, Choice};
+use crate::backend::{Adapter, Choice, Opened};
 use crate::files::{Model, Outputs, csv, read_whole};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
 use crate::progress::Progress;
 use crate::{Failure, print, warn};
-use paths::{Path, Setup};
+use paths::{Path, Rig, Setup};
 use report::{Case, Comparison, Report, System};
 use timing::Median;
 
@@ -56,9 +56,18 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     if let Some(path) = &args.plot {
         plot::check_extension(path)?;
     }
-    let (gpus, reason) = Choice::all_for_measurements(common, args.all_adapters)?;
+    let (opened, reason) = Choice::all_for_measurements(common, args.all_adapters)?;
+    let about = |opened: &Opened| match opened {
+        Ok(open) => Adapter::clone(&open.about),
+        Err(about) => Adapter::clone(about),
+    };
+    let adapters = opened.iter().map(about).collect();
+    let mut rigs: Vec<_> = opened.into_iter().flatten().map(Rig::new).collect();
+    // One device that fails does not end it where others were to be measured too.
+    let insists = common.insists_on_gpu() && !args.all_adapters;
 
     let mut rows = Vec::new();
+    let mut notes = Vec::new();
     let cases = grid.len() * args.form.len();
     let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
     for form in &args.form {
@@ -74,17 +83,25 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
                 problem: &problem,
                 hot: args.hot_caches,
             };
-            progress.advance("check", 0);
-            let mut paths = Vec::new();
-            for open in &gpus {
-                interrupt.check()?;
-                paths.extend(setup.gpu_paths(open)?);
-            }
-            interrupt.check()?;
-            paths.extend(setup.cpu_paths()?);
+            let mut failed = Vec::new();
+            let mut give_up = |device: &str, failure| {
+                notes.push(case.without(device, failure, insists)?);
+                failed.push(device.to_owned());
+                Ok(())
+            };
             let budget = Duration::from_secs_f64(args.seconds);
-            measure(&mut paths, budget, &interrupt, &mut progress)?;
+            let paths = measure(
+                &setup,
+                &rigs,
+                budget,
+                &interrupt,
+                &mut progress,
+                &mut give_up,
+            )?;
             rows.extend(report::rows(&case, &paths));
+            drop(paths);
+            let has_failed = |rig: &&mut Rig| failed.contains(&rig.open.name());
+            rigs.iter_mut().filter(has_failed).for_each(Rig::renew);
         }
     }
     drop(progress);
@@ -97,15 +114,12 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
             .to_string(),
         command: command(),
         system: system(),
-        adapters: gpus
-            .iter()
-            .map(|open| Adapter::of(&open.gpu.adapter))
-            .collect(),
+        adapters,
         reason,
         hot_caches: args.hot_caches,
         rows,
         break_even: Vec::new(),
-        notes: Vec::new(),
+        notes,
     };
     report.conclude();
 
@@ -167,23 +181,39 @@ fn grid(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
 /// Units of progress that a problem is worth.
 const STEPS_PER_CASE: usize = 100;
 
-/// Rounds over all paths until the medians are known or the time is up.
-fn measure(
-    paths: &mut [Path<'_>],
+/// What becomes of a device, by name, that has failed.
+type GiveUp<'g> = dyn FnMut(&str, Failure) -> Result<(), Failure> + 'g;
+
+/// Checks all paths, then runs them in rounds until the medians are known or the time is up.
+fn measure<'a>(
+    setup: &Setup<'a>,
+    rigs: &'a [Rig],
     budget: Duration,
     interrupt: &Interrupt,
     progress: &mut Progress,
-) -> Result<(), Failure> {
+    give_up: &mut GiveUp<'_>,
+) -> Result<Vec<Path<'a>>, Failure> {
+    progress.advance("check", 0);
+    let mut paths = Vec::new();
+    for rig in rigs {
+        interrupt.check()?;
+        match setup.gpu_paths(rig) {
+            Ok(found) => paths.extend(found),
+            Err(failure) => give_up(&rig.open.name(), failure)?,
+        }
+    }
+    interrupt.check()?;
+    paths.extend(setup.cpu_paths()?);
     let warm_up = paths.iter().map(Path::warm_up).max().unwrap_or(0);
     for _ in 0..warm_up {
         interrupt.check()?;
-        paths.iter_mut().try_for_each(|path| path.run(false))?;
+        run_all(&mut paths, false, give_up)?;
     }
     let started = Instant::now();
     let mut done = 0;
     for round in 1.. {
         interrupt.check()?;
-        paths.iter_mut().try_for_each(|path| path.run(true))?;
+        run_all(&mut paths, true, give_up)?;
         let known = |path: &Path<'_>| {
             let median = Median::of(path.samples.iter().map(|sample| sample.wall_ms));
             median.is_some_and(|median| median.uncertainty() < UNCERTAINTY)
@@ -198,6 +228,29 @@ fn measure(
         done = reached.max(done);
     }
     progress.advance("time", (STEPS_PER_CASE - done) as u64);
+    Ok(paths)
+}
+
+/// One round. A device that fails drops out with all its paths.
+fn run_all(
+    paths: &mut Vec<Path<'_>>,
+    timed: bool,
+    give_up: &mut GiveUp<'_>,
+) -> Result<(), Failure> {
+    let mut failed = Vec::new();
+    for path in paths.iter_mut() {
+        if failed.contains(&path.device) {
+            continue;
+        }
+        if let Err(failure) = path.run(timed) {
+            if !path.kind.is_gpu() {
+                return Err(failure);
+            }
+            give_up(&path.device, failure)?;
+            failed.push(path.device.clone());
+        }
+    }
+    paths.retain(|path| !failed.contains(&path.device));
     Ok(())
 }
 
@@ -230,5 +283,91 @@ fn system() -> System {
         arch: std::env::consts::ARCH.to_owned(),
         cpu: brand.unwrap_or_else(|| "unknown".to_owned()),
         threads: rayon::current_num_threads(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::args::BenchForm;
+    use crate::backend::tests::open_gpu;
+
+    /// A case with the least rounds.
+    fn measured<'a>(
+        setup: &Setup<'a>,
+        rigs: &'a [Rig],
+        interrupt: &Interrupt,
+        give_up: &mut GiveUp<'_>,
+    ) -> Vec<Path<'a>> {
+        let mut progress = Progress::new(1);
+        let budget = Duration::ZERO;
+        measure(setup, rigs, budget, interrupt, &mut progress, give_up).unwrap()
+    }
+
+    fn devices(paths: &[Path<'_>]) -> Vec<String> {
+        let mut devices: Vec<_> = paths.iter().map(|path| path.device.clone()).collect();
+        devices.dedup();
+        devices
+    }
+
+    #[test]
+    fn a_device_that_fails_leaves_the_others_to_be_measured() {
+        let rig = |name: &str| {
+            let mut open = open_gpu();
+            open.about.full_name = name.to_owned();
+            Rig::new(open)
+        };
+        let mut rigs = [rig("sound"), rig("failing")];
+        let config = BenchForm::HeavyBall.config().unwrap();
+        let problem = Problem::new(config, vec![4099]);
+        let setup = Setup {
+            problem: &problem,
+            hot: true,
+        };
+        let interrupt = Interrupt::catch().unwrap();
+        let case = Case {
+            form: "heavy-ball",
+            tensors: 1,
+            numel: 4099,
+        };
+        let mut notes = Vec::new();
+        let mut give_up = |device: &str, failure| {
+            notes.push(case.without(device, failure, false)?);
+            Ok(())
+        };
+        let mut paths = measured(&setup, &rigs, &interrupt, &mut give_up);
+        assert_eq!(devices(&paths), ["sound", "failing", "CPU"]);
+        // While it is timed, and before.
+        rigs[1].open.gpu.device.destroy();
+        run_all(&mut paths, true, &mut give_up).unwrap();
+        assert_eq!(devices(&paths), ["sound", "CPU"]);
+        assert_eq!(
+            devices(&measured(&setup, &rigs, &interrupt, &mut give_up)),
+            ["sound", "CPU"]
+        );
+        // The next case finds another device.
+        drop(paths);
+        rigs[1].renew();
+        assert_eq!(
+            devices(&measured(&setup, &rigs, &interrupt, &mut give_up)),
+            ["sound", "failing", "CPU"]
+        );
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        for note in &notes {
+            assert!(
+                note.starts_with("failing, heavy-ball of 4099 elements: not measured, "),
+                "{note}"
+            );
+        }
+
+        // Nobody goes on without a device that was asked for, or with one that is wrong.
+        let failed = || Failure::Failed(anyhow!("out of memory"));
+        let insisted = case.without("sound", failed(), true);
+        assert!(
+            matches!(insisted, Err(Failure::Failed(e)) if e.to_string().starts_with("sound, heavy-ball"))
+        );
+        let wrong = case.without("sound", Failure::Wrong(anyhow!("wrong")), false);
+        assert!(matches!(wrong, Err(Failure::Wrong(e)) if e.to_string().starts_with("sound, ")));
     }
 }

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use wgpu_optim::plan::{DeviceLimits, Plan};
-use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, adapters, wgpu};
+use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, wgpu};
 
 use crate::args::{CommonArgs, InfoArgs};
-use crate::backend::{Adapter, NO_ADAPTER_HINT};
+use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
 use crate::{Failure, files, print};
 
 #[derive(Debug, Serialize)]
@@ -19,7 +19,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct AdapterReport {
     #[serde(flatten)]
-    adapter: Adapter,
+    adapter: Box<Adapter>,
     max_storage_buffer_binding_bytes: u64,
     max_buffer_bytes: u64,
     min_storage_buffer_offset_alignment_bytes: u32,
@@ -29,7 +29,14 @@ struct AdapterReport {
     features_used: Vec<String>,
     scalars: &'static str,
     /// With `--plan`.
-    plan: Option<PlanReport>,
+    plan: Option<Planned>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Planned {
+    Fits(PlanReport),
+    Refused { error: String },
 }
 
 /// A step over a model in an arena.
@@ -47,11 +54,11 @@ struct PlanReport {
 }
 
 impl PlanReport {
-    fn new(shapes: &[(String, Vec<usize>)], limits: &wgpu::Limits) -> Result<Self, Failure> {
-        let layout =
-            ArenaLayout::new(shapes.iter().cloned(), limits).map_err(anyhow::Error::from)?;
-        let plan = Plan::new(&layout.tensor_layouts(), &DeviceLimits::from(limits))
-            .map_err(anyhow::Error::from)?;
+    fn new(model: &Model, adapter: &wgpu::Adapter) -> anyhow::Result<Self> {
+        let limits = adapter.limits();
+        let layout = ArenaLayout::new(model.iter().cloned(), &limits)?;
+        let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
+        let plan = Plan::new(&layout.tensor_layouts(), &limits)?;
         let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
         Ok(Self {
             tensors: layout.tensors.len(),
@@ -67,14 +74,17 @@ impl PlanReport {
 }
 
 impl AdapterReport {
-    fn new(adapter: &wgpu::Adapter, model: Option<&Model>) -> Result<Self, Failure> {
+    fn new((adapter, about): (&wgpu::Adapter, Box<Adapter>), model: Option<&Model>) -> Self {
         let limits = adapter.limits();
         let used = adapter.features() & OPTIONAL_FEATURES;
-        Ok(Self {
-            plan: model
-                .map(|shapes| PlanReport::new(shapes, &limits))
-                .transpose()?,
-            adapter: Adapter::of(adapter),
+        Self {
+            plan: model.map(|model| match PlanReport::new(model, adapter) {
+                Ok(plan) => Planned::Fits(plan),
+                Err(error) => Planned::Refused {
+                    error: format!("{error:#}"),
+                },
+            }),
+            adapter: about,
             max_storage_buffer_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             min_storage_buffer_offset_alignment_bytes: limits.min_storage_buffer_offset_alignment,
@@ -85,7 +95,7 @@ impl AdapterReport {
                 ScalarPath::Immediates => "immediates",
                 ScalarPath::Uniforms => "uniform ring",
             },
-        })
+        }
     }
 }
 
@@ -97,23 +107,14 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
         Some(path) => Some(files::Model::open(path)?.f32_shapes()),
         None => None,
     };
-    let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all());
-    let named = |report: &AdapterReport| {
-        common.adapter.as_ref().is_none_or(|text| {
-            report
-                .adapter
-                .name
-                .to_lowercase()
-                .contains(&text.to_lowercase())
-        })
-    };
-    let found = pollster::block_on(adapters(backends));
-    let adapters = found
-        .iter()
-        .map(|adapter| AdapterReport::new(adapter, model.as_deref()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let adapters = Adapters::of_this_machine();
+    let numbers = adapters.wanted(common);
+    if numbers.is_empty() && common.adapter.is_some() {
+        return Err(adapters.none_fits(common, true).into());
+    }
+    let report_on = |number| AdapterReport::new(adapters.tried(number), model.as_deref());
     let report = Report {
-        adapters: adapters.into_iter().filter(named).collect(),
+        adapters: numbers.into_iter().map(report_on).collect(),
         cpu_threads: rayon::current_num_threads(),
     };
     print(common, &report, report.to_text())
@@ -126,16 +127,19 @@ impl Report {
             text += &format!("no adapter: {NO_ADAPTER_HINT}\n\n");
         }
         for adapter in &self.adapters {
+            let about = &adapter.adapter;
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{} ({}, {})\n  driver            {}\n  storage binding   {} MiB at most, offsets in steps of {} bytes\n  \
+                "{}: {} ({}, {})\n  ids               {}\n  driver            {}\n  storage binding   {} MiB at most, offsets in steps of {} bytes\n  \
                  buffer            {} MiB at most\n  workgroups        {} per dimension at most\n  \
-                 storage buffers   {} per stage at most, the kernels bind 3\n  scalars           {}\n",
-                adapter.adapter.name,
-                adapter.adapter.backend,
-                adapter.adapter.device_type,
-                adapter.adapter.driver,
+                 storage buffers   {} per stage at most, the kernels bind 3\n  scalars           {}",
+                about.number,
+                about.name,
+                about.backend,
+                about.device_type,
+                about.ids(),
+                about.driver,
                 adapter.max_storage_buffer_binding_bytes >> 20,
                 adapter.min_storage_buffer_offset_alignment_bytes,
                 adapter.max_buffer_bytes >> 20,
@@ -146,11 +150,11 @@ impl Report {
                     false => format!("{} ({})", adapter.scalars, adapter.features_used.join(", ")),
                 },
             );
-            if let Some(plan) = &adapter.plan {
-                let _ = writeln!(
+            let _ = match &adapter.plan {
+                Some(Planned::Fits(plan)) => writeln!(
                     text,
                     "  plan              {} tensors, {} parameters: {} dispatches over {} bindings in {} buffers\n  \
-                     memory            {} MiB parameters, {} MiB gradients, {} MiB velocity\n",
+                     memory            {} MiB parameters, {} MiB gradients, {} MiB velocity",
                     plan.tensors,
                     plan.numel,
                     plan.dispatches,
@@ -159,8 +163,14 @@ impl Report {
                     plan.params_bytes >> 20,
                     plan.grads_bytes >> 20,
                     plan.velocity_bytes >> 20,
-                );
+                ),
+                Some(Planned::Refused { error }) => writeln!(text, "  no plan           {error}"),
+                None => Ok(()),
+            };
+            if let Some(error) = &about.error {
+                let _ = writeln!(text, "  not usable        {error}");
             }
+            text.push('\n');
         }
         text + &format!("CPU twin: {} threads\n", self.cpu_threads)
     }

@@ -29,8 +29,10 @@ use args::{Args, BenchArgs, Command, CommonArgs};
 enum Failure {
     /// Something is wrong with the arguments or the files: exit code 2, and nothing has been written.
     Refused(anyhow::Error),
-    /// The device failed, or computed something wrong: exit code 1.
+    /// The device failed: exit code 1.
     Failed(anyhow::Error),
+    /// The device computed something wrong: exit code 1, whatever else would do.
+    Wrong(anyhow::Error),
     /// A signal asked the program to end: exit code 128 and its number, as of one that it has ended (130 for Ctrl-C),
     /// and nothing has been written.
     Interrupted(u8),
@@ -76,7 +78,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
 fn report(failure: &Failure) -> u8 {
     let (error, code) = match failure {
         Failure::Refused(error) => (format!("{error:#}"), 2),
-        Failure::Failed(error) => (format!("{error:#}"), 1),
+        Failure::Failed(error) | Failure::Wrong(error) => (format!("{error:#}"), 1),
         Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
     };
     let line = error.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -4,8 +4,8 @@ use anyhow::anyhow;
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::{
-    Arena, Coefficients, CpuOptimizer, GpuOptimizer, Kernels, OptimizerState, SgdConfig, Terms,
-    readback, reference, wgpu,
+    Arena, Coefficients, CpuOptimizer, GpuOptimizer, OptimizerState, SgdConfig, Terms, readback,
+    reference, wgpu,
 };
 
 use crate::Failure;
@@ -131,7 +131,7 @@ impl Problem {
             .into_par_iter()
             .map(compare_chunk)
             .try_reduce(Agreement::default, |x, y| Ok(x.worst(y, 0)))
-            .map_err(|wrong| Failure::Failed(anyhow!("wrong results: {wrong}")))
+            .map_err(|wrong| Failure::Wrong(anyhow!("wrong results: {wrong}")))
     }
 }
 
@@ -168,8 +168,7 @@ impl<'a> OnGpu<'a> {
         let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
         arena.upload_all_params(&start).map_err(Failure::failed)?;
         arena.upload_all_grads(&grads).map_err(Failure::failed)?;
-        let kernels = Kernels::new(device, queue).map_err(Failure::failed)?;
-        let optimizer = GpuOptimizer::new(&kernels, problem.config, &arena.bindings())
+        let optimizer = GpuOptimizer::new(&open.kernels, problem.config, &arena.bindings())
             .map_err(Failure::failed)?;
         Ok(Self {
             open,
@@ -312,9 +311,7 @@ mod tests {
         let right = params[100_000];
         params[100_000] = f32::from_bits(right.to_bits() + 20);
         let wrong = problem.compare(&params, Some(&velocity), Rounding::NEAREST);
-        assert!(
-            matches!(wrong, Err(Failure::Failed(e)) if e.to_string().contains("wrong results"))
-        );
+        assert!(matches!(wrong, Err(Failure::Wrong(e)) if e.to_string().contains("wrong results")));
         params[100_000] = right;
         velocity[70_000] = f32::NAN;
         assert!(

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wgpu_optim::plan::{Access, DeviceLimits, Place, Plan, Target, TensorLayout};
+use wgpu_optim::plan::{Access, Place, Plan, Target, TensorLayout};
 use wgpu_optim::{Arena, Terms, readback, wgpu};
 
 use super::timing::GpuWork;
@@ -96,6 +96,31 @@ const PLAIN: &[Op] = &[
     SUBTRACT_SCRATCH,
 ];
 
+/// The kernels of all operations, by entry point: once per device.
+pub struct Pipelines(HashMap<&'static str, wgpu::ComputePipeline>);
+
+impl Pipelines {
+    pub fn new(device: &wgpu::Device) -> Self {
+        let module =
+            device.create_shader_module(wgpu::include_wgsl!("../../shaders/elementwise.wgsl"));
+        let pipeline = |op: &Op| {
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(op.entry_point),
+                layout: None,
+                module: &module,
+                entry_point: Some(op.entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            });
+            (op.entry_point, pipeline)
+        };
+        let ops = [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN]
+            .into_iter()
+            .flatten();
+        Self(ops.map(pipeline).collect())
+    }
+}
+
 /// A sequence of kernels over a problem's tensors, with arrays of its own.
 pub struct Elementwise<'a> {
     open: &'a OpenGpu,
@@ -122,17 +147,21 @@ struct Dispatch {
 
 impl<'a> Elementwise<'a> {
     /// A copy with the access pattern of the problem's step, over as many elements in one tensor: the roof.
-    pub fn copy(open: &'a OpenGpu, problem: &Problem) -> Result<Self> {
+    pub fn copy(open: &'a OpenGpu, pipelines: &Pipelines, problem: &Problem) -> Result<Self> {
         let ops = match Terms::of(problem.config()).velocity {
             true => COPY_TWO,
             false => COPY_ONE,
         };
-        Self::new(open, problem, ops, &[problem.numel()])
+        Self::new(open, pipelines, problem, ops, &[problem.numel()])
     }
 
     /// The problem's step in separate kernels, tensor by tensor, for the forms that are a chain of scale and add:
     /// plain descent and the heavy ball.
-    pub fn unfused(open: &'a OpenGpu, problem: &Problem) -> Result<Option<Self>> {
+    pub fn unfused(
+        open: &'a OpenGpu,
+        pipelines: &Pipelines,
+        problem: &Problem,
+    ) -> Result<Option<Self>> {
         let has = Terms::of(problem.config());
         let ops = match has.velocity {
             _ if has.c || has.lambda || has.rho => return Ok(None),
@@ -140,7 +169,7 @@ impl<'a> Elementwise<'a> {
             true => HEAVY_BALL,
             false => PLAIN,
         };
-        let chain = Self::new(open, problem, ops, problem.sizes())?;
+        let chain = Self::new(open, pipelines, problem, ops, problem.sizes())?;
         for (index, (start, grads)) in problem.values().enumerate() {
             chain.model.upload_params(&index.to_string(), start)?;
             chain.model.upload_grads(&index.to_string(), grads)?;
@@ -150,6 +179,7 @@ impl<'a> Elementwise<'a> {
 
     fn new(
         open: &'a OpenGpu,
+        pipelines: &Pipelines,
         problem: &Problem,
         ops: &'static [Op],
         sizes: &[usize],
@@ -172,29 +202,14 @@ impl<'a> Elementwise<'a> {
             momentum: problem.config().momentum(),
             dispatches: Vec::new(),
         };
-        chain.dispatches = chain.plan()?;
+        chain.dispatches = chain.plan(pipelines)?;
         chain.set_lr(problem.config().lr());
         Ok(chain)
     }
 
     /// Every operation over every tensor, in the order of the operations within a tensor.
-    fn plan(&self) -> Result<Vec<Dispatch>> {
+    fn plan(&self, pipelines: &Pipelines) -> Result<Vec<Dispatch>> {
         let device = &self.open.gpu.device;
-        let module =
-            device.create_shader_module(wgpu::include_wgsl!("../../shaders/elementwise.wgsl"));
-        let pipeline = |entry_point| {
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(entry_point),
-                layout: None,
-                module: &module,
-                entry_point: Some(entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            });
-            (entry_point, pipeline)
-        };
-        let pipelines: HashMap<_, _> = self.ops.iter().map(|op| pipeline(op.entry_point)).collect();
-        let limits = DeviceLimits::from(&device.limits());
         let mut dispatches = Vec::new();
         for tensor in self.model.tensors() {
             let place = |buffer| Place {
@@ -212,10 +227,10 @@ impl<'a> Elementwise<'a> {
                 layout.numel <= tensor.numel + tensor.padding_elems,
                 "an arena pads to whole vec4s"
             );
-            let plan = Plan::new(&[layout], &limits)?;
+            let plan = Plan::new(&[layout], self.open.kernels.device_limits())?;
             let parts = plan.dispatches(|_| Some(()));
             for op in self.ops {
-                let pipeline = &pipelines[op.entry_point];
+                let pipeline = &pipelines.0[op.entry_point];
                 for (part, ()) in &parts {
                     let (Target::Piece(piece), Access::Vec4) = (part.target, part.access) else {
                         bail!("an arena's tensors start with their bindings");

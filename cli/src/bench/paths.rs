@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use wgpu_optim::oracle::Rounding;
 use wgpu_optim::{Terms, readback, wgpu};
 
-use super::elementwise::Elementwise;
+use super::elementwise::{Elementwise, Pipelines};
 use super::stream::Stream;
 use super::timing::{GpuClock, GpuWork, Sample, time};
 use crate::Failure;
@@ -53,6 +53,11 @@ impl Kind {
             self,
             Self::Fused | Self::Unfused | Self::CpuTwin | Self::Reference
         )
+    }
+
+    /// Whether it is on a GPU.
+    pub fn is_gpu(self) -> bool {
+        !matches!(self, Self::CpuTwin | Self::Stream | Self::Reference)
     }
 
     /// The path that no step on the same device can overtake.
@@ -111,6 +116,31 @@ impl Path<'_> {
         let sample = self.runs[self.last]()?;
         self.samples.extend(timed.then_some(sample));
         Ok(())
+    }
+}
+
+/// A device, and what all that is timed on it shares.
+pub struct Rig {
+    pub open: OpenGpu,
+    clock: GpuClock,
+    pipelines: Pipelines,
+}
+
+impl Rig {
+    pub fn new(open: OpenGpu) -> Self {
+        Self {
+            clock: GpuClock::new(&open),
+            pipelines: Pipelines::new(&open.gpu.device),
+            open,
+        }
+    }
+
+    /// Takes another device of the adapter, as one that has run out of memory may be lost. Where there is none it goes
+    /// on failing.
+    pub fn renew(&mut self) {
+        if let Ok(open) = self.open.again() {
+            *self = Self::new(open);
+        }
     }
 }
 
@@ -185,8 +215,8 @@ impl<'a> Setup<'a> {
     }
 
     /// Everything that is timed on one adapter, each step checked first.
-    pub fn gpu_paths(&self, open: &'a OpenGpu) -> Result<Vec<Path<'a>>, Failure> {
-        let (problem, has) = (self.problem, self.terms());
+    pub fn gpu_paths(&self, rig: &'a Rig) -> Result<Vec<Path<'a>>, Failure> {
+        let (problem, has, open) = (self.problem, self.terms(), &rig.open);
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
         let mut fused = path(Kind::Fused, has.bytes_per_elem());
         let mut copy = path(Kind::Copy, has.bytes_per_elem());
@@ -218,20 +248,22 @@ impl<'a> Setup<'a> {
                 })
             };
             download.runs.push(Box::new(run));
-            fused.runs.push(on_gpu(open, stepper));
+            fused.runs.push(on_gpu(rig, stepper));
 
-            let kernel = Elementwise::copy(open, problem).map_err(Failure::Failed)?;
+            let kernel =
+                Elementwise::copy(open, &rig.pipelines, problem).map_err(Failure::Failed)?;
             copy.dispatches = Some(kernel.dispatches());
-            copy.runs.push(on_gpu(open, kernel));
+            copy.runs.push(on_gpu(rig, kernel));
 
-            if let Some(mut chain) = Elementwise::unfused(open, problem).map_err(Failure::Failed)? {
+            let chain = Elementwise::unfused(open, &rig.pipelines, problem);
+            if let Some(mut chain) = chain.map_err(Failure::Failed)? {
                 unfused.bytes_per_elem = chain.bytes_per_elem();
                 unfused.dispatches = Some(chain.dispatches());
                 if index == 0 {
                     let agreement = problem.check(&mut chain, Rounding::WGSL)?;
                     unfused.worst_ulp = Some(agreement.worst_ulp);
                 }
-                unfused.runs.push(on_gpu(open, chain));
+                unfused.runs.push(on_gpu(rig, chain));
             }
         }
         let paths = [fused, unfused, copy, upload, download];
@@ -242,9 +274,8 @@ impl<'a> Setup<'a> {
     }
 }
 
-fn on_gpu<'a>(open: &'a OpenGpu, mut work: impl GpuWork + 'a) -> Run<'a> {
-    let clock = GpuClock::new(open);
-    Box::new(move || clock.time(&mut work))
+fn on_gpu<'a>(rig: &'a Rig, mut work: impl GpuWork + 'a) -> Run<'a> {
+    Box::new(move || rig.clock.time(&rig.open, &mut work))
 }
 
 impl GpuWork for OnGpu<'_> {
@@ -256,5 +287,37 @@ impl GpuWork for OnGpu<'_> {
     fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Failure> {
         let recorded = self.optimizer_mut().record(pass);
         recorded.map_err(|error| Failure::Failed(anyhow!(error)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::args::BenchForm;
+    use crate::backend::tests::open_gpu;
+
+    #[test]
+    fn copies_share_what_does_not_hold_data() {
+        let rig = Rig::new(open_gpu());
+        let device = &rig.open.gpu.device;
+        let config = BenchForm::HeavyBall.config().unwrap();
+        let problem = Problem::new(config, vec![4099]);
+        // Query sets, pipelines and shader modules while the paths are there.
+        let objects = |hot| {
+            let problem = &problem;
+            let paths = Setup { problem, hot }.gpu_paths(&rig).unwrap();
+            assert_eq!(paths[0].runs.len(), if hot { 1 } else { MAX_COPIES });
+            let counters = device.get_internal_counters().hal;
+            [
+                counters.query_sets.read(),
+                counters.compute_pipelines.read(),
+                counters.shader_modules.read(),
+            ]
+        };
+        let of_one = objects(true);
+        assert_eq!(objects(false), of_one);
+        let timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        assert_eq!(of_one[0], isize::from(timestamps));
     }
 }

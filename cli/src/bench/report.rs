@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::paths::{Kind, Path};
 use super::timing::Median;
+use crate::Failure;
 use crate::backend::Adapter;
 
 /// Version of the report's format, see `cli/schema/bench.json`.
@@ -93,6 +94,25 @@ pub struct Case<'a> {
     pub numel: usize,
 }
 
+impl Case<'_> {
+    /// A note in place of the rows of a device that has failed in this case. Where somebody insists on the device, or
+    /// it has computed something wrong, that stays a failure, by name.
+    pub fn without(
+        &self,
+        device: &str,
+        failure: Failure,
+        insists: bool,
+    ) -> Result<String, Failure> {
+        let what = format!("{device}, {} of {} elements", self.form, self.numel);
+        match failure {
+            Failure::Failed(error) if insists => Err(Failure::Failed(error.context(what))),
+            Failure::Failed(error) => Ok(format!("{what}: not measured, {error:#}")),
+            Failure::Wrong(error) => Err(Failure::Wrong(error.context(what))),
+            failure => Err(failure),
+        }
+    }
+}
+
 /// The rows of a case's paths, which were run in turn.
 pub fn rows(case: &Case<'_>, paths: &[Path<'_>]) -> Vec<Row> {
     let find = |kind: Kind, device: Option<&str>| {
@@ -166,17 +186,20 @@ impl Report {
     /// Fills in what follows from the rows.
     pub fn conclude(&mut self) {
         self.break_even = self.break_evens();
-        self.notes = self.clock_notes();
+        self.notes.extend(self.clock_notes());
     }
 
     fn clock_notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         for adapter in &self.adapters {
-            let device = adapter.full_name();
+            let device = &adapter.full_name;
             let fused = || {
                 let rows = self.rows.iter();
-                rows.filter(|row| row.device == device && row.path == Kind::Fused)
+                rows.filter(|row| row.device == *device && row.path == Kind::Fused)
             };
+            if fused().next().is_none() {
+                continue;
+            }
             if fused().all(|row| row.pass_ms.is_none()) {
                 notes.push(format!("{device} has no timestamps: wall clock only"));
             } else if fused().all(|row| row.pass_ms == Some(0.0)) {
@@ -256,12 +279,20 @@ impl Report {
         // Writing to a string cannot fail.
         for adapter in &self.adapters {
             let Adapter {
+                number,
                 name,
                 backend,
                 device_type,
                 driver,
+                ..
             } = adapter;
-            let _ = writeln!(text, "GPU  {name} ({backend}, {device_type}), {driver}");
+            let _ = writeln!(
+                text,
+                "GPU  {number}: {name} ({backend}, {device_type}), {driver}"
+            );
+            if let Some(error) = &adapter.error {
+                let _ = writeln!(text, "     not measured: {error}");
+            }
         }
         let System {
             os,

@@ -47,9 +47,9 @@ pub trait GpuWork {
     fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Failure>;
 }
 
-/// The wall clock, and the device's own where it has one.
-pub struct GpuClock<'a> {
-    open: &'a OpenGpu,
+/// The wall clock, and the device's own where it has one: one for all that is timed on a device, because drivers have
+/// room for few query sets, Metal for 32 in all.
+pub struct GpuClock {
     timestamps: Option<Timestamps>,
 }
 
@@ -59,8 +59,8 @@ struct Timestamps {
     ns_per_tick: f64,
 }
 
-impl<'a> GpuClock<'a> {
-    pub fn new(open: &'a OpenGpu) -> Self {
+impl GpuClock {
+    pub fn new(open: &OpenGpu) -> Self {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         let timestamps = has_timestamps.then(|| Timestamps {
@@ -77,12 +77,12 @@ impl<'a> GpuClock<'a> {
             }),
             ns_per_tick: f64::from(queue.get_timestamp_period()),
         });
-        Self { open, timestamps }
+        Self { timestamps }
     }
 
     /// Records, submits and waits.
-    pub fn time(&self, work: &mut impl GpuWork) -> Result<Sample, Failure> {
-        let (device, queue) = (&self.open.gpu.device, &self.open.gpu.queue);
+    pub fn time(&self, open: &OpenGpu, work: &mut impl GpuWork) -> Result<Sample, Failure> {
+        let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let started = Instant::now();
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         work.prepare(&mut encoder)?;
@@ -104,7 +104,7 @@ impl<'a> GpuClock<'a> {
         let recorded = started.elapsed();
         queue.submit([commands]);
         let submitted = started.elapsed();
-        self.open.finish()?;
+        open.finish()?;
         let wall_ms = started.elapsed().as_secs_f64() * 1e3;
         let timestamps = self.timestamps.as_ref();
         Ok(Sample {
@@ -112,7 +112,7 @@ impl<'a> GpuClock<'a> {
             gpu: Some(GpuSample {
                 record_us: recorded.as_secs_f64() * 1e6,
                 submit_us: (submitted - recorded).as_secs_f64() * 1e6,
-                pass_ms: timestamps.map(|t| t.pass_ms(self.open)).transpose()?,
+                pass_ms: timestamps.map(|t| t.pass_ms(open)).transpose()?,
             }),
         })
     }

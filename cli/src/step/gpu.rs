@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 
 use anyhow::{Context as _, anyhow};
-use wgpu_optim::{Arena, GpuOptimizer, Kernels, SgdConfig, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, SgdConfig, wgpu};
 
 use super::plan::ELEM_BYTES;
 use super::stream::{Engine, Values};
@@ -31,7 +31,6 @@ impl<'g> OnGpu<'g> {
     /// An engine for windows of at most `max_elems` elements, a multiple of 4.
     pub fn new(
         open: &'g OpenGpu,
-        kernels: &Kernels,
         config: SgdConfig,
         max_elems: u64,
         repeat: u32,
@@ -40,7 +39,7 @@ impl<'g> OnGpu<'g> {
         let layout = [(WINDOW, vec![max_elems as usize])];
         let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
         let optimizer =
-            GpuOptimizer::new(kernels, config, &arena.bindings()).map_err(Failure::failed)?;
+            GpuOptimizer::new(&open.kernels, config, &arena.bindings()).map_err(Failure::failed)?;
         let array_bytes = arena.params()[0].size();
         let staging = |label, arrays, usage, mapped_at_creation| {
             device.create_buffer(&wgpu::BufferDescriptor {

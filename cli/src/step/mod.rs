@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use wgpu_optim::{Kernels, SgdConfig, StateRecord};
+use wgpu_optim::{SgdConfig, StateRecord};
 
 use crate::args::{CommonArgs, NonFinite, StepArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
@@ -82,11 +82,16 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let record = record_after(before, config, &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
-    let Choice { backend, reason } = Choice::for_updates(common)?;
-    let (streamed, dispatches) = match &backend {
-        Backend::Gpu(open) => job.on_gpu(open, &plan, &outputs)?,
-        Backend::Cpu => (job.on_cpu(&plan, &outputs)?, 0),
+    let mut choice = Choice::for_updates(common)?;
+    let (streamed, dispatches) = match job.compute(&choice, &plan, &outputs) {
+        Ok(done) => done,
+        Err(failure) => {
+            // What has been written is written again.
+            choice = choice.or_cpu(common, failure)?;
+            job.compute(&choice, &plan, &outputs)?
+        }
     };
+    let Choice { backend, reason } = choice;
     let mut report = Report {
         backend: match backend {
             Backend::Gpu(_) => "gpu",
@@ -165,6 +170,19 @@ impl Job<'_> {
         )
     }
 
+    /// Writes the outputs; returns the dispatches of a step, too.
+    fn compute(
+        &self,
+        choice: &Choice,
+        plan: &Plan<'_>,
+        outputs: &Outputs,
+    ) -> Result<(Streamed, usize), Failure> {
+        match &choice.backend {
+            Backend::Gpu(open) => self.on_gpu(open, plan, outputs),
+            Backend::Cpu => Ok((self.on_cpu(plan, outputs)?, 0)),
+        }
+    }
+
     fn on_cpu(&self, plan: &Plan<'_>, outputs: &Outputs) -> Result<Streamed, Failure> {
         // One more than there are cores, which works while another waits for the disk.
         let threads = rayon::current_num_threads() + 1;
@@ -180,7 +198,6 @@ impl Job<'_> {
         plan: &Plan<'_>,
         outputs: &Outputs,
     ) -> Result<(Streamed, usize), Failure> {
-        let kernels = Kernels::new(&open.gpu.device, &open.gpu.queue).map_err(Failure::failed)?;
         let windows = plan.windows(GPU_WINDOW_ELEMS);
         let updates = windows.iter().filter_map(|window| match window {
             Window::Update { elems, .. } => Some(*elems),
@@ -189,7 +206,7 @@ impl Job<'_> {
         let largest = updates.clone().max().unwrap_or(0);
         let engine = |_| -> Result<Box<dyn Engine + '_>, Failure> {
             let max_elems = largest.next_multiple_of(4).max(4);
-            let engine = OnGpu::new(open, &kernels, self.config, max_elems, self.args.repeat)?;
+            let engine = OnGpu::new(open, self.config, max_elems, self.args.repeat)?;
             Ok(Box::new(engine))
         };
         let engines = (0..GPU_ENGINES.min(windows.len())).map(engine);

@@ -20,7 +20,7 @@ const GPU_PATHS: [&str; 5] = [
 const CPU_PATHS: [&str; 3] = ["cpu-twin", "stream", "reference"];
 
 /// A report, after a look at its schema.
-fn report(command: &mut assert_cmd::Command) -> Value {
+pub fn report(command: &mut assert_cmd::Command) -> Value {
     let output = command.arg("--json").output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
@@ -36,7 +36,7 @@ fn report(command: &mut assert_cmd::Command) -> Value {
     report
 }
 
-fn rows(report: &Value) -> &[Value] {
+pub fn rows(report: &Value) -> &[Value] {
     report["rows"].as_array().unwrap()
 }
 
@@ -207,6 +207,9 @@ fn an_older_report_shows_what_is_slower() {
             row["numel"] = 7.into();
         }
     }
+    // As older versions described an adapter.
+    let adapter = r#"[{"name":"a","backend":"gl","device_type":"Cpu","driver":"d"}]"#;
+    old["adapters"] = serde_json::from_str(adapter).unwrap();
     fs::write(workspace.path("old"), old.to_string()).unwrap();
     let compared = report(&mut bench(&["--compare", "old"]));
     let comparison = &compared["comparison"];

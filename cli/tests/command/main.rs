@@ -6,6 +6,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod adapters;
 #[cfg(target_os = "linux")]
 mod as_root;
 mod benchmark;

@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::plan::DeviceLimits;
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
 
-use super::Bench;
+use super::{Bench, gpu};
 use crate::cases::values;
 
 /// Elements that are compared at a time.
@@ -122,4 +123,11 @@ fn an_arena_of_three_hundred_million_elements() {
                 checked.unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
             });
     }
+}
+
+#[test]
+fn kernels_plan_with_what_can_be_known_of_their_adapter() {
+    let adapter = &gpu().adapter;
+    let of_adapter = DeviceLimits::of(&adapter.limits(), adapter.get_info().device_type);
+    assert_eq!(*Bench::best().kernels.device_limits(), of_adapter);
 }

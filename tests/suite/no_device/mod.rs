@@ -1,5 +1,6 @@
 //! Tier one: no device.
 
+mod adapters;
 mod config;
 mod cpu;
 #[cfg(feature = "safetensors")]

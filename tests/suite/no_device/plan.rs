@@ -1,9 +1,9 @@
 use proptest::prelude::*;
-use wgpu_optim::PlanError;
 use wgpu_optim::plan::{
     Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
     TensorLayout, WORKGROUP_SIZE, Window,
 };
+use wgpu_optim::{PlanError, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
 const COMMON: DeviceLimits = DeviceLimits {
@@ -597,4 +597,23 @@ fn what_cannot_be_planned_is_said() {
         refused,
         Err(PlanError::LimitTooLow { actual: 0, .. })
     ));
+}
+
+#[test]
+fn slow_adapters_have_a_ceiling_on_dispatches() {
+    let limits = wgpu::Limits::default();
+    for (device_type, ceiling) in [
+        (wgpu::DeviceType::Cpu, 1 << 26),
+        (wgpu::DeviceType::IntegratedGpu, 1 << 26),
+        (wgpu::DeviceType::DiscreteGpu, u64::MAX),
+        (wgpu::DeviceType::VirtualGpu, u64::MAX),
+        (wgpu::DeviceType::Other, u64::MAX),
+    ] {
+        let of = DeviceLimits::of(&limits, device_type);
+        let expected = DeviceLimits {
+            max_dispatch_elems: ceiling,
+            ..DeviceLimits::from(&limits)
+        };
+        assert_eq!(of, expected, "{device_type:?}");
+    }
 }
