@@ -8,6 +8,7 @@ use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, wgpu};
 
 use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
+use crate::step::gpu_dispatches;
 use crate::{Failure, files, print};
 
 #[derive(Debug, Serialize)]
@@ -39,11 +40,13 @@ enum Planned {
     Refused { error: String },
 }
 
-/// A step over a model in an arena.
+/// A step over a model: in an arena, and as the command `step` streams it.
 #[derive(Debug, Serialize)]
 struct PlanReport {
     tensors: usize,
     numel: u64,
+    /// Of the command `step`; what follows is an arena's.
+    step_dispatches: u64,
     /// Parameter buffers; there are as many gradient buffers.
     buffers: usize,
     pieces: usize,
@@ -60,9 +63,11 @@ impl PlanReport {
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
         let plan = Plan::new(&layout.tensor_layouts(), &limits)?;
         let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
+        let numel = layout.tensors.iter().map(|tensor| tensor.numel).sum();
         Ok(Self {
             tensors: layout.tensors.len(),
-            numel: layout.tensors.iter().map(|tensor| tensor.numel).sum(),
+            numel,
+            step_dispatches: gpu_dispatches(numel),
             buffers: layout.buffer_bytes.len(),
             pieces: plan.pieces.len(),
             dispatches: plan.dispatches(|_| Some(())).len(),
@@ -153,10 +158,13 @@ impl Report {
             let _ = match &adapter.plan {
                 Some(Planned::Fits(plan)) => writeln!(
                     text,
-                    "  plan              {} tensors, {} parameters: {} dispatches over {} bindings in {} buffers\n  \
+                    "  plan              {} tensors, {} parameters\n  \
+                     as step streams   {} dispatches\n  \
+                     in an arena       {} dispatches over {} bindings in {} buffers\n  \
                      memory            {} MiB parameters, {} MiB gradients, {} MiB velocity",
                     plan.tensors,
                     plan.numel,
+                    plan.step_dispatches,
                     plan.dispatches,
                     plan.pieces,
                     plan.buffers,

@@ -27,11 +27,17 @@ use stream::{Engine, NonFiniteGradient, Stream, Streamed};
 /// Elements of a window on the CPU: it stays in the caches from its reading to its writing.
 const CPU_WINDOW_ELEMS: u64 = 1 << 18;
 
-/// Elements of a window on the GPU: large enough that a submission's own cost is small beside it.
-pub const GPU_WINDOW_ELEMS: u64 = 1 << 21;
+/// Elements of a window on the GPU: large enough that a submission's own cost is small beside it, small enough for
+/// any device's bindings.
+const GPU_WINDOW_ELEMS: u64 = 1 << 21;
 
 /// Windows in flight on the GPU: one is read or written while another is computed and a third is moved.
 const GPU_ENGINES: usize = 3;
+
+/// Dispatches of a step over so many elements, one for each window, where all of them or none are at their first step.
+pub fn gpu_dispatches(numel: u64) -> u64 {
+    numel.div_ceil(GPU_WINDOW_ELEMS)
+}
 
 /// What was done, as printed.
 #[derive(Debug, Serialize)]

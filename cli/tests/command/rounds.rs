@@ -192,6 +192,21 @@ fn three_rounds_over_a_model_of_many_windows() {
     for device in DEVICES {
         check(device, &model);
     }
+
+    // What `info` says that a step takes is what it takes.
+    let workspace = Workspace::new();
+    model.write(&workspace.path("params"));
+    model.write(&workspace.path("grads"));
+    let json = |command: &mut assert_cmd::Command| -> serde_json::Value {
+        let output = command.arg("--json").output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let mut info = crate::wgpu_optim();
+    info.current_dir(workspace.path(""))
+        .args(["info", "--plan", "params"]);
+    let planned = json(&mut info)["adapters"][0]["plan"]["step_dispatches"].clone();
+    let stepped = json(workspace.step().args(["--device", "gpu", "--lr", "0.1"]));
+    assert_eq!((&planned, &stepped["dispatches"]), (&3.into(), &3.into()));
 }
 
 #[test]
