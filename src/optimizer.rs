@@ -189,7 +189,8 @@ impl GpuOptimizer {
         self.groups.by_name(group)
     }
 
-    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's.
+    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's. A group
+    /// without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
@@ -198,7 +199,7 @@ impl GpuOptimizer {
         self.groups.set_lr(lr)
     }
 
-    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets all again.
+    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
     ///
     /// # Errors
     /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
