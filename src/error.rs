@@ -513,7 +513,10 @@ pub enum TransferError {
         /// What the buffer has.
         actual: wgpu::BufferUsages,
     },
-    /// The device is lost, out of memory, or refused the copy.
+    /// The device was lost before the data had been moved.
+    #[error("device lost: the data could not be moved")]
+    DeviceLost,
+    /// The device is out of memory, or refused the copy.
     #[error("the device could not copy the data: {message}")]
     Device {
         /// What wgpu reported.

@@ -365,7 +365,7 @@ impl GpuOptimizer {
     }
 
     /// Copies what the optimizer remembers off the device, after everything submitted so far. Submits and
-    /// waits as [`readback::download`] does; native programs wrap it in [`readback::block_on`].
+    /// waits as [`readback::download`] does, under any executor.
     ///
     /// # Errors
     /// [`StateError::Transfer`] if the device is lost or out of memory.
