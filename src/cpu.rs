@@ -161,7 +161,8 @@ impl CpuOptimizer {
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
+    /// optimizer knows no shapes; then nothing has changed.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self
             .tensors

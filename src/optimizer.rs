@@ -396,7 +396,8 @@ impl GpuOptimizer {
     /// before the commands of the next submission.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
+    /// optimizer knows no shapes; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self
