@@ -1,6 +1,7 @@
 //! The same trajectory under another form, at constant learning rate and momentum.
 
 use crate::error::ConversionError;
+use crate::reference::Real;
 use crate::sgd::{MomentumForm, SgdConfig};
 
 /// A configuration of another form that visits the same points, and what becomes of a velocity.
@@ -53,11 +54,6 @@ impl SgdConfig {
         if to == MomentumForm::Ema && self.momentum() == 1.0 {
             return Err(refuse("at momentum 1 an average never takes in a gradient"));
         }
-        if self.lr() == 0.0 {
-            return Err(refuse(
-                "at a learning rate of zero the velocities have no fixed ratio",
-            ));
-        }
         // Over the heavy ball: what each form multiplies its learning rate and velocity by.
         let (mu, dt) = (self.momentum(), time_step);
         let eta = match self.form() {
@@ -74,6 +70,11 @@ impl SgdConfig {
             MomentumForm::Ema => eta / (1.0 - mu),
             _ => eta,
         };
+        if f32::from_f64(self.lr()) == 0.0 || f32::from_f64(lr) == 0.0 {
+            return Err(refuse(
+                "at a learning rate of zero the velocities have no fixed ratio",
+            ));
+        }
         let config = Self::builder(lr)
             .momentum(mu)
             .nesterov(self.nesterov())

@@ -83,7 +83,8 @@ impl CpuOptimizer {
         self.groups.by_name(group)
     }
 
-    /// Sets the learning rate of the steps to come, in every group by its ratio to the default group's.
+    /// Sets the learning rate of the steps to come, in every group by its ratio to the default group's. A group
+    /// without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
@@ -91,7 +92,7 @@ impl CpuOptimizer {
         self.groups.set_lr(lr)
     }
 
-    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets all again.
+    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
     ///
     /// # Errors
     /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
@@ -160,7 +161,8 @@ impl CpuOptimizer {
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
+    /// optimizer knows no shapes; then nothing has changed.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self
             .tensors

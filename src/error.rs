@@ -462,6 +462,16 @@ pub enum StateFileError {
         /// Its dtype.
         actual: String,
     },
+    /// A velocity of another shape than its tensor.
+    #[error("tensor {tensor:?}: the velocity has shape {actual:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Shape of the tensor.
+        expected: Vec<usize>,
+        /// Shape of the velocity.
+        actual: Vec<usize>,
+    },
     /// A key that is not `state.INDEX.momentum_buffer` with an index below the number of parameters.
     #[error("key {key:?}: expected state.INDEX.momentum_buffer with an index below {parameters}")]
     UnknownKey {
@@ -503,7 +513,10 @@ pub enum TransferError {
         /// What the buffer has.
         actual: wgpu::BufferUsages,
     },
-    /// The device is lost, out of memory, or refused the copy.
+    /// The device was lost before the data had been moved.
+    #[error("device lost: the data could not be moved")]
+    DeviceLost,
+    /// The device is out of memory, or refused the copy.
     #[error("the device could not copy the data: {message}")]
     Device {
         /// What wgpu reported.

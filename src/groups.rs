@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::{ConfigError, GroupError};
+use crate::reference::Real;
 use crate::sgd::SgdConfig;
 
 /// Name of the group of all tensors that no other group takes.
@@ -38,7 +39,7 @@ impl ParamGroups {
         let group = Group {
             name: DEFAULT.to_owned(),
             config,
-            lr_factor: 1.0,
+            lr_factor: Some(1.0),
         };
         Self {
             groups: vec![(group, Box::new(|_| true))],
@@ -46,11 +47,25 @@ impl ParamGroups {
     }
 
     /// Adds a group of the tensors whose names `takes` accepts and no earlier group has taken. The ratio of its
-    /// learning rate to the default group's stays when the optimizer's learning rate changes.
+    /// learning rate to the default group's stays when the optimizer's learning rate changes. Where the default group's
+    /// is zero and this one's is not, there is no ratio, and only `set_group_lr` changes this one:
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let groups = ParamGroups::new(SgdConfig::builder(0.0).build()?)
+    ///     .with("xyz", SgdConfig::builder(1.6e-4).build()?, |tensor| tensor == "xyz")?
+    ///     .with("opacity", SgdConfig::builder(0.05).build()?, |tensor| tensor == "opacity")?;
+    /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("xyz", 3), ("opacity", 1)])?;
+    /// optimizer.set_group_lr("xyz", 1.6e-5)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`GroupError`] if the name is taken, the form is not the default group's (also where one of the two has no
-    /// momentum), or the default group's learning rate is zero and this one's is not.
+    /// [`GroupError`] if the name is taken, or the form is not the default group's (also where one of the two has no
+    /// momentum).
     pub fn with(
         mut self,
         name: impl Into<String>,
@@ -71,14 +86,12 @@ impl ParamGroups {
         if config.form() != default.form() || config.time_step() != default.time_step() {
             return refuse("its form is not that of the default group");
         }
-        let lr_factor = if config.lr() == default.lr() {
-            1.0
-        } else {
-            config.lr() / default.lr()
+        let is_zero = |config: &SgdConfig| f32::from_f64(config.lr()) == 0.0;
+        let lr_factor = match (is_zero(&config), is_zero(default)) {
+            (true, true) => Some(1.0),
+            (false, true) => None,
+            _ => Some(config.lr() / default.lr()),
         };
-        if !lr_factor.is_finite() {
-            return refuse("its learning rate has no ratio to the default group's, which is zero");
-        }
         let group = Group {
             name,
             config,
@@ -117,8 +130,8 @@ impl fmt::Debug for ParamGroups {
 struct Group {
     name: String,
     config: SgdConfig,
-    /// Learning rate over the default group's.
-    lr_factor: f64,
+    /// Learning rate over the default group's, if there is such a ratio.
+    lr_factor: Option<f64>,
 }
 
 /// The groups of an optimizer with their hyper-parameters of the next step; the default group first.
@@ -144,9 +157,12 @@ impl Groups {
         group.map(|group| &group.config)
     }
 
-    /// Sets every group's learning rate, each by its factor; all or none.
+    /// Sets the learning rate of every group that has a factor, by that; all or none.
     pub(crate) fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.change(|group| group.config.with_lr(lr * group.lr_factor))
+        self.change(|group| match group.lr_factor {
+            Some(factor) => group.config.with_lr(lr * factor),
+            None => Ok(group.config),
+        })
     }
 
     /// Sets the momentum of every group that has one, all or none; it is an error where no group has.
@@ -161,7 +177,7 @@ impl Groups {
         })
     }
 
-    /// Sets one group's learning rate until all are set again.
+    /// Sets one group's learning rate, with a factor until all are set again.
     pub(crate) fn set_group_lr(&mut self, name: &str, lr: f64) -> Result<(), GroupError> {
         let group = self.0.iter_mut().find(|group| group.name == name);
         let group = group.ok_or_else(|| GroupError::Unknown {

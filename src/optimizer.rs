@@ -195,7 +195,8 @@ impl GpuOptimizer {
         self.groups.by_name(group)
     }
 
-    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's.
+    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's. A group
+    /// without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
@@ -204,7 +205,7 @@ impl GpuOptimizer {
         self.groups.set_lr(lr)
     }
 
-    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets all again.
+    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
     ///
     /// # Errors
     /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
@@ -399,7 +400,7 @@ impl GpuOptimizer {
     }
 
     /// Copies what the optimizer remembers off the device, after everything submitted so far. Submits and
-    /// waits as [`readback::download`] does; native programs wrap it in [`readback::block_on`].
+    /// waits as [`readback::download`] does, under any executor.
     ///
     /// # Errors
     /// [`StateError::Transfer`] if the device is lost or out of memory.
@@ -430,7 +431,8 @@ impl GpuOptimizer {
     /// before the commands of the next submission.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
+    /// optimizer knows no shapes; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self

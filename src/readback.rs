@@ -1,17 +1,25 @@
 //! Upload and asynchronous download of `f32` data. Never used by a step.
+//!
+//! A download, here and elsewhere in the library, finishes under any executor. wgpu calls back only when somebody polls
+//! the device; a browser does so by itself, and in a native program a thread of the download's own waits for it, as
+//! long as it takes. [`block_on`] and [`download_blocking`] wait on the calling thread instead.
 
-use std::future::Future;
+use std::sync::Arc;
 #[cfg(not(target_arch = "wasm32"))]
 use std::{
-    sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
-    task::Wake,
+    cell::RefCell,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Duration,
 };
 
+#[cfg(not(target_arch = "wasm32"))]
+use futures_intrusive::channel::shared::OneshotSender;
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use crate::error::TransferError;
-use crate::error_scope::checked;
+use crate::error_scope::{checked, is_lost};
 use crate::plan::ELEM_BYTES;
 
 /// Writes `data` into `buffer` from byte `offset_bytes` on; it takes effect before the commands of the next
@@ -36,7 +44,7 @@ pub fn upload(
     checked(device, || {
         queue.write_buffer(buffer, offset_bytes, bytemuck::cast_slice(data));
     })
-    .map_err(|error| refused(&error))
+    .map_err(|error| refused(device, &error))
 }
 
 /// Overwrites whole buffers, whose sizes are multiples of 4 bytes: `fill` gets a mapped staging buffer of zeros for
@@ -46,7 +54,7 @@ pub fn upload(
 /// `Queue::write_buffer`.
 ///
 /// # Errors
-/// [`TransferError::Device`] if the device is lost or out of memory; then nothing has been written.
+/// [`TransferError`] if the device is lost or out of memory; then nothing has been written.
 pub(crate) fn overwrite(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -61,17 +69,14 @@ pub(crate) fn overwrite(
             mapped_at_creation: true,
         })
     };
-    let staging: Vec<_> =
-        checked(device, || buffers.iter().map(stage).collect()).map_err(|error| refused(&error))?;
+    let staging: Vec<_> = checked(device, || buffers.iter().map(stage).collect())
+        .map_err(|error| refused(device, &error))?;
     let mapped = staging
         .iter()
         .map(|staging| staging.get_mapped_range_mut(..));
-    let mut mapped =
-        mapped
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| TransferError::Device {
-                message: error.to_string(),
-            })?;
+    let mut mapped = mapped
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unless_lost(device, error.to_string()))?;
     fill(&mut mapped);
     drop(mapped);
     checked(device, || {
@@ -84,7 +89,7 @@ pub(crate) fn overwrite(
         }
         queue.submit([encoder.finish()]);
     })
-    .map_err(|error| refused(&error))
+    .map_err(|error| refused(device, &error))
 }
 
 /// A buffer that holds `data` and can be stepped on, uploaded to and downloaded from: usages `STORAGE`,
@@ -109,20 +114,19 @@ pub fn storage_buffer(
             mapped_at_creation: false,
         })
     })
-    .map_err(|error| refused(&error))?;
+    .map_err(|error| refused(device, &error))?;
     upload(device, queue, &buffer, 0, data)?;
     Ok(buffer)
 }
 
 /// Reads `numel` elements of `buffer` from byte `offset_bytes` on, after everything submitted so far.
 ///
-/// Submits one copy into a staging buffer of its own and waits for the mapping. It never blocks, so outside a
-/// browser somebody has to call `wgpu::Device::poll` or submit more work until it is done;
-/// [`download_blocking`] does.
+/// Submits one copy into a staging buffer of its own and waits for the mapping, without blocking the executor that it
+/// runs under, whichever that is.
 ///
 /// # Errors
 /// [`TransferError`] if the buffer lacks `COPY_SRC`, the slice ends past it, the offset is not a multiple of
-/// 4, or the device is lost or out of memory.
+/// 4, or the device is out of memory, or lost, be it under way.
 pub async fn download(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -148,7 +152,8 @@ pub(crate) async fn read<T>(
         return Ok(take(&[]));
     }
     let (sender, receiver) = oneshot_channel();
-    let staging = checked(device, || {
+    let sender = Arc::new(sender);
+    let (staging, submission) = checked(device, || {
         let staging = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu_optim.readback"),
             size: numel * ELEM_BYTES,
@@ -159,32 +164,83 @@ pub(crate) async fn read<T>(
             label: Some("wgpu_optim.readback"),
         });
         encoder.copy_buffer_to_buffer(buffer, offset_bytes, &staging, 0, staging.size());
-        queue.submit([encoder.finish()]);
+        let submission = queue.submit([encoder.finish()]);
+        let sender = Arc::clone(&sender);
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone if the caller has dropped the future.
-            let _ = sender.send(result);
+            let _ = sender.send(result.is_ok());
         });
-        staging
+        (staging, submission)
     })
-    .map_err(|error| refused(&error))?;
+    .map_err(|error| refused(device, &error))?;
 
-    let lost = || TransferError::Device {
-        message: "the device was lost before the data could be mapped".to_owned(),
-    };
-    receiver
-        .receive()
-        .await
-        .ok_or_else(lost)?
-        .map_err(|_| lost())?;
+    #[cfg(target_arch = "wasm32")]
+    drop((sender, submission));
+    #[cfg(not(target_arch = "wasm32"))]
+    let_poll(device, submission, sender);
+    if receiver.receive().await != Some(true) {
+        let message = "the data could not be mapped".to_owned();
+        return Err(unless_lost(device, message));
+    }
     let bytes = staging
         .get_mapped_range(..)
-        .map_err(|error| TransferError::Device {
-            message: error.to_string(),
-        })?;
+        .map_err(|error| unless_lost(device, error.to_string()))?;
     Ok(take(&bytes))
 }
 
-/// [`download`] for native programs: polls the device until the data is there.
+#[cfg(not(target_arch = "wasm32"))]
+thread_local! {
+    /// The device for which [`block_on`] waits on this thread.
+    static BLOCKED_ON: RefCell<Option<wgpu::Device>> = const { RefCell::new(None) };
+}
+
+/// Has `device` polled until it has done `submission`, on this thread if that is in [`block_on`], else on one of its
+/// own. A device that is lost calls nobody back: then `false` is sent here.
+#[cfg(not(target_arch = "wasm32"))]
+fn let_poll(
+    device: &wgpu::Device,
+    submission: wgpu::SubmissionIndex,
+    sender: Arc<OneshotSender<bool>>,
+) {
+    let here = BLOCKED_ON.with_borrow(|blocked_on| blocked_on.as_ref() == Some(device));
+    let device = device.clone();
+    let poll = move || {
+        if !poll_until_done(&device, &submission) {
+            let _ = sender.send(false);
+        }
+    };
+    let thread = thread::Builder::new().name("wgpu_optim.readback".to_owned());
+    if here || thread.spawn(poll.clone()).is_err() {
+        // Better to hold up the executor than to wait for ever, where there is no thread to be had.
+        poll();
+    }
+}
+
+/// Returns whether the device has done the submission, and so has called back or is about to on another thread; else
+/// it is lost.
+#[cfg(not(target_arch = "wasm32"))]
+fn poll_until_done(device: &wgpu::Device, submission: &wgpu::SubmissionIndex) -> bool {
+    /// While wgpu waits it holds a lock, which others need to present or to destroy a resource.
+    const SLICE: Duration = Duration::from_millis(5);
+
+    loop {
+        let poll = || {
+            device.poll(wgpu::PollType::Wait {
+                submission_index: Some(submission.clone()),
+                timeout: Some(SLICE),
+            })
+        };
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Err(wgpu::PollError::Timeout)) => {}
+            Ok(_) => return true,
+            // wgpu panics if it loses the device while it waits. So may the callers' own callbacks, which it calls.
+            Err(_) if is_lost(device) => return false,
+            Err(_) => {}
+        }
+    }
+}
+
+/// [`download`] for native programs: blocks the thread until the data is there.
 ///
 /// # Errors
 /// As [`download`].
@@ -199,53 +255,14 @@ pub fn download_blocking(
     block_on(device, download(device, queue, buffer, offset_bytes, numel))
 }
 
-/// Runs a transfer to its end, polling `device` whenever it waits. Blocks the thread; native programs only.
-///
-/// # Errors
-/// Those of the transfer, or [`TransferError::Device`] if the device has had nothing to do for a second and the
-/// transfer still waits.
+/// Runs a transfer of this device to its end, waiting on the calling thread, so that it needs no other. Native programs
+/// only.
 #[cfg(not(target_arch = "wasm32"))]
-pub fn block_on<T, E: From<TransferError>>(
-    device: &wgpu::Device,
-    transfer: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    use std::task::{Context, Poll, Waker};
-    use std::time::{Duration, Instant};
-
-    const PATIENCE: Duration = Duration::from_secs(1);
-
-    /// Says whether a callback has moved the transfer on.
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::Release);
-        }
-    }
-
-    let woken = Arc::new(Woken::default());
-    let waker = Waker::from(Arc::clone(&woken));
-    let mut transfer = std::pin::pin!(transfer);
-    let mut idle_since = None;
-    pollster::block_on(std::future::poll_fn(|context| {
-        let polled = transfer.as_mut().poll(&mut Context::from_waker(&waker));
-        if polled.is_pending() {
-            let status = device.poll(wgpu::PollType::wait_indefinitely());
-            if woken.0.swap(false, Ordering::Acquire) {
-                idle_since = None;
-            } else if idle_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                return Poll::Ready(Err(TransferError::Device {
-                    message: format!("the transfer does not end: {status:?}"),
-                }
-                .into()));
-            } else {
-                // Another thread may have polled, and be about to run the callback.
-                std::thread::yield_now();
-            }
-            context.waker().wake_by_ref();
-        }
-        polled
-    }))
+pub fn block_on<F: Future>(device: &wgpu::Device, transfer: F) -> F::Output {
+    let before = BLOCKED_ON.replace(Some(device.clone()));
+    let output = pollster::block_on(transfer);
+    BLOCKED_ON.set(before);
+    output
 }
 
 fn check(
@@ -273,8 +290,20 @@ fn check(
     Ok(())
 }
 
-fn refused(error: &wgpu::Error) -> TransferError {
-    TransferError::Device {
-        message: error.to_string(),
+fn refused(device: &wgpu::Device, error: &wgpu::Error) -> TransferError {
+    let message = error.to_string();
+    match error {
+        // wgpu may have given up the device for it.
+        wgpu::Error::OutOfMemory { .. } => TransferError::Device { message },
+        _ => unless_lost(device, message),
+    }
+}
+
+/// What to say of a failure, which is the loss of the device if that is lost.
+fn unless_lost(device: &wgpu::Device, message: String) -> TransferError {
+    if is_lost(device) {
+        TransferError::DeviceLost
+    } else {
+        TransferError::Device { message }
     }
 }

@@ -21,13 +21,14 @@ pub trait Real:
     + sealed::Sealed
     + 'static
 {
-    /// Rounds to nearest.
+    /// Rounds to nearest, and to zero what would be subnormal: a GPU may do so too, and computes the same this way.
     fn from_f64(value: f64) -> Self;
 }
 
 impl Real for f32 {
     fn from_f64(value: f64) -> Self {
-        value as Self
+        let nearest = value as Self;
+        if nearest.is_subnormal() { 0.0 } else { nearest }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::ConfigError;
+use crate::reference::Real;
 
 /// Where the learning rate sits in the momentum recurrence.
 ///
@@ -64,7 +65,8 @@ impl FromStr for MomentumForm {
 /// Checked hyper-parameters of one momentum update.
 ///
 /// Made by [`SgdConfig::builder`]; a value of this type is always valid. Hyper-parameters are `f64`, as in
-/// the Python libraries, and are rounded to `f32` once, after the coefficients have been computed.
+/// the Python libraries, and are rounded to `f32` once, after the coefficients have been computed. What is too small
+/// for a normal `f32` is zero there, so that a schedule may decay for as long as it likes.
 ///
 /// ```
 /// use wgpu_optim::{MomentumForm, SgdConfig};
@@ -116,19 +118,22 @@ impl SgdConfig {
         Ok(self)
     }
 
-    /// The same configuration at another momentum.
+    /// The same configuration at another momentum. A velocity that is there stays, also at momentum zero, for which
+    /// the smallest number that is not zero then stands.
     ///
     /// # Errors
-    /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none
-    /// or take it from one that has.
+    /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none.
     pub fn with_momentum(mut self, momentum: f64) -> Result<Self, ConfigError> {
         let had_velocity = self.has_velocity();
-        self.momentum = momentum;
+        self.momentum = match momentum {
+            0.0 if had_velocity => f64::MIN_POSITIVE,
+            momentum => momentum,
+        };
         self.check()?;
         if self.has_velocity() != had_velocity {
             return Err(ConfigError::Unsupported {
                 fields: "momentum",
-                why: "momentum cannot change between zero and not zero, because the velocity comes or goes",
+                why: "momentum cannot rise from zero, because there is no velocity",
             });
         }
         Ok(self)
@@ -188,7 +193,8 @@ impl SgdConfig {
         self.time_step
     }
 
-    /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero.
+    /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero. However small, a momentum that is
+    /// not zero keeps one.
     #[must_use]
     pub fn has_velocity(&self) -> bool {
         self.momentum != 0.0
@@ -211,13 +217,15 @@ impl SgdConfig {
             f64::INFINITY,
         )?;
         check_range("time_step", self.time_step, f64::INFINITY)?;
-        if self.time_step == 0.0 {
+        if f32::from_f64(self.time_step) == 0.0 {
             return Err(ConfigError::OutOfRange {
                 field: "time_step",
-                value: 0.0,
+                value: self.time_step,
                 expected: "a positive number that f32 can hold",
             });
         }
+        // By the particle's time step, by which its velocity takes in the gradient.
+        check_range("lr/time_step", self.lr / self.time_step, f64::INFINITY)?;
         if self.lr * self.decoupled_weight_decay > 1.0 {
             return Err(ConfigError::DecayTooLarge {
                 lr: self.lr,
@@ -265,11 +273,10 @@ impl SgdConfig {
     }
 }
 
-/// Accepts zero and anything from the smallest normal `f32` up to `limit`, so that a term that is present
-/// here is present in the kernel too, which computes in `f32`.
+/// Accepts what lies between zero and `limit` and is not too large for `f32`. Which terms a kernel has depends on
+/// what is zero here, and not on what is too small for `f32`: one that has become so is still there, times zero.
 fn check_range(field: &'static str, value: f64, limit: f64) -> Result<(), ConfigError> {
-    let in_f32 = value == 0.0 || (value as f32).is_normal();
-    if in_f32 && (0.0..=limit).contains(&value) {
+    if (value as f32).is_finite() && (0.0..=limit).contains(&value) {
         Ok(())
     } else {
         Err(ConfigError::OutOfRange {

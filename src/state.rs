@@ -11,7 +11,8 @@ use crate::sgd::SgdConfig;
 pub struct TensorState {
     /// The tensor's name.
     pub name: String,
-    /// Shape of the velocity, for files; flat where an optimizer made the state, because it knows no other.
+    /// Shape of the velocity, for files; flat where an optimizer made the state, because it knows no other. PyTorch
+    /// wants the tensor's, which an [`ArenaTensor`](crate::ArenaTensor) has, say.
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,

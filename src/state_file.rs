@@ -235,7 +235,7 @@ impl OptimizerState {
 
     /// Takes over what PyTorch's `SGD` remembers: the safetensors form of `optimizer.state_dict()["state"]`, with
     /// each buffer under `state.INDEX.momentum_buffer`, where the index counts the parameters in the order of
-    /// `names`. In PyTorch:
+    /// `tensors`, which are their names and shapes, as [`Arena::new`](crate::Arena::new) takes them. In PyTorch:
     ///
     /// ```python
     /// from safetensors.torch import save_file
@@ -249,14 +249,16 @@ impl OptimizerState {
     /// is the configuration that PyTorch ran with; its form has to be the heavy ball.
     ///
     /// # Errors
-    /// [`StateFileError`] if a key is not of this kind, its index has no name, or a buffer is not F32.
-    pub fn from_pytorch(
+    /// [`StateFileError`] if a key is not of this kind, its index has no tensor, or a buffer is not F32 or of another
+    /// shape than its tensor.
+    pub fn from_pytorch<N: Into<String>>(
         file: &[u8],
         config: SgdConfig,
-        names: &[&str],
+        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
     ) -> Result<Self, StateFileError> {
         check_pytorchs_form(&config)?;
         let header = Header::of(file)?;
+        let tensors: Vec<_> = tensors.into_iter().collect();
         let mut buffers = HashMap::new();
         for entry in header.tensors() {
             let index = entry
@@ -266,29 +268,37 @@ impl OptimizerState {
                 .and_then(|index| index.parse::<usize>().ok());
             // Only the one spelling of an index is a key: `07` is none.
             let Some(index) =
-                index.filter(|index| *index < names.len() && pytorch_key(*index) == entry.name)
+                index.filter(|index| *index < tensors.len() && pytorch_key(*index) == entry.name)
             else {
                 return Err(StateFileError::UnknownKey {
                     key: entry.name.clone(),
-                    parameters: names.len(),
+                    parameters: tensors.len(),
                 });
             };
             buffers.insert(index, entry);
         }
-        let tensor_state = |(index, name): (usize, &&str)| {
+        let tensor_state = |(index, (name, shape)): (usize, (N, Vec<usize>))| {
+            let name = name.into();
             let entry = buffers.get(&index);
             if let Some(entry) = entry {
-                check_f32(name, entry)?;
+                check_f32(&name, entry)?;
+                if entry.shape != shape {
+                    return Err(StateFileError::Shape {
+                        tensor: name,
+                        expected: shape,
+                        actual: entry.shape.clone(),
+                    });
+                }
             }
             Ok(TensorState {
-                name: (*name).to_owned(),
-                shape: entry.map_or_else(Vec::new, |entry| entry.shape.clone()),
+                name,
+                shape,
                 applied_steps: entry.is_some().into(),
                 velocity: entry.map(|entry| bytemuck::pod_collect_to_vec(header.data(file, entry))),
             })
         };
-        let tensors: Vec<_> = names
-            .iter()
+        let tensors: Vec<_> = tensors
+            .into_iter()
             .enumerate()
             .map(tensor_state)
             .collect::<Result<_, StateFileError>>()?;

@@ -4,7 +4,7 @@ use wgpu_optim::{Arena, GpuOptimizer};
 
 use super::Bench;
 use crate::cases::values;
-use crate::no_device::groups::{TENSORS, group_of, groups};
+use crate::no_device::groups::{TENSORS, group_of, groups, groups_without_a_ratio};
 
 /// Steps an arena of tensors in four groups, one of them dampened and one without momentum, with a tensor frozen at
 /// first, and resumes half-way; returns the dispatches of the last step.
@@ -77,5 +77,38 @@ fn every_tensor_of_an_arena_follows_its_own_group() {
                 .map(|t| t.name.as_str())
                 .eq(TENSORS.map(|(name, _)| name))
         );
+    }
+}
+
+#[test]
+fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
+    let layout = TENSORS.map(|(name, numel)| (name, vec![numel]));
+    for bench in Bench::both() {
+        let arena = Arena::new(&bench.device, &bench.queue, layout.clone()).unwrap();
+        let start = TENSORS.map(|(_, numel)| values(numel as u64, numel));
+        let grads = TENSORS.map(|(_, numel)| values(1 + numel as u64, numel));
+        arena.upload_all_params(&start).unwrap();
+        arena.upload_all_grads(&grads).unwrap();
+        let groups = groups_without_a_ratio(0.0);
+        let mut optimizer =
+            GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
+        let mut oracles = start.each_ref().map(|s| Oracle::new(s, Rounding::WGSL));
+        for (lr, of_biases) in [(0.0, 1.6e-4), (0.1, 1.6e-4), (0.2, 0.3)] {
+            optimizer.set_group_lr("biases", of_biases).unwrap();
+            optimizer.set_lr(lr).unwrap();
+            bench.step(&mut optimizer);
+            for (((name, _), oracle), grads) in TENSORS.iter().zip(&mut oracles).zip(&grads) {
+                let lr = if name.ends_with("bias") {
+                    of_biases
+                } else {
+                    lr
+                };
+                oracle.step(&optimizer.config().with_lr(lr).unwrap(), grads);
+            }
+        }
+        let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+        for (oracle, params) in oracles.iter().zip(&params) {
+            oracle.check_params(params).unwrap();
+        }
     }
 }

@@ -285,3 +285,38 @@ fn infinite_and_nan_gradients_stay_in_their_element() {
         }
     }
 }
+
+/// Learning rate and momentum become too small for f32, then for f64, and come back.
+#[test]
+fn what_is_too_small_for_f32_is_zero_on_the_device_too() {
+    let (start, gradient) = (values(1, 1003), values(2, 1003));
+    for bench in Bench::both() {
+        let grads = bench.buffer_of(&gradient);
+        for config in configs() {
+            let params = bench.buffer_of(&start);
+            let mut optimizer = bench.optimizer(config, &params, &grads);
+            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            for (lr, momentum) in [
+                (0.05, 0.9),
+                (1e-38, 1e-38),
+                (1e-44, 1e-44),
+                (1e-300, 0.0),
+                (0.02, 0.9),
+            ] {
+                optimizer.set_lr(lr).unwrap();
+                if config.has_velocity() {
+                    optimizer.set_momentum(momentum).unwrap();
+                }
+                let before = bench.download(&params);
+                bench.step(&mut optimizer);
+                oracle.step(optimizer.config(), &gradient);
+                let after = bench.download(&params);
+                oracle.check_params(&after).unwrap();
+                assert_eq!(after == before, lr < 1e-37, "{config:?}");
+            }
+            if let Some(velocity) = bench.velocity(&optimizer, 0) {
+                oracle.check_velocity(&velocity).unwrap();
+            }
+        }
+    }
+}

@@ -16,7 +16,7 @@ fn field_of(result: Result<SgdConfig, ConfigError>) -> &'static str {
 
 #[test]
 fn every_field_out_of_range_is_named() {
-    for bad in [-0.1, f64::NAN, f64::INFINITY, -f64::INFINITY, 1e39, 1e-50] {
+    for bad in [-0.1, f64::NAN, f64::INFINITY, -f64::INFINITY, 1e39, -1e-50] {
         assert_eq!(field_of(SgdConfig::builder(bad).build()), "lr");
         assert_eq!(field_of(base().momentum(bad).build()), "momentum");
         assert_eq!(field_of(base().dampening(bad).build()), "dampening");
@@ -29,6 +29,13 @@ fn every_field_out_of_range_is_named() {
     assert_eq!(field_of(base().momentum(1.1).build()), "momentum");
     assert_eq!(field_of(base().dampening(1.1).build()), "dampening");
     assert!(base().momentum(1.0).build().is_ok());
+    let particle = base().form(MomentumForm::Particle);
+    for bad in [0.0, 1e-50, -1.0, f64::NAN, f64::INFINITY, 1e39] {
+        assert_eq!(field_of(particle.time_step(bad).build()), "time_step");
+    }
+    // The velocity takes in the gradient times lr/dt.
+    let steep = SgdConfig::builder(1e3).form(MomentumForm::Particle);
+    assert_eq!(field_of(steep.time_step(1e-37).build()), "lr/time_step");
     assert_eq!(
         field_of(base().momentum(1.0).form(MomentumForm::Ema).build()),
         "momentum"
@@ -98,4 +105,37 @@ fn an_absent_term_has_the_coefficient_that_leaves_it_out() {
         }
         assert!(Terms::all().any(|terms| terms == has), "{config:?}");
     }
+}
+
+#[test]
+fn what_is_too_small_for_f32_is_zero_and_changes_no_term() {
+    for config in configs() {
+        let (has, velocity) = (Terms::of(&config), config.has_velocity());
+        for tiny in [1e-38, 1e-40, 1e-46, 1e-300, f64::from_bits(1), 0.0] {
+            let mut small = config.with_lr(tiny).unwrap();
+            if velocity {
+                small = small.with_momentum(tiny).unwrap();
+            }
+            assert_eq!(small.lr(), tiny);
+            assert_eq!(Terms::of(&small), has, "{config:?}");
+            let k = Coefficients::new(&small, false).cast::<f32>();
+            assert_eq!(k.alpha, 0.0, "{config:?}");
+            for k in [k.lambda, k.alpha, k.c, k.a, k.b, k.rho] {
+                assert!(k == 0.0 || k.is_normal(), "{config:?}");
+            }
+        }
+    }
+    let tiny = SgdConfig::builder(1e-50)
+        .momentum(1e-50)
+        .dampening(1e-50)
+        .weight_decay(1e-50)
+        .decoupled_weight_decay(1e-50)
+        .build()
+        .unwrap();
+    let k = Coefficients::new(&tiny, false).cast::<f32>();
+    assert_eq!(
+        [k.lambda, k.alpha, k.c, k.a, k.b, k.rho],
+        [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    );
+    assert!(tiny.has_velocity());
 }

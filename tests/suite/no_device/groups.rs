@@ -88,10 +88,10 @@ fn a_group_without_momentum_stays_without() {
     let momentum = |group| optimizer.group_config(group).unwrap().momentum();
     assert_eq!(["default", "biases", "norms"].map(momentum), [0.5; 3]);
     assert_eq!(momentum("embeddings"), 0.0);
-    assert!(
-        optimizer.set_momentum(0.0).is_err(),
-        "the velocities would go"
-    );
+    optimizer.set_momentum(0.0).unwrap();
+    let has_velocity = |group| optimizer.group_config(group).unwrap().has_velocity();
+    assert!(["default", "biases", "norms"].into_iter().all(has_velocity));
+    assert!(!has_velocity("embeddings"));
 
     let plain = SgdConfig::builder(0.1).build().unwrap();
     let mut optimizer = CpuOptimizer::new(plain, TENSORS).unwrap();
@@ -185,7 +185,65 @@ fn groups_that_do_not_go_together_are_refused() {
     assert!(with("default", base.build().unwrap()).contains("group of that name"));
     let ema = base.form(MomentumForm::Ema).build().unwrap();
     assert!(with("ema", ema).contains("form"));
-    let at_rest = ParamGroups::new(SgdConfig::builder(0.0).momentum(0.9).build().unwrap());
-    let refused = at_rest.with("moving", base.build().unwrap(), |_| true);
-    assert!(matches!(refused, Err(GroupError::Incompatible { group, .. }) if group == "moving"));
+}
+
+/// Learning rates of their own, beside a default group that is at rest.
+pub fn groups_without_a_ratio(default_lr: f64) -> ParamGroups {
+    let base = |lr| SgdConfig::builder(lr).momentum(0.9).build().unwrap();
+    ParamGroups::new(base(default_lr))
+        .with("biases", base(1.6e-4), |tensor| tensor.ends_with("bias"))
+        .unwrap()
+        .with("norms", base(default_lr), |tensor| tensor.contains("norm"))
+        .unwrap()
+}
+
+#[test]
+fn groups_without_a_ratio_keep_their_own_learning_rate() {
+    for at_rest in [0.0, 1e-50, f64::from_bits(1)] {
+        let groups = groups_without_a_ratio(at_rest);
+        let mut optimizer = CpuOptimizer::with_groups(&groups, TENSORS).unwrap();
+        let lrs = |optimizer: &CpuOptimizer| {
+            let lr = |group| optimizer.group_config(group).unwrap().lr();
+            ["default", "biases", "norms"].map(lr)
+        };
+        assert_eq!(lrs(&optimizer), [at_rest, 1.6e-4, at_rest]);
+        optimizer.set_lr(0.1).unwrap();
+        assert_eq!(lrs(&optimizer), [0.1, 1.6e-4, 0.1]);
+        optimizer.set_group_lr("biases", 1.6e-5).unwrap();
+        optimizer.set_lr(0.2).unwrap();
+        assert_eq!(lrs(&optimizer), [0.2, 1.6e-5, 0.2]);
+    }
+}
+
+#[test]
+fn ratios_of_learning_rates_neither_overflow_nor_vanish() {
+    let config = |lr| SgdConfig::builder(lr).build().unwrap();
+    let (least, most) = (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX));
+    let with = |default, lr| {
+        let groups = ParamGroups::new(config(default));
+        let groups = groups.with("other", config(lr), |_| true).unwrap();
+        CpuOptimizer::with_groups(&groups, [("a", 1)]).unwrap()
+    };
+    let other = |optimizer: &CpuOptimizer| optimizer.group_config("other").unwrap().lr();
+    let mut steep = with(least, most);
+    steep.set_lr(least / 2.0).unwrap();
+    assert_eq!(other(&steep), most / 2.0);
+    let refused = steep.set_lr(1.0);
+    assert!(matches!(
+        refused,
+        Err(ConfigError::OutOfRange { field: "lr", .. })
+    ));
+    assert_eq!(
+        (steep.config().lr(), other(&steep)),
+        (least / 2.0, most / 2.0)
+    );
+    let mut flat = with(most, least);
+    flat.set_lr(1.0).unwrap();
+    approx::assert_relative_eq!(other(&flat), least / most);
+    flat.set_lr(most).unwrap();
+    assert_eq!(other(&flat), least);
+    // A group at rest beside a default group that is not has a ratio, zero.
+    let mut still = with(0.1, 0.0);
+    still.set_lr(0.2).unwrap();
+    assert_eq!(other(&still), 0.0);
 }

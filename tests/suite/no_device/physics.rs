@@ -118,6 +118,36 @@ fn impossible_particles_are_refused_by_name() {
         Err(ConfigError::OutOfRange { field, .. }) => field,
         other => panic!("expected a refusal, got {other:?}"),
     };
+    let (mass, force_scale) = (1e-10, 1e30);
+    let pushed = Particle {
+        mass,
+        force_scale,
+        friction: 0.0,
+        ..PARTICLE
+    };
+    assert_eq!(field(pushed), "lr");
+    assert_eq!(
+        field(Particle {
+            time_step: 1e-3,
+            force_scale: 1e32,
+            ..pushed
+        }),
+        "lr/time_step"
+    );
+    assert_eq!(
+        field(Particle {
+            time_step: 1e-50,
+            ..PARTICLE
+        }),
+        "time_step"
+    );
+    // Hardly pushed is not pushed.
+    let at_rest = Particle {
+        force_scale: 1e-50,
+        ..PARTICLE
+    };
+    let k = Coefficients::new(&at_rest.config().unwrap(), false);
+    assert_eq!(k.cast::<f32>().c, 0.0);
     for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert_eq!(
             field(Particle {

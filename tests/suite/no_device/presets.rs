@@ -129,8 +129,19 @@ fn what_has_no_exact_conversion_is_refused() {
     let frictionless = heavy_ball.momentum(1.0).build().unwrap();
     assert!(frictionless.convert(MomentumForm::Ema, 1.0).is_err());
     assert!(frictionless.convert(MomentumForm::LrInside, 1.0).is_ok());
-    let at_rest = SgdConfig::builder(0.0).momentum(0.9).build().unwrap();
-    assert!(at_rest.convert(MomentumForm::LrInside, 1.0).is_err());
+    for zero_in_f32 in [0.0, 1e-50] {
+        let at_rest = SgdConfig::builder(zero_in_f32).momentum(0.9);
+        let at_rest = at_rest.build().unwrap();
+        let refused = at_rest.convert(MomentumForm::LrInside, 1.0).unwrap_err();
+        assert!(refused.to_string().contains("learning rate of zero"));
+    }
+    // The heavy ball's learning rate would be a twentieth.
+    let average = SgdConfig::builder(1e-37)
+        .momentum(0.95)
+        .form(MomentumForm::Ema);
+    let average = average.build().unwrap();
+    assert!(average.convert(MomentumForm::HeavyBall, 1.0).is_err());
+    assert!(average.convert(MomentumForm::Ema, 1.0).is_ok());
     let no_time = heavy_ball
         .build()
         .unwrap()

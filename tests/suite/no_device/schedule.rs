@@ -1,10 +1,11 @@
 use serde_json::Value;
+use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::schedule::{
     OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
 };
 use wgpu_optim::{CpuOptimizer, MomentumForm, SgdConfig};
 
-use crate::cases::values;
+use crate::cases::{configs, values};
 
 /// Compares a schedule with what PyTorch's scheduler sets.
 fn check(name: &str, schedule: impl Fn(u64) -> (f64, f64)) {
@@ -98,12 +99,45 @@ fn a_scheduled_run_resumes_in_every_form() {
 }
 
 #[test]
-fn momentum_does_not_come_or_go() {
+fn momentum_goes_down_to_zero_and_the_velocity_stays() {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let mut optimizer = CpuOptimizer::new(config, [("theta", 1)]).unwrap();
-    assert!(optimizer.set_momentum(0.0).is_err());
     assert!(optimizer.set_momentum(1.5).is_err());
     assert_eq!(optimizer.config().momentum(), 0.9);
+    optimizer.set_momentum(0.0).unwrap();
+    assert!(optimizer.config().has_velocity());
+    optimizer.set_momentum(0.9).unwrap();
     let plain = SgdConfig::builder(0.1).build().unwrap();
-    assert!(plain.with_momentum(0.5).is_err());
+    for momentum in [0.5, 1e-50] {
+        assert!(plain.with_momentum(momentum).is_err(), "it would come");
+    }
+    assert_eq!(plain.with_momentum(0.0), Ok(plain));
+}
+
+/// Learning rate and momentum decay until f32 cannot hold them, and on until f64 cannot.
+#[test]
+fn a_schedule_may_decay_for_ever() {
+    for config in configs() {
+        let mut optimizer = CpuOptimizer::new(config, [("theta", 33)]).unwrap();
+        let mut params = values(1, 33);
+        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        let mut before = Vec::new();
+        for step in 0..1100 {
+            optimizer.set_lr(exponential(step, 0.1, 0.9)).unwrap();
+            if config.has_velocity() {
+                optimizer.set_momentum(exponential(step, 0.9, 0.5)).unwrap();
+            }
+            before.clone_from(&params);
+            let grads = values(step, 33);
+            optimizer.step(&mut [&mut params], &[&grads]).unwrap();
+            oracle.step(optimizer.config(), &grads);
+            oracle.check_params(&params).unwrap();
+        }
+        assert_eq!(params, before, "{config:?}");
+        let state = optimizer.state();
+        assert_eq!(state.tensors[0].velocity.is_some(), config.has_velocity());
+        if let Some(velocity) = &state.tensors[0].velocity {
+            oracle.check_velocity(velocity).unwrap();
+        }
+    }
 }

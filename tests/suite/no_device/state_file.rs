@@ -177,6 +177,15 @@ struct PyTorchStep {
     params: BTreeMap<String, Vec<f32>>,
 }
 
+/// The parameters of the golden file.
+const PYTORCHS: [(&str, &[usize]); 3] = [("weight", &[3, 4]), ("bias", &[5]), ("late", &[2, 2])];
+
+fn pytorchs() -> impl Iterator<Item = (&'static str, Vec<usize>)> {
+    PYTORCHS
+        .into_iter()
+        .map(|(name, shape)| (name, shape.to_vec()))
+}
+
 /// A state that PyTorch wrote resumes here, on PyTorch's own trajectory; and goes back as it came.
 #[test]
 fn a_state_that_pytorch_wrote_goes_on_here() {
@@ -190,8 +199,11 @@ fn a_state_that_pytorch_wrote_goes_on_here() {
         .build()
         .unwrap();
     let names: Vec<_> = golden.names.iter().map(String::as_str).collect();
-    let state = OptimizerState::from_pytorch(file, config, &names).unwrap();
-    assert_eq!(state.tensors[0].shape, [3, 4]);
+    assert_eq!(names, PYTORCHS.map(|(name, _)| name));
+    let state = OptimizerState::from_pytorch(file, config, pytorchs()).unwrap();
+    for (tensor, (_, shape)) in state.tensors.iter().zip(PYTORCHS) {
+        assert_eq!(tensor.shape, shape);
+    }
     assert_eq!(
         state.tensors[2].velocity, None,
         "the late one had no gradient yet"
@@ -249,14 +261,14 @@ fn files_leave_out_velocities_that_are_not_there() {
     let grads = grads.each_ref().map(Vec::as_slice);
     step_all(&mut optimizer, &mut params, &grads);
     let state = optimizer.state();
-    let names = TENSORS.map(|(name, _)| name);
+    let tensors = TENSORS.map(|(name, numel)| (name, vec![numel]));
     let ours = OptimizerState::from_safetensors(&state.to_safetensors().unwrap()).unwrap();
     let file = state.to_pytorch().unwrap();
     assert_eq!(
         safetensors::SafeTensors::deserialize(&file).unwrap().len(),
         TENSORS.len() - 1
     );
-    let pytorchs = OptimizerState::from_pytorch(&file, state.config, &names).unwrap();
+    let pytorchs = OptimizerState::from_pytorch(&file, state.config, tensors).unwrap();
 
     let start = params.clone();
     step_all(&mut optimizer, &mut params, &grads);
@@ -285,21 +297,77 @@ fn what_pytorch_could_not_have_written_is_refused() {
             .unwrap()
     };
     let heavy_ball = config(MomentumForm::HeavyBall);
-    let refused = OptimizerState::from_pytorch(file, heavy_ball, &["only one"]).unwrap_err();
+    let only_one = [("only one", vec![3, 4])];
+    let refused = OptimizerState::from_pytorch(file, heavy_ball, only_one).unwrap_err();
     assert!(matches!(
         refused,
         StateFileError::UnknownKey { parameters: 1, .. }
     ));
     let ours = state().to_safetensors().unwrap();
-    let refused = OptimizerState::from_pytorch(&ours, heavy_ball, &["a"]).unwrap_err();
+    let refused = OptimizerState::from_pytorch(&ours, heavy_ball, [("a", vec![2, 3])]).unwrap_err();
     assert!(matches!(refused, StateFileError::UnknownKey { key, .. } if key == "a"));
     let inside = config(MomentumForm::LrInside);
-    let refused = OptimizerState::from_pytorch(file, inside, &["a", "b"]).unwrap_err();
+    let refused = OptimizerState::from_pytorch(file, inside, pytorchs()).unwrap_err();
     assert!(refused.to_string().contains("lr-inside"));
+    // Swapped, transposed, or flat: as many elements, and another tensor.
+    for (index, shape) in [(0, vec![4, 3]), (0, vec![12]), (1, vec![5, 1]), (1, vec![])] {
+        let mut tensors: Vec<_> = pytorchs().collect();
+        let (name, expected) = &mut tensors[index];
+        let refused =
+            format!("tensor {name:?}: the velocity has shape {expected:?}, expected {shape:?}");
+        *expected = shape;
+        let error = OptimizerState::from_pytorch(file, heavy_ball, tensors).unwrap_err();
+        assert_eq!(error.to_string(), refused);
+    }
+    OptimizerState::from_pytorch(file, heavy_ball, pytorchs()).unwrap();
     let mut state = state();
     state.config = inside;
     assert!(matches!(
         state.to_pytorch(),
         Err(StateFileError::NotPyTorchsForm { .. })
     ));
+}
+
+/// Two weights of as many elements, one the other's transpose.
+#[test]
+fn swapped_names_are_refused_by_their_shapes() {
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let tensors = || [("up", vec![2, 3]), ("down", vec![3, 2])];
+    let mut optimizer = CpuOptimizer::new(config, [("up", 6), ("down", 6)]).unwrap();
+    let mut params = [values(1, 6), values(2, 6)];
+    let grads = [values(3, 6), values(4, 6)];
+    step_all(
+        &mut optimizer,
+        &mut params,
+        &grads.each_ref().map(Vec::as_slice),
+    );
+    let mut state = optimizer.state();
+    for (tensor, (_, shape)) in state.tensors.iter_mut().zip(tensors()) {
+        tensor.shape = shape;
+    }
+    let file = state.to_pytorch().unwrap();
+    assert_eq!(
+        OptimizerState::from_pytorch(&file, config, tensors()).unwrap(),
+        state
+    );
+    let mut swapped = tensors();
+    swapped.swap(0, 1);
+    let refused = OptimizerState::from_pytorch(&file, config, swapped).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        r#"tensor "down": the velocity has shape [2, 3], expected [3, 2]"#
+    );
+}
+
+/// Nesterov momentum needs a momentum above zero, in a file too.
+#[test]
+fn a_momentum_that_has_gone_down_to_zero_survives_a_file() {
+    for config in configs().into_iter().filter(SgdConfig::has_velocity) {
+        for momentum in [0.0, 1e-50] {
+            let mut state = state();
+            state.config = config.with_momentum(momentum).unwrap();
+            let file = state.to_safetensors().unwrap();
+            assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
+        }
+    }
 }
