@@ -379,6 +379,12 @@ pub enum StateError {
         /// The tensor.
         tensor: String,
     },
+    /// Two entries of one tensor.
+    #[error("the state has tensor {tensor:?} twice")]
+    DuplicateTensor {
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor that the state does not have.
     #[error("the state has no tensor {tensor:?}, which the optimizer has")]
     MissingTensor {

@@ -195,8 +195,8 @@ impl GpuOptimizer {
         self.groups.by_name(group)
     }
 
-    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's. A group
-    /// without a ratio ([`ParamGroups::with`]) keeps its own.
+    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's.
+    /// A group without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.

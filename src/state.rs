@@ -173,11 +173,14 @@ impl Tensors {
                 actual: state.config.form(),
             });
         }
-        let mut entries: HashMap<_, _> = state
-            .tensors
-            .iter()
-            .map(|entry| (entry.name.as_str(), entry))
-            .collect();
+        let mut entries = HashMap::with_capacity(state.tensors.len());
+        for entry in &state.tensors {
+            if entries.insert(entry.name.as_str(), entry).is_some() {
+                return Err(StateError::DuplicateTensor {
+                    tensor: entry.name.clone(),
+                });
+            }
+        }
         let take = |tensor: &Tensor| {
             let name = || tensor.name.clone();
             let Some(entry) = entries.remove(tensor.name.as_str()) else {

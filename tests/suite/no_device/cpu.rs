@@ -257,6 +257,10 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
         StateError::UnknownTensor { tensor: "c".into() }
     );
     assert_eq!(
+        refused(&|state| state.tensors.push(state.tensors[0].clone())),
+        StateError::DuplicateTensor { tensor: "a".into() }
+    );
+    assert_eq!(
         refused(&|state| state.tensors[1].velocity = Some(vec![1.0])),
         StateError::Length {
             tensor: "b".into(),
