@@ -6,7 +6,7 @@ use wgpu_optim::{
     OPTIONAL_FEATURES, ScalarPath, SgdConfig, StateError, StepError, readback, wgpu,
 };
 
-use super::{Bench, whole};
+use super::{Bench, gpu, whole};
 use crate::cases::values;
 
 fn config() -> SgdConfig {
@@ -260,4 +260,98 @@ fn bench_still_works(bench: &Bench, params: &wgpu::Buffer, grads: &wgpu::Buffer)
     let mut oracle = Oracle::new(&start, Rounding::WGSL);
     oracle.step(&config(), &gradient);
     oracle.check_params(&bench.download(params)).unwrap();
+}
+
+/// A program that keeps the velocity itself: saved in its own encoder, replaced, and the next step is what it would
+/// have been. One tensor is cut into several pieces.
+#[test]
+fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
+    for (optional, max_immediate_size) in [(OPTIONAL_FEATURES, 64), (wgpu::Features::empty(), 0)] {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 1 << 16,
+            max_uniform_buffer_binding_size: 1 << 16,
+            max_immediate_size: gpu()
+                .adapter
+                .limits()
+                .max_immediate_size
+                .min(max_immediate_size),
+            ..wgpu::Limits::default()
+        };
+        let bench = Bench::open(optional, limits);
+        let numels = [40_003, 5];
+        let starts = numels.map(|numel| values(1, numel));
+        let gradients = numels.map(|numel| values(2, numel));
+        let arena = Arena::new(
+            &bench.device,
+            &bench.queue,
+            [("a", vec![numels[0]]), ("b", vec![numels[1]])],
+        )
+        .unwrap();
+        arena.upload_all_params(&starts).unwrap();
+        arena.upload_all_grads(&gradients).unwrap();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
+        assert!(optimizer.velocity_slices("a").count() > 1);
+        assert_eq!(optimizer.velocity_slices("stranger").count(), 0);
+        assert!(optimizer.set_applied_steps("stranger", 1).is_err());
+
+        let saved = numels.map(|numel| bench.buffer_of(&vec![f32::NAN; numel]));
+        let mut encoder = bench.encoder();
+        optimizer.step(&mut encoder).unwrap();
+        for (name, saved) in ["a", "b"].into_iter().zip(&saved) {
+            for slice in optimizer.velocity_slices(name) {
+                let (start, len) = (
+                    4 * slice.elems.start,
+                    4 * (slice.elems.end - slice.elems.start),
+                );
+                encoder.copy_buffer_to_buffer(slice.buffer, slice.offset_bytes, saved, start, len);
+            }
+        }
+        bench.queue.submit([encoder.finish()]);
+        for (tensor, saved) in saved.iter().enumerate() {
+            assert_eq!(
+                Some(bench.download(saved)),
+                bench.velocity(&optimizer, tensor)
+            );
+        }
+
+        // On goes the first tensor from what was saved, the second as if for the first time.
+        optimizer.set_applied_steps("b", 0).unwrap();
+        bench.queue.write_buffer(&saved[1], 0, &[0; 20]);
+        let before = readback::block_on(&bench.device, arena.download_all_params()).unwrap();
+        let mut fresh = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
+        fresh.set_applied_steps("a", 1).unwrap();
+        let mut encoder = bench.encoder();
+        for optimizer in [&optimizer, &fresh] {
+            for (name, saved) in ["a", "b"].into_iter().zip(&saved) {
+                for slice in optimizer.velocity_slices(name) {
+                    let (start, len) = (
+                        4 * slice.elems.start,
+                        4 * (slice.elems.end - slice.elems.start),
+                    );
+                    encoder.copy_buffer_to_buffer(
+                        saved,
+                        start,
+                        slice.buffer,
+                        slice.offset_bytes,
+                        len,
+                    );
+                }
+            }
+        }
+        bench.queue.submit([encoder.finish()]);
+        let mut stepped = Vec::new();
+        for optimizer in [&mut optimizer, &mut fresh] {
+            arena.upload_all_params(&before).unwrap();
+            bench.step(optimizer);
+            stepped.push(readback::block_on(&bench.device, arena.download_all_params()).unwrap());
+        }
+        assert!(stepped[0] == stepped[1]);
+        let first = |tensor: usize, velocity: &[f32], applied| {
+            let mut oracle = Oracle::resume(&before[tensor], velocity, applied, Rounding::WGSL);
+            oracle.step(&config(), &gradients[tensor]);
+            oracle.check_params(&stepped[0][tensor]).unwrap();
+        };
+        first(0, &bench.download(&saved[0]), 1);
+        first(1, &[0.0; 5], 0);
+    }
 }
