@@ -56,55 +56,31 @@
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
 //! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
 
-mod arena;
-#[cfg(feature = "safetensors")]
-mod arena_file;
-mod binding;
-mod coefficients;
-mod convert;
 mod cpu;
-mod error;
-mod error_scope;
 #[cfg(feature = "safetensors")]
 pub mod files;
 mod gpu;
-mod groups;
-mod kernel;
-mod optimizer;
 pub mod oracle;
-pub mod physics;
 pub mod plan;
-mod presets;
-pub mod readback;
-pub mod reference;
-mod scalars;
-pub mod schedule;
-mod sgd;
+mod rules;
 mod state;
-#[cfg(feature = "safetensors")]
-mod state_file;
 
-pub use arena::{Arena, ArenaLayout, ArenaTensor};
-pub use binding::TensorBinding;
-pub use coefficients::{Coefficients, Terms};
-pub use convert::Conversion;
-pub use cpu::CpuOptimizer;
-pub use error::{
-    ArenaError, BuildError, ConfigError, ConversionError, GpuError, GroupError, KernelError,
-    PlanError, StateError, StepError, TransferError,
+pub use cpu::{CpuOptimizer, SliceError, reference};
+#[cfg(feature = "safetensors")]
+pub use gpu::ArenaFileError;
+pub use gpu::{
+    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Gpu, GpuError,
+    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, ScalarPath, StepError,
+    TensorBinding, TransferError, VelocitySlice, adapters, readback,
 };
+pub use plan::PlanError;
+pub use rules::sgd::{
+    Coefficients, Conversion, MomentumForm, Preset, SgdConfig, SgdConfigBuilder, Terms, physics,
+};
+pub use rules::{ConfigError, ConversionError, GroupError, ParamGroups, Real, schedule};
+pub use state::{DuplicateName, OptimizerState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]
-pub use error::{ArenaFileError, StateFileError};
-pub use gpu::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
-pub use groups::ParamGroups;
-pub use kernel::{KernelVariant, Kernels};
-pub use optimizer::{GpuOptimizer, VelocitySlice};
-pub use presets::Preset;
-pub use scalars::ScalarPath;
-pub use sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};
-pub use state::{OptimizerState, TensorState, UnknownTensor};
-#[cfg(feature = "safetensors")]
-pub use state_file::StateRecord;
+pub use state::{StateFileError, StateRecord};
 pub use wgpu;
 
 /// The README's examples are compiled and run as tests.

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::vector;
 use super::velocity::Velocity;
-use crate::coefficients::{Coefficients, Terms};
-use crate::groups::Groups;
+use crate::rules::Groups;
+use crate::rules::sgd::{Coefficients, Terms};
 use crate::state::Tensor;
 
 /// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs

@@ -2,8 +2,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::coefficients::{Coefficients, Terms};
-use crate::reference::{direction, next_params, next_params_plain, next_velocity};
+use super::reference::{direction, next_params, next_params_plain, next_velocity};
+use crate::rules::sgd::{Coefficients, Terms};
 
 /// Elements that are loaded before any is stored. A store that might be to the next load's address holds that load
 /// up, and where arrays start alike in their pages it looks as if it were.

@@ -1,6 +1,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::block_on;
-use wgpu_optim::{Arena, ArenaError, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
+use wgpu_optim::{
+    Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu,
+};
 
 use super::Bench;
 use crate::cases::{LRS, sizes, values};
@@ -102,7 +104,7 @@ fn mistakes_are_named_and_the_arena_goes_on() {
     let twice = new(&[("a", vec![1]), ("a", vec![2])]);
     assert_eq!(
         twice.unwrap_err(),
-        ArenaError::DuplicateName { tensor: "a".into() }
+        ArenaError::DuplicateName(DuplicateName { tensor: "a".into() })
     );
     for shape in [vec![1 << 40], vec![usize::MAX, usize::MAX]] {
         let large = new(&[("a", vec![1]), ("b", shape)]);

@@ -1,8 +1,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{
-    BuildError, Coefficients, CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateError,
-    StepError, TensorState, Terms,
+    Coefficients, CpuOptimizer, DuplicateName, MomentumForm, OptimizerState, SgdConfig, SliceError,
+    StateError, TensorState, Terms,
 };
 
 use crate::cases::{LRS, configs, sizes, values};
@@ -177,14 +177,14 @@ fn wrong_slices_are_refused_before_anything_is_written() {
     let refused = optimizer.step(&mut [&mut a], &[&[1.0; 2]]);
     assert!(matches!(
         refused,
-        Err(StepError::TensorCount {
+        Err(SliceError::TensorCount {
             role: "params",
             expected: 2,
             actual: 1
         })
     ));
     let refused = optimizer.step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 4]]);
-    let expected = StepError::Length {
+    let expected = SliceError::Length {
         tensor: "b".into(),
         role: "grads",
         expected: 3,
@@ -202,10 +202,7 @@ fn wrong_slices_are_refused_before_anything_is_written() {
 #[test]
 fn two_tensors_of_one_name_are_refused() {
     let twice = CpuOptimizer::new(*two_tensors().config(), [("a", 1), ("a", 2)]);
-    assert_eq!(
-        twice.unwrap_err(),
-        BuildError::DuplicateName { tensor: "a".into() }
-    );
+    assert_eq!(twice.unwrap_err(), DuplicateName { tensor: "a".into() });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every mistake in a list of tensors is named, and the next optimizer builds.
 
-use wgpu_optim::{BuildError, wgpu};
+use wgpu_optim::{BuildError, DuplicateName, wgpu};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 
@@ -47,7 +47,7 @@ fn mistakes_are_named_and_the_next_list_builds() {
     let name = || "b".to_owned();
     assert_eq!(
         refused(&[good, good]),
-        BuildError::DuplicateName { tensor: "a".into() }
+        BuildError::DuplicateName(DuplicateName { tensor: "a".into() })
     );
     for (role, bad) in [
         ("params", tensor("b", (params, 42), (grads, 40), 10)),

@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::coefficients::Terms;
-use crate::error::KernelError;
-use crate::error_scope::{LOST, checked, is_lost};
+use super::error::KernelError;
+use super::error_scope::{LOST, checked, is_lost};
+use super::scalars::{ScalarPath, SgdUniforms};
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE, DeviceLimits, WORKGROUP_SIZE};
-use crate::scalars::{ScalarPath, SgdUniforms};
+use crate::rules::sgd::Terms;
 
 /// Bind group of params, grads and velocity; `@group(0)` in the shaders.
 pub(crate) const TENSORS_GROUP: u32 = 0;
@@ -19,12 +19,12 @@ pub(crate) const SCALARS_GROUP: u32 = 1;
 const fn source(path: ScalarPath) -> &'static str {
     match path {
         ScalarPath::Immediates => concat!(
-            include_str!("../shaders/scalars_immediate.wgsl"),
-            include_str!("../shaders/sgd.wgsl")
+            include_str!("../../shaders/scalars_immediate.wgsl"),
+            include_str!("../../shaders/sgd.wgsl")
         ),
         ScalarPath::Uniforms => concat!(
-            include_str!("../shaders/scalars_uniform.wgsl"),
-            include_str!("../shaders/sgd.wgsl")
+            include_str!("../../shaders/scalars_uniform.wgsl"),
+            include_str!("../../shaders/sgd.wgsl")
         ),
     }
 }
@@ -32,13 +32,13 @@ const fn source(path: ScalarPath) -> &'static str {
 /// The complete WGSL source for batches of so many tensors.
 fn batch_source(path: ScalarPath, access: Access, tensors: usize) -> String {
     let unit = match access {
-        Access::Vec4 | Access::Vec4Offset => include_str!("../shaders/unit_vec4.wgsl"),
-        Access::Scalar => include_str!("../shaders/unit_scalar.wgsl"),
+        Access::Vec4 | Access::Vec4Offset => include_str!("../../shaders/unit_vec4.wgsl"),
+        Access::Scalar => include_str!("../../shaders/unit_scalar.wgsl"),
     };
     let mut wgsl = format!("{}{unit}const BATCH = {tensors};\n", source(path));
     for tensor in 0..tensors {
         let number = tensor.to_string();
-        wgsl += &include_str!("../shaders/sgd_batch.wgsl").replace("TENSOR", &number);
+        wgsl += &include_str!("../../shaders/sgd_batch.wgsl").replace("TENSOR", &number);
     }
     for rule in ["sgd", "sgd_plain"] {
         let calls: String = (0..tensors)

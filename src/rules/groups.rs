@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use crate::error::{ConfigError, GroupError};
-use crate::reference::Real;
-use crate::sgd::SgdConfig;
+use super::sgd::SgdConfig;
+use super::{ConfigError, GroupError, Real};
 
 /// Name of the group of all tensors that no other group takes.
 const DEFAULT: &str = "default";

@@ -1,7 +1,7 @@
 //! Config x step -> the six numbers of the one recurrence behind the whole momentum family.
 
-use crate::reference::Real;
-use crate::sgd::{MomentumForm, SgdConfig};
+use super::{MomentumForm, SgdConfig};
+use crate::rules::Real;
 
 /// The coefficients of
 ///

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::ConfigError;
-use crate::sgd::{MomentumForm, SgdConfig, SgdConfigBuilder};
+use super::{MomentumForm, SgdConfig, SgdConfigBuilder};
+use crate::rules::ConfigError;
 
 /// An optimizer of another library or paper; it chooses the form and what weight decay means.
 ///

@@ -3,10 +3,10 @@
 
 use std::mem::size_of;
 
-use crate::coefficients::Coefficients;
-use crate::error::StepError;
-use crate::error_scope::checked;
+use super::error::StepError;
+use super::error_scope::checked;
 use crate::plan::{Dispatch, Target};
+use crate::rules::sgd::Coefficients;
 
 /// The road that the scalars of a step take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

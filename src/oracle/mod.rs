@@ -10,8 +10,7 @@
 
 use approx::AbsDiffEq;
 
-use crate::coefficients::{Coefficients, Terms};
-use crate::sgd::{MomentumForm, SgdConfig};
+use crate::rules::sgd::{Coefficients, MomentumForm, SgdConfig, Terms};
 
 /// How the arithmetic under test rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,10 +1,18 @@
 //! What the user says: the momentum form and its hyper-parameters, checked when built.
 
+mod coefficients;
+mod convert;
+pub mod physics;
+mod presets;
+
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::ConfigError;
-use crate::reference::Real;
+use crate::rules::{ConfigError, Real};
+
+pub use coefficients::{Coefficients, Terms};
+pub use convert::Conversion;
+pub use presets::Preset;
 
 /// Where the learning rate sits in the momentum recurrence.
 ///

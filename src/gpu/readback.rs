@@ -18,8 +18,8 @@ use std::{
 use futures_intrusive::channel::shared::OneshotSender;
 use futures_intrusive::channel::shared::oneshot_channel;
 
-use crate::error::TransferError;
-use crate::error_scope::{checked, is_lost};
+use super::error::TransferError;
+use super::error_scope::{checked, is_lost};
 use crate::plan::ELEM_BYTES;
 
 /// Writes `data` into `buffer` from byte `offset_bytes` on; it takes effect before the commands of the next

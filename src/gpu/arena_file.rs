@@ -1,9 +1,9 @@
 //! Arenas from and to safetensors files (feature `safetensors`).
 
-use crate::arena::Arena;
-use crate::error::{ArenaError, ArenaFileError};
+use super::arena::Arena;
+use super::error::{ArenaError, ArenaFileError};
 use crate::files::{Dtype, Header, is_content_hash, serialize};
-use crate::groups::ParamGroups;
+use crate::rules::ParamGroups;
 
 impl Arena {
     /// An arena of a safetensors file's F32 tensors, with their values as parameters, in the order in which their

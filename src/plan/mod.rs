@@ -1,9 +1,11 @@
 //! Tensors x device limits -> dispatches. Pure numbers: needs no device, and property tests drive it with
 //! made-up limits.
 
+mod error;
+
 use std::ops::Range;
 
-use crate::error::PlanError;
+pub use error::PlanError;
 
 /// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/sgd.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;

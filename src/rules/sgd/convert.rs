@@ -1,8 +1,7 @@
 //! The same trajectory under another form, at constant learning rate and momentum.
 
-use crate::error::ConversionError;
-use crate::reference::Real;
-use crate::sgd::{MomentumForm, SgdConfig};
+use super::{MomentumForm, SgdConfig};
+use crate::rules::{ConversionError, Real};
 
 /// A configuration of another form that visits the same points, and what becomes of a velocity.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use crate::binding::TensorBinding;
-use crate::error::{ArenaError, TransferError};
-use crate::error_scope::{LOST, checked, is_lost};
-use crate::groups::ParamGroups;
+use super::binding::TensorBinding;
+use super::error::{ArenaError, TransferError};
+use super::error_scope::{LOST, checked, is_lost};
+use super::readback;
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
-use crate::readback;
+use crate::rules::ParamGroups;
+use crate::state::DuplicateName;
 
 /// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
 /// each where a buffer may not be that large).
@@ -409,9 +410,10 @@ impl ArenaLayout {
         let mut laid_out: Vec<_> = tensors.into_iter().map(fresh).collect();
         let mut names = HashSet::with_capacity(laid_out.len());
         if let Some(twice) = laid_out.iter().find(|t| !names.insert(t.name.as_str())) {
-            return Err(ArenaError::DuplicateName {
+            return Err(DuplicateName {
                 tensor: twice.name.clone(),
-            });
+            }
+            .into());
         }
         let mut sizes = vec![0_u64];
         for index in in_memory {

@@ -3,17 +3,16 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::binding::{TensorBinding, check_bindings};
-use crate::coefficients::{Coefficients, Terms};
-use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
-use crate::error_scope::{LOST, checked, is_lost};
-use crate::groups::{Groups, ParamGroups};
-use crate::kernel::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use super::binding::{TensorBinding, check_bindings};
+use super::error::{BuildError, StepError};
+use super::error_scope::{LOST, checked, is_lost};
+use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use super::readback;
+use super::scalars::{SgdUniforms, UniformRing};
 use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window};
-use crate::readback;
-use crate::scalars::{SgdUniforms, UniformRing};
-use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
+use crate::rules::sgd::{Coefficients, SgdConfig, Terms};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups};
+use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 
 /// The momentum update over tensors on the GPU, recorded into the caller's encoder.
 ///

@@ -1,6 +1,6 @@
 //! Adapter and device choice for programs that have no engine of their own.
 
-use crate::error::GpuError;
+use super::error::GpuError;
 
 /// Optional device features that the kernels use where they are there.
 pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;

@@ -39,8 +39,8 @@
 //! - `eps = 0`: `mu = 1`, a ball that never comes to rest.
 //! - The velocity starts at zero.
 
-use crate::error::ConfigError;
-use crate::sgd::{MomentumForm, SgdConfig};
+use super::{MomentumForm, SgdConfig};
+use crate::rules::ConfigError;
 
 /// A particle in a medium, and how finely its time is cut.
 ///

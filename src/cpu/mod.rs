@@ -1,20 +1,22 @@
 //! The parallel CPU optimizer: the embedded default where there is no GPU.
 
+mod error;
 mod queue;
+pub mod reference;
 mod vector;
 mod velocity;
 
-use crate::error::{BuildError, ConfigError, GroupError, StateError, StepError};
-use crate::groups::{Groups, ParamGroups};
-use crate::sgd::SgdConfig;
-use crate::state::{OptimizerState, Tensor, Tensors, UnknownTensor};
+use crate::rules::sgd::SgdConfig;
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups};
+use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
+pub use error::SliceError;
 use queue::Batch;
 use velocity::Velocity;
 
 /// The momentum update over slices in memory, on the calling thread and, where there is enough to do, on those of
 /// rayon's current pool.
 ///
-/// Same configuration and, bit for bit, the same results as [`reference`](crate::reference): each element is computed
+/// Same configuration and, bit for bit, the same results as [`mod@reference`]: each element is computed
 /// by the same statements in the same order, whatever the number of threads.
 ///
 /// ```
@@ -39,11 +41,11 @@ impl CpuOptimizer {
     /// An optimizer for tensors of the given names and numbers of elements, with zero velocity.
     ///
     /// # Errors
-    /// [`BuildError::DuplicateName`] if two tensors have the same name.
+    /// [`DuplicateName`] if two tensors have the same name.
     pub fn new<N: Into<String>>(
         config: SgdConfig,
         tensors: impl IntoIterator<Item = (N, usize)>,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<Self, DuplicateName> {
         Self::with_groups(&ParamGroups::new(config), tensors)
     }
 
@@ -54,7 +56,7 @@ impl CpuOptimizer {
     pub fn with_groups<N: Into<String>>(
         groups: &ParamGroups,
         tensors: impl IntoIterator<Item = (N, usize)>,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<Self, DuplicateName> {
         let tensors = tensors
             .into_iter()
             .map(|(name, numel)| (name.into(), numel as u64));
@@ -132,9 +134,9 @@ impl CpuOptimizer {
     /// Applies one step: `params[i]` moves by `grads[i]`, in the order in which the tensors were given.
     ///
     /// # Errors
-    /// [`StepError`] if the number of slices or the length of one is not the optimizer's; then nothing has
+    /// [`SliceError`] if the number of slices or the length of one is not the optimizer's; then nothing has
     /// been written.
-    pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), StepError> {
+    pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), SliceError> {
         self.check("params", params.iter().map(|slice| slice.len()))?;
         self.check("grads", grads.iter().map(|slice| slice.len()))?;
 
@@ -181,10 +183,10 @@ impl CpuOptimizer {
         &self,
         role: &'static str,
         lengths: impl ExactSizeIterator<Item = usize>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), SliceError> {
         let tensors = self.tensors.as_slice();
         if lengths.len() != tensors.len() {
-            return Err(StepError::TensorCount {
+            return Err(SliceError::TensorCount {
                 role,
                 expected: tensors.len(),
                 actual: lengths.len(),
@@ -192,7 +194,7 @@ impl CpuOptimizer {
         }
         for (tensor, actual) in tensors.iter().zip(lengths) {
             if actual as u64 != tensor.numel {
-                return Err(StepError::Length {
+                return Err(SliceError::Length {
                     tensor: tensor.name.clone(),
                     role,
                     expected: tensor.numel as usize,

@@ -1,10 +1,18 @@
 //! What an optimizer remembers between steps, in a form that does not depend on where it runs.
 
+mod error;
+#[cfg(feature = "safetensors")]
+mod file;
+#[cfg(feature = "safetensors")]
+mod pytorch;
+
 use std::collections::HashMap;
 
-use crate::error::{BuildError, StateError};
-use crate::groups::ParamGroups;
-use crate::sgd::SgdConfig;
+use crate::rules::ParamGroups;
+use crate::rules::sgd::SgdConfig;
+pub use error::{DuplicateName, StateError};
+#[cfg(feature = "safetensors")]
+pub use {error::StateFileError, file::StateRecord};
 
 /// What an optimizer remembers of one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +73,7 @@ impl Tensors {
     pub(crate) fn new(
         groups: &ParamGroups,
         tensors: impl IntoIterator<Item = (String, u64)>,
-    ) -> Result<Self, BuildError> {
+    ) -> Result<Self, DuplicateName> {
         let fresh = |(name, numel): (String, u64)| {
             let group = groups.index_of(&name);
             Tensor {
@@ -81,7 +89,7 @@ impl Tensors {
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (index, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), index).is_some() {
-                return Err(BuildError::DuplicateName {
+                return Err(DuplicateName {
                     tensor: tensor.name.clone(),
                 });
             }

@@ -1,6 +1,6 @@
 //! Tensors in the caller's buffers, and what must hold of them.
 
-use crate::error::BuildError;
+use super::error::BuildError;
 use crate::plan::ELEM_BYTES;
 
 /// One named tensor in buffers that the caller owns.

@@ -1,0 +1,276 @@
+//! What can be wrong with a device, its kernels, its buffers, and what they are asked to do: one enum per stage.
+
+#[cfg(feature = "safetensors")]
+use crate::files::HeaderError;
+use crate::plan::PlanError;
+use crate::state::DuplicateName;
+
+/// No device could be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// No adapter fits the request.
+    #[error("no adapter found{request}; adapters of this machine: {available}")]
+    NoAdapter {
+        /// What was asked for, as text to append.
+        request: String,
+        /// What there is.
+        available: String,
+    },
+    /// The adapter exists but gave no device.
+    #[error("adapter {adapter:?} gave no device: {message}")]
+    NoDevice {
+        /// The adapter.
+        adapter: String,
+        /// What wgpu reported.
+        message: String,
+    },
+}
+
+/// Pipelines that could not be built on a device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A device limit below what the kernels need.
+    #[error(
+        "device limit {limit} = {actual} is too low for the kernels: expected at least {required}"
+    )]
+    LimitTooLow {
+        /// Name of the limit in `wgpu::Limits`.
+        limit: &'static str,
+        /// The least that works.
+        required: u64,
+        /// What the device has.
+        actual: u64,
+    },
+    /// The device refused a shader, a layout or a pipeline.
+    #[error("the device refused the kernel {kernel}: {message}")]
+    Device {
+        /// Label of the kernel.
+        kernel: &'static str,
+        /// What wgpu reported.
+        message: String,
+    },
+}
+
+/// Tensors from which no optimizer can be built. Nothing has been allocated.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Two tensors of one name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
+    /// A byte offset that does not fall on an element.
+    #[error("tensor {tensor:?}: {role} offset is {offset_bytes} bytes, expected a multiple of 4")]
+    Misaligned {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// The offset.
+        offset_bytes: u64,
+    },
+    /// The slice ends past its buffer.
+    #[error(
+        "tensor {tensor:?}: {role} need {numel} elements from byte {offset_bytes}, \
+         but the buffer has {buffer_bytes} bytes"
+    )]
+    OutOfBounds {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// Byte offset of the slice.
+        offset_bytes: u64,
+        /// Elements in the slice.
+        numel: u64,
+        /// Size of the buffer.
+        buffer_bytes: u64,
+    },
+    /// A buffer without the usage that a kernel needs.
+    #[error(
+        "tensor {tensor:?}: the {role} buffer has usage {actual:?}, expected it to hold {required:?}"
+    )]
+    MissingUsage {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// What is missing.
+        required: wgpu::BufferUsages,
+        /// What the buffer has.
+        actual: wgpu::BufferUsages,
+    },
+    /// Parameters and gradients of one tensor in one buffer. WebGPU lets a dispatch either write a buffer or
+    /// read it as read-only, whatever the ranges.
+    #[error(
+        "tensor {tensor:?}: parameters and gradients lie in the same buffer, expected two buffers"
+    )]
+    SharedBuffer {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Elements that would be updated twice, or read as gradients while they are updated.
+    #[error("tensor {tensor:?}: its parameters overlap the {role} of tensor {other:?}")]
+    Overlap {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// The other tensor.
+        other: String,
+    },
+    /// The tensors cannot be planned on this device.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The pipelines could not be built.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The device could not allocate the optimizer's state.
+    #[error("out of device memory while allocating {bytes} bytes of optimizer state")]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// The device refused a buffer or a bind group.
+    #[error("the device refused the optimizer's buffers or bindings: {message}")]
+    Device {
+        /// What wgpu reported.
+        message: String,
+    },
+}
+
+/// A step that was not recorded or not applied. Parameters, velocity and step counts are as they were.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// [`GpuOptimizer::record`](crate::GpuOptimizer::record) without
+    /// [`prepare`](crate::GpuOptimizer::prepare) since the last step or the last change, on a device without
+    /// immediates.
+    #[error(
+        "the step was not prepared since the last one or the last change, and this device has no immediates"
+    )]
+    NotPrepared,
+    /// The scalars of the step could not be staged: the device is lost or out of memory.
+    #[error("the step's scalars could not be staged: {message}")]
+    Scalars {
+        /// What wgpu reported.
+        message: String,
+    },
+}
+
+/// An upload or a download that did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The slice ends past its buffer or does not fall on elements.
+    #[error(
+        "{numel} elements from byte {offset_bytes} do not lie in a buffer of {buffer_bytes} bytes, \
+         or the offset is not a multiple of 4"
+    )]
+    OutOfBounds {
+        /// Byte offset of the slice.
+        offset_bytes: u64,
+        /// Elements in the slice.
+        numel: u64,
+        /// Size of the buffer.
+        buffer_bytes: u64,
+    },
+    /// A buffer without `COPY_SRC` (download) or `COPY_DST` (upload).
+    #[error("the buffer has usage {actual:?}, expected it to hold {required:?}")]
+    MissingUsage {
+        /// What is missing.
+        required: wgpu::BufferUsages,
+        /// What the buffer has.
+        actual: wgpu::BufferUsages,
+    },
+    /// The device was lost before the data had been moved.
+    #[error("device lost: the data could not be moved")]
+    DeviceLost,
+    /// The device is out of memory, or refused the copy.
+    #[error("the device could not copy the data: {message}")]
+    Device {
+        /// What wgpu reported.
+        message: String,
+    },
+}
+
+/// An arena that could not be made, or a tensor that it does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaError {
+    /// Two tensors of one name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
+    /// A tensor larger than a buffer of this device may be.
+    #[error(
+        "tensor {tensor:?}: {bytes} bytes with padding, and a buffer holds {max_buffer_bytes} at most"
+    )]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// Its size with padding, or the largest number where that does not fit.
+        bytes: u64,
+        /// The device's limit.
+        max_buffer_bytes: u64,
+    },
+    /// The device could not allocate the buffers.
+    #[error("out of device memory while allocating {bytes} bytes for an arena")]
+    OutOfMemory {
+        /// What was asked for, parameters and gradients together.
+        bytes: u64,
+    },
+    /// The device is lost, or refused the buffers.
+    #[error("the device refused the arena's buffers: {message}")]
+    Device {
+        /// What wgpu reported.
+        message: String,
+    },
+    /// No tensor of this name.
+    #[error("the arena has no tensor {tensor:?}")]
+    UnknownTensor {
+        /// The name.
+        tensor: String,
+    },
+    /// Values of another length.
+    #[error("tensor {tensor:?}: expected {expected} elements, got {actual}")]
+    Length {
+        /// The tensor.
+        tensor: String,
+        /// Elements of the tensor.
+        expected: u64,
+        /// Elements given.
+        actual: u64,
+    },
+    /// Values for more or fewer tensors than there are.
+    #[error("expected the values of {expected} tensors, got {actual}")]
+    TensorCount {
+        /// Tensors of the arena.
+        expected: usize,
+        /// Tensors given.
+        actual: usize,
+    },
+    /// The data could not be moved.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
+/// A file from which no arena can be made, or an arena that no file can hold.
+#[cfg(feature = "safetensors")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaFileError {
+    /// Not a safetensors file, or tensors that none can hold.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The arena could not be made, or its data not moved.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+#[cfg(feature = "safetensors")]
+impl From<TransferError> for ArenaFileError {
+    fn from(error: TransferError) -> Self {
+        Self::Arena(error.into())
+    }
+}

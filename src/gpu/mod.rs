@@ -1,0 +1,23 @@
+//! On the device: which one, kernels and bindings, the arena, the optimizer, and transfers.
+
+mod arena;
+#[cfg(feature = "safetensors")]
+mod arena_file;
+mod binding;
+mod device;
+mod error;
+mod error_scope;
+mod kernels;
+mod optimizer;
+pub mod readback;
+mod scalars;
+
+pub use arena::{Arena, ArenaLayout, ArenaTensor};
+pub use binding::TensorBinding;
+pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
+#[cfg(feature = "safetensors")]
+pub use error::ArenaFileError;
+pub use error::{ArenaError, BuildError, GpuError, KernelError, StepError, TransferError};
+pub use kernels::{KernelVariant, Kernels};
+pub use optimizer::{GpuOptimizer, VelocitySlice};
+pub use scalars::ScalarPath;

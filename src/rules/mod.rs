@@ -1,0 +1,12 @@
+//! What the user says, checked, and what it compiles to: scalars of a step, and terms that are there at all.
+
+mod error;
+mod groups;
+mod real;
+pub mod schedule;
+pub mod sgd;
+
+pub use error::{ConfigError, ConversionError, GroupError};
+pub(crate) use groups::Groups;
+pub use groups::ParamGroups;
+pub use real::Real;
