@@ -120,7 +120,7 @@ fn compare(name: &str, sizes: &[usize], against: &str, mut baseline: impl FnMut(
     // Kept, or the next ones would lie in the same places.
     let mut kept = Vec::new();
     for _ in 0..ALLOCATIONS {
-        let names = sizes.iter().enumerate().map(|(i, n)| (i.to_string(), *n));
+        let names = sizes.iter().enumerate().map(|(i, n)| (i.to_string(), [*n]));
         let mut optimizer = CpuOptimizer::new(config, names).unwrap();
         let mut tensors: Vec<_> = sizes.iter().map(|numel| Tensor::new(*numel)).collect();
         for _ in 0..ROUNDS {

@@ -31,7 +31,7 @@ fn gpu_step(criterion: &mut Criterion) {
             let data = vec![0.01; numel];
             let params = readback::storage_buffer(&device, &queue, "params", &data).unwrap();
             let grads = readback::storage_buffer(&device, &queue, "grads", &data).unwrap();
-            let tensor = TensorBinding::new("bench", &params, &grads, numel as u64);
+            let tensor = TensorBinding::new("bench", &params, &grads, [numel]);
             let mut optimizer = GpuOptimizer::new(&kernels, config, &[tensor]).unwrap();
             group.bench_function(BenchmarkId::new(name, numel), |bencher| {
                 bencher.iter(|| {
@@ -103,7 +103,7 @@ fn many_tensors(criterion: &mut Criterion) {
             .collect();
         let scattered: Vec<_> = buffers
             .iter()
-            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, NUMEL as u64))
+            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, [NUMEL]))
             .collect();
         bench(case, gpu, &scattered);
     }

@@ -37,7 +37,7 @@ fn recording(criterion: &mut Criterion) {
                 .collect();
             let tensors: Vec<_> = buffers
                 .iter()
-                .map(|(name, params, grads)| TensorBinding::new(name, params, grads, 1024))
+                .map(|(name, params, grads)| TensorBinding::new(name, params, grads, [1024]))
                 .collect();
             let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
             let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();

@@ -35,7 +35,7 @@
 //! // Your device, your queue, your buffers.
 //! let kernels = Kernels::new(&device, &queue)?;
 //! let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
-//! let weight = TensorBinding::new("weight", &params, &grads, 3);
+//! let weight = TensorBinding::new("weight", &params, &grads, [3]);
 //! let mut optimizer = GpuOptimizer::new(&kernels, config, &[weight])?;
 //!
 //! // Your frame. Two steps in one encoder each see their own learning rate.

@@ -67,10 +67,10 @@ impl Problem {
         self.split(&self.start).into_iter().zip(grads)
     }
 
-    /// Tensors by name and size.
-    fn named(&self) -> impl Iterator<Item = (String, usize)> {
+    /// Tensors by name and shape.
+    fn named(&self) -> impl Iterator<Item = (String, [usize; 1])> {
         let sizes = self.sizes.iter().enumerate();
-        sizes.map(|(index, numel)| (index.to_string(), *numel))
+        sizes.map(|(index, numel)| (index.to_string(), [*numel]))
     }
 
     /// Values that lie one after the other, by tensor.
@@ -163,8 +163,7 @@ pub struct OnGpu<'a> {
 impl<'a> OnGpu<'a> {
     pub fn new(open: &'a OpenGpu, problem: &Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
-        let layout = problem.named().map(|(name, numel)| (name, vec![numel]));
-        let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+        let arena = Arena::new(device, queue, problem.named()).map_err(Failure::failed)?;
         let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
         arena.upload_all_params(&start).map_err(Failure::failed)?;
         arena.upload_all_grads(&grads).map_err(Failure::failed)?;

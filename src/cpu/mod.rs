@@ -23,7 +23,7 @@ use velocity::Velocity;
 /// use wgpu_optim::{CpuOptimizer, SgdConfig};
 ///
 /// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;
-/// let mut optimizer = CpuOptimizer::new(config, [("weight", 3)])?;
+/// let mut optimizer = CpuOptimizer::new(config, [("weight", [3])])?;
 /// let mut weight = [1.0, 2.0, 3.0];
 /// optimizer.step(&mut [&mut weight], &[&[1.0, 0.0, -1.0]])?;
 /// assert_eq!(weight, [0.5, 2.0, 3.5]);
@@ -38,13 +38,13 @@ pub struct CpuOptimizer {
 }
 
 impl CpuOptimizer {
-    /// An optimizer for tensors of the given names and numbers of elements, with zero velocity.
+    /// An optimizer for tensors of these names and shapes, with zero velocity.
     ///
     /// # Errors
     /// [`DuplicateName`] if two tensors have the same name.
-    pub fn new<N: Into<String>>(
+    pub fn new<N: Into<String>, S: Into<Vec<usize>>>(
         config: SgdConfig,
-        tensors: impl IntoIterator<Item = (N, usize)>,
+        tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, DuplicateName> {
         Self::with_groups(&ParamGroups::new(config), tensors)
     }
@@ -53,13 +53,13 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_groups<N: Into<String>>(
+    pub fn with_groups<N: Into<String>, S: Into<Vec<usize>>>(
         groups: &ParamGroups,
-        tensors: impl IntoIterator<Item = (N, usize)>,
+        tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, DuplicateName> {
         let tensors = tensors
             .into_iter()
-            .map(|(name, numel)| (name.into(), numel as u64));
+            .map(|(name, shape)| (name.into(), shape.into()));
         let tensors = Tensors::new(groups, tensors)?;
         let velocity_of = |tensor: &Tensor| {
             let numel = if tensor.has_velocity { tensor.numel } else { 0 };
@@ -163,8 +163,7 @@ impl CpuOptimizer {
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
-    /// optimizer knows no shapes; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self
             .tensors

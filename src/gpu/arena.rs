@@ -96,10 +96,10 @@ impl Arena {
     /// # Errors
     /// [`ArenaError`] if a name comes twice, a tensor is larger than a buffer of this device may be, or the device
     /// is out of memory.
-    pub fn new<N: Into<String>>(
+    pub fn new<N: Into<String>, S: Into<Vec<usize>>>(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
-        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+        tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, ArenaError> {
         let layout = ArenaLayout::new(tensors, &device.limits())?;
         Self::allocate(device, queue, layout)
@@ -110,15 +110,15 @@ impl Arena {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_groups<N: Into<String>>(
+    pub fn with_groups<N: Into<String>, S: Into<Vec<usize>>>(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         groups: &ParamGroups,
-        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+        tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, ArenaError> {
         let named = tensors
             .into_iter()
-            .map(|(name, shape)| (name.into(), shape));
+            .map(|(name, shape)| (name.into(), shape.into()));
         let group_of = |name: &str| groups.index_of(name);
         let layout = ArenaLayout::in_order(named.collect(), group_of, &device.limits())?;
         Self::allocate(device, queue, layout)
@@ -202,7 +202,7 @@ impl Arena {
                 params_offset_bytes: tensor.offset_bytes,
                 grads: &self.grads[tensor.buffer],
                 grads_offset_bytes: tensor.offset_bytes,
-                numel: tensor.numel,
+                shape: tensor.shape.clone(),
                 padding_elems: tensor.padding_elems,
             })
             .collect()
@@ -360,13 +360,13 @@ impl ArenaLayout {
     ///
     /// # Errors
     /// [`ArenaError`] if a name comes twice or a tensor is larger than a buffer may be.
-    pub fn new<N: Into<String>>(
-        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+    pub fn new<N: Into<String>, S: Into<Vec<usize>>>(
+        tensors: impl IntoIterator<Item = (N, S)>,
         limits: &wgpu::Limits,
     ) -> Result<Self, ArenaError> {
         let named = tensors
             .into_iter()
-            .map(|(name, shape)| (name.into(), shape));
+            .map(|(name, shape)| (name.into(), shape.into()));
         Self::in_order(named.collect(), |_| 0, limits)
     }
 

@@ -2,6 +2,7 @@
 
 use super::error::BuildError;
 use crate::plan::ELEM_BYTES;
+use crate::state::numel;
 
 /// One named tensor in buffers that the caller owns.
 ///
@@ -10,7 +11,7 @@ use crate::plan::ELEM_BYTES;
 /// buffers need `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of
 /// another `wgpu::Instance` from one of this). Several tensors may share a buffer; their parameters must not
 /// overlap each other or any tensor's gradients.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TensorBinding<'a> {
     /// Name, used in errors and states; unique within an optimizer.
     pub name: &'a str,
@@ -22,8 +23,8 @@ pub struct TensorBinding<'a> {
     pub grads: &'a wgpu::Buffer,
     /// Byte offset of the first gradient, a multiple of 4.
     pub grads_offset_bytes: u64,
-    /// Number of elements; may be zero.
-    pub numel: u64,
+    /// Its shape, first dimension first; its elements may be none.
+    pub shape: Vec<usize>,
     /// Elements after the tensor that belong to nobody, in both buffers; a step may write them. Tensors that follow
     /// each other, padding included, are updated together. Zero where in doubt.
     pub padding_elems: u64,
@@ -32,11 +33,11 @@ pub struct TensorBinding<'a> {
 impl<'a> TensorBinding<'a> {
     /// A tensor at the start of its two buffers, without padding.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         name: &'a str,
         params: &'a wgpu::Buffer,
         grads: &'a wgpu::Buffer,
-        numel: u64,
+        shape: impl Into<Vec<usize>>,
     ) -> Self {
         Self {
             name,
@@ -44,22 +45,28 @@ impl<'a> TensorBinding<'a> {
             params_offset_bytes: 0,
             grads,
             grads_offset_bytes: 0,
-            numel,
+            shape: shape.into(),
             padding_elems: 0,
         }
     }
 
     /// The same tensor at other byte offsets, multiples of 4.
     #[must_use]
-    pub const fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
+    pub fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
         self.params_offset_bytes = params_offset_bytes;
         self.grads_offset_bytes = grads_offset_bytes;
         self
     }
 
+    /// Number of elements, the product of the shape; the largest number where that does not fit.
+    #[must_use]
+    pub fn numel(&self) -> u64 {
+        numel(&self.shape)
+    }
+
     /// Bytes from the first element to the end of the padding, if that fits into the address range.
     fn extent_bytes(&self) -> Option<u64> {
-        self.numel
+        self.numel()
             .checked_add(self.padding_elems)?
             .checked_mul(ELEM_BYTES)
     }
@@ -100,7 +107,7 @@ fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
                 tensor: name(),
                 role,
                 offset_bytes,
-                numel: tensor.numel.saturating_add(tensor.padding_elems),
+                numel: tensor.numel().saturating_add(tensor.padding_elems),
                 buffer_bytes: buffer.size(),
             });
         }
@@ -125,7 +132,7 @@ struct Slice<'a> {
 fn check_overlap(tensors: &[TensorBinding<'_>]) -> Result<(), BuildError> {
     let mut slices: Vec<_> = tensors
         .iter()
-        .filter(|tensor| tensor.numel > 0)
+        .filter(|tensor| tensor.numel() > 0)
         .flat_map(|tensor| {
             let slice = |buffer, start: u64, writes| Slice {
                 buffer,

@@ -31,7 +31,7 @@ use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 ///
 /// let kernels = Kernels::new(&device, &queue)?; // once per device
 /// let config = SgdConfig::builder(0.5).momentum(0.9).build()?;
-/// let weight = TensorBinding::new("weight", &params, &grads, 3);
+/// let weight = TensorBinding::new("weight", &params, &grads, [3]);
 /// let mut optimizer = GpuOptimizer::new(&kernels, config, &[weight])?;
 ///
 /// let mut encoder = device.create_command_encoder(&Default::default());
@@ -108,7 +108,7 @@ impl GpuOptimizer {
         groups: &ParamGroups,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
-        let names = tensors.iter().map(|t| (t.name.to_owned(), t.numel));
+        let names = tensors.iter().map(|t| (t.name.to_owned(), t.shape.clone()));
         let host_tensors = Tensors::new(groups, names)?;
         check_bindings(tensors)?;
 
@@ -430,8 +430,7 @@ impl GpuOptimizer {
     /// before the commands of the next submission.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors, by name and number of elements, as an
-    /// optimizer knows no shapes; then nothing has changed.
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
     pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
         let matched = self
@@ -519,7 +518,7 @@ impl<'a> Buffers<'a> {
             offset_bytes,
         };
         TensorLayout {
-            numel: tensor.numel,
+            numel: host.numel,
             params: place(tensor.params, tensor.params_offset_bytes),
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,

@@ -168,7 +168,7 @@ impl Element {
 /// let grads = [0.2, 0.1];
 ///
 /// let mut oracle = Oracle::new(&params, Rounding::NEAREST);
-/// let mut optimizer = CpuOptimizer::new(config, [("weight", 2)])?;
+/// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
 /// for _ in 0..10 {
 ///     optimizer.step(&mut [&mut params], &[&grads])?;
 ///     oracle.step(&config, &grads);

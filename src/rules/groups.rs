@@ -19,7 +19,7 @@ const DEFAULT: &str = "default";
 /// let no_decay = decay.weight_decay(0.0).build()?;
 /// let groups = ParamGroups::new(decay.build()?)
 ///     .with("no_decay", no_decay, |tensor| tensor.ends_with("bias") || tensor.contains("norm"))?;
-/// let mut optimizer = CpuOptimizer::with_groups(&groups, [("fc.weight", 4), ("fc.bias", 2)])?;
+/// let mut optimizer = CpuOptimizer::with_groups(&groups, [("fc.weight", [4]), ("fc.bias", [2])])?;
 /// optimizer.set_group_lr("no_decay", 0.05)?;
 /// # Ok(())
 /// # }
@@ -56,7 +56,7 @@ impl ParamGroups {
     /// let groups = ParamGroups::new(SgdConfig::builder(0.0).build()?)
     ///     .with("xyz", SgdConfig::builder(1.6e-4).build()?, |tensor| tensor == "xyz")?
     ///     .with("opacity", SgdConfig::builder(0.05).build()?, |tensor| tensor == "opacity")?;
-    /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("xyz", 3), ("opacity", 1)])?;
+    /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("xyz", [3]), ("opacity", [1])])?;
     /// optimizer.set_group_lr("xyz", 1.6e-5)?;
     /// # Ok(())
     /// # }

@@ -7,7 +7,7 @@
 //! use wgpu_optim::{CpuOptimizer, SgdConfig, schedule};
 //!
 //! let config = SgdConfig::builder(0.1).momentum(0.5).build()?;
-//! let mut optimizer = CpuOptimizer::new(config, [("weight", 2)])?;
+//! let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
 //! let mut weight = [1.0, -1.0];
 //! for _ in 0..100 {
 //!     let step = optimizer.steps();

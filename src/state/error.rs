@@ -45,6 +45,16 @@ pub enum StateError {
         /// The tensor.
         tensor: String,
     },
+    /// A velocity of another shape.
+    #[error("tensor {tensor:?}: the velocity has shape {actual:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Shape of the tensor.
+        expected: Vec<usize>,
+        /// Shape of the velocity.
+        actual: Vec<usize>,
+    },
     /// A velocity of another length.
     #[error("tensor {tensor:?}: expected {expected} velocity elements, got {actual}")]
     Length {

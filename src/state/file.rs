@@ -152,11 +152,11 @@ impl OptimizerState {
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
-    /// let mut optimizer = CpuOptimizer::new(config, [("weight", 2)])?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
     /// optimizer.step(&mut [&mut [1.0, 2.0]], &[&[0.5, -0.5]])?;
     /// let file = optimizer.state().to_safetensors()?;
     ///
-    /// let mut resumed = CpuOptimizer::new(config, [("weight", 2)])?;
+    /// let mut resumed = CpuOptimizer::new(config, [("weight", [2])])?;
     /// resumed.load_state(&OptimizerState::from_safetensors(&file)?)?;
     /// assert_eq!(resumed.state(), optimizer.state());
     /// # Ok(())

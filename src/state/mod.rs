@@ -19,8 +19,7 @@ pub use {error::StateFileError, file::StateRecord};
 pub struct TensorState {
     /// The tensor's name.
     pub name: String,
-    /// Shape of the velocity, for files; flat where an optimizer made the state, because it knows no other. PyTorch
-    /// wants the tensor's, which an [`ArenaTensor`](crate::ArenaTensor) has, say.
+    /// Its shape, first dimension first; empty where a file did not say, because there is no velocity.
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
@@ -49,10 +48,18 @@ pub struct UnknownTensor {
     pub tensor: String,
 }
 
+/// Number of elements, the product of a shape; the largest number where that does not fit.
+pub(crate) fn numel(shape: &[usize]) -> u64 {
+    shape
+        .iter()
+        .fold(1, |numel: u64, size| numel.saturating_mul(*size as u64))
+}
+
 /// A tensor as the host sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
     pub(crate) numel: u64,
     pub(crate) group: usize,
     /// Whether its group has momentum.
@@ -72,15 +79,16 @@ pub(crate) struct Tensors {
 impl Tensors {
     pub(crate) fn new(
         groups: &ParamGroups,
-        tensors: impl IntoIterator<Item = (String, u64)>,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
     ) -> Result<Self, DuplicateName> {
-        let fresh = |(name, numel): (String, u64)| {
+        let fresh = |(name, shape): (String, Vec<usize>)| {
             let group = groups.index_of(&name);
             Tensor {
                 group,
                 has_velocity: groups.config(group).has_velocity(),
                 name,
-                numel,
+                numel: numel(&shape),
+                shape,
                 applied_steps: 0,
                 frozen: false,
             }
@@ -158,7 +166,7 @@ impl Tensors {
     ) -> OptimizerState {
         let tensor_state = |(index, tensor): (usize, &Tensor)| TensorState {
             name: tensor.name.clone(),
-            shape: vec![tensor.numel as usize],
+            shape: tensor.shape.clone(),
             applied_steps: tensor.applied_steps,
             velocity: (tensor.has_velocity && tensor.applied_steps > 0).then(|| velocity_of(index)),
         };
@@ -204,6 +212,14 @@ impl Tensors {
                         tensor: name(),
                         expected,
                         actual,
+                    });
+                }
+                // A flat one fits any: it is what older files hold.
+                if entry.shape != tensor.shape && entry.shape != [velocity.len()] {
+                    return Err(StateError::Shape {
+                        tensor: name(),
+                        expected: tensor.shape.clone(),
+                        actual: entry.shape.clone(),
                     });
                 }
             }

@@ -26,10 +26,10 @@ impl OptimizerState {
     /// # Errors
     /// [`StateFileError`] if a key is not of this kind, its index has no tensor, or a buffer is not F32 or of another
     /// shape than its tensor.
-    pub fn from_pytorch<N: Into<String>>(
+    pub fn from_pytorch<N: Into<String>, S: Into<Vec<usize>>>(
         file: &[u8],
         config: SgdConfig,
-        tensors: impl IntoIterator<Item = (N, Vec<usize>)>,
+        tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, StateFileError> {
         check_pytorchs_form(&config)?;
         let header = Header::of(file)?;
@@ -52,7 +52,8 @@ impl OptimizerState {
             };
             buffers.insert(index, entry);
         }
-        let tensor_state = |(index, (name, shape)): (usize, (N, Vec<usize>))| {
+        let tensor_state = |(index, (name, shape)): (usize, (N, S))| {
+            let shape = shape.into();
             let name = name.into();
             let entry = buffers.get(&index);
             if let Some(entry) = entry {

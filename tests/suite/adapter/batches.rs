@@ -68,7 +68,7 @@ fn check(bench: &Bench, seed: u64) -> usize {
         .map(|slot| {
             let (params, grads) = (&params[slot.buffer], &grads[slot.buffer]);
             let offset_bytes = 4 * slot.start as u64;
-            TensorBinding::new(&slot.name, params, grads, slot.numel as u64)
+            TensorBinding::new(&slot.name, params, grads, [slot.numel])
                 .at(offset_bytes, offset_bytes)
         })
         .collect();
@@ -156,7 +156,7 @@ fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
             .collect();
         let tensors: Vec<_> = buffers
             .iter()
-            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, 1000))
+            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, [1000]))
             .collect();
         let config = wgpu_optim::SgdConfig::builder(0.1).momentum(0.9).build();
         let config = config.unwrap();

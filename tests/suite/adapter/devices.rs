@@ -101,7 +101,7 @@ fn an_engines_own_limits_are_kept() {
         let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
         let names = ["a", "b", "c", "d"];
         let binding = |(name, (p, g, numel)): (&'static str, (usize, usize, usize))| {
-            TensorBinding::new(name, &params, &grads, numel as u64).at(4 * p as u64, 4 * g as u64)
+            TensorBinding::new(name, &params, &grads, [numel]).at(4 * p as u64, 4 * g as u64)
         };
         let tensors: Vec<_> = names.into_iter().zip(TENSORS).map(binding).collect();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(0.9), &tensors).unwrap();

@@ -4,7 +4,7 @@ use wgpu_optim::{Arena, GpuOptimizer};
 
 use super::Bench;
 use crate::cases::values;
-use crate::no_device::groups::{TENSORS, group_of, groups, groups_without_a_ratio};
+use crate::no_device::groups::{TENSORS, group_of, groups, groups_without_a_ratio, shapes};
 
 /// Steps an arena of tensors in four groups, one of them dampened and one without momentum, with a tensor frozen at
 /// first, and resumes half-way; returns the dispatches of the last step.
@@ -61,7 +61,7 @@ fn check(bench: &Bench, arena: &Arena) -> usize {
 
 #[test]
 fn every_tensor_of_an_arena_follows_its_own_group() {
-    let layout = TENSORS.map(|(name, numel)| (name, vec![numel]));
+    let layout = shapes();
     for bench in Bench::both() {
         let (device, queue) = (&bench.device, &bench.queue);
         // In the order given the groups alternate: default, embeddings, biases, norms, biases, default. A group's
@@ -82,7 +82,7 @@ fn every_tensor_of_an_arena_follows_its_own_group() {
 
 #[test]
 fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
-    let layout = TENSORS.map(|(name, numel)| (name, vec![numel]));
+    let layout = shapes();
     for bench in Bench::both() {
         let arena = Arena::new(&bench.device, &bench.queue, layout.clone()).unwrap();
         let start = TENSORS.map(|(_, numel)| values(numel as u64, numel));

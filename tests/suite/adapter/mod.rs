@@ -158,7 +158,7 @@ pub fn whole<'a>(
     params: &'a wgpu::Buffer,
     grads: &'a wgpu::Buffer,
 ) -> TensorBinding<'a> {
-    TensorBinding::new(name, params, grads, params.size() / 4)
+    TensorBinding::new(name, params, grads, [params.size() as usize / 4])
 }
 
 #[test]

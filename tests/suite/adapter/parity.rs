@@ -51,8 +51,7 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
         .zip(&names)
         .map(|(place, name)| {
             let [params_bytes, grads_bytes] = [place.params, place.grads].map(|at| 4 * at as u64);
-            TensorBinding::new(name, &params, &grads, place.numel as u64)
-                .at(params_bytes, grads_bytes)
+            TensorBinding::new(name, &params, &grads, [place.numel]).at(params_bytes, grads_bytes)
         })
         .collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
@@ -200,7 +199,7 @@ fn neighbours_that_share_a_dispatch_keep_their_own_state() {
         let tensors: Vec<_> = (0..sizes.len())
             .map(|i| {
                 let bytes = 4 * starts[i] as u64;
-                TensorBinding::new(&names[i], &params, &grads, sizes[i] as u64).at(bytes, bytes)
+                TensorBinding::new(&names[i], &params, &grads, [sizes[i]]).at(bytes, bytes)
             })
             .collect();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();

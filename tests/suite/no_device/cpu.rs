@@ -65,7 +65,7 @@ fn reference_in_f64_is_the_oracle_to_f64_precision() {
 fn parallel_is_the_reference_bit_for_bit() {
     let numels: Vec<_> = sizes().chain([32 * 1024, 100_003]).collect();
     for config in configs() {
-        let names = numels.iter().map(|numel| (numel.to_string(), *numel));
+        let names = numels.iter().map(|numel| (numel.to_string(), [*numel]));
         let mut optimizer = CpuOptimizer::new(config, names).unwrap();
         let mut params: Vec<_> = numels.iter().map(|n| values(*n as u64, *n)).collect();
         let mut expected = params.clone();
@@ -116,7 +116,10 @@ fn many_threads_leave_frozen_tensors_alone_whatever_their_size() {
     let numels = [200_000, 3, 0, 70_001, 32 * 1024, 5, 32 * 1024 + 1, 0];
     for frozen in 0..1_u32 << numels.len() {
         let is_frozen = |tensor: usize| frozen & (1 << tensor) != 0;
-        let names = numels.iter().enumerate().map(|(i, n)| (i.to_string(), *n));
+        let names = numels
+            .iter()
+            .enumerate()
+            .map(|(i, n)| (i.to_string(), [*n]));
         let mut optimizer = CpuOptimizer::new(config, names).unwrap();
         let mut params: Vec<_> = numels.iter().map(|n| vec![1.0; *n]).collect();
         let grads: Vec<_> = numels.iter().map(|n| vec![0.5; *n]).collect();
@@ -144,7 +147,7 @@ fn two_tensors() -> CpuOptimizer {
         .dampening(0.5)
         .build()
         .unwrap();
-    CpuOptimizer::new(config, [("a", 2), ("b", 3)]).unwrap()
+    CpuOptimizer::new(config, [("a", [2]), ("b", [3])]).unwrap()
 }
 
 #[test]
@@ -201,8 +204,33 @@ fn wrong_slices_are_refused_before_anything_is_written() {
 
 #[test]
 fn two_tensors_of_one_name_are_refused() {
-    let twice = CpuOptimizer::new(*two_tensors().config(), [("a", 1), ("a", 2)]);
+    let twice = CpuOptimizer::new(*two_tensors().config(), [("a", [1]), ("a", [2])]);
     assert_eq!(twice.unwrap_err(), DuplicateName { tensor: "a".into() });
+}
+
+#[test]
+fn a_state_has_the_shapes_of_its_tensors_and_flat_ones_fit_any() {
+    let config = *two_tensors().config();
+    let fresh = || CpuOptimizer::new(config, [("a", [2, 3]), ("b", [3, 2])]).unwrap();
+    let mut optimizer = fresh();
+    let grads: [&[f32]; 2] = [&[0.5; 6], &[-0.5; 6]];
+    optimizer
+        .step(&mut [&mut [1.0; 6], &mut [2.0; 6]], &grads)
+        .unwrap();
+    let state = optimizer.state();
+    assert_eq!(state.tensors[0].shape, [2, 3]);
+    let mut swapped = state.clone();
+    swapped.tensors[0].name = "b".to_owned();
+    swapped.tensors[1].name = "a".to_owned();
+    let refused = fresh().load_state(&swapped);
+    assert!(matches!(refused, Err(StateError::Shape { tensor, .. }) if tensor == "a"));
+    let mut flat = state.clone();
+    for tensor in &mut flat.tensors {
+        tensor.shape = vec![6];
+    }
+    let mut resumed = fresh();
+    resumed.load_state(&flat).unwrap();
+    assert_eq!(resumed.state(), state);
 }
 
 #[test]
@@ -254,6 +282,14 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
         StateError::UnknownTensor { tensor: "c".into() }
     );
     assert_eq!(
+        refused(&|state| state.tensors[1].shape = vec![1, 3]),
+        StateError::Shape {
+            tensor: "b".into(),
+            expected: vec![3],
+            actual: vec![1, 3]
+        }
+    );
+    assert_eq!(
         refused(&|state| state.tensors.push(state.tensors[0].clone())),
         StateError::DuplicateTensor { tensor: "a".into() }
     );
@@ -271,7 +307,7 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
     assert_eq!((a2, b2), (a, b));
 
     let plain = SgdConfig::builder(0.1).build().unwrap();
-    let mut plain = CpuOptimizer::new(plain, [("a", 2), ("b", 3)]).unwrap();
+    let mut plain = CpuOptimizer::new(plain, [("a", [2]), ("b", [3])]).unwrap();
     assert!(matches!(
         plain.load_state(&state),
         Err(StateError::UnexpectedVelocity { .. })

@@ -72,7 +72,7 @@ fn the_reference_follows_every_library() {
 fn the_cpu_optimizer_follows_every_library() {
     for golden in all() {
         let mut params = golden.start.clone();
-        let mut optimizer = CpuOptimizer::new(golden.config, [("theta", params.len())]).unwrap();
+        let mut optimizer = CpuOptimizer::new(golden.config, [("theta", [params.len()])]).unwrap();
         for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
             optimizer
                 .set_frozen("theta", golden.frozen_steps.contains(&step))

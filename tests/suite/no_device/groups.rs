@@ -36,6 +36,11 @@ pub fn group_of(tensor: &str) -> &'static str {
     }
 }
 
+/// Names and shapes.
+pub fn shapes() -> [(&'static str, [usize; 1]); 6] {
+    TENSORS.map(|(name, numel)| (name, [numel]))
+}
+
 pub const TENSORS: [(&str, usize); 6] = [
     ("0.weight", 33),
     ("embed", 71),
@@ -47,7 +52,7 @@ pub const TENSORS: [(&str, usize); 6] = [
 
 #[test]
 fn every_tensor_follows_its_own_group() {
-    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
     let mut params: Vec<_> = TENSORS.iter().map(|(_, n)| values(*n as u64, *n)).collect();
     let mut oracles: Vec<_> = params
         .iter()
@@ -83,7 +88,7 @@ fn every_tensor_follows_its_own_group() {
 
 #[test]
 fn a_group_without_momentum_stays_without() {
-    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
     optimizer.set_momentum(0.5).unwrap();
     let momentum = |group| optimizer.group_config(group).unwrap().momentum();
     assert_eq!(["default", "biases", "norms"].map(momentum), [0.5; 3]);
@@ -94,7 +99,7 @@ fn a_group_without_momentum_stays_without() {
     assert!(!has_velocity("embeddings"));
 
     let plain = SgdConfig::builder(0.1).build().unwrap();
-    let mut optimizer = CpuOptimizer::new(plain, TENSORS).unwrap();
+    let mut optimizer = CpuOptimizer::new(plain, shapes()).unwrap();
     assert!(
         optimizer.set_momentum(0.5).is_err(),
         "there is no group to take it"
@@ -103,7 +108,7 @@ fn a_group_without_momentum_stays_without() {
 
 #[test]
 fn a_state_holds_velocities_where_there_is_momentum() {
-    let mut optimizer = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
     let mut params = TENSORS.map(|(_, n)| values(1, n));
     let grads = TENSORS.map(|(_, n)| values(2, n));
     let step = |optimizer: &mut CpuOptimizer, params: &mut [Vec<f32>]| {
@@ -119,7 +124,7 @@ fn a_state_holds_velocities_where_there_is_momentum() {
         assert_eq!(tensor.velocity.is_none(), tensor.name == "embed");
         assert_eq!(tensor.applied_steps, 2);
     }
-    let mut resumed = CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let mut resumed = CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
     resumed.load_state(&state).unwrap();
     assert_eq!(resumed.state(), state);
     let mut resumed_params = params.clone();
@@ -151,7 +156,7 @@ fn learning_rates_change_together_or_not_at_all() {
         .build()
         .unwrap();
     let groups = ParamGroups::new(base).with("fast", fast, |_| true).unwrap();
-    let mut optimizer = CpuOptimizer::with_groups(&groups, [("a", 1)]).unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups, [("a", [1])]).unwrap();
     assert!(matches!(
         optimizer.set_lr(0.6),
         Err(ConfigError::DecayTooLarge { .. })
@@ -201,7 +206,7 @@ pub fn groups_without_a_ratio(default_lr: f64) -> ParamGroups {
 fn groups_without_a_ratio_keep_their_own_learning_rate() {
     for at_rest in [0.0, 1e-50, f64::from_bits(1)] {
         let groups = groups_without_a_ratio(at_rest);
-        let mut optimizer = CpuOptimizer::with_groups(&groups, TENSORS).unwrap();
+        let mut optimizer = CpuOptimizer::with_groups(&groups, shapes()).unwrap();
         let lrs = |optimizer: &CpuOptimizer| {
             let lr = |group| optimizer.group_config(group).unwrap().lr();
             ["default", "biases", "norms"].map(lr)
@@ -222,7 +227,7 @@ fn ratios_of_learning_rates_neither_overflow_nor_vanish() {
     let with = |default, lr| {
         let groups = ParamGroups::new(config(default));
         let groups = groups.with("other", config(lr), |_| true).unwrap();
-        CpuOptimizer::with_groups(&groups, [("a", 1)]).unwrap()
+        CpuOptimizer::with_groups(&groups, [("a", [1])]).unwrap()
     };
     let other = |optimizer: &CpuOptimizer| optimizer.group_config("other").unwrap().lr();
     let mut steep = with(least, most);

@@ -140,7 +140,7 @@ fn infinite_and_nan_gradients_stay_in_their_element() {
         let mut bad = values(2, 67);
         (bad[5], bad[33], bad[66]) = (f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
         let mut params = start.clone();
-        let mut optimizer = CpuOptimizer::new(config, [("theta", 67)]).unwrap();
+        let mut optimizer = CpuOptimizer::new(config, [("theta", [67])]).unwrap();
         let mut oracle = Oracle::new(&start, Rounding::NEAREST);
         for _ in 0..2 {
             optimizer.step(&mut [&mut params], &[&bad]).unwrap();

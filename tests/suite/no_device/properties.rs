@@ -28,7 +28,7 @@ proptest! {
         let mut params = values(run.seed, run.numel);
         let mut velocity = vec![0.0; run.numel];
         let mut parallel = params.clone();
-        let mut optimizer = CpuOptimizer::new(run.config, [("theta", run.numel)]).unwrap();
+        let mut optimizer = CpuOptimizer::new(run.config, [("theta", [run.numel])]).unwrap();
         let mut applied = 0;
         for (step, planned) in run.steps.iter().enumerate() {
             let config = run.config_at(step);

@@ -83,7 +83,7 @@ fn a_scheduled_run_resumes_in_every_form() {
                 optimizer.step(&mut [params], &[&values(step, 33)]).unwrap();
             }
         };
-        let fresh = || CpuOptimizer::new(config, [("theta", 33)]).unwrap();
+        let fresh = || CpuOptimizer::new(config, [("theta", [33])]).unwrap();
         let (mut whole, mut params) = (fresh(), values(99, 33));
         run(&mut whole, &mut params, 20);
 
@@ -101,7 +101,7 @@ fn a_scheduled_run_resumes_in_every_form() {
 #[test]
 fn momentum_goes_down_to_zero_and_the_velocity_stays() {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-    let mut optimizer = CpuOptimizer::new(config, [("theta", 1)]).unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("theta", [1])]).unwrap();
     assert!(optimizer.set_momentum(1.5).is_err());
     assert_eq!(optimizer.config().momentum(), 0.9);
     optimizer.set_momentum(0.0).unwrap();
@@ -118,7 +118,7 @@ fn momentum_goes_down_to_zero_and_the_velocity_stays() {
 #[test]
 fn a_schedule_may_decay_for_ever() {
     for config in configs() {
-        let mut optimizer = CpuOptimizer::new(config, [("theta", 33)]).unwrap();
+        let mut optimizer = CpuOptimizer::new(config, [("theta", [33])]).unwrap();
         let mut params = values(1, 33);
         let mut oracle = Oracle::new(&params, Rounding::NEAREST);
         let mut before = Vec::new();

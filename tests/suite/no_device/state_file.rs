@@ -4,14 +4,15 @@ use wgpu_optim::files::HeaderError;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{CpuOptimizer, MomentumForm, OptimizerState, SgdConfig, StateFileError};
 
-use super::groups::{TENSORS, groups};
+use super::groups::{TENSORS, groups, shapes};
 use crate::cases::{configs, values};
 
 #[test]
 fn every_config_survives_a_file_and_goes_on_bit_for_bit() {
     for config in configs() {
         let sizes = [("b", 5), ("a", 33), ("never", 2)];
-        let fresh = || CpuOptimizer::new(config, sizes).unwrap();
+        let shapes = sizes.map(|(name, numel)| (name, [numel]));
+        let fresh = || CpuOptimizer::new(config, shapes).unwrap();
         let mut params: Vec<_> = sizes.iter().map(|(_, n)| values(*n as u64, *n)).collect();
         let step = |optimizer: &mut CpuOptimizer, params: &mut [Vec<f32>]| {
             let grads: Vec<_> = sizes
@@ -42,7 +43,7 @@ fn every_config_survives_a_file_and_goes_on_bit_for_bit() {
 
 fn state() -> OptimizerState {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-    let mut optimizer = CpuOptimizer::new(config, [("a", 6)]).unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("a", [6])]).unwrap();
     optimizer.step(&mut [&mut [1.0; 6]], &[&[0.5; 6]]).unwrap();
     let mut state = optimizer.state();
     state.tensors[0].shape = vec![2, 3];
@@ -209,8 +210,8 @@ fn a_state_that_pytorch_wrote_goes_on_here() {
         "the late one had no gradient yet"
     );
 
-    let sizes = names.iter().map(|name| (*name, golden.start[*name].len()));
-    let mut optimizer = CpuOptimizer::new(config, sizes).unwrap();
+    let shapes = state.tensors.iter().map(|t| (&*t.name, &*t.shape));
+    let mut optimizer = CpuOptimizer::new(config, shapes).unwrap();
     optimizer.load_state(&state).unwrap();
     let mut params: Vec<_> = names
         .iter()
@@ -254,14 +255,14 @@ fn a_state_that_pytorch_wrote_goes_on_here() {
 /// A tensor of a group without momentum has no velocity in either file, and goes on from both.
 #[test]
 fn files_leave_out_velocities_that_are_not_there() {
-    let fresh = || CpuOptimizer::with_groups(&groups(), TENSORS).unwrap();
+    let fresh = || CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
     let mut optimizer = fresh();
     let mut params = TENSORS.map(|(_, n)| values(1, n));
     let grads = TENSORS.map(|(_, n)| values(2, n));
     let grads = grads.each_ref().map(Vec::as_slice);
     step_all(&mut optimizer, &mut params, &grads);
     let state = optimizer.state();
-    let tensors = TENSORS.map(|(name, numel)| (name, vec![numel]));
+    let tensors = shapes();
     let ours = OptimizerState::from_safetensors(&state.to_safetensors().unwrap()).unwrap();
     let file = state.to_pytorch().unwrap();
     assert_eq!(
@@ -333,7 +334,7 @@ fn what_pytorch_could_not_have_written_is_refused() {
 fn swapped_names_are_refused_by_their_shapes() {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let tensors = || [("up", vec![2, 3]), ("down", vec![3, 2])];
-    let mut optimizer = CpuOptimizer::new(config, [("up", 6), ("down", 6)]).unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("up", [6]), ("down", [6])]).unwrap();
     let mut params = [values(1, 6), values(2, 6)];
     let grads = [values(3, 6), values(4, 6)];
     step_all(

@@ -116,7 +116,7 @@ fn a_step_allocates_no_more_than_its_commands() {
         let tensors: Vec<_> = names
             .iter()
             .zip(buffers.chunks(2))
-            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], numel))
+            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
             .collect();
         let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
         let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();

@@ -41,12 +41,12 @@ fn mistakes_are_named_and_the_next_list_builds() {
     let params = &buffer(&kernels, 400, STORAGE);
     let grads = &buffer(&kernels, 400, STORAGE);
     let copy = &buffer(&kernels, 400, wgpu::BufferUsages::COPY_DST);
-    let good = tensor("a", (params, 0), (grads, 0), 10);
+    let good = || tensor("a", (params, 0), (grads, 0), 10);
 
     let refused = |tensors: &[_]| build(&kernels, tensors).unwrap_err();
     let name = || "b".to_owned();
     assert_eq!(
-        refused(&[good, good]),
+        refused(&[good(), good()]),
         BuildError::DuplicateName(DuplicateName { tensor: "a".into() })
     );
     for (role, bad) in [
@@ -58,7 +58,7 @@ fn mistakes_are_named_and_the_next_list_builds() {
             role,
             offset_bytes: 42,
         };
-        assert_eq!(refused(&[good, bad]), expected);
+        assert_eq!(refused(&[good(), bad]), expected);
     }
     for (role, offset_bytes, numel) in [
         ("params", 364, 10),
@@ -73,11 +73,11 @@ fn mistakes_are_named_and_the_next_list_builds() {
             numel,
             buffer_bytes: 400,
         };
-        assert_eq!(refused(&[good, bad]), expected);
+        assert_eq!(refused(&[good(), bad]), expected);
     }
     let bad = tensor("b", (params, 40), (grads, 364), 10);
     assert!(matches!(
-        refused(&[good, bad]),
+        refused(&[good(), bad]),
         BuildError::OutOfBounds { role: "grads", .. }
     ));
     for (role, bad) in [
@@ -90,15 +90,15 @@ fn mistakes_are_named_and_the_next_list_builds() {
             required: STORAGE,
             actual: wgpu::BufferUsages::COPY_DST,
         };
-        assert_eq!(refused(&[good, bad]), expected);
+        assert_eq!(refused(&[good(), bad]), expected);
     }
     let shared = tensor("b", (params, 40), (params, 200), 10);
     assert_eq!(
-        refused(&[good, shared]),
+        refused(&[good(), shared]),
         BuildError::SharedBuffer { tensor: name() }
     );
 
-    assert!(build(&kernels, &[good]).is_ok());
+    assert!(build(&kernels, &[good()]).is_ok());
 }
 
 #[test]
@@ -107,29 +107,29 @@ fn overlaps_are_found_in_any_order() {
     let params = &buffer(&kernels, 4000, STORAGE);
     let grads = &buffer(&kernels, 4000, STORAGE);
     let other = &buffer(&kernels, 4000, STORAGE);
-    let wide = tensor("wide", (params, 0), (grads, 0), 100);
-    let inside = tensor("inside", (params, 100), (grads, 800), 1);
-    let beside = tensor("beside", (params, 400), (grads, 0), 100);
+    let wide = || tensor("wide", (params, 0), (grads, 0), 100);
+    let inside = || tensor("inside", (params, 100), (grads, 800), 1);
+    let beside = || tensor("beside", (params, 400), (grads, 0), 100);
     let last_element = tensor("last", (params, 396), (grads, 1200), 2);
-    let reads_wide = tensor("reads", (other, 0), (params, 200), 10);
+    let reads_wide = || tensor("reads", (other, 0), (params, 200), 10);
 
     for (list, names) in [
-        (vec![wide, inside], ["wide", "inside"]),
-        (vec![inside, beside, wide], ["wide", "inside"]),
-        (vec![last_element, wide], ["wide", "last"]),
-        (vec![reads_wide, wide], ["wide", "reads"]),
+        (vec![wide(), inside()], ["wide", "inside"]),
+        (vec![inside(), beside(), wide()], ["wide", "inside"]),
+        (vec![last_element, wide()], ["wide", "last"]),
+        (vec![reads_wide(), wide()], ["wide", "reads"]),
     ] {
         let Err(BuildError::Overlap { tensor, other, .. }) = build(&kernels, &list) else {
             panic!("an overlap went unseen: {names:?}");
         };
         assert!(names.contains(&tensor.as_str()) && names.contains(&other.as_str()));
     }
-    let Err(error) = build(&kernels, &[reads_wide, wide]) else {
+    let Err(error) = build(&kernels, &[reads_wide(), wide()]) else {
         panic!("an overlap went unseen");
     };
     let expected = "tensor \"wide\": its parameters overlap the grads of tensor \"reads\"";
     assert_eq!(error.to_string(), expected);
-    assert!(build(&kernels, &[wide, beside]).is_ok());
+    assert!(build(&kernels, &[wide(), beside()]).is_ok());
 }
 
 #[test]

@@ -36,7 +36,8 @@ fn tensor<'a>(
     (grads, grads_offset_bytes): (&'a wgpu::Buffer, u64),
     numel: u64,
 ) -> TensorBinding<'a> {
-    TensorBinding::new(name, params, grads, numel).at(params_offset_bytes, grads_offset_bytes)
+    TensorBinding::new(name, params, grads, [numel as usize])
+        .at(params_offset_bytes, grads_offset_bytes)
 }
 
 fn build(kernels: &Kernels, tensors: &[TensorBinding<'_>]) -> Result<GpuOptimizer, BuildError> {
