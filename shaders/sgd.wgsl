@@ -4,7 +4,7 @@
 //     v     <- alpha*v + c*d
 //     theta <- rho*theta - (a*v + b*d)
 //
-// CPU twin: src/reference.rs, same names, same statement order. One of the scalars_*.wgsl files declares `k`.
+// CPU twin: src/cpu/reference.rs, same names, same statement order. One of the scalars_*.wgsl files declares `k`.
 
 // The terms that the config has; an absent term is compiled out.
 override HAS_C: bool = false;

@@ -1,4 +1,4 @@
-// Tensor TENSOR of a batch: src/kernel.rs repeats this file with 0, 1, 2.. for TENSOR, and writes the entry points
+// Tensor TENSOR of a batch: src/gpu/kernels.rs repeats this file with 0, 1, 2.. for TENSOR, and writes the entry points
 // that call them one after the other. A tensor fills its bindings, so their length is its own.
 
 @group(0) @binding(TENSOR) var<storage, read_write> params_TENSOR: array<Unit>;
