@@ -102,6 +102,23 @@ fn what_is_no_header_is_refused_by_name() {
     );
 }
 
+/// Tensors that a file could have one by one, and that end where numbers do.
+#[test]
+fn data_that_end_past_every_number_are_refused() {
+    let each = (1_u64 << 61) - 1;
+    let tensor = |index: u64, start: u64, end: u64| {
+        format!(r#""{index}":{{"dtype":"U8","shape":[{each}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let mut tensors: Vec<_> = (0..8)
+        .map(|index| tensor(index, index * each, (index + 1) * each))
+        .collect();
+    let full = format!("{{{}}}", tensors.join(","));
+    assert!(refused(&full, 0).contains("it has"));
+    tensors.push(tensor(8, 8 * each, u64::MAX));
+    let past = format!("{{{}}}", tensors.join(","));
+    assert!(refused(&past, 0).contains("it has"));
+}
+
 #[test]
 fn a_git_lfs_pointer_is_named() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n";
