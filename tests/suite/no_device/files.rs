@@ -140,8 +140,10 @@ fn a_git_lfs_pointer_is_named() {
 
 #[test]
 fn an_index_is_read_and_written() {
-    let json = br#"{"weight_map":{"w":"m-2.safetensors","b":"m-1.safetensors","a":"m-2.safetensors"},"metadata":{"total_size":12,"more":[1]}}"#;
+    let json = br#"{"weight_map":{"w":"m-2.safetensors","b":"m-1.safetensors","a":"m-2.safetensors"},"metadata":{"z":"1","total_size":12,"more":[1],"a":"2"}}"#;
     let index = Index::parse(json).unwrap();
+    let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(index.metadata, [text("z", "1"), text("a", "2")]);
     assert_eq!(index.shards(), ["m-1.safetensors", "m-2.safetensors"]);
     let written = index.to_bytes(12).unwrap();
     let text = String::from_utf8(written.clone()).unwrap();
@@ -150,6 +152,7 @@ fn an_index_is_read_and_written() {
     let again = Index::parse(&written).unwrap();
     let places = |index: &Index| -> HashMap<_, _> { index.tensors().iter().cloned().collect() };
     assert_eq!(places(&again), places(&index));
+    assert_eq!(again.metadata, index.metadata);
 }
 
 #[test]
