@@ -355,6 +355,24 @@ fn counts_without_velocities_are_kept() {
     assert!(fs::read(workspace.path("from state.safetensors.index")).unwrap() == whole);
 }
 
+/// What is too large for an index is not read, however much of it there is.
+#[test]
+fn an_index_of_any_size_takes_no_memory() {
+    let workspace = Workspace::new();
+    let huge = fs::File::create(workspace.path("m.safetensors.index.json")).unwrap();
+    huge.set_len(1 << 40).unwrap();
+    let output = wgpu_optim()
+        .current_dir(workspace.path(""))
+        .args(["step", "--device", "cpu", "--lr", "0.1"])
+        .args(["--params", "m.safetensors.index.json", "--grads", "grads"])
+        .args(["--out-params", "out_params", "--out-state", "out_state"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("1099511627776 bytes"), "{stderr}");
+}
+
 #[test]
 fn files_of_two_states_are_no_state() {
     let workspace = Workspace::new();
