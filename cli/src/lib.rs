@@ -79,15 +79,27 @@ fn report(failure: &Failure) -> u8 {
         Failure::Failed(error) => (format!("{error:#}"), 1),
         Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
     };
-    let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
     // Where stderr is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "error: {line}");
+    let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
     code
 }
 
 /// One line on stderr about something that did not keep the command from its work.
 fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "warning: {message}");
+    let _ = writeln!(io::stderr(), "warning: {}", one_line(message));
+}
+
+/// A message may hold what stands in a file, and a terminal obeys control characters.
+fn one_line(message: &str) -> String {
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = String::with_capacity(words.len());
+    for char in words.chars() {
+        match char.is_control() {
+            true => line.extend(char.escape_default()),
+            false => line.push(char),
+        }
+    }
+    line
 }
 
 /// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe
