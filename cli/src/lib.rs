@@ -75,13 +75,24 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
 /// One line on stderr, whatever the error holds.
 fn report(failure: &Failure) -> u8 {
     let (error, code) = match failure {
-        Failure::Refused(error) => (format!("{error:#}"), 2),
-        Failure::Failed(error) => (format!("{error:#}"), 1),
+        Failure::Refused(error) => (with_causes(error), 2),
+        Failure::Failed(error) => (with_causes(error), 1),
         Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
     };
     // Where stderr is closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
     code
+}
+
+/// An error and what caused it; many a message ends with that of its cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// One line on stderr about something that did not keep the command from its work.

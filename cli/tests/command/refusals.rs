@@ -47,6 +47,9 @@ fn refused(workspace: &Workspace, args: &[&str], words: &[&str]) {
             "{args:?}: {word:?} is not in {stderr}"
         );
     }
+    // The last words are not those of an error and of its cause, too.
+    let words: Vec<_> = stderr.trim_end().split(": ").collect();
+    assert!(!words.ends_with(&[words[words.len() - 1]; 2]), "{stderr}");
     assert_eq!(
         workspace.snapshot(),
         before,
