@@ -104,9 +104,12 @@ pub fn index(input: &[u8]) {
         workspace.write(name, &file);
         headers.extend(round_trip::header(&file));
     }
-    let records: Vec<_> = headers
-        .iter()
-        .filter_map(|header| StateRecord::of(header).ok())
+    // A state's index has a record, too.
+    let of_index = index.iter().map(|index| index.metadata.clone());
+    let of_index = of_index.flat_map(|metadata| Header::new(metadata, []));
+    let records: Vec<_> = of_index
+        .chain(headers.iter().cloned())
+        .filter_map(|header| StateRecord::of(&header).ok())
         .collect();
     let named = index.iter().flat_map(|index| index.tensors());
     let named: BTreeSet<_> = named.map(|(tensor, _)| tensor).collect();

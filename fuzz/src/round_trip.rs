@@ -74,6 +74,12 @@ pub fn index(json: &[u8]) -> Option<Index> {
     let mut tensors = index.tensors().to_vec();
     tensors.sort();
     assert_eq!(again.tensors(), tensors);
+    let texts = index.metadata.iter();
+    assert!(
+        texts
+            .filter(|(key, _)| key != "total_size")
+            .eq(&again.metadata)
+    );
     Some(index)
 }
 
