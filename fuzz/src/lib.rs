@@ -10,8 +10,8 @@
     reason = "a finding is a panic"
 )]
 
-mod captured;
 mod file;
+mod process;
 mod round_trip;
 mod workspace;
 
@@ -159,6 +159,7 @@ pub fn pytorch(input: &[u8]) {
 }
 
 fn split(input: &[u8]) -> Option<(Hyper, u8, &[u8])> {
+    process::limit_memory();
     match input {
         [hyper, kind, text @ ..] => Some((Hyper::of(*hyper), *kind, text)),
         _ => None,

@@ -6,7 +6,7 @@ use std::fs;
 use tempfile::TempDir;
 use wgpu_optim::MomentumForm;
 
-use crate::captured::run;
+use crate::process::run;
 
 /// How a step runs.
 pub struct Hyper {

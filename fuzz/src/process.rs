@@ -7,6 +7,22 @@ pub fn run(args: &[OsString]) -> (u8, String) {
     streams::captured(|| wgpu_optim_cli::run(args))
 }
 
+/// Lets an allocation fail that no small file is worth. Memory that is never touched counts here; libFuzzer's limit is
+/// on the rest.
+pub fn limit_memory() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        static LIMITED: std::sync::Once = std::sync::Once::new();
+        LIMITED.call_once(|| {
+            let mut limit = getrlimit(Resource::As);
+            limit.current = Some(4 << 30);
+            // One that is lower already stays.
+            let _ = setrlimit(Resource::As, limit);
+        });
+    }
+}
+
 #[cfg(unix)]
 mod streams {
     use std::fs::File;
