@@ -77,19 +77,42 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
 /// One line on stderr, whatever the error holds.
 fn report(failure: &Failure) -> u8 {
     let (error, code) = match failure {
-        Failure::Refused(error) => (format!("{error:#}"), 2),
-        Failure::Failed(error) | Failure::Wrong(error) => (format!("{error:#}"), 1),
+        Failure::Refused(error) => (with_causes(error), 2),
+        Failure::Failed(error) | Failure::Wrong(error) => (with_causes(error), 1),
         Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
     };
-    let line = error.split_whitespace().collect::<Vec<_>>().join(" ");
     // Where stderr is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "error: {line}");
+    let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
     code
+}
+
+/// An error and what caused it; many a message ends with that of its cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// One line on stderr about something that did not keep the command from its work.
 fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "warning: {message}");
+    let _ = writeln!(io::stderr(), "warning: {}", one_line(message));
+}
+
+/// A message may hold what stands in a file, and a terminal obeys control characters.
+fn one_line(message: &str) -> String {
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = String::with_capacity(words.len());
+    for char in words.chars() {
+        match char.is_control() {
+            true => line.extend(char.escape_default()),
+            false => line.push(char),
+        }
+    }
+    line
 }
 
 /// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe

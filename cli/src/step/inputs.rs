@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wgpu_optim::files::Dtype;
+use wgpu_optim::files::{Dtype, Header};
 use wgpu_optim::{SgdConfig, StateRecord};
 
 use super::plan::At;
@@ -179,14 +179,22 @@ impl Inputs {
 impl State {
     fn open(path: &Path, params: &Model, config: &SgdConfig) -> Result<Self> {
         let velocities = Model::open(path)?;
+        let of_metadata = |metadata: &[(String, String)]| {
+            let header = Header::new(metadata.to_vec(), [])?;
+            StateRecord::of(&header)
+        };
+        let index = velocities
+            .index()
+            .filter(|index| !index.metadata.is_empty());
+        let of_index = index.map(|index| (&*index.path, of_metadata(&index.metadata)));
+        let shards = velocities.shards().iter();
+        let of_shards = shards.map(|shard| (shard.source.path(), StateRecord::of(&shard.header)));
         let mut record: Option<StateRecord> = None;
-        for shard in velocities.shards() {
-            let path = shard.source.path();
-            let of_shard =
-                StateRecord::of(&shard.header).with_context(|| path.display().to_string())?;
+        for (path, of_file) in of_index.into_iter().chain(of_shards) {
+            let of_file = of_file.with_context(|| path.display().to_string())?;
             record = Some(match record {
-                None => of_shard,
-                Some(record) => join(record, of_shard)
+                None => of_file,
+                Some(record) => join(record, of_file)
                     .with_context(|| format!("{} and the files before", path.display()))?,
             });
         }

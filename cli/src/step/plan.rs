@@ -209,18 +209,22 @@ impl<'i> Plan<'i> {
             applied_steps: BTreeMap::new(),
             ..record.clone()
         };
-        let mut records = vec![empty; shards];
+        // An index has a record of its own, the last, for what is in no file that it names: counts without velocities.
+        let mut records = vec![empty; shards + usize::from(is_sharded)];
         let mut velocities: Vec<Vec<_>> = vec![Vec::new(); shards];
         for (name, steps) in &record.applied_steps {
             let param = inputs.params.get(name);
             let param = param.with_context(|| format!("tensor {name:?} has no parameter"))?;
-            let shard = param.shard.min(shards - 1);
-            records[shard].applied_steps.insert(name.clone(), *steps);
             let is_updated = keeps_velocity && pairing.updated.contains_key(name);
-            if is_updated || inputs.velocity(name).is_some() {
+            let record = if is_updated || inputs.velocity(name).is_some() {
+                let shard = param.shard.min(shards - 1);
                 let shape = param.entry.shape.clone();
                 velocities[shard].push((name.clone(), Dtype::F32, shape));
-            }
+                shard
+            } else {
+                records.len() - 1
+            };
+            records[record].applied_steps.insert(name.clone(), *steps);
         }
         let (mut places, mut weight_map, mut total_size) = (BTreeMap::new(), Vec::new(), 0);
         for (shard, (record, velocities)) in records.iter().zip(velocities).enumerate() {
@@ -245,10 +249,12 @@ impl<'i> Plan<'i> {
             self.files.push(File { role, path, start });
         }
         if is_sharded {
+            let mut index = Index::new(weight_map)?;
+            index.metadata = records[shards].to_metadata()?;
             self.files.push(File {
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
-                start: Index::new(weight_map)?.to_bytes(total_size)?,
+                start: index.to_bytes(total_size)?,
             });
         }
         Ok(places)

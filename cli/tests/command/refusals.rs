@@ -47,6 +47,9 @@ fn refused(workspace: &Workspace, args: &[&str], words: &[&str]) {
             "{args:?}: {word:?} is not in {stderr}"
         );
     }
+    // The last words are not those of an error and of its cause, too.
+    let words: Vec<_> = stderr.trim_end().split(": ").collect();
+    assert!(!words.ends_with(&[words[words.len() - 1]; 2]), "{stderr}");
     assert_eq!(
         workspace.snapshot(),
         before,
@@ -204,6 +207,12 @@ fn files_that_are_not_there_or_not_safetensors() {
         refused(&workspace, &RESUME, &[name, "tensor \"a\" comes twice"]);
         fs::write(&path, "").unwrap();
         refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
+        // What a terminal would obey is spelled out.
+        let json = r#"{"a":{"dtype":"\u001b[2J\n","shape":[],"data_offsets":[0,1]}}"#;
+        let mut escape = (json.len() as u64).to_le_bytes().to_vec();
+        escape.extend(json.bytes());
+        fs::write(&path, escape).unwrap();
+        refused(&workspace, &RESUME, &[name, "`\\u{1b}[2J `"]);
         fs::remove_file(&path).unwrap();
         refused(&workspace, &RESUME, &["cannot read", name, "No such file"]);
         fs::create_dir(&path).unwrap();

@@ -294,6 +294,85 @@ fn shards_that_do_not_fit_are_refused() {
     );
 }
 
+/// A state without velocities is counts alone, and there may be some beside velocities, too. In several files they are
+/// in the index.
+#[test]
+fn counts_without_velocities_are_kept() {
+    let workspace = Workspace::new();
+    small_model().write(&workspace.path("params"));
+    write_sharded(
+        &small_model(),
+        &workspace.path("params.safetensors.index.json"),
+    );
+    let grads = |names: [&str; 2], file: &str| {
+        let mut grads = small_model();
+        grads
+            .tensors
+            .retain(|name, _| names.contains(&name.as_str()));
+        grads.write(&workspace.path(file));
+    };
+    grads(["layer.0", "layer.1"], "grads 1");
+    grads(["layer.1", "layer.2"], "grads 2");
+    let rounds = |ending: &str| {
+        let [params, state] = ["params", "state"].map(|file| format!("{file}{ending}"));
+        let resume = ["--state", &state];
+        for (grads, momentum) in [("grads 1", "0"), ("grads 2", "0"), ("grads 2", "0.9")] {
+            let is_first = grads == "grads 1";
+            let mut step = wgpu_optim();
+            step.current_dir(workspace.path(""))
+                .args(["step", "--device", "cpu", "--lr", "0.1"])
+                .args(["--momentum", momentum, "--grads", grads])
+                .args(["--params", &params, "--out-params", &params])
+                .args(["--out-state", &state])
+                .args(resume.iter().filter(|_| !is_first));
+            step.assert().success();
+        }
+    };
+    rounds("");
+    rounds(".safetensors.index.json");
+    // Whatever is written from now on has been read.
+    for state in ["state", "state.safetensors.index.json"] {
+        wgpu_optim()
+            .current_dir(workspace.path(""))
+            .args([
+                "step",
+                "--device",
+                "cpu",
+                "--lr",
+                "0.1",
+                "--momentum",
+                "0.9",
+            ])
+            .args(["--params", "params", "--grads", "grads 1"])
+            .args(["--out-params", "out_params", "--state", state])
+            .args(["--out-state", &format!("from {state}").replace(".json", "")])
+            .assert()
+            .success();
+    }
+    let whole = fs::read(workspace.path("from state")).unwrap();
+    let applied = r#"{\"layer.0\":1,\"layer.1\":2,\"layer.2\":1}"#;
+    assert!(String::from_utf8_lossy(&whole).contains(applied));
+    assert!(fs::read(workspace.path("from state.safetensors.index")).unwrap() == whole);
+}
+
+/// What is too large for an index is not read, however much of it there is.
+#[test]
+fn an_index_of_any_size_takes_no_memory() {
+    let workspace = Workspace::new();
+    let huge = fs::File::create(workspace.path("m.safetensors.index.json")).unwrap();
+    huge.set_len(1 << 40).unwrap();
+    let output = wgpu_optim()
+        .current_dir(workspace.path(""))
+        .args(["step", "--device", "cpu", "--lr", "0.1"])
+        .args(["--params", "m.safetensors.index.json", "--grads", "grads"])
+        .args(["--out-params", "out_params", "--out-state", "out_state"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("1099511627776 bytes"), "{stderr}");
+}
+
 #[test]
 fn files_of_two_states_are_no_state() {
     let workspace = Workspace::new();

@@ -102,6 +102,23 @@ fn what_is_no_header_is_refused_by_name() {
     );
 }
 
+/// Tensors that a file could have one by one, and that end where numbers do.
+#[test]
+fn data_that_end_past_every_number_are_refused() {
+    let each = (1_u64 << 61) - 1;
+    let tensor = |index: u64, start: u64, end: u64| {
+        format!(r#""{index}":{{"dtype":"U8","shape":[{each}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let mut tensors: Vec<_> = (0..8)
+        .map(|index| tensor(index, index * each, (index + 1) * each))
+        .collect();
+    let full = format!("{{{}}}", tensors.join(","));
+    assert!(refused(&full, 0).contains("it has"));
+    tensors.push(tensor(8, 8 * each, u64::MAX));
+    let past = format!("{{{}}}", tensors.join(","));
+    assert!(refused(&past, 0).contains("it has"));
+}
+
 #[test]
 fn a_git_lfs_pointer_is_named() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1234\n";
@@ -123,8 +140,10 @@ fn a_git_lfs_pointer_is_named() {
 
 #[test]
 fn an_index_is_read_and_written() {
-    let json = br#"{"weight_map":{"w":"m-2.safetensors","b":"m-1.safetensors","a":"m-2.safetensors"},"metadata":{"total_size":12,"more":[1]}}"#;
+    let json = br#"{"weight_map":{"w":"m-2.safetensors","b":"m-1.safetensors","a":"m-2.safetensors"},"metadata":{"z":"1","total_size":12,"more":[1],"a":"2"}}"#;
     let index = Index::parse(json).unwrap();
+    let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(index.metadata, [text("z", "1"), text("a", "2")]);
     assert_eq!(index.shards(), ["m-1.safetensors", "m-2.safetensors"]);
     let written = index.to_bytes(12).unwrap();
     let text = String::from_utf8(written.clone()).unwrap();
@@ -133,6 +152,7 @@ fn an_index_is_read_and_written() {
     let again = Index::parse(&written).unwrap();
     let places = |index: &Index| -> HashMap<_, _> { index.tensors().iter().cloned().collect() };
     assert_eq!(places(&again), places(&index));
+    assert_eq!(again.metadata, index.metadata);
 }
 
 #[test]

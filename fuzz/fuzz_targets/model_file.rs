@@ -1,0 +1,4 @@
+//! Runs `wgpu_optim_fuzz::model_file` in libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| wgpu_optim_fuzz::model_file(input));
