@@ -66,9 +66,9 @@ fn every_tensor_of_an_arena_follows_its_own_group() {
         let (device, queue) = (&bench.device, &bench.queue);
         // In the order given the groups alternate: default, embeddings, biases, norms, biases, default. A group's
         // tensors that lie apart share a batch.
-        let arena = Arena::new(device, queue, layout.clone()).unwrap();
+        let arena = Arena::new(device, queue, layout).unwrap();
         assert_eq!(check(bench, &arena), 4);
-        let arena = Arena::with_groups(device, queue, &groups(), layout.clone()).unwrap();
+        let arena = Arena::with_groups(device, queue, &groups(), layout).unwrap();
         assert_eq!(check(bench, &arena), 4);
         assert!(
             arena
@@ -84,7 +84,7 @@ fn every_tensor_of_an_arena_follows_its_own_group() {
 fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
     let layout = shapes();
     for bench in Bench::both() {
-        let arena = Arena::new(&bench.device, &bench.queue, layout.clone()).unwrap();
+        let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
         let start = TENSORS.map(|(_, numel)| values(numel as u64, numel));
         let grads = TENSORS.map(|(_, numel)| values(1 + numel as u64, numel));
         arena.upload_all_params(&start).unwrap();
