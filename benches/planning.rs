@@ -25,6 +25,7 @@ fn tensor(index: usize, buffers: [usize; 2], offset_bytes: u64) -> TensorLayout 
         params: place(buffers[0]),
         grads: place(buffers[1]),
         padding_elems: EXTENT - numel,
+        slots: 1,
         ..TensorLayout::default()
     }
 }

@@ -65,20 +65,24 @@ pub mod plan;
 mod rules;
 mod state;
 
-pub use cpu::{CpuOptimizer, SliceError, reference};
+pub use cpu::{CpuOptimizer, SliceError};
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{
     AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Gpu, GpuError,
-    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, ScalarPath, StepError,
-    TensorBinding, TransferError, VelocitySlice, adapters, readback,
+    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, ScalarPath, StateSlice,
+    StepError, TensorBinding, TransferError, adapters, readback,
 };
 pub use plan::PlanError;
 pub use rules::sgd::{
     Coefficients, Conversion, MomentumForm, Preset, SgdConfig, SgdConfigBuilder, Terms, physics,
+    reference,
 };
-pub use rules::{ConfigError, ConversionError, GroupError, ParamGroups, Real, schedule};
-pub use state::{DuplicateName, OptimizerState, StateError, TensorState, UnknownTensor};
+pub use rules::{
+    ConfigError, ConversionError, GroupError, MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule,
+    Scalars, Slot, schedule,
+};
+pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]
 pub use state::{StateFileError, StateRecord};
 pub use wgpu;

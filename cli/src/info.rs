@@ -61,7 +61,7 @@ impl PlanReport {
         let limits = adapter.limits();
         let layout = ArenaLayout::new(model.iter().cloned(), &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
-        let plan = Plan::new(&layout.tensor_layouts(), &limits)?;
+        let plan = Plan::new(&layout.tensor_layouts(1), &limits)?;
         let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
         let numel = layout.tensors.iter().map(|tensor| tensor.numel).sum();
         Ok(Self {
@@ -73,7 +73,7 @@ impl PlanReport {
             dispatches: plan.dispatches(|_| Some(())).len(),
             params_bytes: buffer_bytes,
             grads_bytes: buffer_bytes,
-            velocity_bytes: plan.velocity_bytes(),
+            velocity_bytes: plan.state_bytes(),
         })
     }
 }

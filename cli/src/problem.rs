@@ -210,7 +210,11 @@ impl Stepper for OnGpu<'_> {
 
 /// The velocities of all tensors, one after the other.
 fn velocity_in(state: OptimizerState) -> Option<Vec<f32>> {
-    let velocities: Option<Vec<_>> = state.tensors.into_iter().map(|t| t.velocity).collect();
+    let velocities: Option<Vec<_>> = state
+        .tensors
+        .into_iter()
+        .map(|mut t| t.slots.pop().map(|slot| slot.values))
+        .collect();
     velocities.map(|velocities| velocities.concat())
 }
 

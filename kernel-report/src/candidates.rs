@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use wgpu_optim::plan::{Access, WORKGROUP_SIZE};
-use wgpu_optim::{KernelVariant, ScalarPath, SgdConfig, Terms};
+use wgpu_optim::{KernelVariant, ScalarPath, SgdConfig};
 
 use crate::kernels::Kernel;
 
@@ -68,8 +68,10 @@ fn all() -> Result<Vec<Candidate>> {
     let stored_early = default
         .named("velocity stored before the parameters are computed")
         .with(
-            "    let theta_new = next_params(theta, v, d);\n    velocity[i] = v;\n",
-            "    velocity[i] = v;\n    let theta_new = next_params(theta, v, d);\n",
+            "    let theta_new = update(rule_scalars(), theta, g, &s);\n    store_vec4(i, s);\n",
+            "    let k = rule_scalars();\n    let d = direction(k, theta, g);\n    \
+             s.momentum_buffer = next_velocity(k, s.momentum_buffer, d);\n    store_vec4(i, s);\n    \
+             let theta_new = next_params(k, theta, s.momentum_buffer, d);\n",
         )?;
     let one_row = default
         .named("grid of one row, not folded")
@@ -80,11 +82,7 @@ fn all() -> Result<Vec<Candidate>> {
 
 fn default_kernel(scalars: ScalarPath, access: Access) -> Result<Candidate> {
     let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
-    let variant = KernelVariant {
-        terms: Terms::of(&config),
-        access,
-        tensors: 1,
-    };
+    let variant = KernelVariant::new(&config, access, 1);
     let name = format!("{WORKGROUP_SIZE} x 1 vec4 (default)");
     Ok(Candidate {
         kernel: Kernel::new(name, variant, scalars),
@@ -152,7 +150,8 @@ impl Candidate {
         }
         let mut names = vec!["unit"];
         for statement in statements.lines().filter(|line| !line.trim().is_empty()) {
-            if let Some(binding) = statement.trim().strip_prefix("let ") {
+            let binding = |word| statement.trim().strip_prefix(word);
+            if let Some(binding) = binding("let ").or_else(|| binding("var ")) {
                 names.extend(binding.split(' ').next());
             }
             for j in 0..vec4s {
@@ -237,9 +236,9 @@ mod tests {
         let positions: Vec<_> = [
             "let theta_0 = params[i_0];",
             "let theta_1 = params[i_1];",
-            "let v_old_1 = velocity[i_1];",
-            "let v_1 = next_velocity(v_old_1, d_1);",
-            "velocity[i_0] = v_0;",
+            "var s_1 = load_vec4(i_1);",
+            "let theta_new_1 = update(rule_scalars(), theta_1, g_1, &s_1);",
+            "store_vec4(i_0, s_0);",
             "params[i_1] = theta_new_1;",
         ]
         .map(|statement| {

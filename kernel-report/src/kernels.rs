@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
-use wgpu_optim::{KernelVariant, MomentumForm, ScalarPath, SgdConfig, SgdConfigBuilder, Terms};
+use wgpu_optim::{KernelVariant, MomentumForm, ScalarPath, SgdConfig, SgdConfigBuilder};
 
 /// A shader with one of its entry points: what a compiler gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,12 +21,13 @@ impl Kernel {
     pub fn new(name: String, variant: KernelVariant, path: ScalarPath) -> Self {
         Self {
             name,
-            wgsl: variant.source(path).into_owned(),
-            entry_point: variant.entry_point().to_owned(),
+            wgsl: variant.source(path),
+            entry_point: variant.entry_point(),
             constants: variant
                 .constants()
+                .into_iter()
                 .map(|(name, value)| (name.to_owned(), value))
-                .to_vec(),
+                .collect(),
             bounds_checks: true,
         }
     }
@@ -75,11 +76,7 @@ pub fn all() -> Result<Vec<Kernel>> {
                 (ScalarPath::Immediates, "immediates"),
                 (ScalarPath::Uniforms, "uniforms"),
             ] {
-                let variant = KernelVariant {
-                    terms: Terms::of(&config),
-                    access,
-                    tensors,
-                };
+                let variant = KernelVariant::new(&config, access, tensors);
                 let name = format!("{form}.{access_name}.{path_name}");
                 kernels.push(Kernel::new(name, variant, path));
             }

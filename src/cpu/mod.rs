@@ -2,22 +2,20 @@
 
 mod error;
 mod queue;
-pub mod reference;
-mod vector;
-mod velocity;
+mod values;
 
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
 use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 pub use error::SliceError;
 use queue::Batch;
-use velocity::Velocity;
+use values::Values;
 
 /// The momentum update over slices in memory, on the calling thread and, where there is enough to do, on those of
 /// rayon's current pool.
 ///
-/// Same configuration and, bit for bit, the same results as [`mod@reference`]: each element is computed
-/// by the same statements in the same order, whatever the number of threads.
+/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::reference) for the momentum
+/// family): each element is computed by the same statements in the same order, whatever the number of threads.
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, SgdConfig};
@@ -30,20 +28,20 @@ use velocity::Velocity;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct CpuOptimizer {
-    groups: Groups,
+pub struct CpuOptimizer<R: Rule = SgdConfig> {
+    groups: Groups<R>,
     tensors: Tensors,
-    /// One per tensor; empty where it has no momentum.
-    velocity: Vec<Velocity>,
+    /// The slots that each tensor keeps.
+    state: Vec<Vec<Values>>,
 }
 
-impl CpuOptimizer {
+impl<R: Rule> CpuOptimizer<R> {
     /// An optimizer for tensors of these names and shapes, with zero velocity.
     ///
     /// # Errors
     /// [`DuplicateName`] if two tensors have the same name.
     pub fn new<N: Into<String>, S: Into<Vec<usize>>>(
-        config: SgdConfig,
+        config: R,
         tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, DuplicateName> {
         Self::with_groups(&ParamGroups::new(config), tensors)
@@ -54,19 +52,21 @@ impl CpuOptimizer {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_groups<N: Into<String>, S: Into<Vec<usize>>>(
-        groups: &ParamGroups,
+        groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, DuplicateName> {
         let tensors = tensors
             .into_iter()
             .map(|(name, shape)| (name.into(), shape.into()));
         let tensors = Tensors::new(groups, tensors)?;
-        let velocity_of = |tensor: &Tensor| {
-            let numel = if tensor.has_velocity { tensor.numel } else { 0 };
-            Velocity::zeros(numel as usize)
+        let state_of = |tensor: &Tensor| {
+            let slots = groups.config(tensor.group).slots();
+            let kept = slots.iter().filter(|slot| slot.is_kept).enumerate();
+            kept.map(|(index, slot)| Values::new(tensor.numel as usize, slot.start, index))
+                .collect()
         };
         Ok(Self {
-            velocity: tensors.as_slice().iter().map(velocity_of).collect(),
+            state: tensors.as_slice().iter().map(state_of).collect(),
             groups: groups.groups(),
             tensors,
         })
@@ -75,13 +75,13 @@ impl CpuOptimizer {
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
     /// several.
     #[must_use]
-    pub fn config(&self) -> &SgdConfig {
+    pub fn config(&self) -> &R {
         self.groups.default_config()
     }
 
     /// The configuration of one group.
     #[must_use]
-    pub fn group_config(&self, group: &str) -> Option<&SgdConfig> {
+    pub fn group_config(&self, group: &str) -> Option<&R> {
         self.groups.by_name(group)
     }
 
@@ -145,7 +145,7 @@ impl CpuOptimizer {
             Batch {
                 tensors: self.tensors.as_slice(),
                 params,
-                velocity: &mut self.velocity,
+                state: &mut self.state,
                 grads,
             },
         );
@@ -155,23 +155,27 @@ impl CpuOptimizer {
 
     /// A copy of what the optimizer remembers.
     #[must_use]
-    pub fn state(&self) -> OptimizerState {
-        self.tensors
-            .state(self.config(), |tensor| self.velocity[tensor].to_vec())
+    pub fn state(&self) -> OptimizerState<R> {
+        let slot_of = |tensor: usize, slot: usize| self.state[tensor][slot].to_vec();
+        self.tensors.state(&self.groups, slot_of)
     }
 
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
-    pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
-        let matched = self
-            .tensors
-            .match_state(state, self.groups.default_config())?;
-        for (velocity, entry) in self.velocity.iter_mut().zip(&matched) {
-            match &entry.velocity {
-                Some(saved) => velocity.copy_from_slice(saved),
-                None => velocity.fill(0.0),
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has
+    /// changed.
+    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
+        let matched = self.tensors.match_state(state, &self.groups)?;
+        let tensors = self.tensors.as_slice().iter().zip(&mut self.state);
+        for ((tensor, state), entry) in tensors.zip(&matched) {
+            let slots = self.groups.config(tensor.group).slots();
+            let kept = slots.iter().filter(|slot| slot.is_kept);
+            for (slot, values) in kept.zip(state) {
+                match entry.slot(slot.name) {
+                    Some(saved) => values.copy_from_slice(saved),
+                    None => values.fill(slot.start),
+                }
             }
         }
         self.tensors.restore_counts(state.steps, &matched);

@@ -5,10 +5,8 @@ use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::vector;
-use super::velocity::Velocity;
-use crate::rules::Groups;
-use crate::rules::sgd::{Coefficients, Terms};
+use super::values::Values;
+use crate::rules::{Groups, MAX_SLOTS, Rule};
 use crate::state::Tensor;
 
 /// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
@@ -27,8 +25,8 @@ const SPINS: u32 = 4096;
 pub(super) struct Batch<'a, 's> {
     pub(super) tensors: &'a [Tensor],
     pub(super) params: &'a mut [&'s mut [f32]],
-    /// Empty ones without momentum.
-    pub(super) velocity: &'a mut [Velocity],
+    /// The slots of each.
+    pub(super) state: &'a mut [Vec<Values>],
     pub(super) grads: &'a [&'a [f32]],
 }
 
@@ -36,7 +34,8 @@ pub(super) struct Batch<'a, 's> {
 struct Part<'a> {
     tensor: &'a Tensor,
     params: &'a mut [f32],
-    velocity: &'a mut [f32],
+    /// As many as its rule keeps, then empty ones.
+    state: [&'a mut [f32]; MAX_SLOTS],
     grads: &'a [f32],
 }
 
@@ -46,7 +45,7 @@ enum Task<'a, 's> {
 }
 
 /// Applies one step to every tensor that is not frozen.
-pub(super) fn step(groups: &Groups, batch: Batch<'_, '_>) {
+pub(super) fn step<R: Rule>(groups: &Groups<R>, batch: Batch<'_, '_>) {
     let numel: usize = batch.tensors.iter().map(work_of).sum();
     let tasks = numel.div_ceil(TASK_ELEMS);
     let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
@@ -124,34 +123,40 @@ impl<'a, 's> Batch<'a, 's> {
         let count = count.min(self.tensors.len());
         let (tensors, later_tensors) = self.tensors.split_at(count);
         let (params, later_params) = mem::take(&mut self.params).split_at_mut(count);
-        let (velocity, later_velocity) = mem::take(&mut self.velocity).split_at_mut(count);
+        let (state, later_state) = mem::take(&mut self.state).split_at_mut(count);
         let (grads, later_grads) = self.grads.split_at(count);
         *self = Self {
             tensors: later_tensors,
             params: later_params,
-            velocity: later_velocity,
+            state: later_state,
             grads: later_grads,
         };
         Self {
             tensors,
             params,
-            velocity,
+            state,
             grads,
         }
     }
 
     fn parts(self) -> impl Iterator<Item = Part<'a>> {
-        let slices = self.params.iter_mut().zip(self.velocity).zip(self.grads);
+        let slices = self.params.iter_mut().zip(self.state).zip(self.grads);
         let tensors = self.tensors.iter().zip(slices);
-        tensors.map(|(tensor, ((params, velocity), grads))| Part {
-            tensor,
-            params,
-            velocity,
-            grads,
+        tensors.map(|(tensor, ((params, state), grads))| {
+            let mut slots = state.iter_mut();
+            Part {
+                tensor,
+                params,
+                state: std::array::from_fn(|_| match slots.next() {
+                    Some(values) => &mut **values,
+                    None => &mut [],
+                }),
+                grads,
+            }
         })
     }
 
-    fn step(self, groups: &Groups) {
+    fn step<R: Rule>(self, groups: &Groups<R>) {
         self.parts()
             .filter(|part| !part.tensor.frozen)
             .for_each(|part| part.step(groups));
@@ -159,35 +164,36 @@ impl<'a, 's> Batch<'a, 's> {
 }
 
 impl Part<'_> {
-    fn step(self, groups: &Groups) {
+    fn step<R: Rule>(mut self, groups: &Groups<R>) {
         let config = groups.config(self.tensor.group);
-        let k = Coefficients::new(config, self.tensor.applied_steps == 0).cast();
-        vector::step(
-            &k,
-            Terms::of(config),
-            self.params,
-            self.velocity,
-            self.grads,
-        );
+        let phase = config.phase(self.tensor.applied_steps);
+        let kept = &mut self.state[..self.tensor.slots];
+        config.step(phase, self.params, kept, self.grads);
     }
 
     /// The first `elems` elements, and the rest if there is one.
     fn split(self, elems: usize) -> (Self, Option<Self>) {
         let elems = elems.min(self.params.len());
         let (params, later_params) = self.params.split_at_mut(elems);
-        let (velocity, later_velocity) = self.velocity.split_at_mut(elems.min(self.velocity.len()));
         let (grads, later_grads) = self.grads.split_at(elems);
+        let (mut state, mut later_state) = (self.state.map(Some), [const { None }; MAX_SLOTS]);
+        for (first, later) in state.iter_mut().zip(&mut later_state) {
+            if let Some(slot) = first.take() {
+                let (now, rest) = slot.split_at_mut(elems.min(slot.len()));
+                (*first, *later) = (Some(now), Some(rest));
+            }
+        }
         let tensor = self.tensor;
         let first = Self {
             tensor,
             params,
-            velocity,
+            state: state.map(Option::unwrap_or_default),
             grads,
         };
         let rest = Self {
             tensor,
             params: later_params,
-            velocity: later_velocity,
+            state: later_state.map(Option::unwrap_or_default),
             grads: later_grads,
         };
         (first, (!rest.params.is_empty()).then_some(rest))

@@ -352,7 +352,7 @@ impl ArenaLayout {
     /// let limits = wgpu::Limits::default();
     /// let tensors = (0..1000).map(|index| (index.to_string(), vec![10, 100]));
     /// let layout = ArenaLayout::new(tensors, &limits)?;
-    /// let plan = Plan::new(&layout.tensor_layouts(), &DeviceLimits::from(&limits))?;
+    /// let plan = Plan::new(&layout.tensor_layouts(1), &DeviceLimits::from(&limits))?;
     /// assert_eq!(plan.dispatches(|_| Some(())).len(), 1);
     /// # Ok(())
     /// # }
@@ -370,9 +370,10 @@ impl ArenaLayout {
         Self::in_order(named.collect(), |_| 0, limits)
     }
 
-    /// The tensors as the planner wants them, the gradient buffers numbered after the parameter buffers.
+    /// The tensors as the planner wants them, for a rule that keeps so many slots (one for momentum); the gradient
+    /// buffers are numbered after the parameter buffers.
     #[must_use]
-    pub fn tensor_layouts(&self) -> Vec<TensorLayout> {
+    pub fn tensor_layouts(&self, slots: u32) -> Vec<TensorLayout> {
         let layout = |tensor: &ArenaTensor| {
             let place = |buffer| Place {
                 buffer,
@@ -383,6 +384,7 @@ impl ArenaLayout {
                 params: place(tensor.buffer),
                 grads: place(self.buffer_bytes.len() + tensor.buffer),
                 padding_elems: tensor.padding_elems,
+                slots,
                 ..TensorLayout::default()
             }
         };

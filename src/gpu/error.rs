@@ -47,7 +47,7 @@ pub enum KernelError {
     #[error("the device refused the kernel {kernel}: {message}")]
     Device {
         /// Label of the kernel.
-        kernel: &'static str,
+        kernel: String,
         /// What wgpu reported.
         message: String,
     },

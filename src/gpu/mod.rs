@@ -11,6 +11,7 @@ mod kernels;
 mod optimizer;
 pub mod readback;
 mod scalars;
+mod source;
 
 pub use arena::{Arena, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
@@ -18,6 +19,7 @@ pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
 pub use error::{ArenaError, BuildError, GpuError, KernelError, StepError, TransferError};
-pub use kernels::{KernelVariant, Kernels};
-pub use optimizer::{GpuOptimizer, VelocitySlice};
+pub use kernels::Kernels;
+pub use optimizer::{GpuOptimizer, StateSlice};
 pub use scalars::ScalarPath;
+pub use source::KernelVariant;

@@ -8,10 +8,11 @@ use super::error::{BuildError, StepError};
 use super::error_scope::{LOST, checked, is_lost};
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::readback;
-use super::scalars::{SgdUniforms, UniformRing};
-use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Place, Plan, Target, TensorLayout, Window};
-use crate::rules::sgd::{Coefficients, SgdConfig, Terms};
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups};
+use super::scalars::{UniformRing, Uniforms};
+use super::source::KernelVariant;
+use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout};
+use crate::rules::sgd::SgdConfig;
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
 use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 
 /// The momentum update over tensors on the GPU, recorded into the caller's encoder.
@@ -43,13 +44,13 @@ use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 /// # Ok(())
 /// # }
 /// ```
-pub struct GpuOptimizer {
+pub struct GpuOptimizer<R: Rule = SgdConfig> {
     kernels: Kernels,
-    groups: Groups,
+    groups: Groups<R>,
     tensors: Tensors,
     plan: Plan,
-    /// One per piece of the plan, where it has momentum.
-    velocity: Vec<Option<wgpu::Buffer>>,
+    /// One per piece of the plan, where its rule keeps slots.
+    state: Vec<Option<wgpu::Buffer>>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
     /// One per group and access, in the order of the groups and of [`Access::ALL`].
@@ -66,9 +67,9 @@ pub struct GpuOptimizer {
     ring: Option<UniformRing>,
 }
 
-/// Some elements of a tensor's velocity, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
+/// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
 #[derive(Clone, Debug)]
-pub struct VelocitySlice<'o> {
+pub struct StateSlice<'o> {
     /// Which elements of the tensor.
     pub elems: Range<u64>,
     /// The buffer they lie in.
@@ -81,11 +82,11 @@ pub struct VelocitySlice<'o> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Class {
     group: usize,
-    /// Whether it is their first step, where that makes a difference.
-    is_first: bool,
+    /// As their rule counts steps.
+    phase: u64,
 }
 
-impl GpuOptimizer {
+impl<R: Rule> GpuOptimizer<R> {
     /// Checks every tensor, plans the dispatches, allocates a zero velocity and builds bind groups and
     /// pipelines. Submits nothing.
     ///
@@ -93,7 +94,7 @@ impl GpuOptimizer {
     /// [`BuildError`] naming the tensor, what was expected and what was given; nothing is left behind.
     pub fn new(
         kernels: &Kernels,
-        config: SgdConfig,
+        config: R,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
         Self::with_groups(kernels, &ParamGroups::new(config), tensors)
@@ -105,7 +106,7 @@ impl GpuOptimizer {
     /// As [`new`](Self::new).
     pub fn with_groups(
         kernels: &Kernels,
-        groups: &ParamGroups,
+        groups: &ParamGroups<R>,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
         let names = tensors.iter().map(|t| (t.name.to_owned(), t.shape.clone()));
@@ -130,29 +131,33 @@ impl GpuOptimizer {
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
         for config in groups.configs() {
-            let pipeline = |access| kernels.pipeline(Terms::of(config), access, 1);
+            let pipeline = |access| kernels.pipeline(KernelVariant::new(config, access, 1));
             let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
             pipelines.push([vec4?, vec4_offset?, scalar?]);
         }
+        let layouts: Vec<_> = pipelines
+            .iter()
+            .map(|[(_, layout), ..]| layout.clone())
+            .collect();
+        let pipelines = pipelines
+            .into_iter()
+            .map(|of_group| of_group.map(|(pipeline, _)| pipeline));
+        let pipelines = pipelines.collect();
         let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
         for batch in &plan.batches {
-            let terms = Terms::of(groups.config(plan.pieces[batch.pieces[0]].group));
-            batch_pipelines.push(kernels.pipeline(terms, batch.access, batch.pieces.len())?);
+            let config = groups.config(plan.pieces[batch.pieces[0]].group);
+            let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
+            batch_pipelines.push(kernels.pipeline(variant)?);
         }
-        let velocity = allocate_velocity(device, &plan)?;
+        let state = allocate_state(device, &plan, &groups)?;
         let (bind_groups, batches, ring) = checked(device, || {
             let bind = |layout: &_, pieces: &[usize]| {
-                bind_pieces(device, layout, &buffers, &plan, &velocity, pieces)
+                bind_pieces(device, layout, &buffers, &plan, &state, pieces)
             };
-            let bind_piece = |index: usize| {
-                let layout = kernels.tensors_layout(velocity[index].is_some());
-                bind(layout, &[index])
-            };
+            let bind_piece = |index: usize| bind(&layouts[plan.pieces[index].group], &[index]);
             let bind_groups: Vec<_> = (0..plan.pieces.len()).map(bind_piece).collect();
-            let bind_batch = |(pipeline, batch): (wgpu::ComputePipeline, &Batch)| {
-                let layout = pipeline.get_bind_group_layout(TENSORS_GROUP);
-                let bind_group = bind(&layout, &batch.pieces);
-                (pipeline, bind_group)
+            let bind_batch = |((pipeline, layout), batch): ((_, wgpu::BindGroupLayout), &Batch)| {
+                (pipeline, bind(&layout, &batch.pieces))
             };
             let batches = batch_pipelines.into_iter().zip(&plan.batches);
             let batches: Vec<_> = batches.map(bind_batch).collect();
@@ -170,7 +175,7 @@ impl GpuOptimizer {
             groups,
             tensors: host_tensors,
             plan,
-            velocity,
+            state,
             bind_groups,
             pipelines,
             batches,
@@ -184,13 +189,13 @@ impl GpuOptimizer {
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
     /// several.
     #[must_use]
-    pub fn config(&self) -> &SgdConfig {
+    pub fn config(&self) -> &R {
         self.groups.default_config()
     }
 
     /// The configuration of one group.
     #[must_use]
-    pub fn group_config(&self, group: &str) -> Option<&SgdConfig> {
+    pub fn group_config(&self, group: &str) -> Option<&R> {
         self.groups.by_name(group)
     }
 
@@ -247,25 +252,29 @@ impl GpuOptimizer {
         self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
     }
 
-    /// Where the velocity of a tensor lies, in runs of its elements, so that a program can save it or put another in
-    /// its place within an encoder of its own. Nothing where there is no momentum, or no such tensor.
-    pub fn velocity_slices(&self, tensor: &str) -> impl Iterator<Item = VelocitySlice<'_>> {
+    /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
+    /// its place within an encoder of its own. Nothing where the rule keeps no such slot, or there is no such tensor.
+    pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
+        let slot = self.tensors.get(tensor).and_then(|tensor| {
+            let slots = self.groups.config(tensor.group).slots();
+            let mut kept = slots.iter().filter(|slot| slot.is_kept);
+            kept.position(|kept| kept.name == slot)
+        });
         let parts = self
             .tensors
             .index_of(tensor)
             .map(|tensor| self.plan.parts_of(tensor));
         let parts = parts.into_iter().flatten();
-        parts.filter_map(|part| {
-            Some(VelocitySlice {
+        parts.filter_map(move |part| {
+            Some(StateSlice {
                 elems: part.elems.clone(),
-                buffer: self.velocity[part.piece].as_ref()?,
-                offset_bytes: self.plan.velocity_offset_bytes(part)?,
+                buffer: self.state[part.piece].as_ref()?,
+                offset_bytes: self.plan.state_offset_bytes(part, slot? as u32)?,
             })
         })
     }
 
-    /// Says how many steps have been applied to a tensor: what goes with a velocity that was put in another's place.
-    /// Without any, its next step is its first, which a dampened configuration does not dampen.
+    /// Says how many steps have been applied to a tensor: what goes with a state that was put in another's place.
     ///
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
@@ -314,8 +323,8 @@ impl GpuOptimizer {
     pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
         self.refresh_dispatches();
         let scalars = |(dispatch, class): &(Dispatch, Class)| {
-            let k = Coefficients::new(self.groups.config(class.group), class.is_first);
-            SgdUniforms::new(&k.cast(), dispatch)
+            let config = self.groups.config(class.group);
+            Uniforms::new(&config.scalars(class.phase), dispatch)
         };
         if let Some(ring) = &mut self.ring {
             for (slot, dispatch) in self.dispatches.iter().enumerate() {
@@ -341,13 +350,8 @@ impl GpuOptimizer {
             return Err(StepError::NotPrepared);
         }
         self.refresh_dispatches();
-        let scalars = |(dispatch, class): &(Dispatch, Class)| {
-            let k = Coefficients::new(self.groups.config(class.group), class.is_first);
-            SgdUniforms::new(&k.cast(), dispatch)
-        };
         let mut current = None;
-        for (slot, entry) in self.dispatches.iter().enumerate() {
-            let (dispatch, class) = entry;
+        for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
                 Target::Piece(piece) => (
                     &self.pipelines[class.group][dispatch.access as usize],
@@ -362,13 +366,22 @@ impl GpuOptimizer {
             pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
             match &self.ring {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
-                None => pass.set_immediates(0, bytemuck::bytes_of(&scalars(entry))),
+                None => {
+                    let config = self.groups.config(class.group);
+                    let uniforms = Uniforms::new(&config.scalars(class.phase), dispatch);
+                    pass.set_immediates(0, uniforms.as_bytes());
+                }
             }
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }
-        // What was a first step is none at the next.
-        self.stale = self.dispatches.iter().any(|(_, class)| class.is_first);
+        for (_, class) in &mut self.dispatches {
+            let config = self.groups.config(class.group);
+            let next = config.phase(class.phase.saturating_add(1));
+            // Where a phase lasts, tensors meet that were in different ones.
+            self.stale |= next != class.phase && config.phase(next.saturating_add(1)) == next;
+            class.phase = next;
+        }
         self.prepared = false;
         self.tensors.count_step();
         Ok(())
@@ -383,11 +396,9 @@ impl GpuOptimizer {
         let groups = &self.groups;
         self.dispatches = self.plan.dispatches(|tensor| {
             let tensor = &tensors[tensor];
-            // Only dampening tells a first step from a later one.
-            let dampened = groups.config(tensor.group).dampening() != 0.0;
-            (!tensor.frozen).then_some(Class {
+            (!tensor.frozen).then(|| Class {
                 group: tensor.group,
-                is_first: dampened && tensor.applied_steps == 0,
+                phase: groups.config(tensor.group).phase(tensor.applied_steps),
             })
         });
         // So that each pipeline is set once; batches come by group already.
@@ -403,11 +414,11 @@ impl GpuOptimizer {
     ///
     /// # Errors
     /// [`StateError::Transfer`] if the device is lost or out of memory.
-    pub async fn state(&self) -> Result<OptimizerState, StateError> {
+    pub async fn state(&self) -> Result<OptimizerState<R>, StateError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let mut velocity = Vec::with_capacity(self.velocity.len());
-        for buffer in &self.velocity {
-            velocity.push(match buffer {
+        let mut states = Vec::with_capacity(self.state.len());
+        for buffer in &self.state {
+            states.push(match buffer {
                 Some(buffer) => {
                     let numel = buffer.size() / ELEM_BYTES;
                     readback::download(device, queue, buffer, 0, numel).await?
@@ -415,15 +426,16 @@ impl GpuOptimizer {
                 None => Vec::new(),
             });
         }
-        let velocity_of = |tensor: usize| {
+        let slot_of = |tensor: usize, slot: usize| {
             let parts = self.plan.parts_of(tensor).iter();
             let values = parts.filter_map(|part| {
-                let start = (self.plan.velocity_offset_bytes(part)? / ELEM_BYTES) as usize;
-                Some(&velocity[part.piece][start..start + part.numel() as usize])
+                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)?;
+                let start = (offset_bytes / ELEM_BYTES) as usize;
+                Some(&states[part.piece][start..start + part.numel() as usize])
             });
             values.flatten().copied().collect()
         };
-        Ok(self.tensors.state(self.config(), velocity_of))
+        Ok(self.tensors.state(&self.groups, slot_of))
     }
 
     /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh. Takes effect
@@ -432,28 +444,32 @@ impl GpuOptimizer {
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
-    pub fn load_state(&mut self, state: &OptimizerState) -> Result<(), StateError> {
-        let matched = self
-            .tensors
-            .match_state(state, self.groups.default_config())?;
+    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
+        let matched = self.tensors.match_state(state, &self.groups)?;
         for (tensor, entry) in matched.iter().enumerate() {
-            for part in self.plan.parts_of(tensor) {
-                let buffer = self.velocity[part.piece].as_ref();
-                let Some((buffer, offset)) = buffer.zip(self.plan.velocity_offset_bytes(part))
-                else {
-                    continue;
-                };
-                let elems = part.elems.start as usize..part.elems.end as usize;
-                let zeros;
-                let values = match &entry.velocity {
-                    Some(velocity) => &velocity[elems],
-                    None => {
-                        zeros = vec![0.0; elems.len()];
-                        &zeros
-                    }
-                };
-                let (device, queue) = (self.kernels.device(), self.kernels.queue());
-                readback::upload(device, queue, buffer, offset, values)?;
+            let group = self.tensors.as_slice()[tensor].group;
+            let slots = self.groups.config(group).slots();
+            let kept = slots.iter().filter(|slot| slot.is_kept);
+            for (index, slot) in kept.enumerate() {
+                let saved = entry.slot(slot.name);
+                for part in self.plan.parts_of(tensor) {
+                    let buffer = self.state[part.piece].as_ref();
+                    let place = buffer.zip(self.plan.state_offset_bytes(part, index as u32));
+                    let Some((buffer, offset)) = place else {
+                        continue;
+                    };
+                    let elems = part.elems.start as usize..part.elems.end as usize;
+                    let fresh;
+                    let values = match saved {
+                        Some(saved) => &saved[elems],
+                        None => {
+                            fresh = vec![slot.start; elems.len()];
+                            &fresh
+                        }
+                    };
+                    let (device, queue) = (self.kernels.device(), self.kernels.queue());
+                    readback::upload(device, queue, buffer, offset, values)?;
+                }
             }
         }
         self.tensors.restore_counts(state.steps, &matched);
@@ -463,7 +479,7 @@ impl GpuOptimizer {
     }
 }
 
-impl fmt::Debug for GpuOptimizer {
+impl<R: Rule> fmt::Debug for GpuOptimizer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuOptimizer")
             .field("groups", &self.groups)
@@ -473,32 +489,58 @@ impl fmt::Debug for GpuOptimizer {
     }
 }
 
-fn allocate_velocity(
+/// A buffer for each piece whose rule keeps slots, with what they start as.
+fn allocate_state<R: Rule>(
     device: &wgpu::Device,
     plan: &Plan,
+    groups: &Groups<R>,
 ) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
-    checked(device, || {
-        let allocate = |window: Window| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgpu_optim.velocity"),
-                size: window.size_bytes,
+    let failed = |message: String| BuildError::Device { message };
+    let buffers: Vec<Option<wgpu::Buffer>> = checked(device, || {
+        let allocate = |piece: &Piece| {
+            let sections = piece.state?;
+            let slots = groups.config(piece.group).slots();
+            Some(device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("wgpu_optim.state"),
+                size: sections.size_bytes(),
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
+                // A new buffer is zero.
+                mapped_at_creation: slots.iter().any(|slot| slot.is_kept && slot.start != 0.0),
+            }))
         };
-        let pieces = plan.pieces.iter();
-        pieces.map(|piece| piece.velocity.map(allocate)).collect()
+        plan.pieces.iter().map(allocate).collect()
     })
     .map_err(|error| match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
-            bytes: plan.velocity_bytes(),
+            bytes: plan.state_bytes(),
         },
-        error => BuildError::Device {
-            message: error.to_string(),
-        },
-    })
+        error => failed(error.to_string()),
+    })?;
+    for (piece, buffer) in plan.pieces.iter().zip(&buffers) {
+        let slots = groups.config(piece.group).slots();
+        let kept = || slots.iter().filter(|slot| slot.is_kept);
+        let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
+            continue;
+        };
+        if kept().all(|slot| slot.start == 0.0) {
+            continue;
+        }
+        let mapped = buffer.get_mapped_range_mut(..);
+        let mut mapped = mapped.map_err(|error| failed(error.to_string()))?;
+        for (index, slot) in kept().enumerate() {
+            let start = sections.start_bytes(index as u32) as usize;
+            let values = vec![slot.start; piece.numel as usize];
+            let bytes: &[u8] = bytemuck::cast_slice(&values);
+            mapped
+                .slice(start..start + bytes.len())
+                .copy_from_slice(bytes);
+        }
+        drop(mapped);
+        buffer.unmap();
+    }
+    Ok(buffers)
 }
 
 /// The callers' buffers, each once, numbered for the planner.
@@ -523,41 +565,50 @@ impl<'a> Buffers<'a> {
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,
             group: host.group,
-            plain: !host.has_velocity,
+            slots: host.slots as u32,
         }
     }
 }
 
-/// Binds pieces together: all their parameters, then all their gradients, then all their velocities.
+/// Binds pieces together: all their parameters, then all their gradients, then all their states.
 fn bind_pieces(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,
     buffers: &Buffers<'_>,
     plan: &Plan,
-    velocity: &[Option<wgpu::Buffer>],
+    state: &[Option<wgpu::Buffer>],
     pieces: &[usize],
 ) -> wgpu::BindGroup {
     let params = pieces.iter().map(|index| {
         let piece = &plan.pieces[*index];
-        (buffers.0[piece.params_buffer], &piece.params)
+        (
+            buffers.0[piece.params_buffer],
+            piece.params.offset_bytes,
+            piece.params.size_bytes,
+        )
     });
     let grads = pieces.iter().map(|index| {
         let piece = &plan.pieces[*index];
-        (buffers.0[piece.grads_buffer], &piece.grads)
+        (
+            buffers.0[piece.grads_buffer],
+            piece.grads.offset_bytes,
+            piece.grads.size_bytes,
+        )
     });
-    let velocity = pieces.iter().filter_map(|index| {
-        let window = plan.pieces[*index].velocity.as_ref();
-        velocity[*index].as_ref().zip(window)
+    let state = pieces.iter().filter_map(|index| {
+        let sections = plan.pieces[*index].state?;
+        let buffer = state[*index].as_ref()?;
+        Some((buffer, 0, sections.size_bytes()))
     });
-    let bind = |(binding, (buffer, window)): (u32, (_, &Window))| wgpu::BindGroupEntry {
+    let bind = |(binding, (buffer, offset, size)): (u32, (_, u64, u64))| wgpu::BindGroupEntry {
         binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
-            offset: window.offset_bytes,
-            size: wgpu::BufferSize::new(window.size_bytes),
+            offset,
+            size: wgpu::BufferSize::new(size),
         }),
     };
-    let windows = params.chain(grads).chain(velocity);
+    let windows = params.chain(grads).chain(state);
     let entries: Vec<_> = (0..).zip(windows).map(bind).collect();
     device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some("wgpu_optim.tensors"),

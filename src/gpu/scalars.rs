@@ -6,7 +6,7 @@ use std::mem::size_of;
 use super::error::StepError;
 use super::error_scope::checked;
 use crate::plan::{Dispatch, Target};
-use crate::rules::sgd::Coefficients;
+use crate::rules::{MAX_SCALARS, Scalars};
 
 /// The road that the scalars of a step take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +29,7 @@ impl ScalarPath {
     #[must_use]
     pub fn offered_by(features: wgpu::Features, limits: &wgpu::Limits) -> Self {
         if features.contains(wgpu::Features::IMMEDIATES)
-            && limits.max_immediate_size >= SgdUniforms::BYTES
+            && limits.max_immediate_size >= Uniforms::MAX_BYTES
         {
             Self::Immediates
         } else {
@@ -38,47 +38,59 @@ impl ScalarPath {
     }
 }
 
-/// Twin of the WGSL struct of the same name.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct SgdUniforms {
-    pub(crate) lambda: f32,
-    pub(crate) alpha: f32,
-    pub(crate) c: f32,
-    pub(crate) a: f32,
-    pub(crate) b: f32,
-    pub(crate) rho: f32,
-    pub(crate) first: u32,
-    pub(crate) grads_shift: u32,
-    pub(crate) count: u32,
-    pub(crate) row: u32,
-    pub(crate) head: u32,
-    pub(crate) gap: u32,
-    pub(crate) tensor_mask: u32,
+/// What the frame needs beside a rule's scalars, in their order in WGSL.
+pub(crate) const FRAME_SCALARS: [&str; 8] = [
+    "first",
+    "grads_shift",
+    "count",
+    "row",
+    "head",
+    "gap",
+    "tensor_mask",
+    "section",
+];
+
+/// Twin of the WGSL struct of the same name: a rule's scalars, and behind them those of the frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uniforms {
+    words: [u32; MAX_SCALARS + FRAME_SCALARS.len()],
+    len: usize,
 }
 
-impl SgdUniforms {
-    pub(crate) const BYTES: u32 = size_of::<Self>() as u32;
+impl Uniforms {
+    /// With as many scalars as any rule may have.
+    pub(crate) const MAX_BYTES: u32 = Self::bytes(MAX_SCALARS);
 
-    pub(crate) fn new(k: &Coefficients<f32>, dispatch: &Dispatch) -> Self {
-        Self {
-            lambda: k.lambda,
-            alpha: k.alpha,
-            c: k.c,
-            a: k.a,
-            b: k.b,
-            rho: k.rho,
-            first: dispatch.first,
-            grads_shift: dispatch.grads_shift,
-            count: dispatch.count,
-            row: dispatch.row(),
-            head: dispatch.head,
-            gap: dispatch.gap,
-            tensor_mask: match dispatch.target {
-                Target::Piece(_) => 0,
-                Target::Batch { mask, .. } => mask,
-            },
-        }
+    /// With so many scalars of a rule.
+    pub(crate) const fn bytes(scalars: usize) -> u32 {
+        ((scalars + FRAME_SCALARS.len()) * size_of::<u32>()) as u32
+    }
+
+    pub(crate) fn new(scalars: &Scalars, dispatch: &Dispatch) -> Self {
+        let mask = match dispatch.target {
+            Target::Piece(_) => 0,
+            Target::Batch { mask, .. } => mask,
+        };
+        let frame = [
+            dispatch.first,
+            dispatch.grads_shift,
+            dispatch.count,
+            dispatch.row(),
+            dispatch.head,
+            dispatch.gap,
+            mask,
+            dispatch.section,
+        ];
+        let rule = scalars.as_slice();
+        let len = rule.len() + frame.len();
+        let mut words = [0; MAX_SCALARS + FRAME_SCALARS.len()];
+        words[..rule.len()].copy_from_slice(bytemuck::cast_slice(rule));
+        words[rule.len()..len].copy_from_slice(&frame);
+        Self { words, len }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.words[..self.len])
     }
 }
 
@@ -101,7 +113,7 @@ impl UniformRing {
         layout: &wgpu::BindGroupLayout,
         dispatches: usize,
     ) -> Self {
-        let slot_bytes = SgdUniforms::BYTES
+        let slot_bytes = Uniforms::MAX_BYTES
             .next_multiple_of(device.limits().min_uniform_buffer_offset_alignment);
         let size = u64::from(slot_bytes) * dispatches.max(1) as u64;
         let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
@@ -118,7 +130,7 @@ impl UniformRing {
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &uniforms,
                     offset: 0,
-                    size: wgpu::BufferSize::new(SgdUniforms::BYTES.into()),
+                    size: wgpu::BufferSize::new(Uniforms::MAX_BYTES.into()),
                 }),
             }],
         });
@@ -132,10 +144,10 @@ impl UniformRing {
     }
 
     /// Sets the scalars of one dispatch; they take effect with [`record`](Self::record).
-    pub(crate) fn set(&mut self, dispatch: usize, scalars: &SgdUniforms) {
+    pub(crate) fn set(&mut self, dispatch: usize, scalars: &Uniforms) {
         let start = dispatch * self.slot_bytes as usize;
-        self.scratch[start..start + size_of::<SgdUniforms>()]
-            .copy_from_slice(bytemuck::bytes_of(scalars));
+        let bytes = scalars.as_bytes();
+        self.scratch[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
     /// Records the copy that fills the uniform buffer.

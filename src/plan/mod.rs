@@ -7,7 +7,7 @@ use std::ops::Range;
 
 pub use error::PlanError;
 
-/// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/sgd.wgsl`.
+/// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/frame/piece.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;
 
 /// Invocations per workgroup of the entry points over a batch: fewer, so that small tensors occupy several cores.
@@ -106,8 +106,8 @@ pub struct TensorLayout {
     /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
     /// piece.
     pub group: usize,
-    /// Without momentum, as its whole group: it gets no velocity.
-    pub plain: bool,
+    /// Slots of state that its rule keeps, as its whole group; without any it gets none.
+    pub slots: u32,
 }
 
 impl TensorLayout {
@@ -117,7 +117,7 @@ impl TensorLayout {
         let follows = |place: Place, next: Place| {
             next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
         };
-        let same_group = (next.group, next.plain) == (self.group, self.plain);
+        let same_group = (next.group, next.slots) == (self.group, self.slots);
         same_group && follows(self.params, next.params) && follows(self.grads, next.grads)
     }
 }
@@ -151,6 +151,41 @@ impl Window {
     }
 }
 
+/// The state of a piece: a section for each slot, one after the other in one buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sections {
+    /// The first section. The elements lie in it where the parameters lie in their window.
+    pub first: Window,
+    /// How many there are, one at least.
+    pub slots: u32,
+    /// Elements from the start of one to the start of the next, a multiple of four.
+    pub section_elems: u32,
+}
+
+impl Sections {
+    fn new(first: Window, numel: u32, slots: u32) -> Self {
+        Self {
+            first,
+            slots,
+            section_elems: (first.first_elem + numel).next_multiple_of(VEC4_ELEMS as u32),
+        }
+    }
+
+    /// Bytes of all sections.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let before_last = u64::from(self.slots - 1) * u64::from(self.section_elems);
+        before_last * ELEM_BYTES + self.first.size_bytes
+    }
+
+    /// Byte offset of the piece's first element in the section of a slot.
+    #[must_use]
+    pub fn start_bytes(&self, slot: u32) -> u64 {
+        let before = u64::from(slot) * u64::from(self.section_elems);
+        before * ELEM_BYTES + self.first.start_bytes()
+    }
+}
+
 /// A run of elements that one set of bindings reaches: a tensor, part of one, or neighbours of one group that follow
 /// each other in both buffers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,10 +202,9 @@ pub struct Piece {
     pub grads_buffer: usize,
     /// Its window there.
     pub grads: Window,
-    /// Its window in the velocity buffer, which is the piece's own: a buffer that pieces shared would have to be
-    /// synchronized between their dispatches. It lies there where the parameters lie in their window. None without
-    /// momentum.
-    pub velocity: Option<Window>,
+    /// Its state, in a buffer that is the piece's own: one that pieces shared would have to be synchronized between
+    /// their dispatches. None where the rule keeps none.
+    pub state: Option<Sections>,
     /// The tensors in it, an index range of [`Plan::parts`].
     pub parts: Range<usize>,
     /// Whether it is in one of [`Plan::batches`].
@@ -180,7 +214,7 @@ pub struct Piece {
 impl Piece {
     /// Storage buffers that it binds.
     fn bindings(&self) -> u32 {
-        if self.velocity.is_some() { 3 } else { 2 }
+        if self.state.is_some() { 3 } else { 2 }
     }
 
     /// How a batch reaches its elements: a batch leaves no ends to a second dispatch.
@@ -277,7 +311,7 @@ pub struct Dispatch {
     pub target: Target,
     /// How it reaches its elements.
     pub access: Access,
-    /// First unit in the parameter window and in the velocity window.
+    /// First unit in the parameter window and in the first section of the state.
     pub first: u32,
     /// How much further on the first unit is in the gradient window, modulo 2^32.
     pub grads_shift: u32,
@@ -287,6 +321,9 @@ pub struct Dispatch {
     pub head: u32,
     /// Units left out after them ([`Access::Scalar`] only).
     pub gap: u32,
+    /// Units from one section of the state to the next; zero where there are none, and in a batch, whose tensors each
+    /// have their own.
+    pub section: u32,
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
 }
@@ -327,7 +364,8 @@ struct Room {
 }
 
 impl Room {
-    fn new(limits: &DeviceLimits) -> Result<Self, PlanError> {
+    /// For pieces of at most so many slots.
+    fn new(limits: &DeviceLimits, slots: u32) -> Result<Self, PlanError> {
         let room = Self {
             max_piece_bytes: limits
                 .max_binding_bytes
@@ -338,11 +376,12 @@ impl Room {
                 .saturating_pow(2)
                 .saturating_mul(WORKGROUP_SIZE.into()),
         };
-        // One aligned step beyond the slack in front of it.
-        if room.max_piece_bytes < 2 * room.alignment_bytes {
+        // One aligned step beyond the slack in front of it, in every section.
+        let required = 2 * room.alignment_bytes * u64::from(slots.max(1));
+        if room.max_piece_bytes < required {
             return Err(PlanError::LimitTooLow {
                 limit: "max_storage_buffer_binding_size",
-                required: 2 * room.alignment_bytes,
+                required,
                 actual: room.max_piece_bytes,
             });
         }
@@ -357,9 +396,18 @@ impl Room {
     }
 
     /// How many of `numel` elements fit into one piece that starts at these offsets.
-    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64) -> u64 {
+    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64, slots: u32) -> u64 {
         let slacks = [params_bytes, grads_bytes].map(|bytes| bytes % self.alignment_bytes);
-        let max_binding_elems = (self.max_piece_bytes - slacks[0].max(slacks[1])) / ELEM_BYTES;
+        // Every section starts with the slack of the parameters, on 16 bytes.
+        let max_section_bytes =
+            self.max_piece_bytes / u64::from(slots.max(1)) / VEC4_BYTES * VEC4_BYTES;
+        let max_section_bytes = if slots > 1 {
+            max_section_bytes
+        } else {
+            self.max_piece_bytes
+        };
+        let max_binding_elems =
+            (self.max_piece_bytes - slacks[1]).min(max_section_bytes - slacks[0]) / ELEM_BYTES;
         let max_dispatch_elems = if slacks[0] % VEC4_BYTES == slacks[1] % VEC4_BYTES {
             self.max_grid_units.saturating_mul(VEC4_ELEMS)
         } else {
@@ -387,7 +435,8 @@ impl Plan {
     /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
     /// limits are too small to make progress.
     pub fn new(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
-        let room = Room::new(limits)?;
+        let slots = tensors.iter().map(|tensor| tensor.slots).max();
+        let room = Room::new(limits, slots.unwrap_or(0))?;
         for (tensor, layout) in tensors.iter().enumerate() {
             check_layout(tensor, layout)?;
         }
@@ -420,18 +469,19 @@ impl Plan {
         &self.parts[self.tensor_parts[tensor].clone()]
     }
 
-    /// Bytes of all velocity buffers together.
+    /// Bytes of all state buffers together.
     #[must_use]
-    pub fn velocity_bytes(&self) -> u64 {
-        let windows = self.pieces.iter().filter_map(|piece| piece.velocity);
-        windows.map(|window| window.size_bytes).sum()
+    pub fn state_bytes(&self) -> u64 {
+        let sections = self.pieces.iter().filter_map(|piece| piece.state);
+        sections.map(|sections| sections.size_bytes()).sum()
     }
 
-    /// Byte offset of a part's first velocity in its piece's velocity buffer, if there is one.
+    /// Byte offset of a part's first element of a slot in its piece's state buffer, if there is one.
     #[must_use]
-    pub fn velocity_offset_bytes(&self, part: &Part) -> Option<u64> {
-        let window = self.pieces[part.piece].velocity?;
-        Some(window.start_bytes() + u64::from(part.start) * ELEM_BYTES)
+    pub fn state_offset_bytes(&self, part: &Part, slot: u32) -> Option<u64> {
+        let sections = self.pieces[part.piece].state?;
+        let start_bytes = u64::from(part.start) * ELEM_BYTES;
+        (slot < sections.slots).then(|| sections.start_bytes(slot) + start_bytes)
     }
 
     /// The dispatches of one step: those of pieces sorted by access, so that the pipeline changes at most twice, then
@@ -575,7 +625,7 @@ impl Plan {
         while start < run_numel && member < run.len() {
             let params_start = first.params.offset_bytes + start * ELEM_BYTES;
             let grads_start = first.grads.offset_bytes + start * ELEM_BYTES;
-            let numel = room.fitting(run_numel - start, params_start, grads_start);
+            let numel = room.fitting(run_numel - start, params_start, grads_start, first.slots);
             let parts_start = self.parts.len();
             // Tensors, or what is left of the first, until the piece is full.
             let mut position = 0;
@@ -618,7 +668,10 @@ impl Plan {
                 params: window(params_start),
                 grads_buffer: first.grads.buffer,
                 grads: window(grads_start),
-                velocity: (!first.plain).then(|| window(params_start % room.alignment_bytes)),
+                state: (first.slots > 0).then(|| {
+                    let window = window(params_start % room.alignment_bytes);
+                    Sections::new(window, numel as u32, first.slots)
+                }),
                 parts: parts_start..self.parts.len(),
                 batched: false,
             });
@@ -639,6 +692,7 @@ impl Plan {
             count,
             head: 0,
             gap: 0,
+            section: 0,
             workgroups: [count.div_ceil(BATCH_WORKGROUP_SIZE), 1],
         }
     }
@@ -659,6 +713,7 @@ impl Plan {
             0
         };
         let rest = numel - 4 * vec4_count;
+        let section_elems = windows.state.map_or(0, |sections| sections.section_elems);
         let vec4 = Dispatch {
             target: Target::Piece(piece),
             access: if first + head == 0 && grads_shift == 0 {
@@ -671,6 +726,7 @@ impl Plan {
             count: vec4_count,
             head: 0,
             gap: 0,
+            section: section_elems / VEC4_ELEMS as u32,
             workgroups: grid(vec4_count, self.max_workgroups_per_dimension),
         };
         let scalar = Dispatch {
@@ -681,6 +737,7 @@ impl Plan {
             count: rest,
             head: if vec4_count > 0 { head } else { rest },
             gap: 4 * vec4_count,
+            section: section_elems,
             workgroups: grid(rest, self.max_workgroups_per_dimension),
         };
         [vec4, scalar].map(|dispatch| (dispatch.count > 0).then_some(dispatch))

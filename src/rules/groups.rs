@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::sgd::SgdConfig;
-use super::{ConfigError, GroupError, Real};
+use super::{ConfigError, GroupError, Real, Rule};
 
 /// Name of the group of all tensors that no other group takes.
 const DEFAULT: &str = "default";
@@ -24,17 +24,17 @@ const DEFAULT: &str = "default";
 /// # Ok(())
 /// # }
 /// ```
-pub struct ParamGroups {
+pub struct ParamGroups<R = SgdConfig> {
     /// The default group first.
-    groups: Vec<(Group, Matcher)>,
+    groups: Vec<(Group<R>, Matcher)>,
 }
 
 type Matcher = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
-impl ParamGroups {
+impl<R: Rule> ParamGroups<R> {
     /// One group, named `default`, of all tensors.
     #[must_use]
-    pub fn new(config: SgdConfig) -> Self {
+    pub fn new(config: R) -> Self {
         let group = Group {
             name: DEFAULT.to_owned(),
             config,
@@ -68,7 +68,7 @@ impl ParamGroups {
     pub fn with(
         mut self,
         name: impl Into<String>,
-        config: SgdConfig,
+        config: R,
         takes: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Self, GroupError> {
         let name = name.into();
@@ -82,10 +82,10 @@ impl ParamGroups {
         if self.groups.iter().any(|(group, _)| group.name == name) {
             return refuse("there is a group of that name");
         }
-        if config.form() != default.form() || config.time_step() != default.time_step() {
+        if config.meaning() != default.meaning() {
             return refuse("its form is not that of the default group");
         }
-        let is_zero = |config: &SgdConfig| f32::from_f64(config.lr()) == 0.0;
+        let is_zero = |config: &R| f32::from_f64(config.lr()) == 0.0;
         let lr_factor = match (is_zero(&config), is_zero(default)) {
             (true, true) => Some(1.0),
             (false, true) => None,
@@ -108,16 +108,16 @@ impl ParamGroups {
             .map_or(0, |index| index + 1)
     }
 
-    pub(crate) fn config(&self, index: usize) -> &SgdConfig {
+    pub(crate) fn config(&self, index: usize) -> &R {
         &self.groups[index].0.config
     }
 
-    pub(crate) fn groups(&self) -> Groups {
+    pub(crate) fn groups(&self) -> Groups<R> {
         Groups(self.groups.iter().map(|(group, _)| group.clone()).collect())
     }
 }
 
-impl fmt::Debug for ParamGroups {
+impl<R: Rule> fmt::Debug for ParamGroups<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list()
             .entries(self.groups.iter().map(|(group, _)| group))
@@ -126,32 +126,32 @@ impl fmt::Debug for ParamGroups {
 }
 
 #[derive(Clone, Debug)]
-struct Group {
+struct Group<R> {
     name: String,
-    config: SgdConfig,
+    config: R,
     /// Learning rate over the default group's, if there is such a ratio.
     lr_factor: Option<f64>,
 }
 
 /// The groups of an optimizer with their hyper-parameters of the next step; the default group first.
 #[derive(Clone, Debug)]
-pub(crate) struct Groups(Vec<Group>);
+pub(crate) struct Groups<R>(Vec<Group<R>>);
 
-impl Groups {
+impl<R: Rule> Groups<R> {
     /// The default group's configuration.
-    pub(crate) fn default_config(&self) -> &SgdConfig {
+    pub(crate) fn default_config(&self) -> &R {
         &self.0[0].config
     }
 
-    pub(crate) fn configs(&self) -> impl ExactSizeIterator<Item = &SgdConfig> {
+    pub(crate) fn configs(&self) -> impl ExactSizeIterator<Item = &R> {
         self.0.iter().map(|group| &group.config)
     }
 
-    pub(crate) fn config(&self, index: usize) -> &SgdConfig {
+    pub(crate) fn config(&self, index: usize) -> &R {
         &self.0[index].config
     }
 
-    pub(crate) fn by_name(&self, name: &str) -> Option<&SgdConfig> {
+    pub(crate) fn by_name(&self, name: &str) -> Option<&R> {
         let group = self.0.iter().find(|group| group.name == name);
         group.map(|group| &group.config)
     }
@@ -160,18 +160,18 @@ impl Groups {
     pub(crate) fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
         self.change(|group| match group.lr_factor {
             Some(factor) => group.config.with_lr(lr * factor),
-            None => Ok(group.config),
+            None => Ok(group.config.clone()),
         })
     }
 
     /// Sets the momentum of every group that has one, all or none; it is an error where no group has.
     pub(crate) fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        let none_has = !self.configs().any(SgdConfig::has_velocity);
+        let none_has = self.configs().all(|config| config.momentum().is_none());
         self.change(|group| {
-            if group.config.has_velocity() || none_has {
+            if group.config.momentum().is_some() || none_has {
                 group.config.with_momentum(momentum)
             } else {
-                Ok(group.config)
+                Ok(group.config.clone())
             }
         })
     }
@@ -188,7 +188,7 @@ impl Groups {
 
     fn change(
         &mut self,
-        new: impl Fn(&Group) -> Result<SgdConfig, ConfigError>,
+        new: impl Fn(&Group<R>) -> Result<R, ConfigError>,
     ) -> Result<(), ConfigError> {
         // Checked before any is changed; done twice rather than allocating at every step.
         self.0.iter().try_for_each(|group| new(group).map(drop))?;

@@ -3,6 +3,7 @@
 mod error;
 mod groups;
 mod real;
+mod rule;
 pub mod schedule;
 pub mod sgd;
 
@@ -10,3 +11,5 @@ pub use error::{ConfigError, ConversionError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
 pub use real::Real;
+pub(crate) use rule::kept_slots;
+pub use rule::{MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot};

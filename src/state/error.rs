@@ -19,13 +19,13 @@ pub struct DuplicateName {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The state was made by another form; its velocity means something else.
+    /// The state was made by another rule or form of it; its slots mean something else.
     #[error("the state was made by the {actual} form, expected {expected}")]
     Form {
-        /// The optimizer's form.
-        expected: MomentumForm,
-        /// The state's form.
-        actual: MomentumForm,
+        /// What the optimizer's slots mean.
+        expected: String,
+        /// What the state's slots mean.
+        actual: String,
     },
     /// A tensor that the optimizer does not have.
     #[error("the state has a tensor {tensor:?} that the optimizer does not have")]
@@ -45,33 +45,45 @@ pub enum StateError {
         /// The tensor.
         tensor: String,
     },
-    /// A velocity of another shape.
-    #[error("tensor {tensor:?}: the velocity has shape {actual:?}, expected {expected:?}")]
+    /// A tensor of another shape.
+    #[error("tensor {tensor:?}: the state has shape {actual:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
         tensor: String,
         /// Shape of the tensor.
         expected: Vec<usize>,
-        /// Shape of the velocity.
+        /// Shape in the state.
         actual: Vec<usize>,
     },
-    /// A velocity of another length.
-    #[error("tensor {tensor:?}: expected {expected} velocity elements, got {actual}")]
+    /// A slot of another length.
+    #[error("tensor {tensor:?}: expected {expected} elements of {slot}, got {actual}")]
     Length {
         /// The tensor.
         tensor: String,
+        /// The slot.
+        slot: String,
         /// Elements of the tensor.
         expected: u64,
         /// Elements of the state.
         actual: u64,
     },
-    /// A velocity for an optimizer without momentum, which would lose it.
-    #[error("tensor {tensor:?}: the state holds a velocity, but the momentum is zero")]
-    UnexpectedVelocity {
+    /// A slot that the rule of the tensor does not keep and would lose: a velocity without momentum, say.
+    #[error("tensor {tensor:?}: the state holds its {slot}, which the rule does not keep")]
+    UnexpectedSlot {
         /// The tensor.
         tensor: String,
+        /// The slot.
+        slot: String,
     },
-    /// The velocity could not be moved to or from the device.
+    /// A slot that the rule of the tensor keeps, and the state does not have beside its others.
+    #[error("tensor {tensor:?}: the state has no {slot}, which the rule keeps")]
+    MissingSlot {
+        /// The tensor.
+        tensor: String,
+        /// The slot.
+        slot: String,
+    },
+    /// The state could not be moved to or from the device.
     #[error(transparent)]
     Transfer(#[from] TransferError),
 }

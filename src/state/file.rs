@@ -7,11 +7,22 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OptimizerState, StateFileError, TensorState};
+use super::{OptimizerState, SlotState, StateFileError, TensorState};
 use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
 use crate::rules::sgd::SgdConfig;
 
 const FORMAT_VERSION: &str = "1";
+
+/// The slot that a file of this version holds.
+const MOMENTUM_BUFFER: &str = "momentum_buffer";
+
+/// That slot from its bytes.
+pub(super) fn momentum_buffer(bytes: &[u8]) -> SlotState {
+    SlotState {
+        name: MOMENTUM_BUFFER.to_owned(),
+        values: bytemuck::pod_collect_to_vec(bytes),
+    }
+}
 
 /// The configuration as it stands in a file.
 #[derive(Serialize, Deserialize)]
@@ -197,7 +208,7 @@ impl OptimizerState {
         let tensors = self.tensors.iter().enumerate();
         tensors
             .filter_map(|(index, tensor)| {
-                let velocity = tensor.velocity.as_deref()?;
+                let velocity = tensor.slot(MOMENTUM_BUFFER)?;
                 Some((key(index, &tensor.name), &*tensor.shape, velocity))
             })
             .collect()
@@ -223,7 +234,10 @@ impl OptimizerState {
             let entry = velocities.remove(name.as_str());
             TensorState {
                 shape: entry.map_or_else(Vec::new, |entry| entry.shape.clone()),
-                velocity: entry.map(|entry| bytemuck::pod_collect_to_vec(header.data(file, entry))),
+                slots: entry
+                    .map(|entry| momentum_buffer(header.data(file, entry)))
+                    .into_iter()
+                    .collect(),
                 name,
                 applied_steps,
             }

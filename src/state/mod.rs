@@ -8,8 +8,8 @@ mod pytorch;
 
 use std::collections::HashMap;
 
-use crate::rules::ParamGroups;
 use crate::rules::sgd::SgdConfig;
+use crate::rules::{Groups, ParamGroups, Rule, kept_slots};
 pub use error::{DuplicateName, StateError};
 #[cfg(feature = "safetensors")]
 pub use {error::StateFileError, file::StateRecord};
@@ -19,21 +19,38 @@ pub use {error::StateFileError, file::StateRecord};
 pub struct TensorState {
     /// The tensor's name.
     pub name: String,
-    /// Its shape, first dimension first; empty where a file did not say, because there is no velocity.
+    /// Its shape, first dimension first; empty where a file did not say, because it has no slots.
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
-    /// Its velocity (`momentum_buffer` in PyTorch), one value per element; none before its first applied step
-    /// and none without momentum.
-    pub velocity: Option<Vec<f32>>,
+    /// The slots that its rule keeps, in the rule's order; none before its first applied step.
+    pub slots: Vec<SlotState>,
+}
+
+impl TensorState {
+    /// The values of a slot, one per element.
+    #[must_use]
+    pub fn slot(&self, name: &str) -> Option<&[f32]> {
+        let slot = self.slots.iter().find(|slot| slot.name == name);
+        slot.map(|slot| slot.values.as_slice())
+    }
+}
+
+/// A slot of one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotState {
+    /// The slot's name: `momentum_buffer`, say.
+    pub name: String,
+    /// One value per element.
+    pub values: Vec<f32>,
 }
 
 /// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OptimizerState {
-    /// The configuration at the time, that of the default group where there are several. Its form says what the
-    /// velocities mean; the rest is for the record, an optimizer that loads the state keeps its own.
-    pub config: SgdConfig,
+pub struct OptimizerState<R = SgdConfig> {
+    /// The configuration at the time, that of the default group where there are several. What the slots mean is by it;
+    /// the rest is for the record, an optimizer that loads the state keeps its own.
+    pub config: R,
     /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
     pub steps: u64,
     /// The states, in the order of the optimizer's tensors.
@@ -62,8 +79,8 @@ pub(crate) struct Tensor {
     pub(crate) shape: Vec<usize>,
     pub(crate) numel: u64,
     pub(crate) group: usize,
-    /// Whether its group has momentum.
-    pub(crate) has_velocity: bool,
+    /// How many slots its group keeps.
+    pub(crate) slots: usize,
     pub(crate) applied_steps: u64,
     pub(crate) frozen: bool,
 }
@@ -77,15 +94,15 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
-    pub(crate) fn new(
-        groups: &ParamGroups,
+    pub(crate) fn new<R: Rule>(
+        groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
     ) -> Result<Self, DuplicateName> {
         let fresh = |(name, shape): (String, Vec<usize>)| {
             let group = groups.index_of(&name);
             Tensor {
                 group,
-                has_velocity: groups.config(group).has_velocity(),
+                slots: kept_slots(groups.config(group)),
                 name,
                 numel: numel(&shape),
                 shape,
@@ -158,36 +175,46 @@ impl Tensors {
         }
     }
 
-    /// What the optimizer remembers; `velocity_of` is asked for tensors that have been updated under momentum.
-    pub(crate) fn state(
+    /// What the optimizer remembers; `slot_of` is asked for the slots that tensors keep which have been updated.
+    pub(crate) fn state<R: Rule>(
         &self,
-        config: &SgdConfig,
-        velocity_of: impl Fn(usize) -> Vec<f32>,
-    ) -> OptimizerState {
-        let tensor_state = |(index, tensor): (usize, &Tensor)| TensorState {
-            name: tensor.name.clone(),
-            shape: tensor.shape.clone(),
-            applied_steps: tensor.applied_steps,
-            velocity: (tensor.has_velocity && tensor.applied_steps > 0).then(|| velocity_of(index)),
+        groups: &Groups<R>,
+        slot_of: impl Fn(usize, usize) -> Vec<f32>,
+    ) -> OptimizerState<R> {
+        let tensor_state = |(index, tensor): (usize, &Tensor)| {
+            let slots = groups.config(tensor.group).slots();
+            let kept = slots
+                .iter()
+                .filter(|slot| slot.is_kept && tensor.applied_steps > 0);
+            TensorState {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                applied_steps: tensor.applied_steps,
+                slots: kept
+                    .enumerate()
+                    .map(|(slot, kept)| SlotState {
+                        name: kept.name.to_owned(),
+                        values: slot_of(index, slot),
+                    })
+                    .collect(),
+            }
         };
         OptimizerState {
-            config: *config,
+            config: groups.default_config().clone(),
             steps: self.steps,
             tensors: self.tensors.iter().enumerate().map(tensor_state).collect(),
         }
     }
 
     /// Checks a whole state against these tensors and returns the entry of each, in their order.
-    pub(crate) fn match_state<'s>(
+    pub(crate) fn match_state<'s, R: Rule>(
         &self,
-        state: &'s OptimizerState,
-        config: &SgdConfig,
+        state: &'s OptimizerState<R>,
+        groups: &Groups<R>,
     ) -> Result<Vec<&'s TensorState>, StateError> {
-        if state.config.form() != config.form() {
-            return Err(StateError::Form {
-                expected: config.form(),
-                actual: state.config.form(),
-            });
+        let (expected, actual) = (groups.default_config().meaning(), state.config.meaning());
+        if actual != expected {
+            return Err(StateError::Form { expected, actual });
         }
         let mut entries = HashMap::with_capacity(state.tensors.len());
         for entry in &state.tensors {
@@ -198,31 +225,12 @@ impl Tensors {
             }
         }
         let take = |tensor: &Tensor| {
-            let name = || tensor.name.clone();
             let Some(entry) = entries.remove(tensor.name.as_str()) else {
-                return Err(StateError::MissingTensor { tensor: name() });
+                return Err(StateError::MissingTensor {
+                    tensor: tensor.name.clone(),
+                });
             };
-            if let Some(velocity) = &entry.velocity {
-                let (expected, actual) = (tensor.numel, velocity.len() as u64);
-                if !tensor.has_velocity {
-                    return Err(StateError::UnexpectedVelocity { tensor: name() });
-                }
-                if actual != expected {
-                    return Err(StateError::Length {
-                        tensor: name(),
-                        expected,
-                        actual,
-                    });
-                }
-                // A flat one fits any: it is what older files hold.
-                if entry.shape != tensor.shape && entry.shape != [velocity.len()] {
-                    return Err(StateError::Shape {
-                        tensor: name(),
-                        expected: tensor.shape.clone(),
-                        actual: entry.shape.clone(),
-                    });
-                }
-            }
+            tensor.check(entry, groups.config(tensor.group))?;
             Ok(entry)
         };
         let matched = self
@@ -238,13 +246,57 @@ impl Tensors {
         }
     }
 
-    /// Takes over the counts of a matched state. A velocity that did not come with it starts fresh under
-    /// momentum, so its next step is the first.
+    /// Takes over the counts of a matched state. A state that did not come with it starts fresh, so its next step is
+    /// the first.
     pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState]) {
         self.steps = steps;
         for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
-            let fresh = tensor.has_velocity && entry.velocity.is_none();
+            let fresh = tensor.slots > 0 && entry.slots.is_empty();
             tensor.applied_steps = if fresh { 0 } else { entry.applied_steps };
         }
+    }
+}
+
+impl Tensor {
+    /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none.
+    fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
+        let tensor = || self.name.clone();
+        let slots = config.slots();
+        let kept = || slots.iter().filter(|slot| slot.is_kept);
+        for slot in &entry.slots {
+            if !kept().any(|kept| kept.name == slot.name) {
+                return Err(StateError::UnexpectedSlot {
+                    tensor: tensor(),
+                    slot: slot.name.clone(),
+                });
+            }
+            let (expected, actual) = (self.numel, slot.values.len() as u64);
+            if actual != expected {
+                return Err(StateError::Length {
+                    tensor: tensor(),
+                    slot: slot.name.clone(),
+                    expected,
+                    actual,
+                });
+            }
+        }
+        if entry.slots.is_empty() {
+            return Ok(());
+        }
+        if let Some(missing) = kept().find(|kept| entry.slot(kept.name).is_none()) {
+            return Err(StateError::MissingSlot {
+                tensor: tensor(),
+                slot: missing.name.to_owned(),
+            });
+        }
+        // A flat shape fits any: it is what older files hold.
+        if entry.shape != self.shape && entry.shape != [self.numel as usize] {
+            return Err(StateError::Shape {
+                tensor: tensor(),
+                expected: self.shape.clone(),
+                actual: entry.shape.clone(),
+            });
+        }
+        Ok(())
     }
 }

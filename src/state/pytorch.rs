@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::file::check_f32;
+use super::file::{check_f32, momentum_buffer};
 use super::{OptimizerState, StateFileError, TensorState};
 use crate::files::{Header, serialize};
 use crate::rules::sgd::{MomentumForm, SgdConfig};
@@ -70,7 +70,10 @@ impl OptimizerState {
                 name,
                 shape,
                 applied_steps: entry.is_some().into(),
-                velocity: entry.map(|entry| bytemuck::pod_collect_to_vec(header.data(file, entry))),
+                slots: entry
+                    .map(|entry| momentum_buffer(header.data(file, entry)))
+                    .into_iter()
+                    .collect(),
             })
         };
         let tensors: Vec<_> = tensors

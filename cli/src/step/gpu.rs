@@ -98,7 +98,7 @@ impl Engine for OnGpu<'_> {
         });
         encoder.copy_buffer_to_buffer(&self.upload, 0, params, 0, bytes);
         encoder.copy_buffer_to_buffer(&self.upload, array_bytes, grads, 0, bytes);
-        for slice in self.optimizer.velocity_slices(WINDOW) {
+        for slice in self.optimizer.state_slices(WINDOW, "momentum_buffer") {
             let (start, len) = within(&slice.elems, numel);
             let from = 2 * array_bytes + start;
             encoder.copy_buffer_to_buffer(
@@ -117,7 +117,7 @@ impl Engine for OnGpu<'_> {
             self.optimizer.step(&mut encoder).map_err(Failure::failed)?;
         }
         encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);
-        for slice in self.optimizer.velocity_slices(WINDOW) {
+        for slice in self.optimizer.state_slices(WINDOW, "momentum_buffer") {
             let (start, len) = within(&slice.elems, numel);
             let to = array_bytes + start;
             encoder.copy_buffer_to_buffer(

@@ -4,11 +4,14 @@ mod coefficients;
 mod convert;
 pub mod physics;
 mod presets;
+pub mod reference;
+mod vector;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::rules::{ConfigError, Real};
+use crate::rules::{ConfigError, Real, Rule, Scalars, Slot};
 
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
@@ -278,6 +281,91 @@ impl SgdConfig {
             "dampening, form",
             "dampening is defined for the heavy-ball form only",
         )
+    }
+}
+
+impl Rule for SgdConfig {
+    fn stem(&self) -> &'static str {
+        if self.has_velocity() {
+            "sgd"
+        } else {
+            "sgd_plain"
+        }
+    }
+
+    fn slots(&self) -> Cow<'static, [Slot]> {
+        const fn slots(is_kept: bool) -> [Slot; 1] {
+            [Slot {
+                name: "momentum_buffer",
+                start: 0.0,
+                is_kept,
+            }]
+        }
+        const KEPT: [Slot; 1] = slots(true);
+        const NONE: [Slot; 1] = slots(false);
+        Cow::Borrowed(if self.has_velocity() { &KEPT } else { &NONE })
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        let has = Terms::of(self);
+        vec![
+            ("HAS_VELOCITY", has.velocity),
+            ("HAS_C", has.c),
+            ("HAS_LAMBDA", has.lambda),
+            ("HAS_B", has.b),
+            ("HAS_RHO", has.rho),
+        ]
+        .into()
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        include_str!("../../../shaders/rules/sgd.wgsl").into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &["lambda", "alpha", "c", "a", "b", "rho"]
+    }
+
+    fn phase(&self, applied_steps: u64) -> u64 {
+        // Only dampening tells a first step from a later one.
+        match self.dampening {
+            0.0 => 0,
+            _ => applied_steps.min(1),
+        }
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        let k: Coefficients<f32> = Coefficients::new(self, phase == 0).cast();
+        [k.lambda, k.alpha, k.c, k.a, k.b, k.rho].into()
+    }
+
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        let k = Coefficients::new(self, phase == 0).cast();
+        let velocity = match state {
+            [velocity, ..] => velocity,
+            [] => &mut [][..],
+        };
+        vector::step(&k, Terms::of(self), params, velocity, grads);
+    }
+
+    fn meaning(&self) -> String {
+        self.form.to_string()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    fn momentum(&self) -> Option<f64> {
+        self.has_velocity().then_some(self.momentum)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        Self::with_momentum(*self, momentum)
     }
 }
 

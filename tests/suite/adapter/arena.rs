@@ -54,7 +54,7 @@ fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
             .check_params(&all[i])
             .unwrap_or_else(|e| panic!("tensor {i}: {e}"));
         oracle
-            .check_velocity(state.tensors[i].velocity.as_ref().unwrap())
+            .check_velocity(state.tensors[i].slot("momentum_buffer").unwrap())
             .unwrap();
     }
     (arena, optimizer)

@@ -107,7 +107,7 @@ fn check(bench: &Bench, seed: u64) -> usize {
             .check_params(slice)
             .unwrap_or_else(|e| panic!("{here}: {e}"));
         slice.fill(CANARY);
-        match &state.velocity {
+        match state.slot("momentum_buffer") {
             Some(velocity) => drop(
                 oracle
                     .check_velocity(velocity)

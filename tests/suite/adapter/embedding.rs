@@ -140,7 +140,7 @@ fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
 
         // A state without velocity starts afresh, also where a velocity was before.
         let mut fresh = state.clone();
-        fresh.tensors[0].velocity = None;
+        fresh.tensors[0].slots.clear();
         resumed.load_state(&fresh).unwrap();
         bench.upload(&params, &start);
         bench.step(&mut resumed);
@@ -290,15 +290,20 @@ fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
         arena.upload_all_params(&starts).unwrap();
         arena.upload_all_grads(&gradients).unwrap();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
-        assert!(optimizer.velocity_slices("a").count() > 1);
-        assert_eq!(optimizer.velocity_slices("stranger").count(), 0);
+        assert!(optimizer.state_slices("a", "momentum_buffer").count() > 1);
+        assert_eq!(
+            optimizer
+                .state_slices("stranger", "momentum_buffer")
+                .count(),
+            0
+        );
         assert!(optimizer.set_applied_steps("stranger", 1).is_err());
 
         let saved = numels.map(|numel| bench.buffer_of(&vec![f32::NAN; numel]));
         let mut encoder = bench.encoder();
         optimizer.step(&mut encoder).unwrap();
         for (name, saved) in ["a", "b"].into_iter().zip(&saved) {
-            for slice in optimizer.velocity_slices(name) {
+            for slice in optimizer.state_slices(name, "momentum_buffer") {
                 let (start, len) = (
                     4 * slice.elems.start,
                     4 * (slice.elems.end - slice.elems.start),
@@ -323,7 +328,7 @@ fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
         let mut encoder = bench.encoder();
         for optimizer in [&optimizer, &fresh] {
             for (name, saved) in ["a", "b"].into_iter().zip(&saved) {
-                for slice in optimizer.velocity_slices(name) {
+                for slice in optimizer.state_slices(name, "momentum_buffer") {
                     let (start, len) = (
                         4 * slice.elems.start,
                         4 * (slice.elems.end - slice.elems.start),

@@ -44,14 +44,14 @@ fn check(bench: &Bench, arena: &Arena) -> usize {
     let with_momentum = TENSORS.into_iter().filter(has_momentum);
     let alignment = bench.device.limits().min_storage_buffer_offset_alignment as usize;
     let velocity_bytes = with_momentum.map(|(_, numel)| (4 * numel).next_multiple_of(alignment));
-    assert!(optimizer.plan().velocity_bytes() <= velocity_bytes.sum::<usize>() as u64);
+    assert!(optimizer.plan().state_bytes() <= velocity_bytes.sum::<usize>() as u64);
     let params = block_on(&bench.device, arena.download_all_params()).unwrap();
     let state = block_on(&bench.device, optimizer.state()).unwrap();
     for (i, oracle) in oracles.iter().enumerate() {
         oracle
             .check_params(&params[i])
             .unwrap_or_else(|e| panic!("{}: {e}", TENSORS[i].0));
-        match &state.tensors[i].velocity {
+        match state.tensors[i].slot("momentum_buffer") {
             Some(velocity) => drop(oracle.check_velocity(velocity).unwrap()),
             None => assert_eq!(group_of(TENSORS[i].0), "embeddings"),
         }

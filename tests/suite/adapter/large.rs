@@ -69,7 +69,7 @@ fn an_arena_of_three_hundred_million_elements() {
 
     let needed = 3 * 4 * (TENSORS * NUMEL) as u64;
     let buffers = arena.params().iter().chain(arena.grads());
-    let planned = buffers.map(wgpu::Buffer::size).sum::<u64>() + optimizer.plan().velocity_bytes();
+    let planned = buffers.map(wgpu::Buffer::size).sum::<u64>() + optimizer.plan().state_bytes();
     // What the device has really given away, where wgpu knows; with OpenGL it does not.
     let report = bench.device.generate_allocator_report();
     let allocated = report.map_or(planned, |report| report.total_allocated_bytes);
@@ -106,7 +106,7 @@ fn an_arena_of_three_hundred_million_elements() {
     let state = block_on(&bench.device, optimizer.state()).unwrap();
     for (tensor, (name, state)) in names.iter().zip(state.tensors).enumerate() {
         let params = block_on(&bench.device, arena.download_params(name)).unwrap();
-        let velocity = state.velocity.unwrap();
+        let velocity = state.slot("momentum_buffer").unwrap();
         let (start, gradient) = (tiled(&start, tensor), tiled(&gradient, tensor));
         let given = start.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
         let results = params.par_chunks(CHUNK).zip(velocity.par_chunks(CHUNK));

@@ -138,7 +138,9 @@ impl Bench {
 
     pub fn velocity(&self, optimizer: &GpuOptimizer, tensor: usize) -> Option<Vec<f32>> {
         let state = readback::block_on(&self.device, optimizer.state()).unwrap();
-        state.tensors[tensor].velocity.clone()
+        state.tensors[tensor]
+            .slot("momentum_buffer")
+            .map(<[f32]>::to_vec)
     }
 
     /// An optimizer over one tensor that fills its two buffers.

@@ -83,12 +83,15 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
             .check_params(slice)
             .unwrap_or_else(|e| panic!("{here}: {e}"));
         slice.fill(CANARY);
-        if let Some(velocity) = &state.velocity {
+        if let Some(velocity) = state.slot("momentum_buffer") {
             oracle
                 .check_velocity(velocity)
                 .unwrap_or_else(|e| panic!("{here}: {e}"));
         }
-        assert_eq!(state.velocity.is_some(), config.has_velocity());
+        assert_eq!(
+            state.slot("momentum_buffer").is_some(),
+            config.has_velocity()
+        );
         assert_eq!(state.applied_steps, 4);
     }
     assert!(
@@ -234,7 +237,7 @@ fn neighbours_that_share_a_dispatch_keep_their_own_state() {
             oracle
                 .check_params(&after[slice(i)])
                 .unwrap_or_else(|e| panic!("{i}: {e}"));
-            let velocity = state.tensors[i].velocity.as_ref().unwrap();
+            let velocity = state.tensors[i].slot("momentum_buffer").unwrap();
             oracle
                 .check_velocity(velocity)
                 .unwrap_or_else(|e| panic!("{i}: {e}"));

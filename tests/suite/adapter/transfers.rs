@@ -142,7 +142,7 @@ async fn every_transfer() {
     let state = optimizer.state().await.unwrap();
     for ((oracle, params), state) in oracles.iter().zip(&all).zip(&state.tensors) {
         oracle.check_params(params).unwrap();
-        let velocity = state.velocity.as_ref().unwrap();
+        let velocity = state.slot("momentum_buffer").unwrap();
         oracle.check_velocity(velocity).unwrap();
     }
     assert_eq!(arena.download_params("weight").await.unwrap(), all[0]);

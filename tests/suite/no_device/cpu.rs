@@ -102,8 +102,8 @@ fn parallel_is_the_reference_bit_for_bit() {
         for (tensor, expected) in state.tensors.iter().zip(&velocity) {
             assert_eq!(tensor.applied_steps, 4);
             assert_eq!(
-                tensor.velocity.as_ref(),
-                config.has_velocity().then_some(expected)
+                tensor.slot("momentum_buffer"),
+                config.has_velocity().then_some(&expected[..])
             );
         }
     }
@@ -168,8 +168,14 @@ fn a_frozen_tensor_keeps_its_undampened_first_step() {
         (Some(2), Some(1))
     );
     let state = optimizer.state();
-    assert_eq!(state.tensors[0].velocity, Some(vec![0.9 + 0.5; 2]));
-    assert_eq!(state.tensors[1].velocity, Some(vec![1.0; 3]));
+    assert_eq!(
+        state.tensors[0].slot("momentum_buffer"),
+        Some(&[0.9 + 0.5; 2][..])
+    );
+    assert_eq!(
+        state.tensors[1].slot("momentum_buffer"),
+        Some(&[1.0; 3][..])
+    );
     assert_eq!(optimizer.set_frozen("c", true).unwrap_err().tensor, "c");
 }
 
@@ -263,8 +269,8 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
     assert_eq!(
         refused(&|state| state.config = ema),
         StateError::Form {
-            expected: MomentumForm::HeavyBall,
-            actual: MomentumForm::Ema
+            expected: "heavy-ball".into(),
+            actual: "ema".into()
         }
     );
     assert_eq!(
@@ -294,11 +300,20 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
         StateError::DuplicateTensor { tensor: "a".into() }
     );
     assert_eq!(
-        refused(&|state| state.tensors[1].velocity = Some(vec![1.0])),
+        refused(&|state| state.tensors[1].slots[0].values = vec![1.0]),
         StateError::Length {
             tensor: "b".into(),
+            slot: "momentum_buffer".into(),
             expected: 3,
             actual: 1
+        }
+    );
+
+    assert_eq!(
+        refused(&|state| state.tensors[1].slots[0].name = "exp_avg".into()),
+        StateError::UnexpectedSlot {
+            tensor: "b".into(),
+            slot: "exp_avg".into()
         }
     );
 
@@ -310,7 +325,7 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
     let mut plain = CpuOptimizer::new(plain, [("a", [2]), ("b", [3])]).unwrap();
     assert!(matches!(
         plain.load_state(&state),
-        Err(StateError::UnexpectedVelocity { .. })
+        Err(StateError::UnexpectedSlot { .. })
     ));
 }
 
@@ -322,7 +337,7 @@ fn a_state_without_velocity_starts_the_velocity_fresh() {
         .step(&mut [&mut a, &mut b], &[&[1.0; 2], &[1.0; 3]])
         .unwrap();
     let mut state = optimizer.state();
-    state.tensors[0].velocity = None;
+    state.tensors[0].slots.clear();
     state.tensors[0].applied_steps = 9;
     optimizer.load_state(&state).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    ConfigError, CpuOptimizer, GroupError, MomentumForm, ParamGroups, SgdConfig, StateError,
+    ConfigError, CpuOptimizer, GroupError, MomentumForm, ParamGroups, SgdConfig, SlotState,
+    StateError,
 };
 
 use crate::cases::values;
@@ -78,7 +79,7 @@ fn every_tensor_follows_its_own_group() {
     let state = optimizer.state();
     for ((oracle, params), state) in oracles.iter().zip(&params).zip(&state.tensors) {
         oracle.check_params(params).unwrap();
-        match &state.velocity {
+        match state.slot("momentum_buffer") {
             Some(velocity) => drop(oracle.check_velocity(velocity).unwrap()),
             None => assert_eq!(group_of(&state.name), "embeddings"),
         }
@@ -121,7 +122,7 @@ fn a_state_holds_velocities_where_there_is_momentum() {
     step(&mut optimizer, &mut params);
     let state = optimizer.state();
     for tensor in &state.tensors {
-        assert_eq!(tensor.velocity.is_none(), tensor.name == "embed");
+        assert_eq!(tensor.slots.is_empty(), tensor.name == "embed");
         assert_eq!(tensor.applied_steps, 2);
     }
     let mut resumed = CpuOptimizer::with_groups(&groups(), shapes()).unwrap();
@@ -137,11 +138,15 @@ fn a_state_holds_velocities_where_there_is_momentum() {
 
     let mut unexpected = state.clone();
     let embed = unexpected.tensors.iter_mut().find(|t| t.name == "embed");
-    embed.unwrap().velocity = Some(vec![1.0; 71]);
+    embed.unwrap().slots.push(SlotState {
+        name: "momentum_buffer".into(),
+        values: vec![1.0; 71],
+    });
     assert_eq!(
         resumed.load_state(&unexpected),
-        Err(StateError::UnexpectedVelocity {
-            tensor: "embed".into()
+        Err(StateError::UnexpectedSlot {
+            tensor: "embed".into(),
+            slot: "momentum_buffer".into()
         })
     );
 }

@@ -16,6 +16,14 @@ const COMMON: DeviceLimits = DeviceLimits {
 };
 
 /// A tensor in buffers of its own.
+/// A group without state among groups with more and more of it.
+fn slots_of(group: usize) -> u32 {
+    match group {
+        1 => 0,
+        group => 1 + group as u32 % 3,
+    }
+}
+
 fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> TensorLayout {
     TensorLayout {
         numel,
@@ -27,6 +35,7 @@ fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> Tens
             buffer: 1,
             offset_bytes: grads_offset_bytes,
         },
+        slots: 1,
         ..TensorLayout::default()
     }
 }
@@ -97,8 +106,12 @@ fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
                     (u64::from(first) + unit) * per_unit + lane - u64::from(window.first_elem)
                 };
                 let element = in_window(first, &piece.params);
-                if let Some(velocity) = &piece.velocity {
-                    assert_eq!(element, in_window(first, velocity));
+                if let Some(state) = &piece.state {
+                    assert_eq!(element, in_window(first, &state.first));
+                    assert_eq!(
+                        u64::from(d.section) * per_unit,
+                        u64::from(state.section_elems)
+                    );
                 }
                 assert_eq!(element, in_window(first.wrapping_add(shift), &piece.grads));
                 elements.push(element);
@@ -133,7 +146,15 @@ fn check_plan(
             at(&layout.grads, &piece.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
             assert_eq!(piece.grads_buffer, layout.grads.buffer);
-            assert_eq!(piece.velocity.is_none(), layout.plain);
+            assert_eq!(piece.state.map_or(0, |state| state.slots), layout.slots);
+            for slot in 0..layout.slots {
+                let at = plan.state_offset_bytes(part, slot).unwrap();
+                assert_eq!(at % ELEM_BYTES, 0);
+                assert!(
+                    at + u64::from(part.numel()) * ELEM_BYTES <= piece.state.unwrap().size_bytes()
+                );
+            }
+            assert_eq!(plan.state_offset_bytes(part, layout.slots), None);
             next = part.elems.end;
         }
         assert_eq!(next, layout.numel, "every element lies in a part");
@@ -142,7 +163,7 @@ fn check_plan(
     for piece in &plan.pieces {
         for window in [&piece.params, &piece.grads]
             .into_iter()
-            .chain(&piece.velocity)
+            .chain(piece.state.as_ref().map(|state| &state.first))
         {
             assert_eq!(window.offset_bytes % limits.offset_alignment_bytes, 0);
             assert!(window.size_bytes <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
@@ -151,9 +172,16 @@ fn check_plan(
                 u64::from(window.first_elem + piece.numel) * ELEM_BYTES
             );
         }
-        if let Some(velocity) = &piece.velocity {
-            assert_eq!(velocity.first_elem, piece.params.first_elem);
-            assert_eq!(velocity.offset_bytes, 0, "in a buffer of its own");
+        if let Some(state) = &piece.state {
+            assert_eq!(state.first.first_elem, piece.params.first_elem);
+            assert_eq!(state.first.offset_bytes, 0, "in a buffer of its own");
+            assert!(state.size_bytes() <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
+            assert!(state.section_elems.is_multiple_of(4));
+            for slot in 1..state.slots {
+                let apart = state.start_bytes(slot) - state.start_bytes(slot - 1);
+                assert!(apart >= u64::from(piece.numel) * ELEM_BYTES);
+                assert_eq!(apart, u64::from(state.section_elems) * ELEM_BYTES);
+            }
         }
     }
 
@@ -217,7 +245,7 @@ fn check_batches(plan: &Plan, limits: &DeviceLimits) {
         let windows = |piece: &Piece| {
             [piece.params, piece.grads]
                 .into_iter()
-                .chain(piece.velocity)
+                .chain(piece.state.map(|state| state.first))
         };
         let bindings = pieces.iter().flat_map(|piece| windows(piece)).count();
         assert!(bindings <= limits.max_storage_buffers as usize);
@@ -225,7 +253,7 @@ fn check_batches(plan: &Plan, limits: &DeviceLimits) {
             times[*index] += 1;
             assert!(windows(piece).all(|window| window.first_elem == 0));
             assert_eq!(piece.group, pieces[0].group);
-            assert_eq!(piece.velocity.is_some(), pieces[0].velocity.is_some());
+            assert_eq!(piece.state.is_some(), pieces[0].state.is_some());
             assert!(piece.numel.is_multiple_of(batch.access.unit_elems()));
             let read = |buffer| pieces.iter().any(|other| other.grads_buffer == buffer);
             assert!(!read(piece.params_buffer), "no buffer is written and read");
@@ -253,8 +281,8 @@ proptest! {
         batched in prop::collection::vec((0u64..9000, 0usize..5, 1usize..5, 0usize..3, any::<bool>()), 0..40),
         alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
         max_storage_buffers in 3u32..40,
-        binding_steps in 2u64..20,
-        buffer_steps in 2u64..40,
+        binding_steps in 6u64..60,
+        buffer_steps in 6u64..120,
         max_workgroups_per_dimension in 1u32..5,
         max_dispatch_elems in prop_oneof![8u64..100, 100u64..5000, Just(u64::MAX)],
     ) {
@@ -279,7 +307,7 @@ proptest! {
             let at = 65536 * index as u64;
             let mut layout = tensor(*numel, at, at);
             (layout.params.buffer, layout.grads.buffer) = (*buffer, (buffer + other) % 5);
-            (layout.group, layout.plain) = (*group, *group == 1);
+            (layout.group, layout.slots) = (*group, slots_of(*group));
             small.push(layout);
         }
         check_plan(&small, &limits, &|tensor| batched[tensor].4);
@@ -288,7 +316,7 @@ proptest! {
         let sizes: Vec<_> = follow.iter().map(|(n, padding, ..)| (*n, *padding)).collect();
         let mut together = contiguous(&sizes, 4 * start);
         for (tensor, (.., group)) in together.iter_mut().zip(&follow) {
-            (tensor.group, tensor.plain) = (*group, *group == 1);
+            (tensor.group, tensor.slots) = (*group, slots_of(*group));
         }
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
         together.reverse();
@@ -423,11 +451,9 @@ fn limits_without_bounds_leave_those_of_indices_and_drivers() {
         let numel = 10_000_000_001;
         let plan = Plan::new(&[tensor(numel, params, grads)], &unlimited).unwrap();
         for piece in &plan.pieces {
-            for window in [Some(piece.params), Some(piece.grads), piece.velocity]
-                .into_iter()
-                .flatten()
-            {
-                assert!(window.size_bytes <= i32::MAX as u64);
+            let state = piece.state.map_or(0, |state| state.size_bytes());
+            for size_bytes in [piece.params.size_bytes, piece.grads.size_bytes, state] {
+                assert!(size_bytes <= i32::MAX as u64);
             }
         }
         let mut next = 0;
@@ -493,7 +519,7 @@ fn small_scattered_tensors_share_dispatches_as_far_as_bindings_reach() {
     let of_many = |tensors: &[TensorLayout]| [32, 10, 8, 6, 5, 3].map(|n| dispatches(tensors, n));
     assert_eq!(of_many(&tensors), [10, 34, 50, 50, 100, 100]);
     for tensor in &mut tensors {
-        tensor.plain = true;
+        tensor.slots = 0;
     }
     assert_eq!(of_many(&tensors), [10, 20, 25, 34, 50, 100]);
     // An odd end takes the batch by the element, not a dispatch of its own.
@@ -509,7 +535,7 @@ fn a_batch_is_dispatched_once_per_class() {
     let plan = Plan::new(&scattered(&[tensor(64, 0, 0); 3]), &COMMON).unwrap();
     assert_eq!(plan.batches.len(), 1, "of two, and one is left");
     let plain = TensorLayout {
-        plain: true,
+        slots: 0,
         ..tensor(64, 0, 0)
     };
     let plan = Plan::new(&scattered(&[plain; 4]), &COMMON).unwrap();

@@ -4,3 +4,8 @@ alias Unit = vec4<f32>;
 fn stored(value: vec4<f32>) -> Unit {
     return value;
 }
+
+// From one slot of a tensor's state to the next, where the tensor has so many units.
+fn section_of(units: u32) -> u32 {
+    return units;
+}

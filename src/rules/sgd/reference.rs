@@ -1,7 +1,7 @@
-//! The CPU twin: one element at a time, in the names and the statement order of `shaders/sgd.wgsl`.
+//! The CPU twin: one element at a time, in the names and the statement order of `shaders/rules/sgd.wgsl`.
 
+use super::{Coefficients, Terms};
 use crate::rules::Real;
-use crate::rules::sgd::{Coefficients, Terms};
 
 /// `d = g + lambda*theta`
 #[inline(always)]

@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::reference::{direction, next_params, next_params_plain, next_velocity};
-use crate::rules::sgd::{Coefficients, Terms};
+use super::{Coefficients, Terms};
 
 /// Elements that are loaded before any is stored. A store that might be to the next load's address holds that load
 /// up, and where arrays start alike in their pages it looks as if it were.

@@ -1,2 +1,2 @@
 // How the scalars of a step arrive on devices without immediates.
-@group(1) @binding(0) var<uniform> k: SgdUniforms;
+@group(1) @binding(0) var<uniform> k: Uniforms;

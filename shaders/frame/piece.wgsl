@@ -1,0 +1,87 @@
+// Around a rule (shaders/rules/): where its elements lie, and loads before stores. src/gpu/source.rs puts the two
+// together, declares `k` by one of the scalars_*.wgsl files, and writes `Scalars`, `Uniforms` and `rule_scalars` for the
+// rule's scalars, and `State`, `load_*` and `store_*` for its slots.
+
+// Whether the vec4 entry points start further on than the bindings do. Most tensors start with them, and then
+// one address, without a sum, serves all arrays.
+override HAS_OFFSET: bool = false;
+
+const WORKGROUP_SIZE: u32 = 256;
+
+// `k`, one member after the other: the rule's scalars, then these.
+//
+// first: where the dispatch starts in the bindings of params and state. Units of this and what follows: four elements
+//     for the vec4 entry points, one element for the scalar ones.
+// grads_shift: how much further on the gradients start in theirs, modulo 2^32.
+// count: how many units the dispatch covers.
+// row: invocations in one row of the grid: a dispatch past the per-dimension limit folds into y.
+// head, gap: scalar entry points only: after `head` elements, `gap` elements are skipped.
+// tensor_mask: batches only (batch.wgsl): bit i says whether tensor i is updated.
+// section: from one slot of the state to the next.
+
+@group(0) @binding(0) var<storage, read_write> params: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> grads: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> state: array<vec4<f32>>;
+
+// The same bindings by the element, for what does not fill a vec4 or does not line up with one.
+@group(0) @binding(0) var<storage, read_write> params_scalar: array<f32>;
+@group(0) @binding(1) var<storage, read> grads_scalar: array<f32>;
+@group(0) @binding(2) var<storage, read_write> state_scalar: array<f32>;
+
+fn unit_of(invocation: vec3<u32>) -> u32 {
+    return invocation.y * k.row + invocation.x;
+}
+
+fn vec4_of(unit: u32) -> u32 {
+    if HAS_OFFSET {
+        return k.first + unit;
+    }
+    return unit;
+}
+
+fn grads_vec4_of(unit: u32) -> u32 {
+    if HAS_OFFSET {
+        return k.first + unit + k.grads_shift;
+    }
+    return unit;
+}
+
+fn element_of(unit: u32) -> u32 {
+    return k.first + unit + select(0u, k.gap, unit >= k.head);
+}
+
+// All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move
+// a load up over a store, and a wave would wait for memory twice. All arithmetic does too: a value that is still
+// needed when it is stored is copied first (five of 33 instructions on AMD's Vega).
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let unit = unit_of(invocation);
+    if unit >= k.count {
+        return;
+    }
+    let i = vec4_of(unit);
+    let theta = params[i];
+    let g = grads[grads_vec4_of(unit)];
+    var s = load_vec4(i);
+
+    let theta_new = update(rule_scalars(), theta, g, &s);
+    store_vec4(i, s);
+    params[i] = theta_new;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn RULE_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let unit = unit_of(invocation);
+    if unit >= k.count {
+        return;
+    }
+    let i = element_of(unit);
+    let theta = vec4(params_scalar[i]);
+    let g = vec4(grads_scalar[i + k.grads_shift]);
+    var s = load_scalar(i);
+
+    let theta_new = update(rule_scalars(), theta, g, &s);
+    store_scalar(i, s);
+    params_scalar[i] = theta_new.x;
+}

@@ -1,0 +1,465 @@
+//! The WGSL of a rule with the frame around it.
+
+use std::borrow::Cow;
+
+use super::scalars::{FRAME_SCALARS, ScalarPath};
+use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
+use crate::rules::Rule;
+
+/// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
+/// inspect the WGSL themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KernelVariant {
+    rule: RuleSource,
+    access: Access,
+    tensors: usize,
+}
+
+/// What of a rule makes a difference to its kernels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct RuleSource {
+    stem: &'static str,
+    wgsl: Cow<'static, str>,
+    /// Names, and whether they are kept.
+    slots: Vec<(&'static str, bool)>,
+    terms: Vec<(&'static str, bool)>,
+    scalars: &'static [&'static str],
+}
+
+impl RuleSource {
+    fn of(rule: &impl Rule) -> Self {
+        let slots = rule.slots();
+        Self {
+            stem: rule.stem(),
+            wgsl: rule.wgsl(),
+            slots: slots.iter().map(|slot| (slot.name, slot.is_kept)).collect(),
+            terms: rule.terms().into_owned(),
+            scalars: rule.scalar_names(),
+        }
+    }
+
+    /// The slots that are kept, in the order of their sections.
+    fn kept(&self) -> impl Iterator<Item = &'static str> {
+        let kept = self.slots.iter().filter(|(_, is_kept)| *is_kept);
+        kept.map(|(name, _)| *name)
+    }
+
+    /// The rule and what surrounds it, for a tensor that is alone in its dispatch.
+    fn piece(&self, path: ScalarPath) -> String {
+        let scalars = match path {
+            ScalarPath::Immediates => include_str!("../../shaders/frame/scalars_immediate.wgsl"),
+            ScalarPath::Uniforms => include_str!("../../shaders/frame/scalars_uniform.wgsl"),
+        };
+        let frame = include_str!("../../shaders/frame/piece.wgsl").replace("RULE", self.stem);
+        let members = |names: &mut dyn Iterator<Item = (String, &str)>| {
+            // A struct of WGSL has a member at least.
+            let members = names.map(|(name, kind)| format!("    {name}: {kind},\n"));
+            let members: String = members.collect();
+            if members.is_empty() {
+                "    none: f32,\n".to_owned()
+            } else {
+                members
+            }
+        };
+        let rules = self.scalars.iter();
+        let frames = FRAME_SCALARS.map(|name| (name.to_owned(), "u32"));
+        let uniforms = rules
+            .clone()
+            .map(|name| (format!("rule_{name}"), "f32"))
+            .chain(frames);
+        let structs = [
+            (
+                "Scalars",
+                members(&mut rules.clone().map(|name| ((*name).to_owned(), "f32"))),
+            ),
+            (
+                "State",
+                members(
+                    &mut self
+                        .slots
+                        .iter()
+                        .map(|(name, _)| ((*name).to_owned(), "vec4<f32>")),
+                ),
+            ),
+            ("Uniforms", members(&mut { uniforms })),
+        ];
+        let structs = structs.map(|(name, members)| format!("struct {name} {{\n{members}}}\n\n"));
+        let scalars_of_rule: Vec<_> = rules.map(|name| format!("k.rule_{name}")).collect();
+        let scalars_of_rule = format!(
+            "fn rule_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
+            scalars_of_rule.join(", ")
+        );
+        let vec4 = self.loads_and_stores("vec4", "state", "k.section", |value| value);
+        let element = |value| value + ".x";
+        let scalar = self.loads_and_stores("scalar", "state_scalar", "k.section", element);
+        [
+            scalars,
+            &self.wgsl,
+            "\n",
+            &structs.concat(),
+            &scalars_of_rule,
+            &frame,
+            &vec4,
+            &scalar,
+        ]
+        .concat()
+    }
+
+    /// The same for batches of so many tensors.
+    fn batch(&self, path: ScalarPath, access: Access, tensors: usize) -> String {
+        let unit = match access {
+            Access::Vec4 | Access::Vec4Offset => include_str!("../../shaders/frame/unit_vec4.wgsl"),
+            Access::Scalar => include_str!("../../shaders/frame/unit_scalar.wgsl"),
+        };
+        let stem = self.stem;
+        let mut wgsl = format!("{}{unit}const BATCH = {tensors};\n", self.piece(path));
+        let mut calls = String::new();
+        for tensor in 0..tensors {
+            wgsl += &include_str!("../../shaders/frame/batch.wgsl")
+                .replace("RULE", stem)
+                .replace("TENSOR", &tensor.to_string());
+            let section = format!("section_of(arrayLength(&params_{tensor}))");
+            let stored = |value| format!("stored({value})");
+            let (name, state) = (tensor.to_string(), format!("state_{tensor}"));
+            wgsl += &self.loads_and_stores(&name, &state, &section, stored);
+            calls += &format!("    {stem}_{tensor}(invocation.x);\n");
+        }
+        wgsl + &format!(
+            "@compute @workgroup_size({BATCH_WORKGROUP_SIZE})\n\
+             fn {stem}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n{calls}}}\n"
+        )
+    }
+
+    /// The functions `load_NAME` and `store_NAME` for the state at `i` of an array.
+    fn loads_and_stores(
+        &self,
+        name: &str,
+        array: &str,
+        section: &str,
+        stored: impl Fn(String) -> String,
+    ) -> String {
+        let (mut loads, mut stores) = (String::new(), String::new());
+        for (slot, field) in self.kept().enumerate() {
+            let place = match slot {
+                0 => format!("{array}[i]"),
+                slot => format!("{array}[i + {slot}u * {section}]"),
+            };
+            loads += &format!("    s.{field} = vec4<f32>({place});\n");
+            stores += &format!("    {place} = {};\n", stored(format!("s.{field}")));
+        }
+        format!(
+            "fn load_{name}(i: u32) -> State {{\n    var s: State;\n{loads}    return s;\n}}\n\n\
+             fn store_{name}(i: u32, s: State) {{\n{stores}}}\n\n"
+        )
+    }
+}
+
+impl KernelVariant {
+    /// A rule's kernel that reaches its elements by `access`, over so many tensors, each with bindings of its own, in
+    /// the order of all parameters, all gradients, all states: more than one in a batch.
+    #[must_use]
+    pub fn new(rule: &impl Rule, access: Access, tensors: usize) -> Self {
+        Self {
+            rule: RuleSource::of(rule),
+            access,
+            tensors,
+        }
+    }
+
+    pub(super) fn has_state(&self) -> bool {
+        self.rule.kept().next().is_some()
+    }
+
+    pub(super) const fn tensors(&self) -> usize {
+        self.tensors
+    }
+
+    /// How many scalars the rule takes.
+    pub(super) const fn scalars(&self) -> usize {
+        self.rule.scalars.len()
+    }
+
+    /// The complete WGSL source for a road of the scalars.
+    #[must_use]
+    pub fn source(&self, path: ScalarPath) -> String {
+        match self.tensors {
+            0..=1 => self.rule.piece(path),
+            tensors => self.rule.batch(path, self.access, tensors),
+        }
+    }
+
+    /// The entry point.
+    #[must_use]
+    pub fn entry_point(&self) -> String {
+        let stem = self.rule.stem;
+        match (self.tensors, self.access) {
+            (0..=1, Access::Vec4 | Access::Vec4Offset) => stem.to_owned(),
+            (0..=1, Access::Scalar) => format!("{stem}_scalar"),
+            _ => format!("{stem}_batch"),
+        }
+    }
+
+    /// The pipeline's label.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("wgpu_optim.{}", self.entry_point())
+    }
+
+    /// Values of the shader's `override`s.
+    #[must_use]
+    pub fn constants(&self) -> Vec<(&'static str, f64)> {
+        let has_offset = ("HAS_OFFSET", self.access == Access::Vec4Offset);
+        let terms = self.rule.terms.iter().copied().chain([has_offset]);
+        terms
+            .map(|(name, has)| (name, f64::from(u8::from(has))))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use naga::back::PipelineConstants;
+    use naga::back::pipeline_constants::process_overrides;
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    use std::collections::{BTreeSet, HashMap};
+
+    use super::*;
+    use crate::gpu::scalars::Uniforms;
+    use crate::plan::{MAX_BATCH_PIECES, WORKGROUP_SIZE};
+    use crate::rules::sgd::{MomentumForm, SgdConfig, Terms};
+
+    fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
+        let module = naga::front::wgsl::parse_str(wgsl)
+            .unwrap_or_else(|error| unreachable!("{}", error.emit_to_string(wgsl)));
+        // What a device has with and without Features::IMMEDIATES.
+        let capabilities = match path {
+            ScalarPath::Immediates => Capabilities::IMMEDIATES,
+            ScalarPath::Uniforms => Capabilities::empty(),
+        };
+        let info = Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .unwrap();
+        (module, info)
+    }
+
+    const PATHS: [ScalarPath; 2] = [ScalarPath::Immediates, ScalarPath::Uniforms];
+
+    /// A configuration for every set of terms.
+    fn configs() -> Vec<SgdConfig> {
+        let mut configs: Vec<SgdConfig> = Vec::new();
+        for (momentum, form) in [
+            (0.0, MomentumForm::HeavyBall),
+            (0.9, MomentumForm::HeavyBall),
+            (0.9, MomentumForm::LrInside),
+        ] {
+            for flags in 0..8 {
+                let has = |bit: u32| flags >> bit & 1 == 1;
+                let config = SgdConfig::builder(0.1)
+                    .momentum(momentum)
+                    .form(form)
+                    .nesterov(has(0) && momentum != 0.0)
+                    .weight_decay(if has(1) { 0.01 } else { 0.0 })
+                    .decoupled_weight_decay(if has(2) { 0.01 } else { 0.0 })
+                    .build()
+                    .unwrap();
+                if !configs.iter().any(|other| other.terms() == config.terms()) {
+                    configs.push(config);
+                }
+            }
+        }
+        assert_eq!(configs.len(), Terms::all().count());
+        configs
+    }
+
+    fn constants(variant: &KernelVariant) -> PipelineConstants {
+        let constants = variant.constants().into_iter();
+        constants
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    #[test]
+    fn every_variant_that_the_host_can_ask_for_is_valid() {
+        let alone = Access::ALL.map(|access| (access, 1));
+        let batches = (2..=MAX_BATCH_PIECES as usize)
+            .flat_map(|tensors| [Access::Vec4, Access::Scalar].map(|access| (access, tensors)));
+        let accesses: Vec<_> = alone.into_iter().chain(batches).collect();
+        for path in PATHS {
+            let mut parsed = HashMap::new();
+            for config in configs() {
+                for (access, tensors) in &accesses {
+                    let variant = KernelVariant::new(&config, *access, *tensors);
+                    let source = variant.source(path);
+                    let (module, info) = parsed
+                        .entry(source)
+                        .or_insert_with_key(|source| parse(path, source));
+                    let entry_point = variant.entry_point();
+                    let entry_point = Some((naga::ShaderStage::Compute, entry_point.as_str()));
+                    // Resolves the overrides and validates what comes out.
+                    process_overrides(module, info, entry_point, &constants(&variant)).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Bytes that one invocation moves between the tensor bindings and itself.
+    fn bytes_moved(variant: &KernelVariant, path: ScalarPath) -> u64 {
+        let (module, info) = parse(path, &variant.source(path));
+        let entry_point = variant.entry_point();
+        let entry_point = Some((naga::ShaderStage::Compute, entry_point.as_str()));
+        // What comes out has this entry point alone.
+        let (module, info) =
+            process_overrides(&module, &info, entry_point, &constants(variant)).unwrap();
+        let walk = Walk {
+            module: &module,
+            info: &info,
+        };
+        let function = &module.entry_points[0].function;
+        walk.block(&function.body, function, info.get_entry_point(0))
+    }
+
+    /// Adds up loads from storage buffers and stores to them.
+    struct Walk<'a> {
+        module: &'a naga::Module,
+        info: &'a naga::valid::ModuleInfo,
+    }
+
+    impl Walk<'_> {
+        fn block(
+            &self,
+            block: &naga::Block,
+            function: &naga::Function,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{Expression, Statement};
+            let nested = |block| self.block(block, function, info);
+            block
+                .iter()
+                .map(|statement| match *statement {
+                    Statement::Emit(ref range) => range
+                        .clone()
+                        .map(|handle| match function.expressions[handle] {
+                            Expression::Load { pointer } => self.bytes(pointer, info),
+                            _ => 0,
+                        })
+                        .sum(),
+                    Statement::Store { pointer, .. } => self.bytes(pointer, info),
+                    Statement::Call { function, .. } => {
+                        let callee = &self.module.functions[function];
+                        self.block(&callee.body, callee, &self.info[function])
+                    }
+                    Statement::Block(ref block) => nested(block),
+                    // The dearer way.
+                    Statement::If {
+                        ref accept,
+                        ref reject,
+                        ..
+                    } => nested(accept).max(nested(reject)),
+                    Statement::Return { .. } => 0,
+                    ref other => unreachable!("nobody counts the bytes of {other:?}"),
+                })
+                .sum()
+        }
+
+        /// Size of what a pointer points to, if that is in a storage buffer.
+        fn bytes(
+            &self,
+            pointer: naga::Handle<naga::Expression>,
+            info: &naga::valid::FunctionInfo,
+        ) -> u64 {
+            use naga::{AddressSpace, TypeInner};
+            let bytes = match *info[pointer].ty.inner_with(&self.module.types) {
+                TypeInner::Pointer {
+                    base,
+                    space: AddressSpace::Storage { .. },
+                } => self.module.types[base].inner.size(self.module.to_ctx()),
+                TypeInner::ValuePointer {
+                    size,
+                    scalar,
+                    space: AddressSpace::Storage { .. },
+                } => size.map_or(1, |size| size as u32) * u32::from(scalar.width),
+                _ => 0,
+            };
+            bytes.into()
+        }
+    }
+
+    #[test]
+    fn the_bytes_per_element_are_those_that_the_shader_moves() {
+        for path in PATHS {
+            for config in configs() {
+                let alone = Access::ALL.map(|access| (access, 1));
+                let batched = [Access::Vec4, Access::Scalar];
+                let batched = batched.map(|access| (access, MAX_BATCH_PIECES as usize));
+                for (access, tensors) in alone.into_iter().chain(batched) {
+                    let variant = KernelVariant::new(&config, access, tensors);
+                    let elems = u64::from(access.unit_elems()) * tensors as u64;
+                    assert_eq!(
+                        bytes_moved(&variant, path),
+                        config.bytes_per_elem() * elems,
+                        "{path:?} {variant:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_override_is_one_that_the_host_sets() {
+        for config in configs() {
+            let variant = KernelVariant::new(&config, Access::Vec4, 1);
+            let path = ScalarPath::Uniforms;
+            let (module, _) = parse(path, &variant.source(path));
+            let names = module.overrides.iter();
+            let names: BTreeSet<_> = names
+                .map(|(_, value)| value.name.clone().unwrap())
+                .collect();
+            let set: BTreeSet<_> = constants(&variant).into_keys().collect();
+            assert_eq!(names, set);
+        }
+    }
+
+    #[test]
+    fn the_workgroup_is_as_large_as_the_planner_thinks() {
+        // Those of a piece come with the batches.
+        let variant = KernelVariant::new(&configs()[0], Access::Vec4, 2);
+        let (module, _) = parse(ScalarPath::Uniforms, &variant.source(ScalarPath::Uniforms));
+        assert_eq!(module.entry_points.len(), 3);
+        for entry_point in &module.entry_points {
+            let expected = if entry_point.name.ends_with("batch") {
+                BATCH_WORKGROUP_SIZE
+            } else {
+                WORKGROUP_SIZE
+            };
+            assert_eq!(entry_point.workgroup_size, [expected, 1, 1]);
+        }
+    }
+
+    #[test]
+    fn the_uniforms_lie_in_rust_as_in_wgsl() {
+        let config = &configs()[0];
+        for path in PATHS {
+            let variant = KernelVariant::new(config, Access::Vec4, 1);
+            let (module, _) = parse(path, &variant.source(path));
+            let mut types = module.types.iter();
+            let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("Uniforms"));
+            let naga::TypeInner::Struct { members, span } = &uniforms.unwrap().1.inner else {
+                unreachable!("Uniforms is a struct")
+            };
+            let rules = config
+                .scalar_names()
+                .iter()
+                .map(|name| format!("rule_{name}"));
+            let names: Vec<_> = rules.chain(FRAME_SCALARS.map(str::to_owned)).collect();
+            let offsets = (0..).step_by(4);
+            let theirs = members
+                .iter()
+                .map(|member| (member.name.clone().unwrap(), member.offset));
+            assert!(theirs.eq(names.into_iter().zip(offsets)));
+            assert_eq!(*span, Uniforms::bytes(variant.scalars()));
+            assert_eq!(config.scalars(0).as_slice().len(), variant.scalars());
+        }
+    }
+}

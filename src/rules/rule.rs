@@ -1,0 +1,125 @@
+//! What a rule says of itself.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+use super::ConfigError;
+
+/// Most slots that a rule may keep.
+pub const MAX_SLOTS: usize = 4;
+
+/// Most scalars that a step of a rule may take.
+pub const MAX_SCALARS: usize = 16;
+
+/// A value per element that a rule keeps from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slot {
+    /// Its name, PyTorch's where that has one: `momentum_buffer`, say. The field of `State` in WGSL.
+    pub name: &'static str,
+    /// What it starts as.
+    pub start: f32,
+    /// Whether this configuration keeps it. One that is not kept takes no memory.
+    pub is_kept: bool,
+}
+
+/// The scalars of a step, in the order of their names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scalars {
+    values: [f32; MAX_SCALARS],
+    len: usize,
+}
+
+impl Scalars {
+    /// The scalars.
+    #[must_use]
+    pub fn as_slice(&self) -> &[f32] {
+        &self.values[..self.len]
+    }
+}
+
+impl<const N: usize> From<[f32; N]> for Scalars {
+    /// At most [`MAX_SCALARS`].
+    fn from(scalars: [f32; N]) -> Self {
+        const { assert!(N <= MAX_SCALARS, "more scalars than a step may take") };
+        let mut values = [0.0; MAX_SCALARS];
+        values[..N].copy_from_slice(&scalars);
+        Self { values, len: N }
+    }
+}
+
+/// A rule by which each element moves on its own: checked hyper-parameters, and what becomes of them on GPU and CPU.
+///
+/// The frame around it (addresses, loads and stores, batches, groups, states) is the library's. A rule is a type with
+/// its configuration, and its WGSL is a function over four elements:
+///
+/// ```wgsl
+/// override HAS_X: bool = false;                            // one for each of `terms`
+/// fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>,    // returns the new parameters
+///           state: ptr<function, State>) -> vec4<f32> { .. }
+/// ```
+///
+/// where `Scalars` has an `f32` for each of `scalar_names` and `State` a `vec4<f32>` for each of `slots`. A slot that is
+/// not kept is zero, and lost.
+pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
+    /// Names kernels and labels: `wgpu_optim.STEM`. An identifier of WGSL.
+    fn stem(&self) -> &'static str;
+
+    /// Every slot that the rule may keep, in a fixed order, [`MAX_SLOTS`] at most.
+    fn slots(&self) -> Cow<'static, [Slot]>;
+
+    /// Which terms this configuration has, by the names of WGSL overrides. One that is absent is compiled out. They do
+    /// not change with the learning rate or the momentum.
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]>;
+
+    /// The rule's WGSL.
+    fn wgsl(&self) -> Cow<'static, str>;
+
+    /// The names of the scalars, [`MAX_SCALARS`] at most: the fields of `Scalars` in WGSL.
+    fn scalar_names(&self) -> &'static [&'static str];
+
+    /// What sets the step after `applied_steps` applied ones apart: the smallest number of steps after which the
+    /// scalars are the same. Tensors of one phase share a dispatch. By default every step has its own.
+    fn phase(&self, applied_steps: u64) -> u64 {
+        applied_steps
+    }
+
+    /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
+    fn scalars(&self, phase: u64) -> Scalars;
+
+    /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
+    /// each slot that is kept.
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
+
+    /// What the slots mean. A state made by a rule of another meaning is refused.
+    fn meaning(&self) -> String;
+
+    /// Learning rate.
+    fn lr(&self) -> f64;
+
+    /// The same rule at another learning rate.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `lr` cannot be used.
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError>;
+
+    /// The momentum, if the rule keeps one.
+    fn momentum(&self) -> Option<f64>;
+
+    /// The same rule at another momentum.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `momentum` cannot be used, or the rule has none.
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError>;
+
+    /// Bytes that one step moves per element: the parameters and each slot that is kept read and written, the gradient
+    /// read.
+    fn bytes_per_elem(&self) -> u64 {
+        let kept = self.slots().iter().filter(|slot| slot.is_kept).count();
+        4 * (3 + 2 * kept as u64)
+    }
+}
+
+/// How many slots a rule keeps.
+pub(crate) fn kept_slots(rule: &impl Rule) -> usize {
+    rule.slots().iter().filter(|slot| slot.is_kept).count()
+}
