@@ -79,8 +79,8 @@ pub use rules::sgd::{
     reference,
 };
 pub use rules::{
-    ConfigError, ConversionError, GroupError, MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule,
-    Scalars, Slot, schedule,
+    AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad, ConfigError, ConversionError, GroupError,
+    MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule, Scalars, Slot, schedule,
 };
 pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]

@@ -8,26 +8,39 @@
 //! order a compiler adds, and fusing a product into a sum only removes a rounding. Errors of earlier steps are
 //! carried along. It holds while no intermediate leaves the range of `f32`.
 
+mod adam;
+
 use approx::AbsDiffEq;
+
+pub use adam::AdamOracle;
 
 use crate::rules::sgd::{Coefficients, MomentumForm, SgdConfig, Terms};
 
 /// How the arithmetic under test rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rounding {
-    /// Largest relative error of one operation.
+    /// Largest relative error of a sum, a difference or a product.
     unit: f64,
+    /// How many of these a quotient is worth.
+    division: u32,
+    /// How many a square root is worth.
+    root: u32,
 }
 
 impl Rounding {
     /// To nearest, as Rust computes on a CPU: half an ULP, `2^-24`.
     pub const NEAREST: Self = Self {
         unit: 1.0 / (1u32 << 24) as f64,
+        division: 1,
+        root: 1,
     };
 
-    /// To either neighbour, all that WGSL promises for `+`, `-` and `*`: one ULP, `2^-23`.
+    /// To either neighbour, all that WGSL promises for `+`, `-` and `*`: one ULP, `2^-23`. A quotient may be off by 2.5
+    /// ULP, and a root by as much as `1/inverseSqrt(x)`, where `inverseSqrt` may be off by 2.
     pub const WGSL: Self = Self {
         unit: 1.0 / (1u32 << 23) as f64,
+        division: 3,
+        root: 5,
     };
 
     fn gamma(self, roundings: u32) -> f64 {

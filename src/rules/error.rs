@@ -86,3 +86,21 @@ pub enum GroupError {
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
+
+/// Accepts what lies between zero and `limit` and is not too large for `f32`. Which terms a kernel has depends on
+/// what is zero here, and not on what is too small for `f32`: one that has become so is still there, times zero.
+pub(super) fn check_range(field: &'static str, value: f64, limit: f64) -> Result<(), ConfigError> {
+    if (value as f32).is_finite() && (0.0..=limit).contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::OutOfRange {
+            field,
+            value,
+            expected: match (limit.is_finite(), limit < 1.0) {
+                (false, _) => "zero or a positive number that f32 can hold",
+                (true, true) => "0 <= x < 1",
+                (true, false) => "0 <= x <= 1",
+            },
+        })
+    }
+}

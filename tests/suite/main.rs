@@ -10,6 +10,7 @@
 mod adapter;
 mod cases;
 mod golden;
+mod golden_rules;
 mod no_device;
 mod noop;
 mod random;

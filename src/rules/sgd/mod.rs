@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::rules::error::check_range;
 use crate::rules::{ConfigError, Real, Rule, Scalars, Slot};
 
 pub use coefficients::{Coefficients, Terms};
@@ -366,24 +367,6 @@ impl Rule for SgdConfig {
 
     fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
         Self::with_momentum(*self, momentum)
-    }
-}
-
-/// Accepts what lies between zero and `limit` and is not too large for `f32`. Which terms a kernel has depends on
-/// what is zero here, and not on what is too small for `f32`: one that has become so is still there, times zero.
-fn check_range(field: &'static str, value: f64, limit: f64) -> Result<(), ConfigError> {
-    if (value as f32).is_finite() && (0.0..=limit).contains(&value) {
-        Ok(())
-    } else {
-        Err(ConfigError::OutOfRange {
-            field,
-            value,
-            expected: match (limit.is_finite(), limit < 1.0) {
-                (false, _) => "zero or a positive number that f32 can hold",
-                (true, true) => "0 <= x < 1",
-                (true, false) => "0 <= x <= 1",
-            },
-        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tier three: a real adapter. Without one these tests fail and say how to get one.
 
+mod adam;
 mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;

@@ -1,5 +1,6 @@
 //! Tier one: no device.
 
+pub mod adam;
 mod adapters;
 mod config;
 mod cpu;

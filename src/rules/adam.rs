@@ -1,0 +1,492 @@
+//! Adam, AdamW and AMSGrad.
+
+use std::borrow::Cow;
+
+use super::elementwise::{Element, InTurn, Vectors, Walk};
+use super::{ConfigError, Real, Rule, Scalars, Slot};
+use crate::rules::error::check_range;
+
+/// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
+/// `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one:
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AdamForm {
+    /// `theta <- theta - lr * (m/bc1) / (sqrt(v/bc2 + eps_root) + eps)`: both averages are corrected first. PyTorch
+    /// (without `eps_root`), optax.
+    #[default]
+    Corrected,
+    /// `theta <- theta - lr*sqrt(bc2)/bc1 * m / (sqrt(v) + eps)`: the correction is in the learning rate, so epsilon
+    /// meets the average as it is (the "epsilon hat" of Kingma and Ba 2015, end of section 2). Keras, TensorFlow.
+    EpsilonHat,
+}
+
+/// Which largest value AMSGrad divides by (Reddi, Kale and Kumar 2018).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AmsGrad {
+    /// None: Adam.
+    #[default]
+    Off,
+    /// The largest `v` so far. PyTorch, Keras.
+    OfAverage,
+    /// The largest `v/bc2` so far. optax.
+    OfCorrected,
+}
+
+/// Checked hyper-parameters of Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
+///
+/// ```text
+/// h     = g + weight_decay*theta               g negated to maximize
+/// m     <- beta1*m + (1 - beta1)*h
+/// v     <- beta2*v + (1 - beta2)*h^2
+/// theta <- (1 - lr*decoupled_weight_decay)*theta
+///          - lr * (m/bc1) / (sqrt(v/bc2 + eps_root) + eps)
+/// ```
+///
+/// with the last line by [`AdamForm`]. Slots: `exp_avg` (m), `exp_avg_sq` (v) and, with AMSGrad, `max_exp_avg_sq`.
+/// 28 bytes per element and step, 36 with AMSGrad. Bias corrections follow the applied steps of each tensor.
+///
+/// ```
+/// use wgpu_optim::{AdamConfig, CpuOptimizer};
+///
+/// let config = AdamConfig::adamw(1e-3).build()?;
+/// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+/// let mut weight = [1.0, -1.0];
+/// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+/// // At the first step every element moves by about the learning rate, whatever its gradient.
+/// assert!((weight[0] - 0.99899).abs() < 1e-6 && (weight[1] + 0.99899).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamConfig {
+    lr: f64,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    eps_root: f64,
+    weight_decay: f64,
+    decoupled_weight_decay: f64,
+    maximize: bool,
+    form: AdamForm,
+    amsgrad: AmsGrad,
+}
+
+impl AdamConfig {
+    /// PyTorch's `Adam`: betas 0.9 and 0.999, eps 1e-8, no decay.
+    pub const fn builder(lr: f64) -> AdamConfigBuilder {
+        AdamConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            eps_root: 0.0,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+            form: AdamForm::Corrected,
+            amsgrad: AmsGrad::Off,
+        })
+    }
+
+    /// PyTorch's `AdamW`: the same with a decoupled weight decay of 0.01.
+    pub const fn adamw(lr: f64) -> AdamConfigBuilder {
+        Self::builder(lr).decoupled_weight_decay(1e-2)
+    }
+
+    /// Keras's `Adam`: [`AdamForm::EpsilonHat`], eps 1e-7.
+    pub const fn keras(lr: f64) -> AdamConfigBuilder {
+        Self::builder(lr).form(AdamForm::EpsilonHat).eps(1e-7)
+    }
+
+    /// The same configuration at another learning rate.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `lr` is out of range, or would make `1 - lr*decoupled_weight_decay` negative.
+    pub fn with_lr(self, lr: f64) -> Result<Self, ConfigError> {
+        Self { lr, ..self }.check()
+    }
+
+    /// Learning rate.
+    #[must_use]
+    pub const fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    /// Decay of `exp_avg`.
+    #[must_use]
+    pub const fn beta1(&self) -> f64 {
+        self.beta1
+    }
+
+    /// Decay of `exp_avg_sq`.
+    #[must_use]
+    pub const fn beta2(&self) -> f64 {
+        self.beta2
+    }
+
+    /// Added to the root.
+    #[must_use]
+    pub const fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    /// Added under the root.
+    #[must_use]
+    pub const fn eps_root(&self) -> f64 {
+        self.eps_root
+    }
+
+    /// Coupled (L2) weight decay.
+    #[must_use]
+    pub const fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    /// Decoupled weight decay.
+    #[must_use]
+    pub const fn decoupled_weight_decay(&self) -> f64 {
+        self.decoupled_weight_decay
+    }
+
+    /// Whether the objective is maximized.
+    #[must_use]
+    pub const fn maximize(&self) -> bool {
+        self.maximize
+    }
+
+    /// Where epsilon sits.
+    #[must_use]
+    pub const fn form(&self) -> AdamForm {
+        self.form
+    }
+
+    /// Which largest value it divides by.
+    #[must_use]
+    pub const fn amsgrad(&self) -> AmsGrad {
+        self.amsgrad
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("lr", self.lr, f64::INFINITY)?;
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range("eps_root", self.eps_root, f64::INFINITY)?;
+        check_range("weight_decay", self.weight_decay, f64::INFINITY)?;
+        check_range(
+            "decoupled_weight_decay",
+            self.decoupled_weight_decay,
+            f64::INFINITY,
+        )?;
+        if self.lr * self.decoupled_weight_decay > 1.0 {
+            return Err(ConfigError::DecayTooLarge {
+                lr: self.lr,
+                decoupled_weight_decay: self.decoupled_weight_decay,
+            });
+        }
+        let unsupported = |fields, why| Err(ConfigError::Unsupported { fields, why });
+        if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
+            return unsupported(
+                "form, eps_root",
+                "epsilon hat has no epsilon under the root",
+            );
+        }
+        if self.form == AdamForm::EpsilonHat && self.amsgrad == AmsGrad::OfCorrected {
+            return unsupported("form, amsgrad", "epsilon hat corrects no average");
+        }
+        Ok(self)
+    }
+
+    /// The step after `applied_steps` in `f64`.
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
+        let t = applied_steps as f64 + 1.0;
+        let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
+        let (a, r) = match self.form {
+            AdamForm::Corrected => (self.lr / bc1, 1.0 / bc2),
+            AdamForm::EpsilonHat => (self.lr * bc2.sqrt() / bc1, 1.0),
+        };
+        // To maximize, h changes its sign as a whole, which only m sees.
+        let sign = if self.maximize { -1.0 } else { 1.0 };
+        Coefficients {
+            lambda: sign * self.weight_decay,
+            beta1: self.beta1,
+            c1: sign * (1.0 - self.beta1),
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            r,
+            eps_root: self.eps_root,
+            eps: self.eps,
+            a,
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+    }
+
+    /// One step over whole tensors, one element after the other on one thread: the twin of the kernels that the vector
+    /// loops of [`CpuOptimizer`](crate::CpuOptimizer) are compared with. `state` has a slice for each slot that is
+    /// kept, and all slices have one length.
+    pub fn step_in_turn(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        self.walk::<InTurn>(applied_steps, params, state, grads);
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        let k = self.coefficients(applied_steps).cast();
+        let corrected = self.amsgrad == AmsGrad::OfCorrected;
+        match (self.weight_decay != 0.0, corrected, state) {
+            (false, _, [m, v]) => W::walk(Adam::<false>(k), params, [m, v], grads),
+            (true, _, [m, v]) => W::walk(Adam::<true>(k), params, [m, v], grads),
+            (false, false, [m, v, w]) => W::walk(Ams::<false, false>(k), params, [m, v, w], grads),
+            (false, true, [m, v, w]) => W::walk(Ams::<false, true>(k), params, [m, v, w], grads),
+            (true, false, [m, v, w]) => W::walk(Ams::<true, false>(k), params, [m, v, w], grads),
+            (true, true, [m, v, w]) => W::walk(Ams::<true, true>(k), params, [m, v, w], grads),
+            // The frame gives as many slots as are kept.
+            _ => {}
+        }
+    }
+}
+
+/// The scalars of a step by their names in WGSL.
+#[derive(Clone, Copy, Debug)]
+struct Coefficients<T> {
+    lambda: T,
+    beta1: T,
+    c1: T,
+    beta2: T,
+    c2: T,
+    r: T,
+    eps_root: T,
+    eps: T,
+    a: T,
+    rho: T,
+}
+
+impl Coefficients<f64> {
+    /// Rounds each once.
+    fn cast(&self) -> Coefficients<f32> {
+        let f32 = f32::from_f64;
+        Coefficients {
+            lambda: f32(self.lambda),
+            beta1: f32(self.beta1),
+            c1: f32(self.c1),
+            beta2: f32(self.beta2),
+            c2: f32(self.c2),
+            r: f32(self.r),
+            eps_root: f32(self.eps_root),
+            eps: f32(self.eps),
+            a: f32(self.a),
+            rho: f32(self.rho),
+        }
+    }
+}
+
+impl Coefficients<f32> {
+    /// `m`, `v` and what the root is taken of before a correction.
+    #[inline(always)]
+    fn averages<const LAMBDA: bool>(&self, theta: f32, g: f32, m: f32, v: f32) -> (f32, f32) {
+        let h = if LAMBDA { g + self.lambda * theta } else { g };
+        (
+            self.beta1 * m + self.c1 * h,
+            self.beta2 * v + self.c2 * (h * h),
+        )
+    }
+
+    /// The new parameter. Where the kernel leaves out a factor of one or a sum with zero, this has them: they round
+    /// nothing.
+    #[inline(always)]
+    fn next_params(&self, theta: f32, m: f32, w: f32) -> f32 {
+        let update = self.a * (m / ((w + self.eps_root).sqrt() + self.eps));
+        self.rho * theta - update
+    }
+}
+
+/// Adam's two slots.
+#[derive(Clone, Copy)]
+struct Adam<const LAMBDA: bool>(Coefficients<f32>);
+
+impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let k = self.0;
+        let (m, v) = k.averages::<LAMBDA>(theta, g, m, v);
+        (k.next_params(theta, m, k.r * v), [m, v])
+    }
+}
+
+/// AMSGrad's three.
+#[derive(Clone, Copy)]
+struct Ams<const LAMBDA: bool, const CORRECTED: bool>(Coefficients<f32>);
+
+impl<const LAMBDA: bool, const CORRECTED: bool> Element<3> for Ams<LAMBDA, CORRECTED> {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, v, largest]: [f32; 3]) -> (f32, [f32; 3]) {
+        let k = self.0;
+        let (m, v) = k.averages::<LAMBDA>(theta, g, m, v);
+        if CORRECTED {
+            let largest = largest.max(k.r * v);
+            (k.next_params(theta, m, largest), [m, v, largest])
+        } else {
+            let largest = largest.max(v);
+            (k.next_params(theta, m, k.r * largest), [m, v, largest])
+        }
+    }
+}
+
+impl Rule for AdamConfig {
+    fn stem(&self) -> &'static str {
+        match self.amsgrad {
+            AmsGrad::Off => "adam",
+            AmsGrad::OfAverage | AmsGrad::OfCorrected => "amsgrad",
+        }
+    }
+
+    fn slots(&self) -> Cow<'static, [Slot]> {
+        let slot = |name, is_kept| Slot {
+            name,
+            start: 0.0,
+            is_kept,
+        };
+        vec![
+            slot("exp_avg", true),
+            slot("exp_avg_sq", true),
+            slot("max_exp_avg_sq", self.amsgrad != AmsGrad::Off),
+        ]
+        .into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        vec![
+            ("HAS_LAMBDA", self.weight_decay != 0.0),
+            ("HAS_RHO", self.decoupled_weight_decay != 0.0),
+            ("HAS_R", self.form == AdamForm::Corrected),
+            ("HAS_EPS_ROOT", self.eps_root != 0.0),
+            ("HAS_MAX", self.amsgrad == AmsGrad::OfAverage),
+            ("HAS_MAX_OF_CORRECTED", self.amsgrad == AmsGrad::OfCorrected),
+        ]
+        .into()
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        include_str!("../../shaders/rules/adam.wgsl").into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &[
+            "lambda", "beta1", "c1", "beta2", "c2", "r", "eps_root", "eps", "a", "rho",
+        ]
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        let k = self.coefficients(phase).cast();
+        [
+            k.lambda, k.beta1, k.c1, k.beta2, k.c2, k.r, k.eps_root, k.eps, k.a, k.rho,
+        ]
+        .into()
+    }
+
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        self.walk::<Vectors>(phase, params, state, grads);
+    }
+
+    fn meaning(&self) -> String {
+        match self.amsgrad {
+            AmsGrad::Off => "adam",
+            AmsGrad::OfAverage => "amsgrad",
+            AmsGrad::OfCorrected => "amsgrad-of-corrected",
+        }
+        .to_owned()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`, as PyTorch's one-cycle schedule has it.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+/// Collects hyper-parameters; [`build`](Self::build) checks them together.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct AdamConfigBuilder(AdamConfig);
+
+impl AdamConfigBuilder {
+    /// Decays of the two averages, `0 <= beta < 1`.
+    pub const fn betas(mut self, beta1: f64, beta2: f64) -> Self {
+        (self.0.beta1, self.0.beta2) = (beta1, beta2);
+        self
+    }
+
+    /// Added to the root.
+    pub const fn eps(mut self, eps: f64) -> Self {
+        self.0.eps = eps;
+        self
+    }
+
+    /// Added under the root; [`AdamForm::Corrected`] only.
+    pub const fn eps_root(mut self, eps_root: f64) -> Self {
+        self.0.eps_root = eps_root;
+        self
+    }
+
+    /// Coupled (L2) weight decay: joins the gradient.
+    pub const fn weight_decay(mut self, weight_decay: f64) -> Self {
+        self.0.weight_decay = weight_decay;
+        self
+    }
+
+    /// Decoupled weight decay: theta is multiplied by `1 - lr*X`. optax adds `X*theta` to the update and multiplies
+    /// both by the learning rate, which is the same.
+    pub const fn decoupled_weight_decay(mut self, decoupled_weight_decay: f64) -> Self {
+        self.0.decoupled_weight_decay = decoupled_weight_decay;
+        self
+    }
+
+    /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+    pub const fn maximize(mut self, maximize: bool) -> Self {
+        self.0.maximize = maximize;
+        self
+    }
+
+    /// Where epsilon sits.
+    pub const fn form(mut self, form: AdamForm) -> Self {
+        self.0.form = form;
+        self
+    }
+
+    /// Divides by the largest average so far.
+    pub const fn amsgrad(mut self, amsgrad: AmsGrad) -> Self {
+        self.0.amsgrad = amsgrad;
+        self
+    }
+
+    /// Checks all fields together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the fields: a value out of range or not finite, or a combination that no library has.
+    pub fn build(self) -> Result<AdamConfig, ConfigError> {
+        self.0.check()
+    }
+}

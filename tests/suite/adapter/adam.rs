@@ -1,0 +1,274 @@
+//! Adam on a real adapter: three slots of state in one buffer, whatever the tensors.
+
+use wgpu_optim::oracle::{AdamOracle, Rounding};
+use wgpu_optim::readback::block_on;
+use wgpu_optim::{
+    AdamConfig, AmsGrad, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule as _, TensorBinding, wgpu,
+};
+
+use super::{Bench, whole};
+use crate::cases::{LRS, sizes, values};
+use crate::golden_rules;
+use crate::no_device::adam::configs;
+
+const CANARY: f32 = 12_345.678;
+
+/// Compares parameters and every slot of one tensor.
+fn check(
+    bench: &Bench,
+    optimizer: &GpuOptimizer<AdamConfig>,
+    tensor: usize,
+    oracle: &AdamOracle,
+    params: &[f32],
+    here: &str,
+) {
+    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    oracle
+        .check_params(params)
+        .unwrap_or_else(|e| panic!("{here}: {e}"));
+    let slots = optimizer.config().slots();
+    let kept = slots.iter().filter(|slot| slot.is_kept);
+    let state = &state.tensors[tensor].slots;
+    assert_eq!(kept.clone().count(), state.len());
+    for (slot, state) in kept.zip(state) {
+        assert_eq!(slot.name, state.name);
+        oracle
+            .check_slot(slot.name, &state.values)
+            .unwrap_or_else(|e| panic!("{here}: {e}"));
+    }
+}
+
+#[test]
+fn the_points_that_the_libraries_printed_are_visited() {
+    for bench in Bench::both() {
+        for golden in golden_rules::adam() {
+            let params = bench.buffer_of(&golden.theta0);
+            let grads = bench.buffer(golden.theta0.len());
+            let config = golden.config().unwrap();
+            let theta = whole("theta", &params, &grads);
+            let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &[theta]).unwrap();
+            for (step, oracle) in golden.oracles(Rounding::WGSL).iter().enumerate() {
+                let gradient = bytemuck::cast_slice(&golden.grads[step]);
+                bench.queue.write_buffer(&grads, 0, gradient);
+                optimizer.set_lr(golden.lr[step]).unwrap();
+                let frozen = golden.frozen_steps.contains(&step);
+                optimizer.set_frozen("theta", frozen).unwrap();
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+                let params = bench.download(&params);
+                if optimizer.applied_steps("theta") > Some(0) {
+                    check(bench, &optimizer, 0, oracle, &params, &golden.name);
+                }
+            }
+        }
+    }
+}
+
+/// Every config over every size, scattered with canaries between, at offsets that line up and that do not.
+#[test]
+fn every_config_over_every_size_and_offset() {
+    for bench in Bench::both() {
+        for (index, config) in configs().into_iter().enumerate() {
+            let numels: Vec<_> = sizes().chain([70_001]).collect();
+            // Parameters and gradients start alike modulo four elements, or not.
+            let shift = [0, 4, 1][index % 3];
+            let mut next = index % 5;
+            let starts: Vec<_> = numels
+                .iter()
+                .map(|numel| {
+                    let start = next;
+                    next += numel + 3;
+                    start
+                })
+                .collect();
+            let mut host_params = vec![CANARY; next + 8];
+            let mut host_grads = vec![CANARY; next + 8];
+            for (start, numel) in starts.iter().zip(&numels) {
+                host_params[*start..start + numel].copy_from_slice(&values(*numel as u64, *numel));
+                let gradient = values(77 + *numel as u64, *numel);
+                host_grads[start + shift..start + shift + numel].copy_from_slice(&gradient);
+            }
+            let params = bench.buffer_of(&host_params);
+            let grads = bench.buffer_of(&host_grads);
+            let names: Vec<_> = (0..numels.len()).map(|index| index.to_string()).collect();
+            let tensors: Vec<_> = names
+                .iter()
+                .zip(starts.iter().zip(&numels))
+                .map(|(name, (start, numel))| {
+                    let [params_bytes, grads_bytes] =
+                        [*start, start + shift].map(|at| 4 * at as u64);
+                    TensorBinding::new(name, &params, &grads, [*numel])
+                        .at(params_bytes, grads_bytes)
+                })
+                .collect();
+            let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+            let mut oracles: Vec<_> = starts
+                .iter()
+                .zip(&numels)
+                .map(|(start, numel)| {
+                    AdamOracle::new(&host_params[*start..start + numel], Rounding::WGSL)
+                })
+                .collect();
+            for (step, lr) in LRS.into_iter().enumerate() {
+                // The seventh tensor misses a step: its corrections then differ from its neighbours'.
+                optimizer.set_frozen("7", step == 1).unwrap();
+                optimizer.set_lr(lr).unwrap();
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+                for (tensor, oracle) in oracles.iter_mut().enumerate() {
+                    if tensor != 7 || step != 1 {
+                        let start = starts[tensor] + shift;
+                        let grads = &host_grads[start..start + numels[tensor]];
+                        oracle.step(optimizer.config(), grads);
+                    }
+                }
+            }
+            let mut stepped = bench.download(&params);
+            let state = block_on(&bench.device, optimizer.state()).unwrap();
+            for (tensor, oracle) in oracles.iter().enumerate() {
+                let here = format!("{config:?}, {} elements", numels[tensor]);
+                let slice = &mut stepped[starts[tensor]..starts[tensor] + numels[tensor]];
+                oracle
+                    .check_params(slice)
+                    .unwrap_or_else(|e| panic!("{here}: {e}"));
+                slice.fill(CANARY);
+                for (slot, state) in config.slots().iter().zip(&state.tensors[tensor].slots) {
+                    oracle
+                        .check_slot(slot.name, &state.values)
+                        .unwrap_or_else(|e| panic!("{here}: {e}"));
+                }
+            }
+            assert!(stepped.iter().all(|x| *x == CANARY), "{config:?}");
+            assert_eq!(bench.download(&grads), host_grads);
+        }
+    }
+}
+
+/// Small tensors with buffers of their own share dispatches, odd ones by the element.
+#[test]
+fn batches_of_three_slots() {
+    let config = AdamConfig::adamw(0.05)
+        .eps(1e-6)
+        .amsgrad(AmsGrad::OfAverage)
+        .build()
+        .unwrap();
+    for bench in Bench::both() {
+        for numel in [64, 1001, 4096] {
+            let buffers: Vec<_> = (0..25_u64)
+                .map(|index| {
+                    let (start, gradient) = (values(index, numel), values(100 + index, numel));
+                    (
+                        bench.buffer_of(&start),
+                        bench.buffer_of(&gradient),
+                        start,
+                        gradient,
+                    )
+                })
+                .collect();
+            let names: Vec<_> = (0..25).map(|index| index.to_string()).collect();
+            let tensors: Vec<_> = names
+                .iter()
+                .zip(&buffers)
+                .map(|(name, (params, grads, ..))| TensorBinding::new(name, params, grads, [numel]))
+                .collect();
+            let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+            assert!(!optimizer.plan().batches.is_empty());
+            let mut oracles: Vec<_> = buffers
+                .iter()
+                .map(|(.., start, _)| AdamOracle::new(start, Rounding::WGSL))
+                .collect();
+            for step in 0..3 {
+                optimizer.set_frozen("3", step == 1).unwrap();
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+                for (tensor, (oracle, (.., gradient))) in
+                    oracles.iter_mut().zip(&buffers).enumerate()
+                {
+                    if tensor != 3 || step != 1 {
+                        oracle.step(&config, gradient);
+                    }
+                }
+            }
+            for (tensor, (oracle, (params, ..))) in oracles.iter().zip(&buffers).enumerate() {
+                let params = bench.download(params);
+                check(
+                    bench,
+                    &optimizer,
+                    tensor,
+                    oracle,
+                    &params,
+                    &format!("{tensor} of {numel}"),
+                );
+            }
+        }
+    }
+}
+
+/// One dispatch for an arena, cut where three slots do not fit a binding, and a state that goes on from what was saved.
+#[test]
+fn an_arena_is_one_dispatch_and_its_state_carries_on() {
+    let config = AdamConfig::adamw(0.05)
+        .eps(1e-6)
+        .amsgrad(AmsGrad::OfAverage)
+        .build()
+        .unwrap();
+    let small = wgpu::Limits {
+        max_storage_buffer_binding_size: 1 << 16,
+        max_uniform_buffer_binding_size: 1 << 16,
+        ..wgpu::Limits::default()
+    };
+    let benches = [
+        Bench::with(OPTIONAL_FEATURES),
+        Bench::with(wgpu::Features::empty()),
+        Bench::open(wgpu::Features::empty(), small),
+    ];
+    for (index, bench) in benches.iter().enumerate() {
+        let shapes = [("a", vec![7, 11]), ("b", vec![20_001]), ("c", vec![64])];
+        let numels = shapes
+            .clone()
+            .map(|(_, shape)| shape.iter().product::<usize>());
+        let starts = numels.map(|numel| values(numel as u64, numel));
+        let grads = numels.map(|numel| values(1 + numel as u64, numel));
+        let arena = Arena::new(&bench.device, &bench.queue, shapes).unwrap();
+        arena.upload_all_params(&starts).unwrap();
+        arena.upload_all_grads(&grads).unwrap();
+        let fresh = || GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
+        let mut optimizer = fresh();
+        let mut oracles = starts
+            .each_ref()
+            .map(|start| AdamOracle::new(start, Rounding::WGSL));
+        for step in 0..4 {
+            if step == 2 {
+                let state = block_on(&bench.device, optimizer.state()).unwrap();
+                optimizer = fresh();
+                optimizer.load_state(&state).unwrap();
+                assert_eq!(block_on(&bench.device, optimizer.state()).unwrap(), state);
+            }
+            let mut encoder = bench.encoder();
+            optimizer.step(&mut encoder).unwrap();
+            bench.queue.submit([encoder.finish()]);
+            for (oracle, grads) in oracles.iter_mut().zip(&grads) {
+                oracle.step(&config, grads);
+            }
+        }
+        match index {
+            // The ends of what does not fill a vec4 lie within the padding.
+            0 | 1 => assert_eq!(optimizer.dispatches(), 1),
+            _ => assert!(optimizer.plan().pieces.len() > 3),
+        }
+        let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+        for (tensor, oracle) in oracles.iter().enumerate() {
+            check(
+                bench,
+                &optimizer,
+                tensor,
+                oracle,
+                &params[tensor],
+                &tensor.to_string(),
+            );
+        }
+    }
+}
