@@ -3,7 +3,9 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
-use wgpu_optim::{KernelVariant, MomentumForm, ScalarPath, SgdConfig, SgdConfigBuilder};
+use wgpu_optim::{
+    AdamConfig, AmsGrad, KernelVariant, MomentumForm, Rule, ScalarPath, SgdConfig, SgdConfigBuilder,
+};
 
 /// A shader with one of its entry points: what a compiler gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,22 +67,39 @@ pub const BATCH: usize = 2;
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     for (form, config) in forms()? {
-        for (access_name, access, tensors) in [
-            ("vec4", Access::Vec4, 1),
-            ("vec4_offset", Access::Vec4Offset, 1),
-            ("scalar", Access::Scalar, 1),
-            ("batch_vec4", Access::Vec4, BATCH),
-            ("batch_scalar", Access::Scalar, BATCH),
-        ] {
-            for (path, path_name) in [
-                (ScalarPath::Immediates, "immediates"),
-                (ScalarPath::Uniforms, "uniforms"),
-            ] {
-                let variant = KernelVariant::new(&config, access, tensors);
-                let name = format!("{form}.{access_name}.{path_name}");
-                kernels.push(Kernel::new(name, variant, path));
-            }
-        }
+        kernels.extend(of_rule(form, &config));
+    }
+    for (form, config) in [
+        ("adam", AdamConfig::builder(0.1).build()?),
+        ("adamw", AdamConfig::adamw(0.1).build()?),
+        ("adam_keras", AdamConfig::keras(0.1).build()?),
+        (
+            "adamw_amsgrad",
+            AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage).build()?,
+        ),
+    ] {
+        kernels.extend(of_rule(form, &config));
     }
     Ok(kernels)
+}
+
+fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for (access_name, access, tensors) in [
+        ("vec4", Access::Vec4, 1),
+        ("vec4_offset", Access::Vec4Offset, 1),
+        ("scalar", Access::Scalar, 1),
+        ("batch_vec4", Access::Vec4, BATCH),
+        ("batch_scalar", Access::Scalar, BATCH),
+    ] {
+        for (path, path_name) in [
+            (ScalarPath::Immediates, "immediates"),
+            (ScalarPath::Uniforms, "uniforms"),
+        ] {
+            let variant = KernelVariant::new(rule, access, tensors);
+            let name = format!("{form}.{access_name}.{path_name}");
+            kernels.push(Kernel::new(name, variant, path));
+        }
+    }
+    kernels
 }

@@ -1,7 +1,7 @@
 //! In the steady state a step allocates what wgpu allocates for the same commands, and nothing of its own.
 
 use allocation_counter::measure;
-use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::{AdamConfig, GpuOptimizer, Kernels, Rule, SgdConfig, TensorBinding, wgpu};
 
 use super::{STORAGE, buffer, device};
 
@@ -118,18 +118,34 @@ fn a_step_allocates_no_more_than_its_commands() {
             .zip(buffers.chunks(2))
             .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
             .collect();
-        let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-        let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();
-        let ours = steady_state(&device, |encoder| {
-            optimizer.set_lr(0.2).unwrap();
-            optimizer.step(encoder).unwrap();
-        });
-        assert_eq!(optimizer.dispatches(), dispatches);
         let theirs = by_hand(&device, dispatches, together);
         assert!(theirs > 0, "wgpu has been counted");
-        assert!(
-            ours <= theirs,
-            "{dispatches} dispatches: {ours} allocations, by hand {theirs}"
-        );
+        let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+        let adamw = AdamConfig::adamw(0.1).build().unwrap();
+        for ours in [
+            allocations(&kernels, momentum, &tensors, dispatches),
+            allocations(&kernels, adamw, &tensors, dispatches),
+        ] {
+            assert!(
+                ours <= theirs,
+                "{dispatches} dispatches: {ours} allocations, by hand {theirs}"
+            );
+        }
     }
+}
+
+/// Those of a rule's step in the steady state.
+fn allocations(
+    kernels: &Kernels,
+    rule: impl Rule,
+    tensors: &[TensorBinding<'_>],
+    dispatches: usize,
+) -> u64 {
+    let mut optimizer = GpuOptimizer::new(kernels, rule, tensors).unwrap();
+    let ours = steady_state(kernels.device(), |encoder| {
+        optimizer.set_lr(0.2).unwrap();
+        optimizer.step(encoder).unwrap();
+    });
+    assert_eq!(optimizer.dispatches(), dispatches);
+    ours
 }
