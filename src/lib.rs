@@ -1,4 +1,4 @@
-//! GPU-accelerated optimizer kernels for [wgpu]: the fused momentum update
+//! GPU-accelerated optimizer kernels for [wgpu]: Adam, and the fused momentum update
 //!
 //! ```text
 //! d     = g + lambda*theta
@@ -11,7 +11,8 @@
 //!
 //! # Where to look
 //!
-//! - [`SgdConfig`] says which update; it compiles to [`Coefficients`], the six numbers above.
+//! - [`SgdConfig`] says which update of the momentum family; it compiles to [`Coefficients`], the six numbers above.
+//!   [`AdamConfig`] is Adam, AdamW and AMSGrad. Both are a [`Rule`], which optimizers, groups and states are generic over.
 //! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
 //! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name.
 //! - [`Arena`] lays many tensors out so that one dispatch updates them all.
@@ -20,7 +21,7 @@
 //!   for programs that have none.
 //! - [`Preset`] names the rule after the library you come from, [`physics`] after mass and friction, [`schedule`]
 //!   gives learning rate and momentum per step.
-//! - [`mod@reference`] is the CPU twin of the shaders, [`oracle`] the textbook in double precision with bounds.
+//! - [`mod@reference`] is the momentum family's CPU twin, [`oracle`] the textbook in double precision with bounds.
 //!
 //! # Embedding
 //!
