@@ -81,7 +81,7 @@ pub use rules::sgd::{
 };
 pub use rules::{
     AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad, ConfigError, ConversionError, GroupError,
-    MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule, Scalars, Slot, schedule,
+    MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule, Scalars, Slot, Slots, Twin, schedule,
 };
 pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]

@@ -5,7 +5,7 @@ mod queue;
 mod values;
 
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
 use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 pub use error::SliceError;
 use queue::Batch;
@@ -28,14 +28,14 @@ use values::Values;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct CpuOptimizer<R: Rule = SgdConfig> {
+pub struct CpuOptimizer<R: Twin = SgdConfig> {
     groups: Groups<R>,
     tensors: Tensors,
     /// The slots that each tensor keeps.
     state: Vec<Vec<Values>>,
 }
 
-impl<R: Rule> CpuOptimizer<R> {
+impl<R: Twin> CpuOptimizer<R> {
     /// An optimizer for tensors of these names and shapes, with zero velocity.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl<R: Rule> CpuOptimizer<R> {
         let tensors = Tensors::new(groups, tensors)?;
         let state_of = |tensor: &Tensor| {
             let slots = groups.config(tensor.group).slots();
-            let kept = slots.iter().filter(|slot| slot.is_kept).enumerate();
+            let kept = slots.kept().enumerate();
             kept.map(|(index, slot)| Values::new(tensor.numel as usize, slot.start, index))
                 .collect()
         };
@@ -170,7 +170,7 @@ impl<R: Rule> CpuOptimizer<R> {
         let tensors = self.tensors.as_slice().iter().zip(&mut self.state);
         for ((tensor, state), entry) in tensors.zip(&matched) {
             let slots = self.groups.config(tensor.group).slots();
-            let kept = slots.iter().filter(|slot| slot.is_kept);
+            let kept = slots.kept();
             for (slot, values) in kept.zip(state) {
                 match entry.slot(slot.name) {
                     Some(saved) => values.copy_from_slice(saved),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::values::Values;
-use crate::rules::{Groups, MAX_SLOTS, Rule};
+use crate::rules::{Groups, MAX_SLOTS, Twin};
 use crate::state::Tensor;
 
 /// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
@@ -45,7 +45,7 @@ enum Task<'a, 's> {
 }
 
 /// Applies one step to every tensor that is not frozen.
-pub(super) fn step<R: Rule>(groups: &Groups<R>, batch: Batch<'_, '_>) {
+pub(super) fn step<R: Twin>(groups: &Groups<R>, batch: Batch<'_, '_>) {
     let numel: usize = batch.tensors.iter().map(work_of).sum();
     let tasks = numel.div_ceil(TASK_ELEMS);
     let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
@@ -156,7 +156,7 @@ impl<'a, 's> Batch<'a, 's> {
         })
     }
 
-    fn step<R: Rule>(self, groups: &Groups<R>) {
+    fn step<R: Twin>(self, groups: &Groups<R>) {
         self.parts()
             .filter(|part| !part.tensor.frozen)
             .for_each(|part| part.step(groups));
@@ -164,7 +164,7 @@ impl<'a, 's> Batch<'a, 's> {
 }
 
 impl Part<'_> {
-    fn step<R: Rule>(mut self, groups: &Groups<R>) {
+    fn step<R: Twin>(mut self, groups: &Groups<R>) {
         let config = groups.config(self.tensor.group);
         let phase = config.phase(self.tensor.applied_steps);
         let kept = &mut self.state[..self.tensor.slots];

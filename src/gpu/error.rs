@@ -43,7 +43,19 @@ pub enum KernelError {
         /// What the device has.
         actual: u64,
     },
-    /// The device refused a shader, a layout or a pipeline.
+    /// A rule that does not give the scalars that it names, or names too many.
+    #[error(
+        "rule {rule:?} names {expected} scalars and gives {actual}, expected as many, and 16 at most"
+    )]
+    Scalars {
+        /// The rule's stem.
+        rule: &'static str,
+        /// As many as it names.
+        expected: usize,
+        /// As many as it gives.
+        actual: usize,
+    },
+    /// The device refused a shader, a layout or a pipeline. Lines of a rule's WGSL are counted as it does.
     #[error("the device refused the kernel {kernel}: {message}")]
     Device {
         /// Label of the kernel.

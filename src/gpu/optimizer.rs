@@ -9,7 +9,7 @@ use super::error_scope::{LOST, checked, is_lost};
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::readback;
 use super::scalars::{UniformRing, Uniforms};
-use super::source::KernelVariant;
+use super::source::{KernelVariant, check_scalars};
 use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
@@ -131,6 +131,7 @@ impl<R: Rule> GpuOptimizer<R> {
         // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
         for config in groups.configs() {
+            check_scalars(config)?;
             let pipeline = |access| kernels.pipeline(KernelVariant::new(config, access, 1));
             let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
             pipelines.push([vec4?, vec4_offset?, scalar?]);
@@ -257,8 +258,7 @@ impl<R: Rule> GpuOptimizer<R> {
     pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
         let slot = self.tensors.get(tensor).and_then(|tensor| {
             let slots = self.groups.config(tensor.group).slots();
-            let mut kept = slots.iter().filter(|slot| slot.is_kept);
-            kept.position(|kept| kept.name == slot)
+            slots.kept().position(|kept| kept.name == slot)
         });
         let parts = self
             .tensors
@@ -449,7 +449,7 @@ impl<R: Rule> GpuOptimizer<R> {
         for (tensor, entry) in matched.iter().enumerate() {
             let group = self.tensors.as_slice()[tensor].group;
             let slots = self.groups.config(group).slots();
-            let kept = slots.iter().filter(|slot| slot.is_kept);
+            let kept = slots.kept();
             for (index, slot) in kept.enumerate() {
                 let saved = entry.slot(slot.name);
                 for part in self.plan.parts_of(tensor) {
@@ -507,7 +507,7 @@ fn allocate_state<R: Rule>(
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 // A new buffer is zero.
-                mapped_at_creation: slots.iter().any(|slot| slot.is_kept && slot.start != 0.0),
+                mapped_at_creation: slots.kept().any(|slot| slot.start != 0.0),
             }))
         };
         plan.pieces.iter().map(allocate).collect()
@@ -520,7 +520,7 @@ fn allocate_state<R: Rule>(
     })?;
     for (piece, buffer) in plan.pieces.iter().zip(&buffers) {
         let slots = groups.config(piece.group).slots();
-        let kept = || slots.iter().filter(|slot| slot.is_kept);
+        let kept = || slots.kept();
         let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
             continue;
         };

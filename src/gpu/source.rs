@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
+use super::error::KernelError;
 use super::scalars::{FRAME_SCALARS, ScalarPath};
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
-use crate::rules::Rule;
+use crate::rules::{MAX_SCALARS, Rule};
 
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
 /// inspect the WGSL themselves.
@@ -92,10 +93,11 @@ impl RuleSource {
         let vec4 = self.loads_and_stores("vec4", "state", "k.section", |value| value);
         let element = |value| value + ".x";
         let scalar = self.loads_and_stores("scalar", "state_scalar", "k.section", element);
+        // The rule first, so that errors in it count its own lines.
         [
-            scalars,
             &self.wgsl,
             "\n",
+            scalars,
             &structs.concat(),
             &scalars_of_rule,
             &frame,
@@ -151,6 +153,19 @@ impl RuleSource {
             "fn load_{name}(i: u32) -> State {{\n    var s: State;\n{loads}    return s;\n}}\n\n\
              fn store_{name}(i: u32, s: State) {{\n{stores}}}\n\n"
         )
+    }
+}
+
+/// Makes sure that a rule gives as many scalars as it names, by which the kernels are built.
+pub(super) fn check_scalars(rule: &impl Rule) -> Result<(), KernelError> {
+    let expected = rule.scalar_names().len();
+    match rule.scalars(rule.phase(0)).as_slice().len() {
+        actual if actual == expected && expected <= MAX_SCALARS => Ok(()),
+        actual => Err(KernelError::Scalars {
+            rule: rule.stem(),
+            expected,
+            actual,
+        }),
     }
 }
 

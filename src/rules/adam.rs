@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::elementwise::{Element, InTurn, Vectors, Walk};
-use super::{ConfigError, Real, Rule, Scalars, Slot};
+use super::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
 use crate::rules::error::check_range;
 
 /// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
@@ -351,13 +351,13 @@ impl Rule for AdamConfig {
         }
     }
 
-    fn slots(&self) -> Cow<'static, [Slot]> {
+    fn slots(&self) -> Slots {
         let slot = |name, is_kept| Slot {
             name,
             start: 0.0,
             is_kept,
         };
-        vec![
+        [
             slot("exp_avg", true),
             slot("exp_avg_sq", true),
             slot("max_exp_avg_sq", self.amsgrad != AmsGrad::Off),
@@ -395,10 +395,6 @@ impl Rule for AdamConfig {
         .into()
     }
 
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        self.walk::<Vectors>(phase, params, state, grads);
-    }
-
     fn meaning(&self) -> String {
         match self.amsgrad {
             AmsGrad::Off => "adam",
@@ -424,6 +420,12 @@ impl Rule for AdamConfig {
     fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
         let beta1 = momentum;
         Self { beta1, ..*self }.check()
+    }
+}
+
+impl Twin for AdamConfig {
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        self.walk::<Vectors>(phase, params, state, grads);
     }
 }
 

@@ -14,5 +14,4 @@ pub use error::{ConfigError, ConversionError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
 pub use real::Real;
-pub(crate) use rule::kept_slots;
-pub use rule::{MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot};
+pub use rule::{MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Twin};

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Debug;
+use std::ops::Deref;
 
 use super::ConfigError;
 
@@ -22,6 +23,43 @@ pub struct Slot {
     pub is_kept: bool,
 }
 
+/// The slots of a rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slots {
+    slots: [Slot; MAX_SLOTS],
+    len: usize,
+}
+
+impl Slots {
+    /// Those that are kept, in their order.
+    pub fn kept(&self) -> impl Iterator<Item = &Slot> + Clone {
+        self.iter().filter(|slot| slot.is_kept)
+    }
+}
+
+impl<const N: usize> From<[Slot; N]> for Slots {
+    /// At most [`MAX_SLOTS`]: more do not compile.
+    fn from(slots: [Slot; N]) -> Self {
+        const { assert!(N <= MAX_SLOTS, "more slots than a rule may keep") };
+        let none = Slot {
+            name: "",
+            start: 0.0,
+            is_kept: false,
+        };
+        let mut all = [none; MAX_SLOTS];
+        all[..N].copy_from_slice(&slots);
+        Self { slots: all, len: N }
+    }
+}
+
+impl Deref for Slots {
+    type Target = [Slot];
+
+    fn deref(&self) -> &[Slot] {
+        &self.slots[..self.len]
+    }
+}
+
 /// The scalars of a step, in the order of their names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scalars {
@@ -38,7 +76,7 @@ impl Scalars {
 }
 
 impl<const N: usize> From<[f32; N]> for Scalars {
-    /// At most [`MAX_SCALARS`].
+    /// At most [`MAX_SCALARS`]: more do not compile.
     fn from(scalars: [f32; N]) -> Self {
         const { assert!(N <= MAX_SCALARS, "more scalars than a step may take") };
         let mut values = [0.0; MAX_SCALARS];
@@ -59,13 +97,14 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// ```
 ///
 /// where `Scalars` has an `f32` for each of `scalar_names` and `State` a `vec4<f32>` for each of `slots`. A slot that is
-/// not kept is zero, and lost.
+/// not kept is zero, and lost. Errors in it are a [`KernelError`](crate::KernelError) when the optimizer is built, and
+/// count lines as it does. [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
 pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Names kernels and labels: `wgpu_optim.STEM`. An identifier of WGSL.
     fn stem(&self) -> &'static str;
 
-    /// Every slot that the rule may keep, in a fixed order, [`MAX_SLOTS`] at most.
-    fn slots(&self) -> Cow<'static, [Slot]>;
+    /// Every slot that the rule may keep, in a fixed order.
+    fn slots(&self) -> Slots;
 
     /// Which terms this configuration has, by the names of WGSL overrides. One that is absent is compiled out. They do
     /// not change with the learning rate or the momentum.
@@ -85,10 +124,6 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
 
     /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
     fn scalars(&self, phase: u64) -> Scalars;
-
-    /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
-    /// each slot that is kept.
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
 
     /// What the slots mean. A state made by a rule of another meaning is refused.
     fn meaning(&self) -> String;
@@ -114,12 +149,13 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Bytes that one step moves per element: the parameters and each slot that is kept read and written, the gradient
     /// read.
     fn bytes_per_elem(&self) -> u64 {
-        let kept = self.slots().iter().filter(|slot| slot.is_kept).count();
-        4 * (3 + 2 * kept as u64)
+        4 * (3 + 2 * self.slots().kept().count() as u64)
     }
 }
 
-/// How many slots a rule keeps.
-pub(crate) fn kept_slots(rule: &impl Rule) -> usize {
-    rule.slots().iter().filter(|slot| slot.is_kept).count()
+/// A rule that runs on the CPU, too.
+pub trait Twin: Rule {
+    /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
+    /// each slot that is kept.
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
 }

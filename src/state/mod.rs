@@ -9,7 +9,7 @@ mod pytorch;
 use std::collections::HashMap;
 
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{Groups, ParamGroups, Rule, kept_slots};
+use crate::rules::{Groups, ParamGroups, Rule};
 pub use error::{DuplicateName, StateError};
 #[cfg(feature = "safetensors")]
 pub use {error::StateFileError, file::StateRecord};
@@ -102,7 +102,7 @@ impl Tensors {
             let group = groups.index_of(&name);
             Tensor {
                 group,
-                slots: kept_slots(groups.config(group)),
+                slots: groups.config(group).slots().kept().count(),
                 name,
                 numel: numel(&shape),
                 shape,
@@ -262,7 +262,7 @@ impl Tensor {
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();
         let slots = config.slots();
-        let kept = || slots.iter().filter(|slot| slot.is_kept);
+        let kept = || slots.kept();
         for slot in &entry.slots {
             if !kept().any(|kept| kept.name == slot.name) {
                 return Err(StateError::UnexpectedSlot {

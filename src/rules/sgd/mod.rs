@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::rules::error::check_range;
-use crate::rules::{ConfigError, Real, Rule, Scalars, Slot};
+use crate::rules::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
@@ -294,17 +294,13 @@ impl Rule for SgdConfig {
         }
     }
 
-    fn slots(&self) -> Cow<'static, [Slot]> {
-        const fn slots(is_kept: bool) -> [Slot; 1] {
-            [Slot {
-                name: "momentum_buffer",
-                start: 0.0,
-                is_kept,
-            }]
-        }
-        const KEPT: [Slot; 1] = slots(true);
-        const NONE: [Slot; 1] = slots(false);
-        Cow::Borrowed(if self.has_velocity() { &KEPT } else { &NONE })
+    fn slots(&self) -> Slots {
+        [Slot {
+            name: "momentum_buffer",
+            start: 0.0,
+            is_kept: self.has_velocity(),
+        }]
+        .into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
@@ -340,15 +336,6 @@ impl Rule for SgdConfig {
         [k.lambda, k.alpha, k.c, k.a, k.b, k.rho].into()
     }
 
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        let k = Coefficients::new(self, phase == 0).cast();
-        let velocity = match state {
-            [velocity, ..] => velocity,
-            [] => &mut [][..],
-        };
-        vector::step(&k, Terms::of(self), params, velocity, grads);
-    }
-
     fn meaning(&self) -> String {
         self.form.to_string()
     }
@@ -367,6 +354,17 @@ impl Rule for SgdConfig {
 
     fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
         Self::with_momentum(*self, momentum)
+    }
+}
+
+impl Twin for SgdConfig {
+    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        let k = Coefficients::new(self, phase == 0).cast();
+        let velocity = match state {
+            [velocity, ..] => velocity,
+            [] => &mut [][..],
+        };
+        vector::step(&k, Terms::of(self), params, velocity, grads);
     }
 }
 

@@ -27,7 +27,7 @@ fn check(
         .check_params(params)
         .unwrap_or_else(|e| panic!("{here}: {e}"));
     let slots = optimizer.config().slots();
-    let kept = slots.iter().filter(|slot| slot.is_kept);
+    let kept = slots.kept();
     let state = &state.tensors[tensor].slots;
     assert_eq!(kept.clone().count(), state.len());
     for (slot, state) in kept.zip(state) {

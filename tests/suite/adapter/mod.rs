@@ -5,6 +5,7 @@ mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
 mod batches;
+mod custom_rule;
 mod devices;
 mod embedding;
 mod golden;

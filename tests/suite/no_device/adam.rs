@@ -105,7 +105,7 @@ fn parallel_and_vectorised_is_one_element_after_the_other_bit_for_bit() {
             .iter()
             .map(|n| std::array::from_fn(|_| vec![0.0; *n]))
             .collect();
-        let kept = config.slots().iter().filter(|slot| slot.is_kept).count();
+        let kept = config.slots().kept().count();
         for (step, lr) in LRS.into_iter().enumerate() {
             let grads: Vec<_> = numels
                 .iter()
