@@ -102,7 +102,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps to come, in every group that has momentum.
+    /// Sets the momentum of the steps to come, in every group that has momentum; of Adam that is `beta1`.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.

@@ -219,7 +219,7 @@ impl<R: Rule> GpuOptimizer<R> {
         self.groups.set_group_lr(group, lr)
     }
 
-    /// Sets the momentum of the steps recorded from now on, in every group that has momentum.
+    /// Sets the momentum of the steps recorded from now on, in every group that has momentum; of Adam that is `beta1`.
     ///
     /// # Errors
     /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
