@@ -3,6 +3,7 @@
 //! Every path is checked against the oracle before it is timed. The paths are timed in turn, round by round,
 //! because the memory bandwidth of a shared machine drifts: only what was measured side by side compares.
 
+mod comparison;
 mod elementwise;
 mod paths;
 mod plot;
@@ -23,8 +24,9 @@ use crate::interrupt::Interrupt;
 use crate::problem::Problem;
 use crate::progress::Progress;
 use crate::{Failure, print, warn};
+use comparison::Comparison;
 use paths::{Path, Rig, Setup};
-use report::{Case, Comparison, Report, System};
+use report::{Case, Report, System};
 use timing::Median;
 
 /// Rounds are added until each median is known as well as this.
@@ -136,7 +138,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
         .replace_targets()?
         .iter()
         .for_each(|lost| warn(lost));
-    let comparison = old.map(|old| report.compare(&old));
+    let comparison = old.map(|old| Comparison::new(&old, &report));
     let text = report.to_text()
         + &comparison
             .as_ref()
