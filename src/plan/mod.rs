@@ -1,10 +1,12 @@
 //! Tensors x device limits -> dispatches. Pure numbers: needs no device, and property tests drive it with
 //! made-up limits.
 
+mod cut;
 mod error;
 
 use std::ops::Range;
 
+use cut::{Room, check_layout};
 pub use error::PlanError;
 
 /// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/frame/piece.wgsl`.
@@ -18,11 +20,6 @@ pub const ELEM_BYTES: u64 = 4;
 
 /// Elements that one invocation of a vec4 entry point updates.
 const VEC4_ELEMS: u64 = 4;
-const VEC4_BYTES: u64 = VEC4_ELEMS * ELEM_BYTES;
-
-/// Most elements of a piece that joins a batch. On software adapters, where a dispatch costs as much as ten thousand
-/// elements, batches win up to here; on any, larger pieces fill a GPU by themselves.
-const MAX_BATCHED_ELEMS: u32 = 8192;
 
 /// Most pieces in a batch: with ten, a dispatch costs each no more than its elements do.
 pub(crate) const MAX_BATCH_PIECES: u32 = 10;
@@ -30,9 +27,6 @@ pub(crate) const MAX_BATCH_PIECES: u32 = 10;
 /// Elements of a dispatch on software and integrated adapters: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
 /// where watchdogs wait two seconds.
 const MAX_DISPATCH_ELEMS_IF_SLOW: u64 = 1 << 26;
-
-/// No driver binds more than this, whatever it says.
-const MAX_BINDING_BYTES: u64 = i32::MAX as u64;
 
 /// The device limits that shape a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,73 +350,6 @@ pub struct Plan {
     max_dispatch_elems: u32,
 }
 
-/// What the limits leave for a piece.
-struct Room {
-    max_piece_bytes: u64,
-    alignment_bytes: u64,
-    max_grid_units: u64,
-}
-
-impl Room {
-    /// For pieces of at most so many slots.
-    fn new(limits: &DeviceLimits, slots: u32) -> Result<Self, PlanError> {
-        let room = Self {
-            max_piece_bytes: limits
-                .max_binding_bytes
-                .min(limits.max_buffer_bytes)
-                .min(MAX_BINDING_BYTES),
-            alignment_bytes: limits.offset_alignment_bytes.max(VEC4_BYTES),
-            max_grid_units: u64::from(limits.max_workgroups_per_dimension)
-                .saturating_pow(2)
-                .saturating_mul(WORKGROUP_SIZE.into()),
-        };
-        // One aligned step beyond the slack in front of it, in every section.
-        let required = 2 * room.alignment_bytes * u64::from(slots.max(1));
-        if room.max_piece_bytes < required {
-            return Err(PlanError::LimitTooLow {
-                limit: "max_storage_buffer_binding_size",
-                required,
-                actual: room.max_piece_bytes,
-            });
-        }
-        if room.max_grid_units < room.alignment_bytes / ELEM_BYTES {
-            return Err(PlanError::LimitTooLow {
-                limit: "max_compute_workgroups_per_dimension",
-                required: 1,
-                actual: limits.max_workgroups_per_dimension.into(),
-            });
-        }
-        Ok(room)
-    }
-
-    /// How many of `numel` elements fit into one piece that starts at these offsets.
-    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64, slots: u32) -> u64 {
-        let slacks = [params_bytes, grads_bytes].map(|bytes| bytes % self.alignment_bytes);
-        // Every section starts with the slack of the parameters, on 16 bytes.
-        let max_section_bytes =
-            self.max_piece_bytes / u64::from(slots.max(1)) / VEC4_BYTES * VEC4_BYTES;
-        let max_section_bytes = if slots > 1 {
-            max_section_bytes
-        } else {
-            self.max_piece_bytes
-        };
-        let max_binding_elems =
-            (self.max_piece_bytes - slacks[1]).min(max_section_bytes - slacks[0]) / ELEM_BYTES;
-        let max_dispatch_elems = if slacks[0] % VEC4_BYTES == slacks[1] % VEC4_BYTES {
-            self.max_grid_units.saturating_mul(VEC4_ELEMS)
-        } else {
-            self.max_grid_units
-        };
-        let max_elems = max_binding_elems.min(max_dispatch_elems);
-        if numel <= max_elems {
-            numel
-        } else {
-            // Whole alignment steps keep the slack the same in every piece.
-            max_elems - max_elems % (self.alignment_bytes / ELEM_BYTES)
-        }
-    }
-}
-
 impl Plan {
     /// Cuts tensors into pieces.
     ///
@@ -563,121 +490,6 @@ impl Plan {
             .then_some(class)
     }
 
-    /// Puts small pieces that begin with their bindings into batches, as many in each as the limits allow. Like goes
-    /// with like in size, because each invocation goes through all pieces of its batch.
-    fn add_batches(&mut self, max_storage_buffers: u32) {
-        let room = self
-            .max_workgroups_per_dimension
-            .saturating_mul(BATCH_WORKGROUP_SIZE);
-        let joins = |piece: &Piece| {
-            let units = piece.numel / piece.batch_access().unit_elems();
-            let first_elems = piece.params.first_elem + piece.grads.first_elem;
-            first_elems == 0 && units <= room && piece.numel <= MAX_BATCHED_ELEMS
-        };
-        let kind = |piece: &Piece| (piece.group, piece.bindings(), piece.batch_access());
-        let pieces = self.pieces.iter().enumerate();
-        let mut waiting: Vec<_> = pieces
-            .filter(|(_, piece)| joins(piece))
-            .map(|(index, piece)| (kind(piece), piece.numel, index))
-            .collect();
-        waiting.sort_unstable();
-        let waiting: Vec<_> = waiting.into_iter().map(|(.., index)| index).collect();
-
-        let mut waiting = waiting.as_slice();
-        while let [first, ..] = waiting {
-            let first = &self.pieces[*first];
-            let max_pieces = (max_storage_buffers / first.bindings()).clamp(1, MAX_BATCH_PIECES);
-            let (access, mut numel, mut size) = (first.batch_access(), 0, 0);
-            for piece in waiting.iter().take(max_pieces as usize) {
-                let piece = &self.pieces[*piece];
-                numel += piece.numel;
-                let mut others = waiting[..size].iter().map(|other| &self.pieces[*other]);
-                if kind(piece) != kind(first)
-                    || numel > self.max_dispatch_elems
-                    || !others.all(|other| piece.may_be_bound_with(other))
-                {
-                    break;
-                }
-                size += 1;
-            }
-            let (batch, rest) = waiting.split_at(size.max(1));
-            if batch.len() > 1 {
-                for piece in batch {
-                    self.pieces[*piece].batched = true;
-                }
-                let pieces = batch.to_vec();
-                self.batches.push(Batch { pieces, access });
-            }
-            waiting = rest;
-        }
-    }
-
-    /// Cuts neighbouring tensors, which follow each other, into pieces.
-    fn add_run(&mut self, tensors: &[TensorLayout], run: &[usize], room: &Room) {
-        let first = &tensors[run[0]];
-        let run_numel: u64 = run
-            .iter()
-            .map(|t| tensors[*t].numel + tensors[*t].padding_elems)
-            .sum();
-        let mut start = 0;
-        // The tensor being cut, and how much of it lies in earlier pieces.
-        let (mut member, mut done) = (0, 0);
-        while start < run_numel && member < run.len() {
-            let params_start = first.params.offset_bytes + start * ELEM_BYTES;
-            let grads_start = first.grads.offset_bytes + start * ELEM_BYTES;
-            let numel = room.fitting(run_numel - start, params_start, grads_start, first.slots);
-            let parts_start = self.parts.len();
-            // Tensors, or what is left of the first, until the piece is full.
-            let mut position = 0;
-            while member < run.len() && position < numel {
-                let layout = &tensors[run[member]];
-                let here = (layout.numel.saturating_sub(done)).min(numel - position);
-                let extent = (layout.numel + layout.padding_elems - done).min(numel - position);
-                if here > 0 {
-                    let part = self.parts.len();
-                    let parts = &mut self.tensor_parts[run[member]];
-                    *parts = if done == 0 {
-                        part..part + 1
-                    } else {
-                        parts.start..part + 1
-                    };
-                    self.parts.push(Part {
-                        tensor: run[member],
-                        elems: done..done + here,
-                        piece: self.pieces.len(),
-                        start: position as u32,
-                        padding: (extent - here) as u32,
-                    });
-                }
-                position += extent;
-                done += extent;
-                if done == layout.numel + layout.padding_elems {
-                    (member, done) = (member + 1, 0);
-                }
-            }
-            start += numel;
-            // Nothing but padding needs no bindings.
-            if parts_start == self.parts.len() {
-                continue;
-            }
-            let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
-            self.pieces.push(Piece {
-                numel: numel as u32,
-                group: first.group,
-                params_buffer: first.params.buffer,
-                params: window(params_start),
-                grads_buffer: first.grads.buffer,
-                grads: window(grads_start),
-                state: (first.slots > 0).then(|| {
-                    let window = window(params_start % room.alignment_bytes);
-                    Sections::new(window, numel as u32, first.slots)
-                }),
-                parts: parts_start..self.parts.len(),
-                batched: false,
-            });
-        }
-    }
-
     /// The dispatch over some pieces of a batch.
     fn over_batch(&self, batch: usize, mask: u32) -> Dispatch {
         let Batch { pieces, access } = &self.batches[batch];
@@ -749,27 +561,4 @@ fn grid(units: u32, max_per_dimension: u32) -> [u32; 2] {
     let total = units.div_ceil(WORKGROUP_SIZE);
     let rows = total.div_ceil(max_per_dimension).max(1);
     [total.div_ceil(rows), rows]
-}
-
-fn check_layout(tensor: usize, layout: &TensorLayout) -> Result<(), PlanError> {
-    for place in [layout.params, layout.grads] {
-        if !place.offset_bytes.is_multiple_of(ELEM_BYTES) {
-            return Err(PlanError::Misaligned {
-                tensor,
-                offset_bytes: place.offset_bytes,
-            });
-        }
-        let end = layout
-            .numel
-            .checked_add(layout.padding_elems)
-            .and_then(|numel| numel.checked_mul(ELEM_BYTES))
-            .and_then(|bytes| bytes.checked_add(place.offset_bytes));
-        if end.is_none() {
-            return Err(PlanError::TooLarge {
-                tensor,
-                numel: layout.numel,
-            });
-        }
-    }
-    Ok(())
 }
