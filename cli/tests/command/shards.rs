@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use assert_cmd::Command;
 use serde_json::json;
 
 use crate::model::{Model, Tensor, Workspace, values};
@@ -81,29 +82,9 @@ pub fn check_that_shards_are_one_model(device: &str, model: &Model) {
     write_sharded(&grads, &workspace.path("in/g.safetensors.index.json"));
 
     let step = |grads: &str, from: &str, to: &str, state: Option<&str>, out_state: &str| {
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path(""))
-            .args([
-                "step",
-                "--device",
-                device,
-                "--lr",
-                "0.1",
-                "--momentum",
-                "0.9",
-                "--dampening",
-                "0.1",
-            ])
-            .args([
-                "--params",
-                from,
-                "--grads",
-                grads,
-                "--out-params",
-                to,
-                "--out-state",
-                out_state,
-            ]);
+        let mut step = step_in(&workspace, device);
+        step.args(["--dampening", "0.1", "--params", from, "--grads", grads])
+            .args(["--out-params", to, "--out-state", out_state]);
         if let Some(state) = state {
             step.args(["--state", state]);
         }
@@ -166,6 +147,15 @@ fn small_model() -> Model {
     model
 }
 
+/// A step with momentum, of files that are named from the workspace.
+fn step_in(workspace: &Workspace, device: &str) -> Command {
+    let mut step = wgpu_optim();
+    step.current_dir(workspace.path(""))
+        .args(["step", "--device", device])
+        .args(["--lr", "0.1", "--momentum", "0.9"]);
+    step
+}
+
 #[test]
 fn shards_are_one_model() {
     for device in DEVICES {
@@ -187,17 +177,7 @@ fn shards_that_do_not_fit_are_refused() {
 
     let refused = |args: &[&str], words: &[&str]| {
         let before = workspace.snapshot();
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path("")).args([
-            "step",
-            "--device",
-            "cpu",
-            "--lr",
-            "0.1",
-            "--momentum",
-            "0.9",
-        ]);
-        let output = step.args(args).output().unwrap();
+        let output = step_in(&workspace, "cpu").args(args).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
@@ -332,17 +312,7 @@ fn counts_without_velocities_are_kept() {
     rounds(".safetensors.index.json");
     // Whatever is written from now on has been read.
     for state in ["state", "state.safetensors.index.json"] {
-        wgpu_optim()
-            .current_dir(workspace.path(""))
-            .args([
-                "step",
-                "--device",
-                "cpu",
-                "--lr",
-                "0.1",
-                "--momentum",
-                "0.9",
-            ])
+        step_in(&workspace, "cpu")
             .args(["--params", "params", "--grads", "grads 1"])
             .args(["--out-params", "out_params", "--state", state])
             .args(["--out-state", &format!("from {state}").replace(".json", "")])
@@ -383,26 +353,13 @@ fn files_of_two_states_are_no_state() {
     grads.tensors.remove("ids");
     grads.write(&workspace.path("grads"));
     let step = |state: Option<&str>, out: &str| {
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path(""))
-            .args([
-                "step",
-                "--device",
-                "cpu",
-                "--lr",
-                "0.1",
-                "--momentum",
-                "0.9",
-                "--grads",
-                "grads",
-            ])
-            .args([
-                "--params",
-                "m.safetensors.index.json",
-                "--out-params",
-                "m.safetensors.index.json",
-            ])
-            .args(["--out-state", out]);
+        let mut step = step_in(&workspace, "cpu");
+        step.args(["--grads", "grads", "--out-state", out]).args([
+            "--params",
+            "m.safetensors.index.json",
+            "--out-params",
+            "m.safetensors.index.json",
+        ]);
         if let Some(state) = state {
             step.args(["--state", state]);
         }
