@@ -1,6 +1,6 @@
 //! Slices that are not those of an optimizer's tensors.
 
-/// Slices that do not fit the tensors. Parameters, velocity and step counts are as they were.
+/// Slices that do not fit the tensors. Parameters, state and step counts are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SliceError {

@@ -11,7 +11,7 @@ pub use error::SliceError;
 use queue::Batch;
 use values::Values;
 
-/// The momentum update over slices in memory, on the calling thread and, where there is enough to do, on those of
+/// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of
 /// rayon's current pool.
 ///
 /// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::reference) for the momentum
@@ -36,7 +36,7 @@ pub struct CpuOptimizer<R: Twin = SgdConfig> {
 }
 
 impl<R: Twin> CpuOptimizer<R> {
-    /// An optimizer for tensors of these names and shapes, with zero velocity.
+    /// An optimizer for tensors of these names and shapes, with their slots as they start.
     ///
     /// # Errors
     /// [`DuplicateName`] if two tensors have the same name.
@@ -89,7 +89,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
+    /// [`ConfigError`] as [`Rule::with_lr`](crate::Rule::with_lr); every learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
         self.groups.set_lr(lr)
     }
@@ -97,7 +97,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
     ///
     /// # Errors
-    /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    /// [`GroupError`] if there is no such group, or as [`Rule::with_lr`](crate::Rule::with_lr); the learning rate stays as it was.
     pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
         self.groups.set_group_lr(group, lr)
     }
@@ -105,7 +105,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// Sets the momentum of the steps to come, in every group that has momentum; of Adam that is `beta1`.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
+    /// [`ConfigError`] as [`Rule::with_momentum`](crate::Rule::with_momentum); every momentum stays as it was.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
         self.groups.set_momentum(momentum)
     }
@@ -116,7 +116,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.tensors.steps()
     }
 
-    /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, velocity and step count
+    /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, state and step count
     /// included.
     ///
     /// # Errors
@@ -160,7 +160,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.tensors.state(&self.groups, slot_of)
     }
 
-    /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh.
+    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh.
     ///
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has

@@ -152,7 +152,7 @@ pub enum BuildError {
     },
 }
 
-/// A step that was not recorded or not applied. Parameters, velocity and step counts are as they were.
+/// A step that was not recorded or not applied. Parameters, state and step counts are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {

@@ -15,9 +15,9 @@ use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
 use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 
-/// The momentum update over tensors on the GPU, recorded into the caller's encoder.
+/// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
-/// Holds the velocity and the applied-step counts. [`step`](Self::step) records; it never submits, polls,
+/// Holds the state (a velocity, say) and the applied-step counts. [`step`](Self::step) records; it never submits, polls,
 /// maps, compiles, or allocates GPU memory after the first step. A host-side step count moves when a step is
 /// recorded, so an encoder that holds a step has to be submitted.
 ///
@@ -87,7 +87,7 @@ struct Class {
 }
 
 impl<R: Rule> GpuOptimizer<R> {
-    /// Checks every tensor, plans the dispatches, allocates a zero velocity and builds bind groups and
+    /// Checks every tensor, plans the dispatches, allocates the state as its slots start and builds bind groups and
     /// pipelines. Submits nothing.
     ///
     /// # Errors
@@ -204,7 +204,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// A group without a ratio ([`ParamGroups::with`]) keeps its own.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_lr`]; every learning rate stays as it was.
+    /// [`ConfigError`] as [`Rule::with_lr`]; every learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
         self.prepared = false;
         self.groups.set_lr(lr)
@@ -213,7 +213,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
     ///
     /// # Errors
-    /// [`GroupError`] if there is no such group, or as [`SgdConfig::with_lr`]; the learning rate stays as it was.
+    /// [`GroupError`] if there is no such group, or as [`Rule::with_lr`]; the learning rate stays as it was.
     pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
         self.prepared = false;
         self.groups.set_group_lr(group, lr)
@@ -222,7 +222,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// Sets the momentum of the steps recorded from now on, in every group that has momentum; of Adam that is `beta1`.
     ///
     /// # Errors
-    /// [`ConfigError`] as [`SgdConfig::with_momentum`]; every momentum stays as it was.
+    /// [`ConfigError`] as [`Rule::with_momentum`]; every momentum stays as it was.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
         self.prepared = false;
         self.groups.set_momentum(momentum)
@@ -235,7 +235,7 @@ impl<R: Rule> GpuOptimizer<R> {
     }
 
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by the steps recorded from now on,
-    /// velocity and step count included.
+    /// state and step count included.
     ///
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
@@ -438,12 +438,12 @@ impl<R: Rule> GpuOptimizer<R> {
         Ok(self.tensors.state(&self.groups, slot_of))
     }
 
-    /// Takes over a saved state of the same tensors. One that comes without a velocity starts fresh. Takes effect
+    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh. Takes effect
     /// before the commands of the next submission.
     ///
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
-    /// [`StateError::Transfer`] if the device fails half-way; then the velocity is undefined.
+    /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
     pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
         let matched = self.tensors.match_state(state, &self.groups)?;
         for (tensor, entry) in matched.iter().enumerate() {
