@@ -65,13 +65,12 @@ impl Outputs {
     /// not be kept of the targets, for the user to know.
     pub fn replace_targets(self) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
-        let finish = |output: &Output| output.finish();
         // Each waits for its disk; together they wait once.
         let finished: Vec<Result<Option<String>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .files
                 .iter()
-                .map(|output| scope.spawn(move || finish(output)))
+                .map(|output| scope.spawn(|| output.finish()))
                 .collect();
             threads
                 .into_iter()
