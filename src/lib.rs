@@ -75,14 +75,7 @@ pub use gpu::{
     StepError, TensorBinding, TransferError, adapters, readback,
 };
 pub use plan::PlanError;
-pub use rules::sgd::{
-    Coefficients, Conversion, MomentumForm, Preset, SgdConfig, SgdConfigBuilder, Terms, physics,
-    reference,
-};
-pub use rules::{
-    AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad, ConfigError, ConversionError, GroupError,
-    MAX_SCALARS, MAX_SLOTS, ParamGroups, Real, Rule, Scalars, Slot, Slots, Twin, schedule,
-};
+pub use rules::*;
 pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]
 pub use state::{StateFileError, StateRecord};

@@ -2,13 +2,19 @@
 
 use std::borrow::Cow;
 
-use super::elementwise::{Element, InTurn, Vectors, Walk};
-use super::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
-use crate::rules::error::check_range;
+use super::config::{config, scalars, twin};
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range, unsupported};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 /// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
 /// `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one:
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "safetensors",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum AdamForm {
     /// `theta <- theta - lr * (m/bc1) / (sqrt(v/bc2 + eps_root) + eps)`: both averages are corrected first. PyTorch
@@ -22,6 +28,11 @@ pub enum AdamForm {
 
 /// Which largest value AMSGrad divides by (Reddi, Kale and Kumar 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "safetensors",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum AmsGrad {
     /// None: Adam.
@@ -33,42 +44,52 @@ pub enum AmsGrad {
     OfCorrected,
 }
 
-/// Checked hyper-parameters of Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
-///
-/// ```text
-/// h     = g + weight_decay*theta               g negated to maximize
-/// m     <- beta1*m + (1 - beta1)*h
-/// v     <- beta2*v + (1 - beta2)*h^2
-/// theta <- (1 - lr*decoupled_weight_decay)*theta
-///          - lr * (m/bc1) / (sqrt(v/bc2 + eps_root) + eps)
-/// ```
-///
-/// with the last line by [`AdamForm`]. Slots: `exp_avg` (m), `exp_avg_sq` (v) and, with AMSGrad, `max_exp_avg_sq`.
-/// 28 bytes per element and step, 36 with AMSGrad. Bias corrections follow the applied steps of each tensor.
-///
-/// ```
-/// use wgpu_optim::{AdamConfig, CpuOptimizer};
-///
-/// let config = AdamConfig::adamw(1e-3).build()?;
-/// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
-/// let mut weight = [1.0, -1.0];
-/// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
-/// // At the first step every element moves by about the learning rate, whatever its gradient.
-/// assert!((weight[0] - 0.99899).abs() < 1e-6 && (weight[1] + 0.99899).abs() < 1e-6);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamConfig {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    eps_root: f64,
-    weight_decay: f64,
-    decoupled_weight_decay: f64,
-    maximize: bool,
-    form: AdamForm,
-    amsgrad: AmsGrad,
+config! {
+    /// Checked hyper-parameters of Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- beta1*m + (1 - beta1)*h
+    /// v     <- beta2*v + (1 - beta2)*h^2
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta
+    ///          - lr * (m/bc1) / (sqrt(v/bc2 + eps_root) + eps)
+    /// ```
+    ///
+    /// with the last line by [`AdamForm`]. Slots: `exp_avg` (m), `exp_avg_sq` (v) and, with AMSGrad, `max_exp_avg_sq`.
+    /// 28 bytes per element and step, 36 with AMSGrad. Bias corrections follow the applied steps of each tensor.
+    ///
+    /// ```
+    /// use wgpu_optim::{AdamConfig, CpuOptimizer};
+    ///
+    /// let config = AdamConfig::adamw(1e-3).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// // At the first step every element moves by about the learning rate, whatever its gradient.
+    /// assert!((weight[0] - 0.99899).abs() < 1e-6 && (weight[1] + 0.99899).abs() < 1e-6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct AdamConfig, built by AdamConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// Decay of `exp_avg_sq`, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Added under the root; [`AdamForm::Corrected`] only.
+        eps_root: f64,
+        /// Coupled (L2) weight decay: joins the gradient.
+        weight_decay: f64,
+        /// Decoupled weight decay: theta is multiplied by `1 - lr*X`. optax adds `X*theta` to the update and multiplies
+        /// both by the learning rate, which is the same.
+        decoupled_weight_decay: f64,
+        /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+        maximize: bool,
+        /// Where epsilon sits.
+        form: AdamForm,
+        /// Divides by the largest average so far.
+        amsgrad: AmsGrad,
+    }
 }
 
 impl AdamConfig {
@@ -98,94 +119,13 @@ impl AdamConfig {
         Self::builder(lr).form(AdamForm::EpsilonHat).eps(1e-7)
     }
 
-    /// The same configuration at another learning rate.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if `lr` is out of range, or would make `1 - lr*decoupled_weight_decay` negative.
-    pub fn with_lr(self, lr: f64) -> Result<Self, ConfigError> {
-        Self { lr, ..self }.check()
-    }
-
-    /// Learning rate.
-    #[must_use]
-    pub const fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    /// Decay of `exp_avg`.
-    #[must_use]
-    pub const fn beta1(&self) -> f64 {
-        self.beta1
-    }
-
-    /// Decay of `exp_avg_sq`.
-    #[must_use]
-    pub const fn beta2(&self) -> f64 {
-        self.beta2
-    }
-
-    /// Added to the root.
-    #[must_use]
-    pub const fn eps(&self) -> f64 {
-        self.eps
-    }
-
-    /// Added under the root.
-    #[must_use]
-    pub const fn eps_root(&self) -> f64 {
-        self.eps_root
-    }
-
-    /// Coupled (L2) weight decay.
-    #[must_use]
-    pub const fn weight_decay(&self) -> f64 {
-        self.weight_decay
-    }
-
-    /// Decoupled weight decay.
-    #[must_use]
-    pub const fn decoupled_weight_decay(&self) -> f64 {
-        self.decoupled_weight_decay
-    }
-
-    /// Whether the objective is maximized.
-    #[must_use]
-    pub const fn maximize(&self) -> bool {
-        self.maximize
-    }
-
-    /// Where epsilon sits.
-    #[must_use]
-    pub const fn form(&self) -> AdamForm {
-        self.form
-    }
-
-    /// Which largest value it divides by.
-    #[must_use]
-    pub const fn amsgrad(&self) -> AmsGrad {
-        self.amsgrad
-    }
-
     fn check(self) -> Result<Self, ConfigError> {
         let below_one = 1.0_f64.next_down();
-        check_range("lr", self.lr, f64::INFINITY)?;
         check_range("beta1", self.beta1, below_one)?;
         check_range("beta2", self.beta2, below_one)?;
         check_range("eps", self.eps, f64::INFINITY)?;
         check_range("eps_root", self.eps_root, f64::INFINITY)?;
-        check_range("weight_decay", self.weight_decay, f64::INFINITY)?;
-        check_range(
-            "decoupled_weight_decay",
-            self.decoupled_weight_decay,
-            f64::INFINITY,
-        )?;
-        if self.lr * self.decoupled_weight_decay > 1.0 {
-            return Err(ConfigError::DecayTooLarge {
-                lr: self.lr,
-                decoupled_weight_decay: self.decoupled_weight_decay,
-            });
-        }
-        let unsupported = |fields, why| Err(ConfigError::Unsupported { fields, why });
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
         if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
             return unsupported(
                 "form, eps_root",
@@ -198,8 +138,7 @@ impl AdamConfig {
         Ok(self)
     }
 
-    /// The step after `applied_steps` in `f64`.
-    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
         let (a, r) = match self.form {
@@ -220,19 +159,7 @@ impl AdamConfig {
             a,
             rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-    }
-
-    /// One step over whole tensors, one element after the other on one thread: the twin of the kernels that the vector
-    /// loops of [`CpuOptimizer`](crate::CpuOptimizer) are compared with. `state` has a slice for each slot that is
-    /// kept, and all slices have one length.
-    pub fn step_in_turn(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        self.walk::<InTurn>(applied_steps, params, state, grads);
+        .cast()
     }
 
     fn walk<W: Walk>(
@@ -242,7 +169,7 @@ impl AdamConfig {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = self.coefficients(applied_steps).cast();
+        let k = self.coefficients(applied_steps);
         let corrected = self.amsgrad == AmsGrad::OfCorrected;
         match (self.weight_decay != 0.0, corrected, state) {
             (false, _, [m, v]) => W::walk(Adam::<false>(k), params, [m, v], grads),
@@ -257,41 +184,13 @@ impl AdamConfig {
     }
 }
 
-/// The scalars of a step by their names in WGSL.
-#[derive(Clone, Copy, Debug)]
-struct Coefficients<T> {
-    lambda: T,
-    beta1: T,
-    c1: T,
-    beta2: T,
-    c2: T,
-    r: T,
-    eps_root: T,
-    eps: T,
-    a: T,
-    rho: T,
-}
-
-impl Coefficients<f64> {
-    /// Rounds each once.
-    fn cast(&self) -> Coefficients<f32> {
-        let f32 = f32::from_f64;
-        Coefficients {
-            lambda: f32(self.lambda),
-            beta1: f32(self.beta1),
-            c1: f32(self.c1),
-            beta2: f32(self.beta2),
-            c2: f32(self.c2),
-            r: f32(self.r),
-            eps_root: f32(self.eps_root),
-            eps: f32(self.eps),
-            a: f32(self.a),
-            rho: f32(self.rho),
-        }
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
     }
 }
 
-impl Coefficients<f32> {
+impl Coefficients {
     /// `m`, `v` and what the root is taken of before a correction.
     #[inline(always)]
     fn averages<const LAMBDA: bool>(&self, theta: f32, g: f32, m: f32, v: f32) -> (f32, f32) {
@@ -313,7 +212,7 @@ impl Coefficients<f32> {
 
 /// Adam's two slots.
 #[derive(Clone, Copy)]
-struct Adam<const LAMBDA: bool>(Coefficients<f32>);
+struct Adam<const LAMBDA: bool>(Coefficients);
 
 impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
     #[inline(always)]
@@ -326,7 +225,7 @@ impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
 
 /// AMSGrad's three.
 #[derive(Clone, Copy)]
-struct Ams<const LAMBDA: bool, const CORRECTED: bool>(Coefficients<f32>);
+struct Ams<const LAMBDA: bool, const CORRECTED: bool>(Coefficients);
 
 impl<const LAMBDA: bool, const CORRECTED: bool> Element<3> for Ams<LAMBDA, CORRECTED> {
     #[inline(always)]
@@ -382,17 +281,11 @@ impl Rule for AdamConfig {
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {
-        &[
-            "lambda", "beta1", "c1", "beta2", "c2", "r", "eps_root", "eps", "a", "rho",
-        ]
+        Coefficients::NAMES
     }
 
     fn scalars(&self, phase: u64) -> Scalars {
-        let k = self.coefficients(phase).cast();
-        [
-            k.lambda, k.beta1, k.c1, k.beta2, k.c2, k.r, k.eps_root, k.eps, k.a, k.rho,
-        ]
-        .into()
+        self.coefficients(phase).into()
     }
 
     fn meaning(&self) -> String {
@@ -423,72 +316,46 @@ impl Rule for AdamConfig {
     }
 }
 
-impl Twin for AdamConfig {
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        self.walk::<Vectors>(phase, params, state, grads);
+twin!(AdamConfig);
+
+impl KnownRule for AdamConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("adam", "pytorch", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("adam", "optax", |lr| Ok(Self::builder(lr).build()?.into())),
+        RulePreset::new("adam", "keras", |lr| Ok(Self::keras(lr).build()?.into()))
+            .decouples_weight_decay(),
+        RulePreset::new("adamw", "pytorch", |lr| Ok(Self::adamw(lr).build()?.into()))
+            .decouples_weight_decay(),
+        RulePreset::new("adamw", "optax", |lr| {
+            let adamw = Self::builder(lr).decoupled_weight_decay(1e-4);
+            Ok(adamw.build()?.into())
+        })
+        .decouples_weight_decay(),
+        RulePreset::new("adamw", "keras", |lr| {
+            let adamw = Self::keras(lr).decoupled_weight_decay(0.004);
+            Ok(adamw.build()?.into())
+        })
+        .decouples_weight_decay(),
+        RulePreset::new("amsgrad", "optax", |lr| {
+            let amsgrad = Self::builder(lr).amsgrad(AmsGrad::OfCorrected);
+            Ok(amsgrad.build()?.into())
+        }),
+    ];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        let is_pytorchs = self.form == AdamForm::Corrected
+            && self.eps_root == 0.0
+            && self.amsgrad != AmsGrad::OfCorrected;
+        is_pytorchs.then(|| vec![("step", applied_steps as f64)])
     }
 }
-
-/// Collects hyper-parameters; [`build`](Self::build) checks them together.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct AdamConfigBuilder(AdamConfig);
 
 impl AdamConfigBuilder {
     /// Decays of the two averages, `0 <= beta < 1`.
     pub const fn betas(mut self, beta1: f64, beta2: f64) -> Self {
         (self.0.beta1, self.0.beta2) = (beta1, beta2);
         self
-    }
-
-    /// Added to the root.
-    pub const fn eps(mut self, eps: f64) -> Self {
-        self.0.eps = eps;
-        self
-    }
-
-    /// Added under the root; [`AdamForm::Corrected`] only.
-    pub const fn eps_root(mut self, eps_root: f64) -> Self {
-        self.0.eps_root = eps_root;
-        self
-    }
-
-    /// Coupled (L2) weight decay: joins the gradient.
-    pub const fn weight_decay(mut self, weight_decay: f64) -> Self {
-        self.0.weight_decay = weight_decay;
-        self
-    }
-
-    /// Decoupled weight decay: theta is multiplied by `1 - lr*X`. optax adds `X*theta` to the update and multiplies
-    /// both by the learning rate, which is the same.
-    pub const fn decoupled_weight_decay(mut self, decoupled_weight_decay: f64) -> Self {
-        self.0.decoupled_weight_decay = decoupled_weight_decay;
-        self
-    }
-
-    /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
-    pub const fn maximize(mut self, maximize: bool) -> Self {
-        self.0.maximize = maximize;
-        self
-    }
-
-    /// Where epsilon sits.
-    pub const fn form(mut self, form: AdamForm) -> Self {
-        self.0.form = form;
-        self
-    }
-
-    /// Divides by the largest average so far.
-    pub const fn amsgrad(mut self, amsgrad: AmsGrad) -> Self {
-        self.0.amsgrad = amsgrad;
-        self
-    }
-
-    /// Checks all fields together.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the fields: a value out of range or not finite, or a combination that no library has.
-    pub fn build(self) -> Result<AdamConfig, ConfigError> {
-        self.0.check()
     }
 }

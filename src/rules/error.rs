@@ -41,14 +41,21 @@ pub enum ConfigError {
         /// What was given.
         name: String,
     },
-    /// A preset that does not exist.
-    #[error(
-        "unknown preset {name:?}: expected pytorch, optax-sgd, optax-trace, optax-ema, keras, tensorflow-js or \
-         sutskever-2013"
-    )]
+    /// A rule that does not exist.
+    #[error("unknown rule {name:?}: expected one of {expected}")]
+    UnknownRule {
+        /// What was given.
+        name: String,
+        /// What there is.
+        expected: String,
+    },
+    /// A preset that does not exist, or not of this rule.
+    #[error("unknown preset {name:?}: expected one of {expected}")]
     UnknownPreset {
         /// What was given.
         name: String,
+        /// What there is.
+        expected: String,
     },
 }
 
@@ -68,13 +75,11 @@ pub struct ConversionError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
-    /// A group that does not go with the others.
-    #[error("group {group:?}: {why}")]
-    Incompatible {
-        /// The group.
+    /// Two groups of one name.
+    #[error("there is a group {group:?} already")]
+    NameTaken {
+        /// The name.
         group: String,
-        /// Why.
-        why: &'static str,
     },
     /// No group of this name.
     #[error("no group {group:?}")]
@@ -103,4 +108,22 @@ pub(super) fn check_range(field: &'static str, value: f64, limit: f64) -> Result
             },
         })
     }
+}
+
+/// Checks a learning rate and the two weight decays against each other.
+pub(super) fn check_decays(lr: f64, coupled: f64, decoupled: f64) -> Result<(), ConfigError> {
+    check_range("lr", lr, f64::INFINITY)?;
+    check_range("weight_decay", coupled, f64::INFINITY)?;
+    check_range("decoupled_weight_decay", decoupled, f64::INFINITY)?;
+    if lr * decoupled > 1.0 {
+        return Err(ConfigError::DecayTooLarge {
+            lr,
+            decoupled_weight_decay: decoupled,
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn unsupported<T>(fields: &'static str, why: &'static str) -> Result<T, ConfigError> {
+    Err(ConfigError::Unsupported { fields, why })
 }

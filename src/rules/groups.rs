@@ -9,7 +9,7 @@ use super::{ConfigError, GroupError, Real, Rule};
 const DEFAULT: &str = "default";
 
 /// Which tensors get which configuration. Groups with momentum and groups without may be mixed; a tensor without has
-/// no velocity.
+/// no velocity. So may rules, by [`AnyRule`](crate::AnyRule).
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
@@ -63,8 +63,7 @@ impl<R: Rule> ParamGroups<R> {
     /// ```
     ///
     /// # Errors
-    /// [`GroupError`] if the name is taken, or the form is not the default group's (also where one of the two has no
-    /// momentum).
+    /// [`GroupError::NameTaken`] if there is a group of this name.
     pub fn with(
         mut self,
         name: impl Into<String>,
@@ -73,17 +72,8 @@ impl<R: Rule> ParamGroups<R> {
     ) -> Result<Self, GroupError> {
         let name = name.into();
         let default = &self.groups[0].0.config;
-        let refuse = |why| {
-            Err(GroupError::Incompatible {
-                group: name.clone(),
-                why,
-            })
-        };
         if self.groups.iter().any(|(group, _)| group.name == name) {
-            return refuse("there is a group of that name");
-        }
-        if config.meaning() != default.meaning() {
-            return refuse("its form is not that of the default group");
+            return Err(GroupError::NameTaken { group: name });
         }
         let is_zero = |config: &R| f32::from_f64(config.lr()) == 0.0;
         let lr_factor = match (is_zero(&config), is_zero(default)) {

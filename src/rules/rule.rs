@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::ops::Deref;
 
 use super::ConfigError;
+use super::error::unsupported;
 
 /// Most slots that a rule may keep.
 pub const MAX_SLOTS: usize = 4;
@@ -137,14 +138,19 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// [`ConfigError`] if `lr` cannot be used.
     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError>;
 
-    /// The momentum, if the rule keeps one.
-    fn momentum(&self) -> Option<f64>;
+    /// The momentum, if the rule keeps one; by default it has none.
+    fn momentum(&self) -> Option<f64> {
+        None
+    }
 
     /// The same rule at another momentum.
     ///
     /// # Errors
     /// [`ConfigError`] if `momentum` cannot be used, or the rule has none.
-    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError>;
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let _ = momentum;
+        unsupported("momentum", "the rule has none")
+    }
 
     /// Bytes that one step moves per element: the parameters and each slot that is kept read and written, the gradient
     /// read.
@@ -158,4 +164,16 @@ pub trait Twin: Rule {
     /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
     /// each slot that is kept.
     fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
+
+    /// The same, plainly: what [`step`](Self::step) is bit for bit the same as, where that is in vectors. By default
+    /// it is `step` itself.
+    fn step_in_turn(
+        &self,
+        phase: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        self.step(phase, params, state, grads);
+    }
 }

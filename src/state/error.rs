@@ -20,8 +20,10 @@ pub struct DuplicateName {
 #[non_exhaustive]
 pub enum StateError {
     /// The state was made by another rule or form of it; its slots mean something else.
-    #[error("the state was made by the {actual} form, expected {expected}")]
-    Form {
+    #[error("tensor {tensor:?}: the state is of the {actual} form, expected {expected}")]
+    Meaning {
+        /// The tensor.
+        tensor: String,
         /// What the optimizer's slots mean.
         expected: String,
         /// What the state's slots mean.

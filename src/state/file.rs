@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OptimizerState, SlotState, StateFileError, TensorState};
 use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
+use crate::rules::Rule as _;
 use crate::rules::sgd::SgdConfig;
 
 const FORMAT_VERSION: &str = "1";
@@ -230,6 +231,7 @@ impl OptimizerState {
             .iter()
             .map(|tensor| (tensor.name.as_str(), tensor))
             .collect();
+        let meaning = config.meaning();
         let tensor_state = |(name, applied_steps): (String, u64)| {
             let entry = velocities.remove(name.as_str());
             TensorState {
@@ -240,6 +242,7 @@ impl OptimizerState {
                     .collect(),
                 name,
                 applied_steps,
+                meaning: meaning.clone(),
             }
         };
         Ok(Self {

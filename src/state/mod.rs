@@ -23,6 +23,8 @@ pub struct TensorState {
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
+    /// What its slots mean, by [`Rule::meaning`] of its group's rule.
+    pub meaning: String,
     /// The slots that its rule keeps, in the rule's order; none before its first applied step.
     pub slots: Vec<SlotState>,
 }
@@ -48,8 +50,8 @@ pub struct SlotState {
 /// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState<R = SgdConfig> {
-    /// The configuration at the time, that of the default group where there are several. What the slots mean is by it;
-    /// the rest is for the record, an optimizer that loads the state keeps its own.
+    /// The configuration at the time, that of the default group where there are several: for the record, an optimizer
+    /// that loads the state keeps its own.
     pub config: R,
     /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
     pub steps: u64,
@@ -182,7 +184,8 @@ impl Tensors {
         slot_of: impl Fn(usize, usize) -> Vec<f32>,
     ) -> OptimizerState<R> {
         let tensor_state = |(index, tensor): (usize, &Tensor)| {
-            let slots = groups.config(tensor.group).slots();
+            let config = groups.config(tensor.group);
+            let slots = config.slots();
             let kept = slots
                 .iter()
                 .filter(|slot| slot.is_kept && tensor.applied_steps > 0);
@@ -190,6 +193,7 @@ impl Tensors {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
                 applied_steps: tensor.applied_steps,
+                meaning: config.meaning(),
                 slots: kept
                     .enumerate()
                     .map(|(slot, kept)| SlotState {
@@ -212,10 +216,6 @@ impl Tensors {
         state: &'s OptimizerState<R>,
         groups: &Groups<R>,
     ) -> Result<Vec<&'s TensorState>, StateError> {
-        let (expected, actual) = (groups.default_config().meaning(), state.config.meaning());
-        if actual != expected {
-            return Err(StateError::Form { expected, actual });
-        }
         let mut entries = HashMap::with_capacity(state.tensors.len());
         for entry in &state.tensors {
             if entries.insert(entry.name.as_str(), entry).is_some() {
@@ -261,6 +261,14 @@ impl Tensor {
     /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none.
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();
+        let expected = config.meaning();
+        if entry.meaning != expected {
+            return Err(StateError::Meaning {
+                tensor: tensor(),
+                expected,
+                actual: entry.meaning.clone(),
+            });
+        }
         let slots = config.slots();
         let kept = || slots.kept();
         for slot in &entry.slots {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::file::{check_f32, momentum_buffer};
 use super::{OptimizerState, StateFileError, TensorState};
 use crate::files::{Header, serialize};
+use crate::rules::Rule as _;
 use crate::rules::sgd::{MomentumForm, SgdConfig};
 
 impl OptimizerState {
@@ -70,6 +71,7 @@ impl OptimizerState {
                 name,
                 shape,
                 applied_steps: entry.is_some().into(),
+                meaning: config.meaning(),
                 slots: entry
                     .map(|entry| momentum_buffer(header.data(file, entry)))
                     .into_iter()

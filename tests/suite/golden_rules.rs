@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
-use wgpu_optim::oracle::{AdamOracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{AdamConfig, AmsGrad};
 
 /// One trajectory.
@@ -62,9 +62,9 @@ impl Golden {
     }
 
     /// The exact trajectory: the oracle after each step, frozen steps left out.
-    pub fn oracles(&self, rounding: Rounding) -> Vec<AdamOracle> {
+    pub fn oracles(&self, rounding: Rounding) -> Vec<Oracle<AdamConfig>> {
         let config = self.config().unwrap();
-        let mut oracle = AdamOracle::new(&self.theta0, rounding);
+        let mut oracle = Oracle::new(&self.theta0, rounding);
         let steps = self.grads.iter().zip(&self.lr).enumerate();
         steps
             .map(|(step, (grads, lr))| {

@@ -11,7 +11,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::rules::error::check_range;
+use crate::rules::config::config;
+use crate::rules::error::{check_decays, check_range, unsupported};
 use crate::rules::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
@@ -23,6 +24,11 @@ pub use presets::Preset;
 /// With a constant learning rate the heavy-ball and lr-inside forms visit the same points; they part as
 /// soon as the learning rate changes, because the first stores gradients and the second stores updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "safetensors",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum MomentumForm {
     /// `v <- mu*v + (1-tau)*d; theta <- theta - eta*v`: the learning rate stays outside the velocity, which
@@ -74,34 +80,44 @@ impl FromStr for MomentumForm {
     }
 }
 
-/// Checked hyper-parameters of one momentum update.
-///
-/// Made by [`SgdConfig::builder`]; a value of this type is always valid. Hyper-parameters are `f64`, as in
-/// the Python libraries, and are rounded to `f32` once, after the coefficients have been computed. What is too small
-/// for a normal `f32` is zero there, so that a schedule may decay for as long as it likes.
-///
-/// ```
-/// use wgpu_optim::{MomentumForm, SgdConfig};
-///
-/// let config = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).build()?;
-/// assert_eq!(config.form(), MomentumForm::HeavyBall);
-///
-/// // PyTorch forbids Nesterov momentum with dampening, and so do we.
-/// let refused = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).dampening(0.5).build();
-/// assert!(refused.is_err());
-/// # Ok::<(), wgpu_optim::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SgdConfig {
-    lr: f64,
-    momentum: f64,
-    dampening: f64,
-    nesterov: bool,
-    weight_decay: f64,
-    decoupled_weight_decay: f64,
-    maximize: bool,
-    form: MomentumForm,
-    time_step: f64,
+config! {
+    /// Checked hyper-parameters of one momentum update.
+    ///
+    /// Made by [`SgdConfig::builder`]; a value of this type is always valid. Hyper-parameters are `f64`, as in
+    /// the Python libraries, and are rounded to `f32` once, after the coefficients have been computed. What is too small
+    /// for a normal `f32` is zero there, so that a schedule may decay for as long as it likes.
+    ///
+    /// ```
+    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    ///
+    /// let config = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).build()?;
+    /// assert_eq!(config.form(), MomentumForm::HeavyBall);
+    ///
+    /// // PyTorch forbids Nesterov momentum with dampening, and so do we.
+    /// let refused = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).dampening(0.5).build();
+    /// assert!(refused.is_err());
+    /// # Ok::<(), wgpu_optim::ConfigError>(())
+    /// ```
+    pub struct SgdConfig, built by SgdConfigBuilder {
+        /// Momentum mu, `0 <= mu <= 1` (below 1 for [`MomentumForm::Ema`]). Zero, the default, is plain gradient
+        /// descent without a velocity buffer.
+        momentum: f64,
+        /// Dampening tau, `0 <= tau <= 1`: the velocity takes in `(1-tau)*d`, except at the first applied step of
+        /// each tensor, which is undampened (PyTorch's rule). Heavy-ball form only.
+        dampening: f64,
+        /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
+        nesterov: bool,
+        /// Coupled (L2) weight decay lambda: `lambda*theta` joins the gradient before the velocity sees it.
+        weight_decay: f64,
+        /// Decoupled weight decay: theta is multiplied by `1 - lr*lambda_d` before the step.
+        decoupled_weight_decay: f64,
+        /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+        maximize: bool,
+        /// Where the learning rate sits; heavy ball by default.
+        form: MomentumForm,
+        /// Time step dt of the particle form, above zero; 1 in the others.
+        time_step: f64,
+    }
 }
 
 impl SgdConfig {
@@ -120,89 +136,25 @@ impl SgdConfig {
         })
     }
 
-    /// The same configuration at another learning rate.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if `lr` is out of range, or would make `1 - lr*decoupled_weight_decay` negative.
-    pub fn with_lr(mut self, lr: f64) -> Result<Self, ConfigError> {
-        self.lr = lr;
-        self.check()?;
-        Ok(self)
-    }
-
     /// The same configuration at another momentum. A velocity that is there stays, also at momentum zero, for which
     /// the smallest number that is not zero then stands.
     ///
     /// # Errors
     /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none.
-    pub fn with_momentum(mut self, momentum: f64) -> Result<Self, ConfigError> {
+    pub fn with_momentum(self, momentum: f64) -> Result<Self, ConfigError> {
         let had_velocity = self.has_velocity();
-        self.momentum = match momentum {
+        let momentum = match momentum {
             0.0 if had_velocity => f64::MIN_POSITIVE,
             momentum => momentum,
         };
-        self.check()?;
-        if self.has_velocity() != had_velocity {
-            return Err(ConfigError::Unsupported {
-                fields: "momentum",
-                why: "momentum cannot rise from zero, because there is no velocity",
-            });
+        let config = Self { momentum, ..self }.check()?;
+        if config.has_velocity() != had_velocity {
+            return unsupported(
+                "momentum",
+                "momentum cannot rise from zero, because there is no velocity",
+            );
         }
-        Ok(self)
-    }
-
-    /// Learning rate, eta.
-    #[must_use]
-    pub const fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    /// Momentum, mu; zero means that there is no velocity at all.
-    #[must_use]
-    pub const fn momentum(&self) -> f64 {
-        self.momentum
-    }
-
-    /// Dampening, tau.
-    #[must_use]
-    pub const fn dampening(&self) -> f64 {
-        self.dampening
-    }
-
-    /// Whether the update looks ahead along the velocity.
-    #[must_use]
-    pub const fn nesterov(&self) -> bool {
-        self.nesterov
-    }
-
-    /// Coupled (L2) weight decay, lambda.
-    #[must_use]
-    pub const fn weight_decay(&self) -> f64 {
-        self.weight_decay
-    }
-
-    /// Decoupled weight decay, `lambda_d`.
-    #[must_use]
-    pub const fn decoupled_weight_decay(&self) -> f64 {
-        self.decoupled_weight_decay
-    }
-
-    /// Whether the objective is maximized.
-    #[must_use]
-    pub const fn maximize(&self) -> bool {
-        self.maximize
-    }
-
-    /// Where the learning rate sits.
-    #[must_use]
-    pub const fn form(&self) -> MomentumForm {
-        self.form
-    }
-
-    /// Time step, dt, of the particle form; 1 in the others.
-    #[must_use]
-    pub const fn time_step(&self) -> f64 {
-        self.time_step
+        Ok(config)
     }
 
     /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero. However small, a momentum that is
@@ -212,22 +164,16 @@ impl SgdConfig {
         self.momentum != 0.0
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(self) -> Result<Self, ConfigError> {
         // The averaging form at mu = 1 would never let a gradient in.
         let momentum_limit = if self.form == MomentumForm::Ema {
             1.0_f64.next_down()
         } else {
             1.0
         };
-        check_range("lr", self.lr, f64::INFINITY)?;
         check_range("momentum", self.momentum, momentum_limit)?;
         check_range("dampening", self.dampening, 1.0)?;
-        check_range("weight_decay", self.weight_decay, f64::INFINITY)?;
-        check_range(
-            "decoupled_weight_decay",
-            self.decoupled_weight_decay,
-            f64::INFINITY,
-        )?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
         check_range("time_step", self.time_step, f64::INFINITY)?;
         if f32::from_f64(self.time_step) == 0.0 {
             return Err(ConfigError::OutOfRange {
@@ -238,19 +184,12 @@ impl SgdConfig {
         }
         // By the particle's time step, by which its velocity takes in the gradient.
         check_range("lr/time_step", self.lr / self.time_step, f64::INFINITY)?;
-        if self.lr * self.decoupled_weight_decay > 1.0 {
-            return Err(ConfigError::DecayTooLarge {
-                lr: self.lr,
-                decoupled_weight_decay: self.decoupled_weight_decay,
-            });
-        }
 
-        let forbid = |condition: bool, fields: &'static str, why: &'static str| {
+        let forbid = |condition: bool, fields, why| {
             if condition {
-                Err(ConfigError::Unsupported { fields, why })
-            } else {
-                Ok(())
+                return unsupported(fields, why);
             }
+            Ok(())
         };
         forbid(
             self.nesterov && self.momentum == 0.0,
@@ -281,7 +220,8 @@ impl SgdConfig {
             self.dampening != 0.0 && self.form != MomentumForm::HeavyBall,
             "dampening, form",
             "dampening is defined for the heavy-ball form only",
-        )
+        )?;
+        Ok(self)
     }
 }
 
@@ -366,71 +306,18 @@ impl Twin for SgdConfig {
         };
         vector::step(&k, Terms::of(self), params, velocity, grads);
     }
-}
 
-/// Collects hyper-parameters; [`build`](Self::build) checks them together.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct SgdConfigBuilder(SgdConfig);
-
-impl SgdConfigBuilder {
-    /// Momentum mu, `0 <= mu <= 1` (below 1 for [`MomentumForm::Ema`]). Zero, the default, is plain gradient
-    /// descent without a velocity buffer.
-    pub const fn momentum(mut self, momentum: f64) -> Self {
-        self.0.momentum = momentum;
-        self
-    }
-
-    /// Dampening tau, `0 <= tau <= 1`: the velocity takes in `(1-tau)*d`, except at the first applied step of
-    /// each tensor, which is undampened (PyTorch's rule). Heavy-ball form only.
-    pub const fn dampening(mut self, dampening: f64) -> Self {
-        self.0.dampening = dampening;
-        self
-    }
-
-    /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
-    pub const fn nesterov(mut self, nesterov: bool) -> Self {
-        self.0.nesterov = nesterov;
-        self
-    }
-
-    /// Coupled (L2) weight decay lambda: `lambda*theta` joins the gradient before the velocity sees it.
-    pub const fn weight_decay(mut self, weight_decay: f64) -> Self {
-        self.0.weight_decay = weight_decay;
-        self
-    }
-
-    /// Decoupled weight decay: theta is multiplied by `1 - lr*lambda_d` before the step.
-    pub const fn decoupled_weight_decay(mut self, decoupled_weight_decay: f64) -> Self {
-        self.0.decoupled_weight_decay = decoupled_weight_decay;
-        self
-    }
-
-    /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
-    pub const fn maximize(mut self, maximize: bool) -> Self {
-        self.0.maximize = maximize;
-        self
-    }
-
-    /// Time step dt of the particle form, above zero; 1 by default.
-    pub const fn time_step(mut self, time_step: f64) -> Self {
-        self.0.time_step = time_step;
-        self
-    }
-
-    /// Where the learning rate sits; heavy ball by default.
-    pub const fn form(mut self, form: MomentumForm) -> Self {
-        self.0.form = form;
-        self
-    }
-
-    /// Checks all fields together.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the fields: a value out of range or not finite, or a combination that no
-    /// library defines, such as Nesterov momentum with dampening.
-    pub fn build(self) -> Result<SgdConfig, ConfigError> {
-        self.0.check()?;
-        Ok(self.0)
+    fn step_in_turn(
+        &self,
+        phase: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        let k = Coefficients::new(self, phase == 0).cast();
+        match state {
+            [velocity, ..] => reference::sgd(&k, Terms::of(self), params, velocity, grads),
+            [] => reference::sgd_plain(&k, Terms::of(self), params, grads),
+        }
     }
 }

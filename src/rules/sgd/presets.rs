@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{MomentumForm, SgdConfig, SgdConfigBuilder};
-use crate::rules::ConfigError;
+use crate::rules::{AnyRule, ConfigError, KnownRule, RulePreset};
 
 /// An optimizer of another library or paper; it chooses the form and what weight decay means.
 ///
@@ -113,6 +113,35 @@ impl FromStr for Preset {
             .find(|preset| preset.name() == name)
             .ok_or_else(|| ConfigError::UnknownPreset {
                 name: name.to_owned(),
+                expected: Self::ALL.map(Self::name).join(", "),
             })
+    }
+}
+
+impl KnownRule for SgdConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        Preset::PyTorch.of_sgd(|lr| Ok(Preset::PyTorch.builder(lr).build()?.into())),
+        Preset::OptaxSgd.of_sgd(|lr| Ok(Preset::OptaxSgd.builder(lr).build()?.into())),
+        Preset::OptaxTrace.of_sgd(|lr| Ok(Preset::OptaxTrace.builder(lr).build()?.into())),
+        Preset::OptaxEma.of_sgd(|lr| Ok(Preset::OptaxEma.builder(lr).build()?.into())),
+        Preset::Keras.of_sgd(|lr| Ok(Preset::Keras.builder(lr).build()?.into())),
+        Preset::TensorFlowJs.of_sgd(|lr| Ok(Preset::TensorFlowJs.builder(lr).build()?.into())),
+        Preset::Sutskever2013.of_sgd(|lr| Ok(Preset::Sutskever2013.builder(lr).build()?.into())),
+    ];
+
+    /// PyTorch's `SGD` counts no steps.
+    fn pytorch_scalars(&self, _applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        (self.form() == MomentumForm::HeavyBall).then(Vec::new)
+    }
+}
+
+impl Preset {
+    const fn of_sgd(self, config: fn(f64) -> Result<AnyRule, ConfigError>) -> RulePreset {
+        RulePreset {
+            rule: "sgd",
+            library: self.name(),
+            decouples_weight_decay: self.decouples_weight_decay(),
+            config,
+        }
     }
 }

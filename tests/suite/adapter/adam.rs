@@ -1,6 +1,6 @@
 //! Adam on a real adapter: three slots of state in one buffer, whatever the tensors.
 
-use wgpu_optim::oracle::{AdamOracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
     AdamConfig, AmsGrad, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule as _, TensorBinding, wgpu,
@@ -18,7 +18,7 @@ fn check(
     bench: &Bench,
     optimizer: &GpuOptimizer<AdamConfig>,
     tensor: usize,
-    oracle: &AdamOracle,
+    oracle: &Oracle<AdamConfig>,
     params: &[f32],
     here: &str,
 ) {
@@ -107,7 +107,7 @@ fn every_config_over_every_size_and_offset() {
                 .iter()
                 .zip(&numels)
                 .map(|(start, numel)| {
-                    AdamOracle::new(&host_params[*start..start + numel], Rounding::WGSL)
+                    Oracle::new(&host_params[*start..start + numel], Rounding::WGSL)
                 })
                 .collect();
             for (step, lr) in LRS.into_iter().enumerate() {
@@ -177,7 +177,7 @@ fn batches_of_three_slots() {
             assert!(!optimizer.plan().batches.is_empty());
             let mut oracles: Vec<_> = buffers
                 .iter()
-                .map(|(.., start, _)| AdamOracle::new(start, Rounding::WGSL))
+                .map(|(.., start, _)| Oracle::new(start, Rounding::WGSL))
                 .collect();
             for step in 0..3 {
                 optimizer.set_frozen("3", step == 1).unwrap();
@@ -239,7 +239,7 @@ fn an_arena_is_one_dispatch_and_its_state_carries_on() {
         let mut optimizer = fresh();
         let mut oracles = starts
             .each_ref()
-            .map(|start| AdamOracle::new(start, Rounding::WGSL));
+            .map(|start| Oracle::new(start, Rounding::WGSL));
         for step in 0..4 {
             if step == 2 {
                 let state = block_on(&bench.device, optimizer.state()).unwrap();

@@ -2,8 +2,8 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, MomentumForm,
-    OPTIONAL_FEATURES, ScalarPath, SgdConfig, StateError, StepError, readback, wgpu,
+    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, OPTIONAL_FEATURES,
+    ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState, readback, wgpu,
 };
 
 use super::{Bench, gpu, whole};
@@ -125,12 +125,9 @@ fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
 
         let mut resumed = bench.optimizer(config(), &params, &grads);
         let mut foreign = state.clone();
-        foreign.config = SgdConfig::builder(0.1)
-            .form(MomentumForm::Ema)
-            .build()
-            .unwrap();
+        foreign.tensors[0].meaning = "ema".into();
         let refused = resumed.load_state(&foreign);
-        assert!(matches!(refused, Err(StateError::Form { .. })));
+        assert!(matches!(refused, Err(StateError::Meaning { .. })));
         assert_eq!(resumed.applied_steps("theta"), Some(0));
 
         bench.upload(&params, &half_way);
@@ -351,12 +348,21 @@ fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
             stepped.push(readback::block_on(&bench.device, arena.download_all_params()).unwrap());
         }
         assert!(stepped[0] == stepped[1]);
-        let first = |tensor: usize, velocity: &[f32], applied| {
-            let mut oracle = Oracle::resume(&before[tensor], velocity, applied, Rounding::WGSL);
+        let state = readback::block_on(&bench.device, optimizer.state()).unwrap();
+        let first = |tensor: usize, velocity: Vec<f32>, applied_steps| {
+            let state = TensorState {
+                applied_steps,
+                slots: vec![SlotState {
+                    name: "momentum_buffer".into(),
+                    values: velocity,
+                }],
+                ..state.tensors[tensor].clone()
+            };
+            let mut oracle = Oracle::resume(&config(), &before[tensor], &state, Rounding::WGSL);
             oracle.step(&config(), &gradients[tensor]);
             oracle.check_params(&stepped[0][tensor]).unwrap();
         };
-        first(0, &bench.download(&saved[0]), 1);
-        first(1, &[0.0; 5], 0);
+        first(0, bench.download(&saved[0]), 1);
+        first(1, vec![0.0; 5], 0);
     }
 }

@@ -1,8 +1,9 @@
 //! Adam without a device: the textbook, the twin, and the optimizer on all cores.
 
-use wgpu_optim::oracle::{AdamOracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     AdamConfig, AdamForm, AmsGrad, ConfigError, CpuOptimizer, ParamGroups, Rule as _, StateError,
+    Twin as _,
 };
 
 use crate::cases::{LRS, sizes, values};
@@ -140,7 +141,7 @@ fn every_config_stays_within_its_bound() {
     let gradients = |step: u64| values(100 + step, 257);
     for config in configs() {
         let mut params = values(1, 257);
-        let mut oracle = AdamOracle::new(&params, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
         let mut optimizer = CpuOptimizer::new(config, [("theta", [257])]).unwrap();
         let mut worst = 0.0_f64;
         for step in 0..20 {
@@ -169,7 +170,7 @@ fn a_wrong_kernel_is_found() {
     // The corrections one step late, as they are where steps count from zero.
     let config = AdamConfig::builder(0.05).build().unwrap();
     let (mut params, grads) = (values(1, 64), values(2, 64));
-    let mut oracle = AdamOracle::new(&params, Rounding::WGSL);
+    let mut oracle = Oracle::new(&params, Rounding::WGSL);
     oracle.step(&config, &grads);
     let (mut m, mut v) = (vec![0.0; 64], vec![0.0; 64]);
     config.step_in_turn(1, &mut params, &mut [&mut m, &mut v], &grads);
@@ -265,7 +266,7 @@ fn a_state_carries_on_and_one_of_other_slots_is_refused() {
         .unwrap();
     assert!(matches!(
         fresh(amsgrad).load_state(&state),
-        Err(StateError::Form { .. })
+        Err(StateError::Meaning { .. })
     ));
 }
 
@@ -285,7 +286,7 @@ fn groups_and_schedules_work_as_with_any_rule() {
     let mut params = [values(1, 33), values(2, 7)];
     let mut oracles = params
         .each_ref()
-        .map(|start| AdamOracle::new(start, Rounding::NEAREST));
+        .map(|start| Oracle::new(start, Rounding::NEAREST));
     for step in 0..5 {
         let (lr, momentum) = (0.1 / f64::from(step + 1), 0.85 + 0.02 * f64::from(step));
         optimizer.set_lr(lr).unwrap();

@@ -1,8 +1,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{
-    Coefficients, CpuOptimizer, DuplicateName, MomentumForm, OptimizerState, SgdConfig, SliceError,
-    StateError, TensorState, Terms,
+    Coefficients, CpuOptimizer, DuplicateName, OptimizerState, SgdConfig, SliceError, StateError,
+    TensorState, Terms,
 };
 
 use crate::cases::{LRS, configs, sizes, values};
@@ -262,13 +262,10 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
         );
         refused
     };
-    let ema = SgdConfig::builder(0.1)
-        .form(MomentumForm::Ema)
-        .build()
-        .unwrap();
     assert_eq!(
-        refused(&|state| state.config = ema),
-        StateError::Form {
+        refused(&|state| state.tensors[1].meaning = "ema".into()),
+        StateError::Meaning {
+            tensor: "b".into(),
             expected: "heavy-ball".into(),
             actual: "ema".into()
         }

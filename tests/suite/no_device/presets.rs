@@ -11,7 +11,7 @@ fn presets_have_names() {
         assert_eq!(preset.builder(0.1).build().unwrap().form(), preset.form());
     }
     let unknown = "torch".parse::<Preset>();
-    assert!(matches!(unknown, Err(ConfigError::UnknownPreset { name }) if name == "torch"));
+    assert!(matches!(unknown, Err(ConfigError::UnknownPreset { name, .. }) if name == "torch"));
 }
 
 /// The golden trajectories prove the forms; this ties the presets to the libraries' own cases.

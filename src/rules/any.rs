@@ -1,0 +1,210 @@
+//! All rules of this crate as one type, by name.
+
+use std::borrow::Cow;
+
+use super::{ConfigError, Rule, Scalars, Slots, Twin, every_rule};
+
+/// A rule that other libraries have, too.
+pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
+    /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
+    const PRESETS: &'static [RulePreset];
+
+    /// What a `torch.optim` optimizer keeps of a tensor after so many applied steps beside the slots, in its order:
+    /// `step`, say. None where PyTorch has no such rule, or not in this form.
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        let _ = applied_steps;
+        None
+    }
+}
+
+/// A rule as a library has it.
+#[derive(Clone, Copy, Debug)]
+pub struct RulePreset {
+    /// The rule's name there, in lower case: `adamw`, say.
+    pub rule: &'static str,
+    /// The library: `pytorch`, `optax`, `keras`, or a form of it.
+    pub library: &'static str,
+    /// Whether the library's own `weight_decay` is decoupled.
+    pub decouples_weight_decay: bool,
+    /// The library's defaults at a learning rate.
+    pub config: fn(f64) -> Result<AnyRule, ConfigError>,
+}
+
+impl RulePreset {
+    pub(super) const fn new(
+        rule: &'static str,
+        library: &'static str,
+        config: fn(f64) -> Result<AnyRule, ConfigError>,
+    ) -> Self {
+        Self {
+            rule,
+            library,
+            decouples_weight_decay: false,
+            config,
+        }
+    }
+
+    pub(super) const fn decouples_weight_decay(mut self) -> Self {
+        self.decouples_weight_decay = true;
+        self
+    }
+}
+
+impl AnyRule {
+    /// A rule as a library has it, with its defaults there. Without a library it is the first that has the rule:
+    /// PyTorch, or else optax.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if there is no such rule, the library does not have it, or `lr` is out of range.
+    pub fn preset(rule: &str, library: Option<&str>, lr: f64) -> Result<Self, ConfigError> {
+        (RulePreset::find(rule, library)?.config)(lr)
+    }
+}
+
+impl RulePreset {
+    /// The preset of these names; without a library the first of the rule.
+    ///
+    /// # Errors
+    /// [`ConfigError`] saying which there are.
+    pub fn find(rule: &str, library: Option<&str>) -> Result<Self, ConfigError> {
+        let of_rule = || AnyRule::presets().filter(|preset| preset.rule == rule);
+        if of_rule().next().is_none() {
+            let mut expected: Vec<_> = AnyRule::presets().map(|preset| preset.rule).collect();
+            expected.dedup();
+            return Err(ConfigError::UnknownRule {
+                name: rule.to_owned(),
+                expected: expected.join(", "),
+            });
+        }
+        let found = of_rule().find(|preset| library.is_none_or(|name| preset.library == name));
+        found.ok_or_else(|| {
+            let expected: Vec<_> = of_rule().map(|preset| preset.library).collect();
+            ConfigError::UnknownPreset {
+                name: library.unwrap_or_default().to_owned(),
+                expected: expected.join(", "),
+            }
+        })
+    }
+}
+
+macro_rules! any_rule {
+    ($( $Variant:ident($Config:ident), )*) => {
+        /// Any rule of this crate: for programs that choose one by name, and for [`ParamGroups`](crate::ParamGroups)
+        /// that mix them. A rule of the user's own joins by an enum of this kind.
+        ///
+        /// ```
+        /// use wgpu_optim::{AdamConfig, AnyRule, CpuOptimizer, ParamGroups, SgdConfig};
+        ///
+        /// let momentum = SgdConfig::builder(0.1).momentum(0.9).build()?;
+        /// let groups = ParamGroups::<AnyRule>::new(momentum.into())
+        ///     .with("embeddings", AnyRule::preset("adamw", None, 1e-3)?, |name| name.starts_with("embed"))?;
+        /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("embed.weight", [2]), ("fc.weight", [2])])?;
+        /// optimizer.step(&mut [&mut [1.0, 2.0], &mut [3.0, 4.0]], &[&[0.1, 0.2], &[0.3, 0.4]])?;
+        /// # assert!(AdamConfig::try_from(AnyRule::from(momentum)).is_err());
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
+        #[derive(Clone, Debug, PartialEq)]
+        #[cfg_attr(
+            feature = "safetensors",
+            derive(serde::Serialize, serde::Deserialize),
+            serde(tag = "rule", rename_all = "kebab-case")
+        )]
+        #[non_exhaustive]
+        pub enum AnyRule {
+            $(
+                #[doc = concat!("[`", stringify!($Config), "`](crate::", stringify!($Config), ")")]
+                $Variant(super::$Config),
+            )*
+        }
+
+        $(
+            impl From<super::$Config> for AnyRule {
+                fn from(config: super::$Config) -> Self {
+                    Self::$Variant(config)
+                }
+            }
+
+            impl TryFrom<AnyRule> for super::$Config {
+                type Error = AnyRule;
+
+                /// Gives back a rule of another kind.
+                fn try_from(rule: AnyRule) -> Result<Self, AnyRule> {
+                    match rule {
+                        AnyRule::$Variant(config) => Ok(config),
+                        #[allow(unreachable_patterns, reason = "where there is one rule only")]
+                        other => Err(other),
+                    }
+                }
+            }
+        )*
+
+        impl AnyRule {
+            /// Every rule of this crate as every library has it. The first of a rule is PyTorch's, where that has it.
+            pub fn presets() -> impl Iterator<Item = RulePreset> {
+                [$( super::$Config::PRESETS, )*].into_iter().flatten().copied()
+            }
+        }
+
+        impl Rule for AnyRule {
+            fn stem(&self) -> &'static str {
+                match self { $( Self::$Variant(rule) => rule.stem(), )* }
+            }
+
+            fn slots(&self) -> Slots {
+                match self { $( Self::$Variant(rule) => rule.slots(), )* }
+            }
+
+            fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+                match self { $( Self::$Variant(rule) => rule.terms(), )* }
+            }
+
+            fn wgsl(&self) -> Cow<'static, str> {
+                match self { $( Self::$Variant(rule) => rule.wgsl(), )* }
+            }
+
+            fn scalar_names(&self) -> &'static [&'static str] {
+                match self { $( Self::$Variant(rule) => rule.scalar_names(), )* }
+            }
+
+            fn phase(&self, applied_steps: u64) -> u64 {
+                match self { $( Self::$Variant(rule) => rule.phase(applied_steps), )* }
+            }
+
+            fn scalars(&self, phase: u64) -> Scalars {
+                match self { $( Self::$Variant(rule) => rule.scalars(phase), )* }
+            }
+
+            fn meaning(&self) -> String {
+                match self { $( Self::$Variant(rule) => rule.meaning(), )* }
+            }
+
+            fn lr(&self) -> f64 {
+                match self { $( Self::$Variant(rule) => rule.lr(), )* }
+            }
+
+            fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+                match self { $( Self::$Variant(rule) => Rule::with_lr(rule, lr).map(Self::from), )* }
+            }
+
+            fn momentum(&self) -> Option<f64> {
+                match self { $( Self::$Variant(rule) => Rule::momentum(rule), )* }
+            }
+
+            fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+                match self { $( Self::$Variant(rule) => Rule::with_momentum(rule, momentum).map(Self::from), )* }
+            }
+        }
+
+        impl Twin for AnyRule {
+            fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step(phase, params, state, grads), )* }
+            }
+
+            fn step_in_turn(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step_in_turn(phase, params, state, grads), )* }
+            }
+        }
+    };
+}
+
+every_rule!(any_rule);

@@ -1,0 +1,141 @@
+//! What the configurations of all rules have in common: fields that are said once, and the checks of them.
+
+/// Declares a configuration: the struct, an accessor and a setter for each field, `with_lr`, and the builder that
+/// collects fields until `check` has seen them all.
+macro_rules! config {
+    (
+        $(#[$config_doc:meta])*
+        pub struct $Config:ident, built by $Builder:ident {
+            $( $(#[$doc:meta])* $field:ident: $Type:ty, )*
+        }
+    ) => {
+        $(#[$config_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[cfg_attr(feature = "safetensors", derive(serde::Serialize))]
+        pub struct $Config {
+            lr: f64,
+            $( $field: $Type, )*
+        }
+
+        impl $Config {
+            /// Learning rate.
+            #[must_use]
+            pub const fn lr(&self) -> f64 {
+                self.lr
+            }
+
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub const fn $field(&self) -> $Type {
+                    self.$field
+                }
+            )*
+
+            /// The same configuration at another learning rate.
+            ///
+            /// # Errors
+            /// [`ConfigError`](crate::ConfigError) if `lr` is out of range, or too large for the decoupled weight decay.
+            pub fn with_lr(self, lr: f64) -> Result<Self, crate::rules::ConfigError> {
+                Self { lr, ..self }.check()
+            }
+        }
+
+        /// Collects hyper-parameters; [`build`](Self::build) checks them together.
+        #[derive(Clone, Copy, Debug)]
+        #[must_use]
+        pub struct $Builder($Config);
+
+        impl $Builder {
+            $(
+                $(#[$doc])*
+                pub const fn $field(mut self, $field: $Type) -> Self {
+                    self.0.$field = $field;
+                    self
+                }
+            )*
+
+            /// Checks all fields together.
+            ///
+            /// # Errors
+            /// [`ConfigError`](crate::ConfigError) naming the fields: a value out of range or not finite, or a
+            /// combination that no library has.
+            pub fn build(self) -> Result<$Config, crate::rules::ConfigError> {
+                self.0.check()
+            }
+        }
+
+        #[cfg(feature = "safetensors")]
+        impl<'de> serde::Deserialize<'de> for $Config {
+            /// Checks as `build` does.
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                #[derive(serde::Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Fields {
+                    lr: f64,
+                    $( $field: $Type, )*
+                }
+                let Fields { lr, $( $field, )* } = Fields::deserialize(deserializer)?;
+                let config = Self { lr, $( $field, )* };
+                config.check().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// Declares the scalars of a step by their names in WGSL: computed in `f64`, rounded once by `cast`.
+macro_rules! scalars {
+    ($(#[$doc:meta])* struct $Name:ident { $( $field:ident, )* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        struct $Name<T = f32> {
+            $( $field: T, )*
+        }
+
+        impl $Name<f64> {
+            /// Rounds each once.
+            fn cast(self) -> $Name {
+                $Name { $( $field: crate::rules::Real::from_f64(self.$field), )* }
+            }
+        }
+
+        impl $Name {
+            const NAMES: &'static [&'static str] = &[$( stringify!($field), )*];
+        }
+
+        impl From<$Name> for crate::rules::Scalars {
+            fn from(k: $Name) -> Self {
+                [$( k.$field, )*].into()
+            }
+        }
+    };
+}
+
+/// The two ways in which a rule's `walk` makes a step on the CPU.
+macro_rules! twin {
+    ($Config:ident) => {
+        impl crate::rules::Twin for $Config {
+            fn step(
+                &self,
+                phase: u64,
+                params: &mut [f32],
+                state: &mut [&mut [f32]],
+                grads: &[f32],
+            ) {
+                self.walk::<crate::rules::elementwise::Vectors>(phase, params, state, grads);
+            }
+
+            fn step_in_turn(
+                &self,
+                phase: u64,
+                params: &mut [f32],
+                state: &mut [&mut [f32]],
+                grads: &[f32],
+            ) {
+                self.walk::<crate::rules::elementwise::InTurn>(phase, params, state, grads);
+            }
+        }
+    };
+}
+
+pub(crate) use {config, scalars, twin};
