@@ -1,32 +1,51 @@
-//! Running error analysis: values with a bound on how far their `f32` twins may be off, and the operations on them.
+//! Running error analysis: values with the ranges of their `f32` twins, and the operations on them.
 
 use super::Rounding;
 
 /// What is below the normal range may be flushed to zero.
 const TINY: f64 = f32::MIN_POSITIVE as f64;
 
-/// A value and a bound on how far its `f32` twin may be off.
+/// A value and the range in which its `f32` twin lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bounded {
     /// The value.
     pub exact: f64,
-    /// The bound.
-    pub bound: f64,
+    /// The least that the twin may be.
+    pub low: f64,
+    /// The most that the twin may be.
+    pub high: f64,
 }
 
 impl Bounded {
     /// A value that `f32` holds as it is.
     #[must_use]
     pub fn exactly(value: f32) -> Self {
-        Self {
-            exact: value.into(),
-            bound: if value.is_subnormal() { TINY } else { 0.0 },
+        let exact = f64::from(value);
+        // It may be flushed when it is read.
+        let (low, high) = match value.is_subnormal() {
+            true => (exact.min(0.0), exact.max(0.0)),
+            false => (exact, exact),
+        };
+        Self { exact, low, high }
+    }
+
+    /// How far a twin of this value may be off on its side.
+    pub(super) fn bound(self, twin: f64) -> f64 {
+        if twin < self.exact {
+            self.exact - self.low
+        } else {
+            self.high - self.exact
         }
     }
 
     /// The most that the twin can be in magnitude.
     fn reach(self) -> f64 {
-        self.exact.abs() + self.bound
+        self.low.abs().max(self.high.abs())
+    }
+
+    /// Whether the twin is the value.
+    fn is_sure(self) -> bool {
+        self.low == self.high
     }
 
     /// The negative, which rounds nothing.
@@ -34,47 +53,50 @@ impl Bounded {
     pub fn negative(self) -> Self {
         Self {
             exact: -self.exact,
-            ..self
+            low: -self.high,
+            high: -self.low,
         }
     }
 
     /// The magnitude, which rounds nothing.
     #[must_use]
     pub fn magnitude(self) -> Self {
+        let least = match self.low <= 0.0 && self.high >= 0.0 {
+            true => 0.0,
+            false => self.low.abs().min(self.high.abs()),
+        };
         Self {
             exact: self.exact.abs(),
-            ..self
+            low: least,
+            high: self.reach(),
         }
     }
 
-    /// The larger of two, no farther off than the one that is farther off.
+    /// The larger of two, which rounds nothing.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
             exact: self.exact.max(other.exact),
-            bound: self.bound.max(other.bound),
+            low: self.low.max(other.low),
+            high: self.high.max(other.high),
         }
     }
 
     /// -1, 0 or 1: exact, unless the twin may be on the other side of zero.
     #[must_use]
     pub fn sign(self) -> Self {
-        let exact = match self.exact {
-            0.0 => 0.0,
-            x => x.signum(),
-        };
-        let is_sure = self.bound == 0.0 || self.exact.abs() > self.bound;
         Self {
-            exact,
-            bound: if is_sure { 0.0 } else { 1.0 + exact.abs() },
+            exact: sign(self.exact),
+            low: sign(self.low),
+            high: sign(self.high),
         }
     }
 }
 
-/// Arithmetic in `f32` with one way of rounding.
+/// Arithmetic in `f32` with one way of rounding, over ranges of what goes in.
 ///
-/// Sums are bounded by the sum of their terms' magnitudes, so that the bound holds in whatever order a compiler adds,
-/// and fusing a product into a sum only removes a rounding.
+/// Sums of terms of either sign are bounded by the sum of their magnitudes, so that the bound holds in whatever order a
+/// compiler adds, and fusing a product into a sum only removes a rounding.
 #[derive(Clone, Copy, Debug)]
 pub struct Arithmetic(pub(super) Rounding);
 
@@ -82,24 +104,38 @@ impl Arithmetic {
     /// A scalar of the step: computed in `f64` and rounded once, to nearest, whatever computes with it.
     #[must_use]
     pub fn scalar(self, value: f64) -> Bounded {
-        Bounded {
+        let sure = Bounded {
             exact: value,
-            bound: match value {
-                0.0 | 1.0 => 0.0,
-                value => Rounding::NEAREST.gamma(1) * value.abs() + TINY,
-            },
+            low: value,
+            high: value,
+        };
+        match value {
+            0.0 => sure,
+            _ if value.abs() == 1.0 => sure,
+            _ => widened(sure, Rounding::NEAREST.gamma(1)),
         }
     }
 
     /// The sum of terms.
     #[must_use]
     pub fn sum<const N: usize>(self, terms: [Bounded; N]) -> Bounded {
-        let exact = terms.iter().map(|term| term.exact).sum();
-        let bound: f64 = terms.iter().map(|term| term.bound).sum();
-        let reach: f64 = terms.iter().map(|term| term.reach()).sum();
+        let sum = Bounded {
+            exact: terms.iter().map(|term| term.exact).sum(),
+            low: terms.iter().map(|term| term.low).sum(),
+            high: terms.iter().map(|term| term.high).sum(),
+        };
         // A sum with what is exactly zero rounds nothing.
         let others = terms.iter().filter(|term| term.reach() != 0.0).count();
-        self.rounded(exact, bound, reach, (others as u32).saturating_sub(1))
+        let gamma = self.0.gamma((others as u32).saturating_sub(1));
+        if terms.iter().all(|term| term.low >= 0.0) || gamma == 0.0 {
+            return widened(sum, gamma);
+        }
+        let off = gamma * terms.iter().map(|term| term.reach()).sum::<f64>() + TINY;
+        Bounded {
+            low: sum.low - off,
+            high: sum.high + off,
+            ..sum
+        }
     }
 
     /// The difference of two values.
@@ -111,41 +147,79 @@ impl Arithmetic {
     /// The product of two values.
     #[must_use]
     pub fn product(self, x: Bounded, y: Bounded) -> Bounded {
-        let exact = x.exact * y.exact;
-        let bound = x.bound * y.reach() + x.exact.abs() * y.bound;
-        let is_one = |x: Bounded| x.exact.abs() == 1.0 && x.bound == 0.0;
+        let is_one = |x: Bounded| x.is_sure() && x.exact.abs() == 1.0;
         let roundings = u32::from(!is_one(x) && !is_one(y));
-        self.rounded(exact, bound, x.reach() * y.reach(), roundings)
+        let product = corners(x.exact * y.exact, x, y, |x, y| x * y);
+        widened(product, self.0.gamma(roundings))
     }
 
-    /// The quotient of two values. The bound is infinite where the divisor may be zero.
+    /// The quotient of two values; anything, where the divisor may be zero.
     #[must_use]
     pub fn quotient(self, x: Bounded, y: Bounded) -> Bounded {
         let exact = x.exact / y.exact;
-        let least = y.exact.abs() - y.bound;
-        let bound = match x.reach() {
-            0.0 => 0.0,
-            _ if least <= 0.0 => f64::INFINITY,
-            _ => (x.bound + exact.abs() * y.bound) / least,
-        };
-        self.rounded(exact, bound, exact.abs() + bound, self.0.division)
+        if y.low <= 0.0 && y.high >= 0.0 {
+            let (low, high) = match x.reach() == 0.0 && y.exact != 0.0 {
+                true => (0.0, 0.0),
+                false => (f64::NEG_INFINITY, f64::INFINITY),
+            };
+            return Bounded { exact, low, high };
+        }
+        let quotient = corners(exact, x, y, |x, y| x / y);
+        widened(quotient, self.0.gamma(self.0.division))
     }
 
     /// The square root of a value that is not negative.
     #[must_use]
     pub fn root(self, x: Bounded) -> Bounded {
-        let exact = x.exact.sqrt();
-        let most = (x.exact + x.bound).sqrt();
-        let least = (x.exact - x.bound).max(0.0).sqrt();
-        let bound = (most - exact).max(exact - least);
-        self.rounded(exact, bound, exact + bound, self.0.root)
+        let root = Bounded {
+            exact: x.exact.sqrt(),
+            low: x.low.max(0.0).sqrt(),
+            high: x.high.max(0.0).sqrt(),
+        };
+        widened(root, self.0.gamma(self.0.root))
     }
+}
 
-    fn rounded(self, exact: f64, bound: f64, reach: f64, roundings: u32) -> Bounded {
-        let flushed = if reach == 0.0 { 0.0 } else { TINY };
-        Bounded {
-            exact,
-            bound: bound + self.0.gamma(roundings) * reach + flushed,
-        }
+/// The range of an operation that is monotonic in both operands.
+fn corners(exact: f64, x: Bounded, y: Bounded, of: impl Fn(f64, f64) -> f64) -> Bounded {
+    let ends = [
+        of(x.low, y.low),
+        of(x.low, y.high),
+        of(x.high, y.low),
+        of(x.high, y.high),
+    ];
+    let (low, high) = match ends.iter().any(|end| end.is_nan()) {
+        // Nothing times anything.
+        true => (f64::NEG_INFINITY, f64::INFINITY),
+        false => (
+            ends.iter().copied().fold(f64::INFINITY, f64::min),
+            ends.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        ),
+    };
+    Bounded { exact, low, high }
+}
+
+/// The range after a rounding of this relative error, which keeps signs but may flush to zero.
+fn widened(value: Bounded, gamma: f64) -> Bounded {
+    let Bounded { exact, low, high } = value;
+    if low == 0.0 && high == 0.0 {
+        return value;
+    }
+    let (down, up) = (
+        low - gamma * low.abs() - TINY,
+        high + gamma * high.abs() + TINY,
+    );
+    Bounded {
+        exact,
+        low: if low >= 0.0 { down.max(0.0) } else { down },
+        high: if high <= 0.0 { up.min(0.0) } else { up },
+    }
+}
+
+/// -1, 0 or 1.
+pub(super) fn sign(value: f64) -> f64 {
+    match value {
+        0.0 => 0.0,
+        value => value.signum(),
     }
 }

@@ -8,9 +8,21 @@
 //! order a compiler adds, and fusing a product into a sum only removes a rounding. Errors of earlier steps are
 //! carried along. It holds while no intermediate leaves the range of `f32`.
 
+mod adabelief;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adamax;
 mod arithmetic;
+mod decay;
+mod lion;
+mod nadam;
+mod radam;
+mod rmsprop;
+mod schedule_free;
 mod sgd;
+mod signum;
+mod yogi;
 
 use std::marker::PhantomData;
 
@@ -317,11 +329,9 @@ fn check(
     let mut worst_excess = 0.0;
     let mut worst_wrong = None;
     for (index, (expected, actual)) in expected.zip(actual).enumerate() {
-        let Bounded {
-            exact: expected,
-            bound,
-        } = expected;
         let value = f64::from(*actual);
+        let bound = expected.bound(value);
+        let expected = expected.exact;
         // What is not finite has no distance: it is the same or it is wrong.
         let same = value == expected || (value.is_nan() && expected.is_nan());
         let error = if same { 0.0 } else { (value - expected).abs() };

@@ -78,13 +78,6 @@ config! {
         eps: f64,
         /// Added under the root; [`AdamForm::Corrected`] only.
         eps_root: f64,
-        /// Coupled (L2) weight decay: joins the gradient.
-        weight_decay: f64,
-        /// Decoupled weight decay: theta is multiplied by `1 - lr*X`. optax adds `X*theta` to the update and multiplies
-        /// both by the learning rate, which is the same.
-        decoupled_weight_decay: f64,
-        /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
-        maximize: bool,
         /// Where epsilon sits.
         form: AdamForm,
         /// Divides by the largest average so far.
@@ -251,15 +244,10 @@ impl Rule for AdamConfig {
     }
 
     fn slots(&self) -> Slots {
-        let slot = |name, is_kept| Slot {
-            name,
-            start: 0.0,
-            is_kept,
-        };
         [
-            slot("exp_avg", true),
-            slot("exp_avg_sq", true),
-            slot("max_exp_avg_sq", self.amsgrad != AmsGrad::Off),
+            Slot::new("exp_avg"),
+            Slot::new("exp_avg_sq"),
+            Slot::new("max_exp_avg_sq").kept_if(self.amsgrad != AmsGrad::Off),
         ]
         .into()
     }

@@ -1,11 +1,33 @@
 //! What the configurations of all rules have in common: fields that are said once, and the checks of them.
 
-/// Declares a configuration: the struct, an accessor and a setter for each field, `with_lr`, and the builder that
-/// collects fields until `check` has seen them all.
+use super::ConfigError;
+use super::error::unsupported;
+
+/// Declares a configuration: the struct with the fields that every rule has beside its own, an accessor and a setter for
+/// each, `with_lr`, and the builder that collects fields until `check` has seen them all.
 macro_rules! config {
     (
         $(#[$config_doc:meta])*
         pub struct $Config:ident, built by $Builder:ident {
+            $( $(#[$doc:meta])* $field:ident: $Type:ty, )*
+        }
+    ) => {
+        $crate::rules::config::config! {
+            $(#[$config_doc])*
+            pub struct $Config, built by $Builder, whole {
+                $( $(#[$doc])* $field: $Type, )*
+                /// Coupled (L2) weight decay: `X*theta` joins the gradient.
+                weight_decay: f64,
+                /// Decoupled weight decay: theta is multiplied by `1 - lr*X` before the step.
+                decoupled_weight_decay: f64,
+                /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+                maximize: bool,
+            }
+        }
+    };
+    (
+        $(#[$config_doc:meta])*
+        pub struct $Config:ident, built by $Builder:ident, whole {
             $( $(#[$doc:meta])* $field:ident: $Type:ty, )*
         }
     ) => {
@@ -31,6 +53,15 @@ macro_rules! config {
                     self.$field
                 }
             )*
+
+            #[allow(dead_code, reason = "the oldest rules have it in their scalars")]
+            fn decay(&self) -> crate::rules::decay::Decay {
+                crate::rules::decay::Decay::new(
+                    self.maximize,
+                    self.weight_decay,
+                    self.decoupled_weight_decay,
+                )
+            }
 
             /// The same configuration at another learning rate.
             ///
@@ -139,3 +170,17 @@ macro_rules! twin {
 }
 
 pub(crate) use {config, scalars, twin};
+
+/// A momentum in place of another. The buffer that goes with one stays, also at momentum zero, for which the smallest
+/// number that is not zero then stands; where there is none, none can come.
+pub(super) fn changed_momentum(before: f64, momentum: f64) -> Result<f64, ConfigError> {
+    match (before, momentum) {
+        (0.0, 0.0) => Ok(0.0),
+        (0.0, _) => unsupported(
+            "momentum",
+            "momentum cannot rise from zero, because there is no velocity",
+        ),
+        (_, 0.0) => Ok(f64::MIN_POSITIVE),
+        (_, momentum) => Ok(momentum),
+    }
+}

@@ -104,3 +104,21 @@ impl<E: Element<SLOTS>, const SLOTS: usize> WithSimd for Blocks<'_, E, SLOTS> {
         InTurn::walk(element, params_end, blocks.map(|(_, end)| end), grads_end);
     }
 }
+
+/// WGSL's `sign`: zero of zero.
+#[inline(always)]
+pub(super) fn sign(x: f32) -> f32 {
+    if x > 0.0 {
+        1.0
+    } else if x < 0.0 {
+        -1.0
+    } else {
+        x
+    }
+}
+
+/// WGSL's `max` where neither is NaN; `f32::max` is slower, as it has to look.
+#[inline(always)]
+pub(super) fn larger(x: f32, y: f32) -> f32 {
+    if x < y { y } else { x }
+}

@@ -1,15 +1,29 @@
 //! What the user says, checked, and what it compiles to: scalars of a step, and terms that are there at all.
 
+mod adabelief;
+mod adadelta;
+mod adagrad;
 mod adam;
+mod adamax;
 mod any;
 mod config;
+mod decay;
 mod elementwise;
 mod error;
 mod groups;
+mod lion;
+mod nadam;
+mod radam;
 mod real;
+mod rmsprop;
 mod rule;
 pub mod schedule;
+mod schedule_free;
+mod schedule_free_adamw;
+mod schedule_free_sgd;
 pub(crate) mod sgd;
+mod signum;
+mod yogi;
 
 /// The registry: calls a macro with every rule of this crate.
 macro_rules! every_rule {
@@ -17,19 +31,43 @@ macro_rules! every_rule {
         $callback! {
             Sgd(SgdConfig),
             Adam(AdamConfig),
+            Nadam(NAdamConfig),
+            Radam(RAdamConfig),
+            Adamax(AdamaxConfig),
+            Rmsprop(RmsPropConfig),
+            Adagrad(AdagradConfig),
+            Adadelta(AdadeltaConfig),
+            Lion(LionConfig),
+            Signum(SignumConfig),
+            ScheduleFreeSgd(ScheduleFreeSgdConfig),
+            ScheduleFreeAdamw(ScheduleFreeAdamWConfig),
+            Adabelief(AdaBeliefConfig),
+            Yogi(YogiConfig),
         }
     };
 }
 pub(crate) use every_rule;
 
+pub use adabelief::*;
+pub use adadelta::*;
+pub use adagrad::*;
 pub use adam::*;
+pub use adamax::*;
 pub use any::{AnyRule, KnownRule, RulePreset};
 pub use error::{ConfigError, ConversionError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
+pub use lion::*;
+pub use nadam::*;
+pub use radam::*;
 pub use real::Real;
+pub use rmsprop::*;
 pub use rule::{MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Twin};
+pub use schedule_free_adamw::*;
+pub use schedule_free_sgd::*;
 pub use sgd::{
     Coefficients, Conversion, MomentumForm, Preset, SgdConfig, SgdConfigBuilder, Terms, physics,
     reference,
 };
+pub use signum::*;
+pub use yogi::*;

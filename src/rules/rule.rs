@@ -24,6 +24,30 @@ pub struct Slot {
     pub is_kept: bool,
 }
 
+impl Slot {
+    /// A slot that is kept and starts at zero.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            start: 0.0,
+            is_kept: true,
+        }
+    }
+
+    /// The same with another start.
+    #[must_use]
+    pub const fn starting_at(self, start: f32) -> Self {
+        Self { start, ..self }
+    }
+
+    /// The same, kept only if a configuration needs it.
+    #[must_use]
+    pub const fn kept_if(self, is_kept: bool) -> Self {
+        Self { is_kept, ..self }
+    }
+}
+
 /// The slots of a rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slots {
@@ -42,12 +66,7 @@ impl<const N: usize> From<[Slot; N]> for Slots {
     /// At most [`MAX_SLOTS`]: more do not compile.
     fn from(slots: [Slot; N]) -> Self {
         const { assert!(N <= MAX_SLOTS, "more slots than a rule may keep") };
-        let none = Slot {
-            name: "",
-            start: 0.0,
-            is_kept: false,
-        };
-        let mut all = [none; MAX_SLOTS];
+        let mut all = [Slot::new("").kept_if(false); MAX_SLOTS];
         all[..N].copy_from_slice(&slots);
         Self { slots: all, len: N }
     }
@@ -126,8 +145,10 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
     fn scalars(&self, phase: u64) -> Scalars;
 
-    /// What the slots mean. A state made by a rule of another meaning is refused.
-    fn meaning(&self) -> String;
+    /// What the slots mean, by default the stem. A state made by a rule of another meaning is refused.
+    fn meaning(&self) -> String {
+        self.stem().to_owned()
+    }
 
     /// Learning rate.
     fn lr(&self) -> f64;

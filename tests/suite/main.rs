@@ -10,7 +10,12 @@
 mod adapter;
 mod cases;
 mod golden;
+#[cfg(feature = "safetensors")]
 mod golden_rules;
 mod no_device;
 mod noop;
 mod random;
+#[cfg(feature = "safetensors")]
+mod rule_cases;
+#[cfg(feature = "safetensors")]
+mod rule_runs;

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::rules::config::config;
+use crate::rules::config::{changed_momentum, config};
 use crate::rules::error::{check_decays, check_range, unsupported};
 use crate::rules::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
 
@@ -107,12 +107,6 @@ config! {
         dampening: f64,
         /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
         nesterov: bool,
-        /// Coupled (L2) weight decay lambda: `lambda*theta` joins the gradient before the velocity sees it.
-        weight_decay: f64,
-        /// Decoupled weight decay: theta is multiplied by `1 - lr*lambda_d` before the step.
-        decoupled_weight_decay: f64,
-        /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
-        maximize: bool,
         /// Where the learning rate sits; heavy ball by default.
         form: MomentumForm,
         /// Time step dt of the particle form, above zero; 1 in the others.
@@ -142,19 +136,8 @@ impl SgdConfig {
     /// # Errors
     /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none.
     pub fn with_momentum(self, momentum: f64) -> Result<Self, ConfigError> {
-        let had_velocity = self.has_velocity();
-        let momentum = match momentum {
-            0.0 if had_velocity => f64::MIN_POSITIVE,
-            momentum => momentum,
-        };
-        let config = Self { momentum, ..self }.check()?;
-        if config.has_velocity() != had_velocity {
-            return unsupported(
-                "momentum",
-                "momentum cannot rise from zero, because there is no velocity",
-            );
-        }
-        Ok(config)
+        let momentum = changed_momentum(self.momentum, momentum)?;
+        Self { momentum, ..self }.check()
     }
 
     /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero. However small, a momentum that is
@@ -235,12 +218,7 @@ impl Rule for SgdConfig {
     }
 
     fn slots(&self) -> Slots {
-        [Slot {
-            name: "momentum_buffer",
-            start: 0.0,
-            is_kept: self.has_velocity(),
-        }]
-        .into()
+        [Slot::new("momentum_buffer").kept_if(self.has_velocity())].into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {

@@ -1,6 +1,5 @@
 //! Tier three: a real adapter. Without one these tests fail and say how to get one.
 
-mod adam;
 mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
@@ -15,6 +14,8 @@ mod large;
 mod memory;
 mod parity;
 mod properties;
+#[cfg(feature = "safetensors")]
+mod rules;
 mod transfers;
 mod vertices;
 

@@ -1,6 +1,5 @@
 //! Tier one: no device.
 
-pub mod adam;
 mod adapters;
 mod config;
 mod cpu;
@@ -14,6 +13,8 @@ mod physics;
 mod plan;
 mod presets;
 pub mod properties;
+#[cfg(feature = "safetensors")]
+mod rules;
 mod schedule;
 #[cfg(feature = "safetensors")]
 mod state_file;

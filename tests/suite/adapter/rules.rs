@@ -1,24 +1,26 @@
-//! Adam on a real adapter: three slots of state in one buffer, whatever the tensors.
+//! Every rule on a real adapter: all slots of a piece in one buffer, whatever the tensors.
 
+use proptest::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule as _, TensorBinding, wgpu,
+    AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule, TensorBinding, wgpu,
 };
 
 use super::{Bench, whole};
 use crate::cases::{LRS, sizes, values};
 use crate::golden_rules;
-use crate::no_device::adam::configs;
+use crate::rule_cases::rules;
+use crate::rule_runs::runs;
 
 const CANARY: f32 = 12_345.678;
 
 /// Compares parameters and every slot of one tensor.
 fn check(
     bench: &Bench,
-    optimizer: &GpuOptimizer<AdamConfig>,
+    optimizer: &GpuOptimizer<AnyRule>,
     tensor: usize,
-    oracle: &Oracle<AdamConfig>,
+    oracle: &Oracle<AnyRule>,
     params: &[f32],
     here: &str,
 ) {
@@ -33,7 +35,7 @@ fn check(
     for (slot, state) in kept.zip(state) {
         assert_eq!(slot.name, state.name);
         oracle
-            .check_slot(slot.name, &state.values)
+            .check_slot(&state.name, &state.values)
             .unwrap_or_else(|e| panic!("{here}: {e}"));
     }
 }
@@ -41,10 +43,10 @@ fn check(
 #[test]
 fn the_points_that_the_libraries_printed_are_visited() {
     for bench in Bench::both() {
-        for golden in golden_rules::adam() {
+        for golden in golden_rules::all() {
             let params = bench.buffer_of(&golden.theta0);
             let grads = bench.buffer(golden.theta0.len());
-            let config = golden.config().unwrap();
+            let config = golden.config();
             let theta = whole("theta", &params, &grads);
             let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &[theta]).unwrap();
             for (step, oracle) in golden.oracles(Rounding::WGSL).iter().enumerate() {
@@ -69,7 +71,7 @@ fn the_points_that_the_libraries_printed_are_visited() {
 #[test]
 fn every_config_over_every_size_and_offset() {
     for bench in Bench::both() {
-        for (index, config) in configs().into_iter().enumerate() {
+        for (index, config) in rules().into_iter().enumerate() {
             let numels: Vec<_> = sizes().chain([70_001]).collect();
             // Parameters and gradients start alike modulo four elements, or not.
             let shift = [0, 4, 1][index % 3];
@@ -102,7 +104,8 @@ fn every_config_over_every_size_and_offset() {
                         .at(params_bytes, grads_bytes)
                 })
                 .collect();
-            let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+            let mut optimizer =
+                GpuOptimizer::new(&bench.kernels, config.clone(), &tensors).unwrap();
             let mut oracles: Vec<_> = starts
                 .iter()
                 .zip(&numels)
@@ -134,9 +137,9 @@ fn every_config_over_every_size_and_offset() {
                     .check_params(slice)
                     .unwrap_or_else(|e| panic!("{here}: {e}"));
                 slice.fill(CANARY);
-                for (slot, state) in config.slots().iter().zip(&state.tensors[tensor].slots) {
+                for state in &state.tensors[tensor].slots {
                     oracle
-                        .check_slot(slot.name, &state.values)
+                        .check_slot(&state.name, &state.values)
                         .unwrap_or_else(|e| panic!("{here}: {e}"));
                 }
             }
@@ -154,6 +157,7 @@ fn batches_of_three_slots() {
         .amsgrad(AmsGrad::OfAverage)
         .build()
         .unwrap();
+    let config = AnyRule::from(config);
     for bench in Bench::both() {
         for numel in [64, 1001, 4096] {
             let buffers: Vec<_> = (0..25_u64)
@@ -173,7 +177,8 @@ fn batches_of_three_slots() {
                 .zip(&buffers)
                 .map(|(name, (params, grads, ..))| TensorBinding::new(name, params, grads, [numel]))
                 .collect();
-            let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+            let mut optimizer =
+                GpuOptimizer::new(&bench.kernels, config.clone(), &tensors).unwrap();
             assert!(!optimizer.plan().batches.is_empty());
             let mut oracles: Vec<_> = buffers
                 .iter()
@@ -209,12 +214,7 @@ fn batches_of_three_slots() {
 
 /// One dispatch for an arena, cut where three slots do not fit a binding, and a state that goes on from what was saved.
 #[test]
-fn an_arena_is_one_dispatch_and_its_state_carries_on() {
-    let config = AdamConfig::adamw(0.05)
-        .eps(1e-6)
-        .amsgrad(AmsGrad::OfAverage)
-        .build()
-        .unwrap();
+fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
     let small = wgpu::Limits {
         max_storage_buffer_binding_size: 1 << 16,
         max_uniform_buffer_binding_size: 1 << 16,
@@ -225,7 +225,10 @@ fn an_arena_is_one_dispatch_and_its_state_carries_on() {
         Bench::with(wgpu::Features::empty()),
         Bench::open(wgpu::Features::empty(), small),
     ];
-    for (index, bench) in benches.iter().enumerate() {
+    let presets = AnyRule::presets().map(|preset| (preset.config)(0.05).unwrap());
+    let configs: Vec<_> = presets.collect();
+    let all = |(index, bench)| configs.iter().map(move |config| (index, bench, config));
+    for (index, bench, config) in benches.iter().enumerate().flat_map(all) {
         let shapes = [("a", vec![7, 11]), ("b", vec![20_001]), ("c", vec![64])];
         let numels = shapes
             .clone()
@@ -235,7 +238,8 @@ fn an_arena_is_one_dispatch_and_its_state_carries_on() {
         let arena = Arena::new(&bench.device, &bench.queue, shapes).unwrap();
         arena.upload_all_params(&starts).unwrap();
         arena.upload_all_grads(&grads).unwrap();
-        let fresh = || GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
+        let fresh =
+            || GpuOptimizer::new(&bench.kernels, config.clone(), &arena.bindings()).unwrap();
         let mut optimizer = fresh();
         let mut oracles = starts
             .each_ref()
@@ -251,13 +255,13 @@ fn an_arena_is_one_dispatch_and_its_state_carries_on() {
             optimizer.step(&mut encoder).unwrap();
             bench.queue.submit([encoder.finish()]);
             for (oracle, grads) in oracles.iter_mut().zip(&grads) {
-                oracle.step(&config, grads);
+                oracle.step(config, grads);
             }
         }
         match index {
             // The ends of what does not fill a vec4 lie within the padding.
             0 | 1 => assert_eq!(optimizer.dispatches(), 1),
-            _ => assert!(optimizer.plan().pieces.len() > 3),
+            _ => assert!(optimizer.plan().pieces.len() >= 2),
         }
         let params = block_on(&bench.device, arena.download_all_params()).unwrap();
         for (tensor, oracle) in oracles.iter().enumerate() {
@@ -269,6 +273,39 @@ fn an_arena_is_one_dispatch_and_its_state_carries_on() {
                 &params[tensor],
                 &tensor.to_string(),
             );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// The random runs of `no_device::rules`, on the adapter.
+    #[test]
+    fn mixed_groups_follow_their_oracles(run in runs(1200)) {
+        for bench in Bench::both() {
+            let groups = run.groups();
+            let arena = Arena::new(&bench.device, &bench.queue, run.named()).unwrap();
+            arena.upload_all_params(&run.starts()).unwrap();
+            let mut optimizer =
+                GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
+            for step in 0..run.steps.len() {
+                run.prepare(step, &mut optimizer);
+                arena.upload_all_grads(&run.grads(step)).unwrap();
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+            }
+            let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+            let state = block_on(&bench.device, optimizer.state()).unwrap();
+            for (tensor, oracle) in run.oracles(Rounding::WGSL).iter().enumerate() {
+                let checked = oracle.check_params(&params[tensor]);
+                prop_assert!(checked.is_ok(), "{:?}: {:?}", run.rule(tensor), checked);
+                for slot in &state.tensors[tensor].slots {
+                    let checked = oracle.check_slot(&slot.name, &slot.values);
+                    prop_assert!(checked.is_ok(), "{:?}: {:?}", run.rule(tensor), checked);
+                }
+            }
         }
     }
 }

@@ -1,0 +1,41 @@
+//! Adagrad in its libraries' own words.
+
+use super::decay::decay;
+use super::{Arithmetic, Bounded, Textbook};
+use crate::rules::AdagradConfig;
+
+impl Textbook for AdagradConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [sum, ..] = slots else { return };
+        let g = decay!(self).follow(theta, grad);
+        // torch.optim.adagrad.
+        let clr = self.lr() / (1.0 + (step as f64 - 1.0) * self.lr_decay());
+        *sum += g * g;
+        *theta -= match self.eps_in_sqrt() {
+            // optax.scale_by_rss, keras.optimizers.Adagrad.
+            true => clr * g / (*sum + self.eps()).sqrt(),
+            false => clr * g / (sum.sqrt() + self.eps()),
+        };
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [sum, ..] = slots else { return };
+        let eps = at.scalar(self.eps());
+        let h = decay!(self).bound(at, theta, grad);
+        *sum = at.sum([*sum, at.product(h, h)]);
+        let denominator = match self.eps_in_sqrt() {
+            true => at.root(at.sum([*sum, eps])),
+            false => at.sum([at.root(*sum), eps]),
+        };
+        let a = self.lr() / (1.0 + (step as f64 - 1.0) * self.lr_decay());
+        let update = at.product(at.scalar(a), at.quotient(h, denominator));
+        *theta = at.difference(*theta, update);
+    }
+}

@@ -1,0 +1,49 @@
+//! Adamax in its libraries' own words.
+
+use super::decay::decay;
+use super::{Arithmetic, Bounded, Textbook};
+use crate::rules::AdamaxConfig;
+
+impl Textbook for AdamaxConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [m, u, ..] = slots else { return };
+        let g = decay!(self).follow(theta, grad);
+        *m += (g - *m) * (1.0 - self.beta1());
+        let clr = self.lr() / (1.0 - self.beta1().powf(step as f64));
+        *theta -= match self.eps_in_norm() {
+            // torch.optim.adamax, optax.scale_by_adamax.
+            true => {
+                *u = f64::max(*u * self.beta2(), g.abs() + self.eps());
+                clr * *m / *u
+            }
+            // keras.optimizers.Adamax.update_step.
+            false => {
+                *u = f64::max(self.beta2() * *u, g.abs());
+                clr * *m / (*u + self.eps())
+            }
+        };
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [m, u, ..] = slots else { return };
+        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        let h = decay!(self).bound(at, theta, grad);
+        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+        let eps = at.scalar(self.eps());
+        let (in_norm, outside) = match self.eps_in_norm() {
+            true => (eps, Bounded::default()),
+            false => (Bounded::default(), eps),
+        };
+        *u = scaled(self.beta2(), *u).max(at.sum([h.magnitude(), in_norm]));
+        let a = self.lr() / (1.0 - self.beta1().powf(step as f64));
+        let update = scaled(a, at.quotient(*m, at.sum([*u, outside])));
+        *theta = at.difference(*theta, update);
+    }
+}

@@ -1,0 +1,54 @@
+//! NAdam in its libraries' own words.
+
+use super::decay::decay;
+use super::{Arithmetic, Bounded, Textbook};
+use crate::rules::NAdamConfig;
+
+/// `mu_t` and the product of all up to it, of `torch.optim.nadam`; optax has `beta1` throughout.
+fn momenta(config: &NAdamConfig, step: u64) -> (f64, f64, f64) {
+    let mu = |t: f64| match config.momentum_schedule() {
+        true => config.beta1() * (1.0 - 0.5 * 0.96_f64.powf(t * config.momentum_decay())),
+        false => config.beta1(),
+    };
+    let product = (1..=step).map(|t| mu(t as f64)).product();
+    (mu(step as f64), mu(step as f64 + 1.0), product)
+}
+
+impl Textbook for NAdamConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [m, v, ..] = slots else { return };
+        let lr = self.lr();
+        let g = decay!(self).follow(theta, grad);
+        *m += (g - *m) * (1.0 - self.beta1());
+        *v = self.beta2() * *v + (1.0 - self.beta2()) * g * g;
+        let bias2 = 1.0 - self.beta2().powf(step as f64);
+        let denominator = (*v / bias2 + self.eps_root()).sqrt() + self.eps();
+        let (mu, mu_next, product) = momenta(self, step);
+        *theta -= lr * (1.0 - mu) / (1.0 - product) * g / denominator;
+        *theta -= lr * mu_next / (1.0 - product * mu_next) * *m / denominator;
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [m, v, ..] = slots else { return };
+        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        let (lr, bias2) = (self.lr(), 1.0 - self.beta2().powf(step as f64));
+        let (mu, mu_next, product) = momenta(self, step);
+        let h = decay!(self).bound(at, theta, grad);
+        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+        let square = at.product(h, h);
+        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
+        let root = at.root(at.sum([scaled(1.0 / bias2, *v), at.scalar(self.eps_root())]));
+        let of_m = scaled(lr * mu_next / (1.0 - product * mu_next), *m);
+        let of_h = scaled(lr * (1.0 - mu) / (1.0 - product), h);
+        let denominator = at.sum([root, at.scalar(self.eps())]);
+        let update = at.quotient(at.sum([of_m, of_h]), denominator);
+        *theta = at.difference(*theta, update);
+    }
+}

@@ -1,0 +1,71 @@
+//! RAdam in its libraries' own words.
+
+use super::decay::decay;
+use super::{Arithmetic, Bounded, Textbook};
+use crate::rules::{AdamForm, RAdamConfig};
+
+/// The rectification of `torch.optim.radam`, as far as there is one.
+fn rectification(beta2: f64, t: f64) -> Option<f64> {
+    let rho_inf = 2.0 / (1.0 - beta2) - 1.0;
+    let rho_t = rho_inf - 2.0 * t * beta2.powf(t) / (1.0 - beta2.powf(t));
+    (rho_t > 5.0).then(|| {
+        ((rho_t - 4.0) * (rho_t - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho_t))
+            .sqrt()
+    })
+}
+
+impl Textbook for RAdamConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [m, v, ..] = slots else { return };
+        let (lr, t) = (self.lr(), step as f64);
+        let g = decay!(self).follow(theta, grad);
+        *m += (g - *m) * (1.0 - self.beta1());
+        *v = self.beta2() * *v + (1.0 - self.beta2()) * g * g;
+        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
+        let corrected = *m / bias1;
+        *theta -= match (rectification(self.beta2(), t), self.form()) {
+            (None, _) => lr * corrected,
+            (Some(rect), AdamForm::EpsilonHat) => {
+                lr * corrected * rect * bias2.sqrt() / (v.sqrt() + self.eps())
+            }
+            // optax.scale_by_radam.
+            (Some(rect), AdamForm::Corrected) => {
+                lr * rect * corrected / ((*v / bias2 + self.eps_root()).sqrt() + self.eps())
+            }
+        };
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [m, v, ..] = slots else { return };
+        let t = step as f64;
+        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
+        let h = decay!(self).bound(at, theta, grad);
+        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+        let square = at.product(h, h);
+        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
+        let mut a = self.lr() / bias1;
+        let mut u = *m;
+        if let Some(rect) = rectification(self.beta2(), t) {
+            a *= rect;
+            let w = match self.form() {
+                AdamForm::EpsilonHat => {
+                    a *= bias2.sqrt();
+                    *v
+                }
+                AdamForm::Corrected => {
+                    at.sum([scaled(1.0 / bias2, *v), at.scalar(self.eps_root())])
+                }
+            };
+            u = at.quotient(*m, at.sum([at.root(w), at.scalar(self.eps())]));
+        }
+        *theta = at.difference(*theta, scaled(a, u));
+    }
+}

@@ -1,0 +1,117 @@
+//! The schedule-free rules in the words of optax's `contrib.schedule_free`.
+
+use super::decay::decay;
+use super::{Arithmetic, Bounded, Textbook};
+use crate::rules::{ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig};
+
+/// Learning rate and averaging weight of a step.
+struct Average {
+    beta1: f64,
+    lr: f64,
+    ck: f64,
+}
+
+impl Average {
+    fn at(beta1: f64, lr: f64, warmup_steps: u64, step: u64) -> Self {
+        let warmed_up = |step: u64| match warmup_steps {
+            0 => 1.0,
+            warmup => (step as f64 / warmup as f64).min(1.0),
+        };
+        // weight_lr_power is 2; what the learning rate is after the warm-up cancels.
+        let weight = |step: u64| warmed_up(step).powi(2);
+        let weight_sum: f64 = (1..=step).map(weight).sum();
+        Self {
+            beta1,
+            lr: lr * warmed_up(step),
+            ck: weight(step) / weight_sum,
+        }
+    }
+
+    /// Moves `z` by the base optimizer's update, `x` towards it, and `y` between the two.
+    fn follow(self, step: u64, y: &mut f64, z: &mut f64, update: f64) {
+        let Self { beta1, lr, ck } = self;
+        if step == 1 {
+            *z = *y;
+        }
+        let prev_x = (*y - (1.0 - beta1) * *z) / beta1;
+        *z -= lr * update;
+        let x = (1.0 - ck) * prev_x + ck * *z;
+        *y = beta1 * x + (1.0 - beta1) * *z;
+    }
+
+    fn bound(self, step: u64, at: Arithmetic, y: &mut Bounded, z: &mut Bounded, update: Bounded) {
+        let Self { beta1, lr, ck } = self;
+        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        if step == 1 {
+            *z = *y;
+        }
+        let a = lr * (1.0 - beta1 * (1.0 - ck));
+        *y = at.sum([
+            scaled(1.0 - ck, *y),
+            scaled(ck, *z),
+            scaled(a, update).negative(),
+        ]);
+        *z = at.difference(*z, scaled(lr, update));
+    }
+}
+
+impl Textbook for ScheduleFreeSgdConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [z, ..] = slots else { return };
+        let g = decay!(self).follow(theta, grad);
+        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
+        average.follow(step, theta, z, g);
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [z, ..] = slots else { return };
+        let h = decay!(self).bound(at, theta, grad);
+        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
+        average.bound(step, at, theta, z, h);
+    }
+}
+
+impl Textbook for ScheduleFreeAdamWConfig {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        let [z, nu, ..] = slots else { return };
+        let mut g = if self.maximize() { -grad } else { grad };
+        g += self.weight_decay() * *theta;
+        *nu = (1.0 - self.beta2()) * g * g + self.beta2() * *nu;
+        let nu_hat = *nu / (1.0 - self.beta2().powf(step as f64));
+        let update = g / (nu_hat.sqrt() + self.eps()) + self.decoupled_weight_decay() * *theta;
+        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
+        average.follow(step, theta, z, update);
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        let [z, v, ..] = slots else { return };
+        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        // The decoupled decay is in the update, not before it.
+        let mut undecayed = *theta;
+        let h = decay!(self).bound(at, &mut undecayed, grad);
+        *v = at.sum([
+            scaled(self.beta2(), *v),
+            scaled(1.0 - self.beta2(), at.product(h, h)),
+        ]);
+        let bias2 = 1.0 - self.beta2().powf(step as f64);
+        let root = at.root(scaled(1.0 / bias2, *v));
+        let normalized = at.quotient(h, at.sum([root, at.scalar(self.eps())]));
+        let d = at.sum([normalized, scaled(self.decoupled_weight_decay(), *theta)]);
+        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
+        average.bound(step, at, theta, z, d);
+    }
+}

@@ -1,0 +1,184 @@
+//! AdaBelief: Adam by how far the gradient is from what was expected.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of AdaBelief (Zhuang et al. 2020, <https://arxiv.org/abs/2010.07468>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- beta1*m + (1 - beta1)*h
+    /// s     <- beta2*s + (1 - beta2)*(h - m)^2 + eps_root
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(s/bc2) + eps)
+    /// ```
+    ///
+    /// with `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one. Slots: `exp_avg` (m) and
+    /// `exp_avg_var` (s); 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, AdaBeliefConfig};
+    ///
+    /// let config = AdaBeliefConfig::builder(1e-3).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct AdaBeliefConfig, built by AdaBeliefConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// Decay of `exp_avg_var`, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Added to the variance at every step.
+        eps_root: f64,
+    }
+}
+
+impl AdaBeliefConfig {
+    /// optax's `adabelief`: betas 0.9 and 0.999, both epsilons 1e-16.
+    pub const fn builder(lr: f64) -> AdaBeliefConfigBuilder {
+        AdaBeliefConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-16,
+            eps_root: 1e-16,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range("eps_root", self.eps_root, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps as f64 + 1.0;
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            r: 1.0 / (1.0 - self.beta2.powf(t)),
+            eps_root: self.eps_root,
+            eps: self.eps,
+            a: self.lr / (1.0 - self.beta1.powf(t)),
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m, s] = state {
+            let element = AdaBelief {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [m, s], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AdaBelief {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<2> for AdaBelief {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, s]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let m = k.beta1 * m + k.c1 * h;
+        let e = h - m;
+        let s = k.beta2 * s + k.c2 * (e * e) + k.eps_root;
+        let update = k.a * (m / ((k.r * s).sqrt() + k.eps));
+        (decay.decayed(k.rho, theta) - update, [m, s])
+    }
+}
+
+impl Rule for AdaBeliefConfig {
+    fn stem(&self) -> &'static str {
+        "adabelief"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_var")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/adabelief.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(AdaBeliefConfig);
+
+impl KnownRule for AdaBeliefConfig {
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("adabelief", "optax", |lr| {
+        Ok(Self::builder(lr).build()?.into())
+    })];
+}

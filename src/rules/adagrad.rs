@@ -1,0 +1,213 @@
+//! Adagrad.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range, unsupported};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Adagrad (Duchi, Hazan and Singer 2011,
+    /// <https://jmlr.org/papers/v12/duchi11a.html>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// sum   <- sum + h^2                           from initial_accumulator_value
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta
+    ///          - lr/(1 + (t-1)*lr_decay) * h / (sqrt(sum) + eps)
+    /// ```
+    ///
+    /// at step `t`, which counts from one; with [`eps_in_sqrt`](Self::eps_in_sqrt) `h / sqrt(sum + eps)`. Slot: `sum`;
+    /// 20 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, AdagradConfig};
+    ///
+    /// let config = AdagradConfig::builder(1e-2).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct AdagradConfig, built by AdagradConfigBuilder {
+        /// How fast the learning rate falls with the steps.
+        lr_decay: f64,
+        /// Keeps the denominator from zero.
+        eps: f64,
+        /// Whether epsilon is added under the root, as in optax and Keras, or to it, as in PyTorch.
+        eps_in_sqrt: bool,
+        /// What `sum` starts as.
+        initial_accumulator_value: f64,
+    }
+}
+
+impl AdagradConfig {
+    /// PyTorch's `Adagrad`: eps 1e-10 beside the root, sums from zero, no decay.
+    pub const fn builder(lr: f64) -> AdagradConfigBuilder {
+        AdagradConfigBuilder(Self {
+            lr,
+            lr_decay: 0.0,
+            eps: 1e-10,
+            eps_in_sqrt: false,
+            initial_accumulator_value: 0.0,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    /// optax's `adagrad` and Keras's `Adagrad`: eps 1e-7 under the root, sums from 0.1.
+    pub const fn optax(lr: f64) -> AdagradConfigBuilder {
+        Self::builder(lr)
+            .eps(1e-7)
+            .eps_in_sqrt(true)
+            .initial_accumulator_value(0.1)
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        check_range("lr_decay", self.lr_decay, f64::INFINITY)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range(
+            "initial_accumulator_value",
+            self.initial_accumulator_value,
+            f64::INFINITY,
+        )?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        if self.eps_in_sqrt && self.eps == 0.0 {
+            return unsupported(
+                "eps_in_sqrt, eps",
+                "an epsilon under the root is above zero",
+            );
+        }
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        Coefficients {
+            lambda: self.weight_decay,
+            eps: self.eps,
+            a: self.lr / (1.0 + applied_steps as f64 * self.lr_decay),
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [sum] = state {
+            let element = Adagrad {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+                eps_in_sqrt: self.eps_in_sqrt,
+            };
+            W::walk(element, params, [sum], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, eps, a, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Adagrad {
+    k: Coefficients,
+    decay: Decay,
+    eps_in_sqrt: bool,
+}
+
+impl Element<1> for Adagrad {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [sum]: [f32; 1]) -> (f32, [f32; 1]) {
+        let Self {
+            k,
+            decay,
+            eps_in_sqrt,
+        } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let sum = sum + h * h;
+        let d = if eps_in_sqrt {
+            h / (sum + k.eps).sqrt()
+        } else {
+            h / (sum.sqrt() + k.eps)
+        };
+        (decay.decayed(k.rho, theta) - k.a * d, [sum])
+    }
+}
+
+impl Rule for AdagradConfig {
+    fn stem(&self) -> &'static str {
+        "adagrad"
+    }
+
+    fn slots(&self) -> Slots {
+        let start = self.initial_accumulator_value as f32;
+        [Slot::new("sum").starting_at(start)].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([("EPS_IN_SQRT", self.eps_in_sqrt)])
+    }
+
+    /// Only the decay of the learning rate tells steps apart.
+    fn phase(&self, applied_steps: u64) -> u64 {
+        match self.lr_decay {
+            0.0 => 0,
+            _ => applied_steps,
+        }
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/adagrad.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+}
+
+twin!(AdagradConfig);
+
+impl KnownRule for AdagradConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("adagrad", "pytorch", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("adagrad", "optax", |lr| Ok(Self::optax(lr).build()?.into())),
+        RulePreset::new("adagrad", "keras", |lr| Ok(Self::optax(lr).build()?.into()))
+            .decouples_weight_decay(),
+    ];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        if self.eps_in_sqrt {
+            return None;
+        }
+        Some(vec![("step", applied_steps as f64)])
+    }
+}

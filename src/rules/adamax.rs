@@ -1,0 +1,210 @@
+//! Adamax: Adam by the largest gradient instead of the mean square.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk, larger};
+use super::error::{check_decays, check_range};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Adamax (Kingma and Ba 2015, section 7.1, <https://arxiv.org/abs/1412.6980>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- beta1*m + (1 - beta1)*h
+    /// u     <- max(beta2*u, |h| + eps)             Keras: max(beta2*u, |h|)
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr/(1 - beta1^t) * m/u
+    ///                                              Keras: m/(u + eps)
+    /// ```
+    ///
+    /// at step `t`, which counts from one. Slots: `exp_avg` (m) and `exp_inf` (u); 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, AdamaxConfig};
+    ///
+    /// let config = AdamaxConfig::builder(2e-3).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct AdamaxConfig, built by AdamaxConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// Decay of `exp_inf`, below one.
+        beta2: f64,
+        /// Keeps the denominator from zero.
+        eps: f64,
+        /// Whether epsilon joins the norm that `exp_inf` is the largest of, as in PyTorch and optax, or the denominator,
+        /// as in Keras.
+        eps_in_norm: bool,
+    }
+}
+
+impl AdamaxConfig {
+    /// PyTorch's `Adamax`: betas 0.9 and 0.999, eps 1e-8.
+    pub const fn builder(lr: f64) -> AdamaxConfigBuilder {
+        AdamaxConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            eps_in_norm: true,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps as f64 + 1.0;
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            a: self.lr / (1.0 - self.beta1.powf(t)),
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m, u] = state {
+            let element = Adamax {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+                eps_in_norm: self.eps_in_norm,
+            };
+            W::walk(element, params, [m, u], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, eps, a, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Adamax {
+    k: Coefficients,
+    decay: Decay,
+    eps_in_norm: bool,
+}
+
+impl Element<2> for Adamax {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, u]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self {
+            k,
+            decay,
+            eps_in_norm,
+        } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let m = k.beta1 * m + k.c1 * h;
+        let mut norm = h.abs();
+        if eps_in_norm {
+            norm += k.eps;
+        }
+        let u = larger(k.beta2 * u, norm);
+        let denominator = if eps_in_norm { u } else { u + k.eps };
+        (
+            decay.decayed(k.rho, theta) - k.a * (m / denominator),
+            [m, u],
+        )
+    }
+}
+
+impl Rule for AdamaxConfig {
+    fn stem(&self) -> &'static str {
+        "adamax"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_inf")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([("EPS_IN_NORM", self.eps_in_norm)])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/adamax.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`, as PyTorch's one-cycle schedule has it.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(AdamaxConfig);
+
+impl KnownRule for AdamaxConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("adamax", "pytorch", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("adamax", "optax", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("adamax", "keras", |lr| {
+            let adamax = Self::builder(lr).eps(1e-7).eps_in_norm(false);
+            Ok(adamax.build()?.into())
+        })
+        .decouples_weight_decay(),
+    ];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        if !self.eps_in_norm {
+            return None;
+        }
+        Some(vec![("step", applied_steps as f64)])
+    }
+}

@@ -1,0 +1,179 @@
+//! Lion: the sign of an average.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk, sign};
+use super::error::{check_decays, check_range};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(beta1*m + (1 - beta1)*h)
+    /// m     <- beta2*m + (1 - beta2)*h
+    /// ```
+    ///
+    /// with `sign(0) = 0`. Slot: `exp_avg` (m); 20 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, LionConfig};
+    ///
+    /// let config = LionConfig::builder(1e-4).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct LionConfig, built by LionConfigBuilder {
+        /// Share of `exp_avg` in what the sign is taken of, below one.
+        beta1: f64,
+        /// Decay of `exp_avg`, below one.
+        beta2: f64,
+    }
+}
+
+impl LionConfig {
+    /// optax's `lion`: betas 0.9 and 0.99, a decoupled weight decay of 1e-3.
+    pub const fn builder(lr: f64) -> LionConfigBuilder {
+        LionConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 1e-3,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self) -> Coefficients {
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            lr: self.lr,
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        _phase: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m] = state {
+            let element = Lion {
+                k: self.coefficients(),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [m], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, lr, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Lion {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<1> for Lion {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let u = sign(k.beta1 * m + k.c1 * h);
+        let m = k.beta2 * m + k.c2 * h;
+        (decay.decayed(k.rho, theta) - k.lr * u, [m])
+    }
+}
+
+impl Rule for LionConfig {
+    fn stem(&self) -> &'static str {
+        "lion"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/lion.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    /// The steps do not differ.
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
+    }
+
+    fn scalars(&self, _phase: u64) -> Scalars {
+        self.coefficients().into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(LionConfig);
+
+impl KnownRule for LionConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("lion", "optax", |lr| Ok(Self::builder(lr).build()?.into()))
+            .decouples_weight_decay(),
+        RulePreset::new("lion", "keras", |lr| {
+            let lion = Self::builder(lr).decoupled_weight_decay(0.0);
+            Ok(lion.build()?.into())
+        })
+        .decouples_weight_decay(),
+    ];
+}

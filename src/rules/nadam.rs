@@ -1,0 +1,247 @@
+//! NAdam: Adam with Nesterov's look-ahead.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range, unsupported};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of NAdam (Dozat 2016, <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- beta1*m + (1 - beta1)*h
+    /// v     <- beta2*v + (1 - beta2)*h^2
+    /// mu_t  = beta1 * (1 - 0.96^(t*momentum_decay)/2)    at step t, which counts from one; M_t = mu_1 * .. * mu_t
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta
+    ///          - lr * (mu_t+1 * m/(1 - M_t+1) + (1 - mu_t) * h/(1 - M_t)) / (sqrt(v/bc2 + eps_root) + eps)
+    /// ```
+    ///
+    /// with `bc2 = 1 - beta2^t`. Without [`momentum_schedule`](Self::momentum_schedule) `mu_t` is `beta1`. Slots:
+    /// `exp_avg` (m) and `exp_avg_sq` (v); 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, NAdamConfig};
+    ///
+    /// let config = NAdamConfig::builder(2e-3).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct NAdamConfig, built by NAdamConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// Decay of `exp_avg_sq`, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Added under the root.
+        eps_root: f64,
+        /// Whether the momentum rises to `beta1` step by step, as in PyTorch and Keras, or is `beta1` from the first, as
+        /// in optax.
+        momentum_schedule: bool,
+        /// How fast it rises; 4e-3 in PyTorch, 1 in Keras.
+        momentum_decay: f64,
+    }
+}
+
+impl NAdamConfig {
+    /// PyTorch's `NAdam`: betas 0.9 and 0.999, eps 1e-8, momentum decay 4e-3.
+    pub const fn builder(lr: f64) -> NAdamConfigBuilder {
+        NAdamConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            eps_root: 0.0,
+            momentum_schedule: true,
+            momentum_decay: 4e-3,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range("eps_root", self.eps_root, f64::INFINITY)?;
+        check_range("momentum_decay", self.momentum_decay, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        if !self.momentum_schedule && self.momentum_decay != 0.0 {
+            return unsupported(
+                "momentum_schedule, momentum_decay",
+                "without a schedule the momentum does not rise",
+            );
+        }
+        Ok(self)
+    }
+
+    /// The momentum at step `t`, which counts from one.
+    fn momentum_at(&self, t: f64) -> f64 {
+        match self.momentum_schedule {
+            true => self.beta1 * (1.0 - 0.5 * 0.96_f64.powf(t * self.momentum_decay)),
+            false => self.beta1,
+        }
+    }
+
+    /// The product of the momenta of steps 1 to `t`: what PyTorch calls `mu_product`.
+    fn momentum_product(&self, t: u64) -> f64 {
+        let mut product = 1.0;
+        for step in 1..=t {
+            product *= self.momentum_at(step as f64);
+            // Smaller than that it changes neither an f32 nor what is left of one.
+            if product < f64::from(f32::MIN_POSITIVE) * f64::EPSILON {
+                return 0.0;
+            }
+        }
+        product
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps.saturating_add(1);
+        let (now, next) = (self.momentum_at(t as f64), self.momentum_at(t as f64 + 1.0));
+        let product = self.momentum_product(t);
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            r: 1.0 / (1.0 - self.beta2.powf(t as f64)),
+            eps_root: self.eps_root,
+            eps: self.eps,
+            a: self.lr * next / (1.0 - product * next),
+            b: self.lr * (1.0 - now) / (1.0 - product),
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m, v] = state {
+            let element = NAdam {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [m, v], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, b, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct NAdam {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<2> for NAdam {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let m = k.beta1 * m + k.c1 * h;
+        let v = k.beta2 * v + k.c2 * (h * h);
+        let w = k.r * v + k.eps_root;
+        let update = (k.a * m + k.b * h) / (w.sqrt() + k.eps);
+        (decay.decayed(k.rho, theta) - update, [m, v])
+    }
+}
+
+impl Rule for NAdamConfig {
+    fn stem(&self) -> &'static str {
+        "nadam"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([("HAS_EPS_ROOT", self.eps_root != 0.0)])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/nadam.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`, as PyTorch's one-cycle schedule has it.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(NAdamConfig);
+
+impl KnownRule for NAdamConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("nadam", "pytorch", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("nadam", "optax", |lr| {
+            let nadam = Self::builder(lr)
+                .momentum_schedule(false)
+                .momentum_decay(0.0);
+            Ok(nadam.build()?.into())
+        }),
+        RulePreset::new("nadam", "keras", |lr| {
+            let nadam = Self::builder(lr).momentum_decay(1.0).eps(1e-7);
+            Ok(nadam.build()?.into())
+        })
+        .decouples_weight_decay(),
+    ];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        let is_pytorchs = self.momentum_schedule && self.eps_root == 0.0;
+        is_pytorchs.then(|| {
+            vec![
+                ("step", applied_steps as f64),
+                ("mu_product", self.momentum_product(applied_steps)),
+            ]
+        })
+    }
+}

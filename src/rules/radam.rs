@@ -1,0 +1,234 @@
+//! RAdam: Adam that waits until its variance can be told.
+
+use std::borrow::Cow;
+
+use super::AdamForm;
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range, unsupported};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of RAdam (Liu et al. 2020, <https://arxiv.org/abs/1908.03265>).
+    ///
+    /// ```text
+    /// h       = g + weight_decay*theta             g negated to maximize
+    /// m       <- beta1*m + (1 - beta1)*h
+    /// v       <- beta2*v + (1 - beta2)*h^2
+    /// rho_inf = 2/(1 - beta2) - 1
+    /// rho_t   = rho_inf - 2*t*beta2^t/bc2          at step t, which counts from one
+    /// u       = m/bc1, and once rho_t > 5
+    ///           m/bc1 / (sqrt(v/bc2 + eps_root) + eps)
+    ///           * sqrt((rho_t - 4)*(rho_t - 2)*rho_inf / ((rho_inf - 4)*(rho_inf - 2)*rho_t))
+    /// theta   <- (1 - lr*decoupled_weight_decay)*theta - lr*u
+    /// ```
+    ///
+    /// with `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t`; in PyTorch epsilon meets the root of `v` as it is
+    /// ([`AdamForm::EpsilonHat`]). Slots: `exp_avg` (m) and `exp_avg_sq` (v); 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, RAdamConfig};
+    ///
+    /// let config = RAdamConfig::builder(1e-2).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct RAdamConfig, built by RAdamConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// Decay of `exp_avg_sq`, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Added under the root; [`AdamForm::Corrected`] only.
+        eps_root: f64,
+        /// Where epsilon sits.
+        form: AdamForm,
+    }
+}
+
+impl RAdamConfig {
+    /// PyTorch's `RAdam`: betas 0.9 and 0.999, eps 1e-8 beside the uncorrected root.
+    pub const fn builder(lr: f64) -> RAdamConfigBuilder {
+        RAdamConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            eps_root: 0.0,
+            form: AdamForm::EpsilonHat,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range("eps_root", self.eps_root, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
+            return unsupported(
+                "form, eps_root",
+                "epsilon hat has no epsilon under the root",
+            );
+        }
+        Ok(self)
+    }
+
+    /// What the step is multiplied by to rectify its variance, once that can be told.
+    fn rectification(&self, t: f64) -> Option<f64> {
+        let of_t = self.beta2.powf(t);
+        let most = 2.0 / (1.0 - self.beta2) - 1.0;
+        let length = most - 2.0 * t * of_t / (1.0 - of_t);
+        let squared = |length: f64| (length - 4.0) * (length - 2.0) / length;
+        (length > 5.0).then(|| (squared(length) / squared(most)).sqrt())
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps as f64 + 1.0;
+        let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
+        let rectification = self.rectification(t);
+        let (a, r) = match (rectification, self.form) {
+            (Some(by), AdamForm::EpsilonHat) => (self.lr * by * bc2.sqrt() / bc1, 1.0),
+            (by, _) => (self.lr * by.unwrap_or(1.0) / bc1, 1.0 / bc2),
+        };
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            rectify: if rectification.is_some() { 1.0 } else { 0.0 },
+            r,
+            eps_root: self.eps_root,
+            eps: self.eps,
+            a,
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m, v] = state {
+            let element = RAdam {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [m, v], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, rectify, r, eps_root, eps, a, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct RAdam {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<2> for RAdam {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let m = k.beta1 * m + k.c1 * h;
+        let v = k.beta2 * v + k.c2 * (h * h);
+        let u = if k.rectify != 0.0 {
+            m / ((k.r * v + k.eps_root).sqrt() + k.eps)
+        } else {
+            m
+        };
+        (decay.decayed(k.rho, theta) - k.a * u, [m, v])
+    }
+}
+
+impl Rule for RAdamConfig {
+    fn stem(&self) -> &'static str {
+        "radam"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([
+            ("HAS_R", self.form == AdamForm::Corrected),
+            ("HAS_EPS_ROOT", self.eps_root != 0.0),
+        ])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/radam.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`, as PyTorch's one-cycle schedule has it.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(RAdamConfig);
+
+impl KnownRule for RAdamConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("radam", "pytorch", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("radam", "optax", |lr| {
+            let radam = Self::builder(lr).form(AdamForm::Corrected);
+            Ok(radam.build()?.into())
+        }),
+    ];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        if self.form != AdamForm::EpsilonHat {
+            return None;
+        }
+        Some(vec![("step", applied_steps as f64)])
+    }
+}

@@ -1,0 +1,202 @@
+//! Schedule-free AdamW.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk};
+use super::error::{check_decays, check_range};
+use super::schedule_free::{averaged, check_beta1, rate_and_share};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of schedule-free AdamW (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
+    ///
+    /// ```text
+    /// h      = g + weight_decay*y                  g negated to maximize
+    /// v      <- beta2*v + (1 - beta2)*h^2
+    /// d      = h / (sqrt(v/bc2) + eps) + decoupled_weight_decay*y
+    /// z      <- z - lr_t*d                         from y
+    /// x      <- (1 - c_t)*x + c_t*z                c_t = lr_t^2 / (lr_1^2 + .. + lr_t^2)
+    /// y      <- beta1*x + (1 - beta1)*z            lr_t = lr * min(1, t/warmup_steps)
+    /// ```
+    ///
+    /// with `bc2 = 1 - beta2^t` at step `t`, which counts from one. Slots: `z` and `exp_avg_sq` (v); `x` follows from them.
+    /// 28 bytes per element and step.
+    ///
+    /// The parameters that are stepped are `y`, where gradients are to be taken. Models are evaluated and saved with the
+    /// average [`averaged_params`](Self::averaged_params). The average weighs each step by the square of its learning
+    /// rate while that warms up; a learning rate that is changed between steps moves `z` and is not in the weights, because
+    /// there is to be no schedule.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, ScheduleFreeAdamWConfig};
+    ///
+    /// let config = ScheduleFreeAdamWConfig::builder(2.5e-3).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct ScheduleFreeAdamWConfig, built by ScheduleFreeAdamWConfigBuilder {
+        /// Where gradients are taken between `z`, at zero, and the average, at one; above zero.
+        beta1: f64,
+        /// Decay of `exp_avg_sq`, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// Steps over which the learning rate rises to `lr`.
+        warmup_steps: u64,
+    }
+}
+
+impl ScheduleFreeAdamWConfig {
+    /// optax's `schedule_free_adamw`: betas 0.9 and 0.999, eps 1e-8, no decay, no warm-up.
+    pub const fn builder(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
+        ScheduleFreeAdamWConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    /// The parameters to evaluate with, the average of the points so far: `(theta - (1 - beta1)*z) / beta1`, from the
+    /// parameters that are stepped and the slot `z` of their state
+    /// ([`TensorState::slot`](crate::TensorState::slot); before the first step there is none, and the parameters are the
+    /// average). Both of one length.
+    #[must_use]
+    pub fn averaged_params(&self, params: &[f32], z: &[f32]) -> Vec<f32> {
+        averaged(self.beta1, params, z)
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        check_beta1(self.beta1)?;
+        check_range("beta2", self.beta2, 1.0_f64.next_down())?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps.saturating_add(1);
+        let (lr, c) = rate_and_share(self.lr, self.warmup_steps, t);
+        Coefficients {
+            lambda: self.weight_decay,
+            beta2: self.beta2,
+            c2: 1.0 - self.beta2,
+            r: 1.0 / (1.0 - self.beta2.powf(t as f64)),
+            eps: self.eps,
+            mu: self.decoupled_weight_decay,
+            is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
+            keep: 1.0 - c,
+            c,
+            a: lr * (1.0 - self.beta1 * (1.0 - c)),
+            b: lr,
+            rho: 1.0,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [z, v] = state {
+            let element = ScheduleFreeAdamW {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+                has_decoupled: self.decoupled_weight_decay != 0.0,
+            };
+            W::walk(element, params, [z, v], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta2, c2, r, eps, mu, is_first, keep, c, a, b, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ScheduleFreeAdamW {
+    k: Coefficients,
+    decay: Decay,
+    has_decoupled: bool,
+}
+
+impl Element<2> for ScheduleFreeAdamW {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [z, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self {
+            k,
+            decay,
+            has_decoupled,
+        } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let v = k.beta2 * v + k.c2 * (h * h);
+        let mut d = h / ((k.r * v).sqrt() + k.eps);
+        if has_decoupled {
+            d += k.mu * theta;
+        }
+        let z = if k.is_first != 0.0 { theta } else { z };
+        (k.keep * theta + k.c * z - k.a * d, [z - k.b * d, v])
+    }
+}
+
+impl Rule for ScheduleFreeAdamWConfig {
+    fn stem(&self) -> &'static str {
+        "schedule_free_adamw"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("z"), Slot::new("exp_avg_sq")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/schedule_free_adamw.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+}
+
+twin!(ScheduleFreeAdamWConfig);
+
+impl KnownRule for ScheduleFreeAdamWConfig {
+    const PRESETS: &'static [RulePreset] =
+        &[RulePreset::new("schedule-free-adamw", "optax", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        })
+        .decouples_weight_decay()];
+}

@@ -1,0 +1,187 @@
+//! Signum and signSGD: the sign of the gradient, or of its average.
+
+use std::borrow::Cow;
+
+use super::config::{changed_momentum, config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk, sign};
+use super::error::{check_decays, check_range};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Signum and signSGD (Bernstein et al. 2018, <https://arxiv.org/abs/1802.04434>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- momentum*m + (1 - momentum)*h
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(m)
+    /// ```
+    ///
+    /// with `sign(0) = 0`; without momentum it is signSGD, `sign(h)`. Slot: `momentum_buffer` (m); 20 bytes per element and
+    /// step, 12 without.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, SignumConfig};
+    ///
+    /// let config = SignumConfig::builder(1e-4).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct SignumConfig, built by SignumConfigBuilder {
+        /// Decay of the average, below one; zero keeps none.
+        momentum: f64,
+    }
+}
+
+impl SignumConfig {
+    /// Signum with the paper's momentum of 0.9.
+    pub const fn builder(lr: f64) -> SignumConfigBuilder {
+        SignumConfigBuilder(Self {
+            lr,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    /// signSGD: no momentum. optax's `sign_sgd`.
+    pub const fn sign_sgd(lr: f64) -> SignumConfigBuilder {
+        Self::builder(lr).momentum(0.0)
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        check_range("momentum", self.momentum, 1.0_f64.next_down())?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self) -> Coefficients {
+        Coefficients {
+            lambda: self.weight_decay,
+            mu: self.momentum,
+            c: 1.0 - self.momentum,
+            lr: self.lr,
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        _phase: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        let element = Signum {
+            k: self.coefficients(),
+            decay: self.decay(),
+        };
+        match state {
+            [m] => W::walk(element, params, [m], grads),
+            _ => W::walk(element, params, [], grads),
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, mu, c, lr, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Signum {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<1> for Signum {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
+        let Self { k, decay } = self;
+        let m = k.mu * m + k.c * decay.direction(k.lambda, theta, g);
+        (decay.decayed(k.rho, theta) - k.lr * sign(m), [m])
+    }
+}
+
+impl Element<0> for Signum {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, []: [f32; 0]) -> (f32, [f32; 0]) {
+        let Self { k, decay } = self;
+        let m = decay.direction(k.lambda, theta, g);
+        (decay.decayed(k.rho, theta) - k.lr * sign(m), [])
+    }
+}
+
+impl Rule for SignumConfig {
+    fn stem(&self) -> &'static str {
+        match self.momentum {
+            0.0 => "sign_sgd",
+            _ => "signum",
+        }
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("momentum_buffer").kept_if(self.momentum != 0.0)].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([("HAS_MOMENTUM", self.momentum != 0.0)])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/signum.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    /// The steps do not differ.
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
+    }
+
+    fn scalars(&self, _phase: u64) -> Scalars {
+        self.coefficients().into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    fn momentum(&self) -> Option<f64> {
+        (self.momentum != 0.0).then_some(self.momentum)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let momentum = changed_momentum(self.momentum, momentum)?;
+        Self { momentum, ..*self }.check()
+    }
+}
+
+twin!(SignumConfig);
+
+impl KnownRule for SignumConfig {
+    const PRESETS: &'static [RulePreset] = &[
+        RulePreset::new("signum", "paper", |lr| {
+            Ok(Self::builder(lr).build()?.into())
+        }),
+        RulePreset::new("sign-sgd", "optax", |lr| {
+            Ok(Self::sign_sgd(lr).build()?.into())
+        }),
+    ];
+}

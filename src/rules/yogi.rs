@@ -1,0 +1,192 @@
+//! Yogi: Adam whose second average moves by a bounded step.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk, sign};
+use super::error::{check_decays, check_range};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Yogi (Zaheer et al. 2018,
+    /// <https://papers.nips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html>).
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// m     <- beta1*m + (1 - beta1)*h             both from initial_accumulator_value
+    /// v     <- v - (1 - beta2)*sign(v - h^2)*h^2
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(v/bc2) + eps)
+    /// ```
+    ///
+    /// with `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one. Slots: `exp_avg` (m) and
+    /// `exp_avg_sq` (v); 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, YogiConfig};
+    ///
+    /// let config = YogiConfig::builder(1e-2).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct YogiConfig, built by YogiConfigBuilder {
+        /// Decay of `exp_avg`, below one.
+        beta1: f64,
+        /// One less the share of the square by which `exp_avg_sq` moves, below one.
+        beta2: f64,
+        /// Added to the root.
+        eps: f64,
+        /// What both averages start as.
+        initial_accumulator_value: f64,
+    }
+}
+
+impl YogiConfig {
+    /// optax's `yogi`: betas 0.9 and 0.999, eps 1e-3, averages from 1e-6.
+    pub const fn builder(lr: f64) -> YogiConfigBuilder {
+        YogiConfigBuilder(Self {
+            lr,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-3,
+            initial_accumulator_value: 1e-6,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let below_one = 1.0_f64.next_down();
+        check_range("beta1", self.beta1, below_one)?;
+        check_range("beta2", self.beta2, below_one)?;
+        check_range("eps", self.eps, f64::INFINITY)?;
+        check_range(
+            "initial_accumulator_value",
+            self.initial_accumulator_value,
+            f64::INFINITY,
+        )?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        let t = applied_steps as f64 + 1.0;
+        Coefficients {
+            lambda: self.weight_decay,
+            beta1: self.beta1,
+            c1: 1.0 - self.beta1,
+            c2: 1.0 - self.beta2,
+            r: 1.0 / (1.0 - self.beta2.powf(t)),
+            eps: self.eps,
+            a: self.lr / (1.0 - self.beta1.powf(t)),
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [m, v] = state {
+            let element = Yogi {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [m, v], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, c2, r, eps, a, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Yogi {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<2> for Yogi {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let m = k.beta1 * m + k.c1 * h;
+        let square = h * h;
+        let v = v - k.c2 * (sign(v - square) * square);
+        let update = k.a * (m / ((k.r * v).sqrt() + k.eps));
+        (decay.decayed(k.rho, theta) - update, [m, v])
+    }
+}
+
+impl Rule for YogiConfig {
+    fn stem(&self) -> &'static str {
+        "yogi"
+    }
+
+    fn slots(&self) -> Slots {
+        let start = self.initial_accumulator_value as f32;
+        [
+            Slot::new("exp_avg").starting_at(start),
+            Slot::new("exp_avg_sq").starting_at(start),
+        ]
+        .into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/yogi.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+
+    /// `beta1`.
+    fn momentum(&self) -> Option<f64> {
+        Some(self.beta1)
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let beta1 = momentum;
+        Self { beta1, ..*self }.check()
+    }
+}
+
+twin!(YogiConfig);
+
+impl KnownRule for YogiConfig {
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("yogi", "optax", |lr| {
+        Ok(Self::builder(lr).build()?.into())
+    })];
+}

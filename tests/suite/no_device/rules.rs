@@ -1,0 +1,464 @@
+//! Every rule without a device: the textbook, the twin, and the optimizer on all cores.
+
+use proptest::prelude::*;
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{
+    AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, RulePreset,
+    StateError, Twin,
+};
+
+use crate::cases::{LRS, sizes, values};
+use crate::golden_rules;
+use crate::rule_cases::{pairs, rules};
+use crate::rule_runs::runs;
+
+#[test]
+fn the_oracle_visits_the_points_that_the_libraries_printed() {
+    for golden in golden_rules::all() {
+        let oracles = golden.oracles(Rounding::NEAREST);
+        let config = golden.config();
+        for (step, (oracle, expected)) in oracles.iter().zip(&golden.theta_f64).enumerate() {
+            for (ours, theirs) in oracle.params().zip(expected) {
+                let close = (ours - theirs).abs() <= golden.tolerance() * theirs.abs().max(1.0);
+                assert!(close, "{}, step {step}: {ours} and {theirs}", golden.name);
+            }
+        }
+        // What PyTorch computes in f32 lies within the bound, too, slots included: that of twice the rounding, because it
+        // rounds oftener (NAdam's parameters twice a step).
+        let oracles = golden.oracles(Rounding::WGSL);
+        for (oracle, theirs) in oracles.iter().zip(&golden.theta_f32) {
+            oracle
+                .check_params(theirs)
+                .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
+        }
+        for (oracle, state) in oracles.iter().zip(&golden.state_f32) {
+            for slot in config.slots().kept() {
+                let Some(theirs) = state.get(slot.name) else {
+                    assert!(state.is_empty(), "{}: no {}", golden.name, slot.name);
+                    continue;
+                };
+                let theirs: Vec<f32> = serde_json::from_value(theirs.clone()).unwrap();
+                oracle
+                    .check_slot(slot.name, &theirs)
+                    .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn twin_and_reference_visit_them_within_the_bound() {
+    for golden in golden_rules::all() {
+        let config = golden.config();
+        let numel = golden.theta0.len();
+        let fresh = || CpuOptimizer::new(config.clone(), [("theta", [numel])]).unwrap();
+        let mut optimizer = fresh();
+        let mut params = golden.theta0.clone();
+        let mut reference = Reference::new(&config, &params);
+        for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
+            optimizer.set_lr(golden.lr[step]).unwrap();
+            let frozen = golden.frozen_steps.contains(&step);
+            optimizer.set_frozen("theta", frozen).unwrap();
+            optimizer
+                .step(&mut [&mut params], &[&golden.grads[step]])
+                .unwrap();
+            if !frozen {
+                reference.step(optimizer.config(), &golden.grads[step]);
+            }
+            for values in [&params, &reference.params] {
+                oracle
+                    .check_params(values)
+                    .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
+            }
+            for slot in &optimizer.state().tensors[0].slots {
+                oracle
+                    .check_slot(&slot.name, &slot.values)
+                    .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn schedule_free_rules_evaluate_where_optax_does() {
+    let mut seen = 0;
+    for golden in golden_rules::all()
+        .iter()
+        .filter(|g| !g.eval_f64.is_empty())
+    {
+        let config = golden.config();
+        for (oracle, expected) in golden
+            .oracles(Rounding::NEAREST)
+            .iter()
+            .zip(&golden.eval_f64)
+        {
+            let [params, z] = [oracle.params().collect(), oracle.slot("z").collect()]
+                .map(|values: Vec<f64>| values.iter().map(|x| *x as f32).collect::<Vec<_>>());
+            let averaged = match &config {
+                AnyRule::ScheduleFreeSgd(config) => config.averaged_params(&params, &z),
+                AnyRule::ScheduleFreeAdamw(config) => config.averaged_params(&params, &z),
+                other => panic!("{other:?}"),
+            };
+            for (ours, theirs) in averaged.iter().zip(expected) {
+                // One rounding each of y, z and the average, divided by beta1.
+                let close = (f64::from(*ours) - theirs).abs() <= 4.0 * f64::from(f32::EPSILON);
+                assert!(close, "{}: {ours} and {theirs}", golden.name);
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 2 * 7 * 13);
+}
+
+/// One element after the other.
+struct Reference {
+    params: Vec<f32>,
+    /// Those that are kept.
+    slots: Vec<Vec<f32>>,
+    applied_steps: u64,
+}
+
+impl Reference {
+    fn new(rule: &impl Rule, params: &[f32]) -> Self {
+        let slots = rule.slots();
+        let slots = slots.kept().map(|slot| vec![slot.start; params.len()]);
+        Self {
+            params: params.to_vec(),
+            slots: slots.collect(),
+            applied_steps: 0,
+        }
+    }
+
+    fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
+        let mut slots: Vec<_> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
+        let phase = rule.phase(self.applied_steps);
+        rule.step_in_turn(phase, &mut self.params, &mut slots, grads);
+        self.applied_steps += 1;
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn parallel_and_vectorised_is_one_element_after_the_other_bit_for_bit() {
+    let numels: Vec<_> = sizes().chain([32 * 1024]).collect();
+    for config in rules() {
+        let tensors = numels.iter().map(|numel| (numel.to_string(), [*numel]));
+        let mut optimizer = CpuOptimizer::new(config.clone(), tensors).unwrap();
+        let mut params: Vec<_> = numels.iter().map(|n| values(*n as u64, *n)).collect();
+        let mut references: Vec<_> = params.iter().map(|p| Reference::new(&config, p)).collect();
+        for (step, lr) in LRS.into_iter().enumerate() {
+            let grads: Vec<_> = numels
+                .iter()
+                .map(|n| values((step * 7 + n) as u64, *n))
+                .collect();
+            let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            optimizer.set_lr(lr).unwrap();
+            let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            optimizer.step(&mut slices, &grads).unwrap();
+            for (reference, grads) in references.iter_mut().zip(&grads) {
+                reference.step(optimizer.config(), grads);
+            }
+        }
+        for ((ours, reference), state) in params
+            .iter()
+            .zip(&references)
+            .zip(optimizer.state().tensors)
+        {
+            assert_eq!(bits(ours), bits(&reference.params), "{config:?}");
+            for (slot, expected) in state.slots.iter().zip(&reference.slots) {
+                assert_eq!(bits(&slot.values), bits(expected), "{config:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_config_stays_within_its_bound() {
+    let gradients = |step: u64| values(100 + step, 257);
+    let configs = pairs();
+    assert!(configs.len() > 300, "{}", configs.len());
+    for config in configs {
+        let mut params = values(1, 257);
+        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        let mut optimizer = CpuOptimizer::new(config.clone(), [("theta", [257])]).unwrap();
+        let mut worst = 0.0_f64;
+        for step in 0..20 {
+            // Zero at first: averages are zero, and zero is divided by epsilon.
+            let grads = if step < 2 {
+                vec![0.0; 257]
+            } else {
+                gradients(step)
+            };
+            optimizer.step(&mut [&mut params], &[&grads]).unwrap();
+            oracle.step(&config, &grads);
+            let agreement = oracle
+                .check_params(&params)
+                .unwrap_or_else(|e| panic!("{config:?}: {e}"));
+            worst = worst.max(agreement.worst_share_of_bound);
+            for slot in &optimizer.state().tensors[0].slots {
+                oracle
+                    .check_slot(&slot.name, &slot.values)
+                    .unwrap_or_else(|e| panic!("{config:?}: {e}"));
+            }
+        }
+        assert!(
+            worst > 0.01,
+            "the bound is too wide to say anything: {worst} for {config:?}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Any rules, mixed in groups, with freezes, learning rates and momenta that change.
+    #[test]
+    fn mixed_groups_follow_their_oracles_and_are_the_reference(run in runs(120)) {
+        let groups = run.groups();
+        let mut optimizer = CpuOptimizer::with_groups(&groups, run.named()).unwrap();
+        let mut params = run.starts();
+        let mut references: Vec<_> = (0..run.tensors.len())
+            .map(|tensor| Reference::new(run.rule(tensor), &params[tensor]))
+            .collect();
+        for (step, planned) in run.steps.iter().enumerate() {
+            run.prepare(step, &mut optimizer);
+            let grads = run.grads(step);
+            let slices: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            let mut params: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            optimizer.step(&mut params, &slices).unwrap();
+            for (tensor, reference) in references.iter_mut().enumerate() {
+                if !planned.frozen[tensor] {
+                    let rule = optimizer.group_config(&run.group(tensor)).unwrap();
+                    reference.step(rule, &grads[tensor]);
+                }
+            }
+        }
+        let state = optimizer.state();
+        let oracles = run.oracles(Rounding::NEAREST);
+        for (tensor, (oracle, reference)) in oracles.iter().zip(&references).enumerate() {
+            prop_assert_eq!(bits(&params[tensor]), bits(&reference.params));
+            prop_assert_eq!(state.tensors[tensor].applied_steps, reference.applied_steps);
+            let checked = oracle.check_params(&params[tensor]);
+            prop_assert!(checked.is_ok(), "{:?}", checked);
+            for (slot, expected) in state.tensors[tensor].slots.iter().zip(&reference.slots) {
+                prop_assert_eq!(bits(&slot.values), bits(expected));
+                let checked = oracle.check_slot(&slot.name, &slot.values);
+                prop_assert!(checked.is_ok(), "{:?}", checked);
+            }
+        }
+        // The state carries on in a fresh optimizer.
+        let mut resumed = CpuOptimizer::with_groups(&groups, run.named()).unwrap();
+        resumed.load_state(&state).unwrap();
+        prop_assert_eq!(resumed.state().tensors, state.tensors);
+    }
+}
+
+#[test]
+fn a_wrong_kernel_is_found() {
+    // The corrections one step late, as they are where steps count from zero.
+    let config = AdamConfig::builder(0.05).build().unwrap();
+    let (mut params, grads) = (values(1, 64), values(2, 64));
+    let mut oracle = Oracle::new(&params, Rounding::WGSL);
+    oracle.step(&config, &grads);
+    let (mut m, mut v) = (vec![0.0; 64], vec![0.0; 64]);
+    config.step_in_turn(1, &mut params, &mut [&mut m, &mut v], &grads);
+    assert!(oracle.check_params(&params).is_err());
+    oracle.check_slot("exp_avg", &m).unwrap();
+    v[3] *= 1.000_01;
+    assert!(oracle.check_slot("exp_avg_sq", &v).is_err());
+}
+
+#[test]
+fn presets_are_found_by_name_and_what_is_not_there_is_said() {
+    let adamw = AnyRule::preset("adamw", None, 0.1).unwrap();
+    assert_eq!(adamw, AdamConfig::adamw(0.1).build().unwrap().into());
+    for preset in AnyRule::presets() {
+        let found = RulePreset::find(preset.rule, Some(preset.library)).unwrap();
+        assert_eq!((found.config)(0.01), (preset.config)(0.01));
+        assert_eq!((preset.config)(0.01).unwrap().lr(), 0.01);
+        assert!((preset.config)(f64::NAN).is_err());
+    }
+    let error = |rule, library| {
+        let refused = AnyRule::preset(rule, library, 0.1).unwrap_err();
+        refused.to_string()
+    };
+    assert!(
+        error("adamx", None).starts_with(r#"unknown rule "adamx": expected one of sgd, adam,"#)
+    );
+    assert_eq!(
+        error("adamw", Some("tinygrad")),
+        r#"unknown preset "tinygrad": expected one of pytorch, optax, keras"#
+    );
+}
+
+/// Whatever a field is, it is checked when it comes from a file, too.
+#[test]
+fn every_field_of_every_rule_is_checked() {
+    for rule in rules() {
+        let fields = serde_json::to_value(&rule).unwrap();
+        assert_eq!(
+            serde_json::from_value::<AnyRule>(fields.clone()).unwrap(),
+            rule
+        );
+        for (name, value) in fields.as_object().unwrap() {
+            if !value.is_f64() {
+                continue;
+            }
+            for wrong in [-1.0, 1e40] {
+                let mut fields = fields.clone();
+                fields[name] = wrong.into();
+                let refused = serde_json::from_value::<AnyRule>(fields).unwrap_err();
+                assert!(refused.to_string().contains(name), "{name}: {refused}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_momentum_or_a_beta_can_be_scheduled_and_none_can_come_from_nowhere() {
+    for rule in rules() {
+        match rule.momentum() {
+            Some(_) => {
+                assert_eq!(rule.with_momentum(0.5).unwrap().momentum(), Some(0.5));
+                assert!(rule.with_momentum(1.5).is_err());
+                let still = rule.with_momentum(0.0).unwrap();
+                assert_eq!(still.slots(), rule.slots(), "{rule:?}");
+                assert_eq!(still.terms(), rule.terms(), "{rule:?}");
+            }
+            None => assert!(rule.with_momentum(0.5).is_err(), "{rule:?}"),
+        }
+    }
+}
+
+#[test]
+fn hyper_parameters_out_of_range_are_named() {
+    let field = |built: Result<AdamConfig, ConfigError>| match built.unwrap_err() {
+        ConfigError::OutOfRange { field, .. } => field,
+        ConfigError::Unsupported { fields, .. } => fields,
+        other => panic!("{other}"),
+    };
+    let adam = || AdamConfig::builder(1e-3);
+    assert_eq!(field(AdamConfig::builder(f64::NAN).build()), "lr");
+    assert_eq!(field(AdamConfig::builder(-1.0).build()), "lr");
+    assert_eq!(field(adam().betas(1.0, 0.9).build()), "beta1");
+    assert_eq!(field(adam().betas(0.9, 1.0).build()), "beta2");
+    assert_eq!(field(adam().betas(0.9, -0.1).build()), "beta2");
+    assert_eq!(field(adam().eps(-1e-8).build()), "eps");
+    assert_eq!(field(adam().eps_root(f64::INFINITY).build()), "eps_root");
+    assert_eq!(field(adam().weight_decay(-1.0).build()), "weight_decay");
+    assert_eq!(
+        field(adam().decoupled_weight_decay(-1.0).build()),
+        "decoupled_weight_decay"
+    );
+    assert_eq!(
+        field(AdamConfig::keras(1e-3).eps_root(1e-8).build()),
+        "form, eps_root"
+    );
+    assert_eq!(
+        field(
+            AdamConfig::keras(1e-3)
+                .amsgrad(AmsGrad::OfCorrected)
+                .build()
+        ),
+        "form, amsgrad"
+    );
+    let decayed = AdamConfig::builder(1.0)
+        .decoupled_weight_decay(0.9)
+        .build()
+        .unwrap();
+    assert!(matches!(
+        decayed.with_lr(2.0),
+        Err(ConfigError::DecayTooLarge { .. })
+    ));
+}
+
+#[test]
+fn a_state_carries_on_and_one_of_other_slots_is_refused() {
+    let config = AdamConfig::adamw(0.01).build().unwrap();
+    let fresh = |config| CpuOptimizer::new(config, [("a", [2, 3]), ("b", [3, 2])]).unwrap();
+    let mut whole = fresh(config);
+    let mut params = [values(1, 6), values(2, 6)];
+    let grads = [values(3, 6), values(4, 6)];
+    let grads = grads.each_ref().map(Vec::as_slice);
+    let step = |optimizer: &mut CpuOptimizer<AdamConfig>, params: &mut [Vec<f32>; 2]| {
+        let mut slices = params.each_mut().map(Vec::as_mut_slice);
+        optimizer.step(&mut slices, &grads).unwrap();
+    };
+    step(&mut whole, &mut params);
+    whole.set_frozen("b", true).unwrap();
+    step(&mut whole, &mut params);
+    whole.set_frozen("b", false).unwrap();
+    let state = whole.state();
+    assert_eq!(
+        (
+            state.tensors[0].applied_steps,
+            state.tensors[1].applied_steps
+        ),
+        (2, 1)
+    );
+    let mut resumed = fresh(config);
+    resumed.load_state(&state).unwrap();
+    let mut resumed_params = params.clone();
+    step(&mut whole, &mut params);
+    step(&mut resumed, &mut resumed_params);
+    assert_eq!(resumed_params, params);
+    assert_eq!(resumed.state(), whole.state());
+
+    let mut half = state.clone();
+    half.tensors[0].slots.pop();
+    assert!(matches!(
+        fresh(config).load_state(&half),
+        Err(StateError::MissingSlot { tensor, slot }) if tensor == "a" && slot == "exp_avg_sq"
+    ));
+    let amsgrad = AdamConfig::adamw(0.01)
+        .amsgrad(AmsGrad::OfAverage)
+        .build()
+        .unwrap();
+    assert!(matches!(
+        fresh(amsgrad).load_state(&state),
+        Err(StateError::Meaning { .. })
+    ));
+}
+
+/// The betas of a group are its own, and the momentum of a schedule is the first of them, as in PyTorch.
+#[test]
+fn groups_and_schedules_work_as_with_any_rule() {
+    let config = AdamConfig::builder(0.1).build().unwrap();
+    let other = AdamConfig::builder(0.2)
+        .betas(0.5, 0.9)
+        .weight_decay(0.01)
+        .build()
+        .unwrap();
+    let groups = ParamGroups::new(config)
+        .with("other", other, |name| name == "b")
+        .unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups, [("a", [33]), ("b", [7])]).unwrap();
+    let mut params = [values(1, 33), values(2, 7)];
+    let mut oracles = params
+        .each_ref()
+        .map(|start| Oracle::new(start, Rounding::NEAREST));
+    for step in 0..5 {
+        let (lr, momentum) = (0.1 / f64::from(step + 1), 0.85 + 0.02 * f64::from(step));
+        optimizer.set_lr(lr).unwrap();
+        optimizer.set_momentum(momentum).unwrap();
+        let grads = [values(10 + step as u64, 33), values(20 + step as u64, 7)];
+        let slices = grads.each_ref().map(Vec::as_slice);
+        optimizer
+            .step(&mut params.each_mut().map(Vec::as_mut_slice), &slices)
+            .unwrap();
+        let configs = [
+            *optimizer.config(),
+            *optimizer.group_config("other").unwrap(),
+        ];
+        assert_eq!((configs[1].lr(), configs[1].beta1()), (2.0 * lr, momentum));
+        for ((oracle, config), grads) in oracles.iter_mut().zip(configs).zip(&grads) {
+            oracle.step(&config, grads);
+        }
+    }
+    for (oracle, params) in oracles.iter().zip(&params) {
+        oracle.check_params(params).unwrap();
+    }
+}
