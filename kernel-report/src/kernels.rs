@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, KernelVariant, MomentumForm, Rule, ScalarPath, SgdConfig, SgdConfigBuilder,
+    AdamConfig, AmsGrad, AnyRule, KernelVariant, MomentumForm, RmsPropConfig, Rule, ScalarPath,
+    SgdConfig, SgdConfigBuilder,
 };
 
 /// A shader with one of its entry points: what a compiler gets.
@@ -63,23 +64,25 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
 /// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
 pub const BATCH: usize = 2;
 
-/// Every form x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
+/// Every form and rule x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     for (form, config) in forms()? {
         kernels.extend(of_rule(form, &config));
     }
-    for (form, config) in [
-        ("adam", AdamConfig::builder(0.1).build()?),
-        ("adamw", AdamConfig::adamw(0.1).build()?),
-        ("adam_keras", AdamConfig::keras(0.1).build()?),
-        (
-            "adamw_amsgrad",
-            AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage).build()?,
-        ),
-    ] {
-        kernels.extend(of_rule(form, &config));
+    // The first library's version of each rule, and what differs from that the most.
+    for preset in AnyRule::presets().filter(|preset| preset.rule != "sgd") {
+        let name = preset.rule.replace('-', "_");
+        let is_there = |kernel: &Kernel| kernel.name.split('.').next() == Some(&name);
+        if !kernels.iter().any(is_there) {
+            kernels.extend(of_rule(&name, &(preset.config)(0.1)?));
+        }
     }
+    let amsgrad = AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage);
+    kernels.extend(of_rule("adam_keras", &AdamConfig::keras(0.1).build()?));
+    kernels.extend(of_rule("adamw_amsgrad", &amsgrad.build()?));
+    let rmsprop = RmsPropConfig::builder(0.1).momentum(0.9).centered(true);
+    kernels.extend(of_rule("rmsprop_all", &rmsprop.build()?));
     Ok(kernels)
 }
 

@@ -243,7 +243,9 @@ mod tests {
     use super::*;
     use crate::gpu::scalars::Uniforms;
     use crate::plan::{MAX_BATCH_PIECES, WORKGROUP_SIZE};
-    use crate::rules::sgd::{MomentumForm, SgdConfig, Terms};
+    use crate::rules::{
+        AdamConfig, AmsGrad, AnyRule, MomentumForm, RmsPropConfig, SgdConfig, Terms,
+    };
 
     fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
         let module = naga::front::wgsl::parse_str(wgsl)
@@ -261,9 +263,9 @@ mod tests {
 
     const PATHS: [ScalarPath; 2] = [ScalarPath::Immediates, ScalarPath::Uniforms];
 
-    /// A configuration for every set of terms.
-    fn configs() -> Vec<SgdConfig> {
-        let mut configs: Vec<SgdConfig> = Vec::new();
+    /// A configuration for every set of terms of the momentum family, and every rule as every library has it.
+    fn configs() -> Vec<AnyRule> {
+        let mut configs: Vec<AnyRule> = Vec::new();
         for (momentum, form) in [
             (0.0, MomentumForm::HeavyBall),
             (0.9, MomentumForm::HeavyBall),
@@ -280,11 +282,16 @@ mod tests {
                     .build()
                     .unwrap();
                 if !configs.iter().any(|other| other.terms() == config.terms()) {
-                    configs.push(config);
+                    configs.push(config.into());
                 }
             }
         }
         assert_eq!(configs.len(), Terms::all().count());
+        configs.extend(AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap()));
+        let amsgrad = AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage);
+        let rmsprop = RmsPropConfig::builder(0.1).momentum(0.9).centered(true);
+        configs.push(amsgrad.build().unwrap().into());
+        configs.push(rmsprop.build().unwrap().into());
         configs
     }
 
@@ -454,9 +461,9 @@ mod tests {
 
     #[test]
     fn the_uniforms_lie_in_rust_as_in_wgsl() {
-        let config = &configs()[0];
-        for path in PATHS {
-            let variant = KernelVariant::new(config, Access::Vec4, 1);
+        let all = configs().into_iter();
+        for (config, path) in all.flat_map(|config| PATHS.map(|path| (config.clone(), path))) {
+            let variant = KernelVariant::new(&config, Access::Vec4, 1);
             let (module, _) = parse(path, &variant.source(path));
             let mut types = module.types.iter();
             let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("Uniforms"));

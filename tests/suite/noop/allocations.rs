@@ -1,7 +1,7 @@
 //! In the steady state a step allocates what wgpu allocates for the same commands, and nothing of its own.
 
 use allocation_counter::measure;
-use wgpu_optim::{AdamConfig, GpuOptimizer, Kernels, Rule, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
 
 use super::{STORAGE, buffer, device};
 
@@ -121,14 +121,14 @@ fn a_step_allocates_no_more_than_its_commands() {
         let theirs = by_hand(&device, dispatches, together);
         assert!(theirs > 0, "wgpu has been counted");
         let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-        let adamw = AdamConfig::adamw(0.1).build().unwrap();
-        for ours in [
-            allocations(&kernels, momentum, &tensors, dispatches),
-            allocations(&kernels, adamw, &tensors, dispatches),
-        ] {
+        let presets = AnyRule::presets().filter(|preset| preset.rule != "sgd");
+        let presets = presets.map(|preset| (preset.config)(0.1).unwrap());
+        for rule in presets.chain([momentum.into()]) {
+            let ours = allocations(&kernels, &rule, &tensors, dispatches);
+            // A rule without a slot binds less.
             assert!(
                 ours <= theirs,
-                "{dispatches} dispatches: {ours} allocations, by hand {theirs}"
+                "{rule:?}, {dispatches} dispatches: {ours} allocations, by hand {theirs}"
             );
         }
     }
@@ -137,15 +137,16 @@ fn a_step_allocates_no_more_than_its_commands() {
 /// Those of a rule's step in the steady state.
 fn allocations(
     kernels: &Kernels,
-    rule: impl Rule,
+    rule: &AnyRule,
     tensors: &[TensorBinding<'_>],
     dispatches: usize,
 ) -> u64 {
-    let mut optimizer = GpuOptimizer::new(kernels, rule, tensors).unwrap();
+    let mut optimizer = GpuOptimizer::new(kernels, rule.clone(), tensors).unwrap();
     let ours = steady_state(kernels.device(), |encoder| {
         optimizer.set_lr(0.2).unwrap();
         optimizer.step(encoder).unwrap();
     });
-    assert_eq!(optimizer.dispatches(), dispatches);
+    // Three tensors without state share one where two with it do.
+    assert!(optimizer.dispatches() <= dispatches);
     ours
 }
