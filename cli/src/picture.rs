@@ -42,6 +42,7 @@ pub enum Stroke {
 }
 
 pub struct Curve {
+    /// Empty for one that the legend leaves out.
     pub label: String,
     pub color: RGBColor,
     pub stroke: Stroke,
@@ -117,18 +118,18 @@ pub struct Picture {
     pub notes: Vec<Note>,
 }
 
-/// Pictures one below the other, as SVG.
-pub fn sheet(pictures: &[Picture]) -> Result<String> {
+/// Pictures in rows of so many, as SVG.
+pub fn sheet(columns: usize, pictures: &[Picture]) -> Result<String> {
     let mut svg = String::new();
-    let (width, height) = SIZE;
+    let rows = pictures.len().div_ceil(columns).max(1);
     {
-        let size = (width, height * pictures.len().max(1) as u32);
-        let mut paper = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let size = (SIZE.0 * columns as u32, SIZE.1 * rows as u32);
+        let paper = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         paper.fill(&WHITE)?;
-        for picture in pictures {
-            let (upper, rest) = paper.split_vertically(height);
-            picture.draw(&upper)?;
-            paper = rest;
+        // Where several stand side by side they are looked at from farther away.
+        let zoom = if columns > 1 { 1.4 } else { 1.0 };
+        for (picture, area) in pictures.iter().zip(paper.split_evenly((rows, columns))) {
+            picture.draw(&area, zoom)?;
         }
         paper.present()?;
     }
@@ -152,21 +153,26 @@ pub fn to_png(svg: &str) -> Result<Vec<u8>> {
 }
 
 impl Picture {
-    fn draw(&self, paper: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+    fn draw(&self, paper: &DrawingArea<SVGBackend<'_>, Shift>, zoom: f64) -> Result<()> {
         // The legend has its own strip at the bottom, where no data can be.
-        let legend_height = LEGEND_LINE * self.legend_rows() as i32 + LEGEND_LINE / 2;
+        let line = zoomed(LEGEND_LINE, zoom);
+        let legend_height = match self.legend_rows() {
+            0 => 0,
+            rows => line * rows as i32 + line / 2,
+        };
         let (chart, legend) = paper.split_vertically(SIZE.1 as i32 - legend_height);
-        self.draw_chart(&chart)?;
-        self.draw_legend(&legend)
+        self.draw_chart(&chart, zoom)?;
+        self.draw_legend(&legend, zoom)
     }
 
-    fn draw_chart(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+    fn draw_chart(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, zoom: f64) -> Result<()> {
+        let font = |size| font(zoomed(size, zoom));
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, font(TITLE))
             .margin(12)
             .margin_right(30)
-            .x_label_area_size(55)
-            .y_label_area_size(85)
+            .x_label_area_size(zoomed(55, zoom))
+            .y_label_area_size(zoomed(85, zoom))
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
         chart
             .configure_mesh()
@@ -217,17 +223,23 @@ impl Picture {
         Ok(())
     }
 
-    fn legend_rows(&self) -> usize {
-        self.curves.len().div_ceil(LEGEND_COLUMNS)
+    /// The curves that are explained.
+    fn labelled(&self) -> impl Iterator<Item = &Curve> {
+        self.curves.iter().filter(|curve| !curve.label.is_empty())
     }
 
-    fn draw_legend(&self, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<()> {
+    fn legend_rows(&self) -> usize {
+        self.labelled().count().div_ceil(LEGEND_COLUMNS)
+    }
+
+    fn draw_legend(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, zoom: f64) -> Result<()> {
+        let (font, line) = (|size| font(zoomed(size, zoom)), zoomed(LEGEND_LINE, zoom));
         let column_width = SIZE.0 as i32 / LEGEND_COLUMNS as i32;
         let beside = Pos::new(HPos::Left, VPos::Center);
-        for (index, curve) in self.curves.iter().enumerate() {
+        for (index, curve) in self.labelled().enumerate() {
             let (column, row) = (index / self.legend_rows(), index % self.legend_rows());
             let x = 16 + column_width * column as i32;
-            let y = LEGEND_LINE * row as i32 + LEGEND_LINE / 2;
+            let y = line * row as i32 + line / 2;
             let sample = [(x, y), (x + 39, y)];
             match curve.stroke {
                 Stroke::Solid(width) | Stroke::Dotted(width) => {
@@ -246,6 +258,10 @@ impl Picture {
         }
         Ok(())
     }
+}
+
+fn zoomed(size: i32, zoom: f64) -> i32 {
+    (f64::from(size) * zoom) as i32
 }
 
 fn font<'a>(size: i32) -> TextStyle<'a> {

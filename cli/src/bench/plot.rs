@@ -43,7 +43,7 @@ pub fn check_extension(path: &Path) -> Result<()> {
 
 /// The picture in the format that the file's name asks for.
 pub fn draw(report: &Report, path: &Path) -> Result<Vec<u8>> {
-    let svg = picture::sheet(&panels(report))?;
+    let svg = picture::sheet(1, &panels(report))?;
     match format_of(path)? {
         Format::Svg => Ok(svg.into_bytes()),
         Format::Png => picture::to_png(&svg),

@@ -19,12 +19,12 @@ const LR: f64 = 0.05;
 const MOMENTA: [f64; 2] = [0.0, 0.9];
 const STEPS: usize = 500;
 
-fn slope(x: f64) -> f64 {
+pub fn slope(x: f64) -> f64 {
     (x - SHALLOW_VALLEY) * (x - HILL) * (x - DEEP_VALLEY)
 }
 
 /// The integral of the slope, zero on the hill.
-fn height(x: f64) -> f64 {
+pub fn height(x: f64) -> f64 {
     x * x * (x * x / 4.0 - x / 3.0 - 1.0)
 }
 

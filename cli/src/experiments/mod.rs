@@ -1,10 +1,12 @@
-//! `experiments`: three claims about momentum, measured and drawn.
+//! `experiments`: three claims about momentum, and a walk by different rules, measured and drawn.
 //!
-//! All numbers are `f64` and come out of the library's own update; only what it is compared with is written here.
+//! All numbers come out of the library's own updates, in `f64` where they are of momentum alone; only what they are
+//! compared with is written here.
 
 mod convergence;
 mod energy;
 mod hill;
+mod rules;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -27,13 +29,14 @@ struct Summary {
     convergence: Vec<convergence::Run>,
     energy: Vec<energy::Run>,
     hill: Vec<hill::Run>,
+    rules: Vec<rules::Run>,
 }
 
 pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let dir = &args.out;
     fs::create_dir_all(dir).with_context(|| format!("cannot write into {}", dir.display()))?;
-    let files = ["convergence", "energy", "hill"]
+    let files = ["convergence", "energy", "hill", "rules"]
         .into_iter()
         .flat_map(|name| [format!("{name}.svg"), format!("{name}.csv")])
         .map(|name| dir.join(name))
@@ -48,13 +51,17 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
     let energy = energy::run().map_err(Failure::failed)?;
     interrupt.check()?;
     let hill = hill::run().map_err(Failure::failed)?;
+    interrupt.check()?;
+    let rules = rules::run().map_err(Failure::Failed)?;
     let contents = [
-        sheet(&[convergence::picture(&convergence)]).map(String::into_bytes),
+        sheet(1, &[convergence::picture(&convergence)]).map(String::into_bytes),
         csv(convergence::rows(&convergence)),
-        sheet(&[energy::picture(&energy)]).map(String::into_bytes),
+        sheet(1, &[energy::picture(&energy)]).map(String::into_bytes),
         csv(energy::rows(&energy)),
-        sheet(&[hill::picture(&hill)]).map(String::into_bytes),
+        sheet(1, &[hill::picture(&hill)]).map(String::into_bytes),
         csv(hill::rows(&hill)),
+        sheet(3, &rules::pictures(&rules)).map(String::into_bytes),
+        csv(rules::rows(&rules)),
     ];
     for (output, content) in outputs.iter().zip(contents) {
         output.write_all_at(&content.map_err(Failure::Failed)?, 0)?;
@@ -70,6 +77,7 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         convergence,
         energy,
         hill,
+        rules,
     };
     print(common, &summary, summary.to_text())
 }
@@ -105,6 +113,21 @@ impl Summary {
                 text,
                 "  momentum {:<4} x = {:.6}, the {} valley",
                 run.momentum, run.end, run.valley
+            );
+        }
+        text += "the same landscapes by different rules, each at its best learning rate\n";
+        for run in &self.rules {
+            let steps = match run.steps_to_a_thousandth {
+                Some(steps) => format!("a thousandth of the loss after {steps} steps"),
+                None => format!("never a thousandth of the loss in {} steps", run.steps),
+            };
+            let _ = writeln!(
+                text,
+                "  {:<20} {:<13} lr {:.2e}, loss {:.1e}, {steps}",
+                run.landscape.name(),
+                run.rule.name(),
+                run.lr,
+                run.loss,
             );
         }
         text += "written\n";

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::wgpu_optim;
 
-const NAMES: [&str; 3] = ["convergence", "energy", "hill"];
+const NAMES: [&str; 4] = ["convergence", "energy", "hill", "rules"];
 
 fn experiments(out: &Path) -> assert_cmd::Command {
     let mut command = wgpu_optim();
@@ -41,6 +41,7 @@ fn pictures_tables_and_summary() {
         ("convergence", "error", 1000),
         ("energy", "relative_energy", 4 * 1001),
         ("hill", "position", 2 * 501),
+        ("rules", "loss", 15 * 301),
     ] {
         let svg = fs::read_to_string(out.join(name).with_extension("svg")).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
@@ -54,9 +55,9 @@ fn pictures_tables_and_summary() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2 * NAMES.len());
 
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(summary["files"].as_array().unwrap().len(), 6);
+    assert_eq!(summary["files"].as_array().unwrap().len(), 8);
     let count = |name: &str| summary[name].as_array().unwrap().len();
-    assert_eq!(NAMES.map(count), [6, 4, 2]);
+    assert_eq!(NAMES.map(count), [6, 4, 2, 15]);
     for run in summary["convergence"].as_array().unwrap() {
         let rate = |name: &str| run[name].as_f64().unwrap();
         assert!((rate("measured_rate") - rate("theoretical_rate")).abs() < 1e-3);
