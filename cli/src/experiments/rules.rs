@@ -116,7 +116,7 @@ impl Landscape {
     /// The lines of one height: `y = centre(x) +- sqrt((height - floor(x))/b)`, from left to right in as many pieces as
     /// there are valleys.
     fn contours(self, height: f64, x: &std::ops::Range<f64>) -> Vec<Vec<(f64, f64)>> {
-        const POINTS: usize = 600;
+        const POINTS: usize = 200;
         let at = |index: usize| x.start + (x.end - x.start) * index as f64 / POINTS as f64;
         let mut pieces = Vec::new();
         let (mut upper, mut lower) = (Vec::new(), Vec::new());
