@@ -19,6 +19,7 @@ mod lion;
 mod nadam;
 mod radam;
 mod rmsprop;
+mod rprop;
 mod schedule_free;
 mod sgd;
 mod signum;

@@ -16,6 +16,7 @@ mod nadam;
 mod radam;
 mod real;
 mod rmsprop;
+mod rprop;
 mod rule;
 pub mod schedule;
 mod schedule_free;
@@ -43,6 +44,7 @@ macro_rules! every_rule {
             ScheduleFreeAdamw(ScheduleFreeAdamWConfig),
             Adabelief(AdaBeliefConfig),
             Yogi(YogiConfig),
+            Rprop(RpropConfig),
         }
     };
 }
@@ -62,6 +64,7 @@ pub use nadam::*;
 pub use radam::*;
 pub use real::Real;
 pub use rmsprop::*;
+pub use rprop::*;
 pub use rule::{MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Twin};
 pub use schedule_free_adamw::*;
 pub use schedule_free_sgd::*;

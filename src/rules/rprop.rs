@@ -1,0 +1,202 @@
+//! Rprop: steps whose size follows from whether the gradient keeps its sign.
+
+use std::borrow::Cow;
+
+use super::config::{config, scalars, twin};
+use super::decay::Decay;
+use super::elementwise::{Element, Walk, sign};
+use super::error::{check_decays, check_range, unsupported};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+
+config! {
+    /// Checked hyper-parameters of Rprop (Riedmiller and Braun 1993,
+    /// <https://doi.org/10.1109/ICNN.1993.298623>): for gradients of whole data sets.
+    ///
+    /// ```text
+    /// h     = g + weight_decay*theta               g negated to maximize
+    /// size  <- size * eta_plus                     where h and prev have one sign
+    ///          size * eta_minus, and h = 0         where they have different ones
+    ///          within step_size_min and step_size_max; lr at the first step
+    /// prev  <- h
+    /// theta <- (1 - lr*decoupled_weight_decay)*theta - sign(h)*size
+    /// ```
+    ///
+    /// The learning rate is the size of the first step only. Slots: `prev` and `step_size`; 28 bytes per element and step.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, RpropConfig};
+    ///
+    /// let config = RpropConfig::builder(1e-2).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
+    /// let mut weight = [1.0, -1.0];
+    /// optimizer.step(&mut [&mut weight], &[&[0.5, -2.0]])?;
+    /// assert!(weight[0] < 1.0 && weight[1] > -1.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct RpropConfig, built by RpropConfigBuilder {
+        /// By what a step shrinks whose gradient changes its sign, above zero and at most one.
+        eta_minus: f64,
+        /// By what a step grows whose gradient keeps its sign, at least one.
+        eta_plus: f64,
+        /// The least size of a step.
+        step_size_min: f64,
+        /// The largest size of a step.
+        step_size_max: f64,
+    }
+}
+
+impl RpropConfig {
+    /// PyTorch's `Rprop`: etas 0.5 and 1.2, sizes from 1e-6 to 50.
+    pub const fn builder(lr: f64) -> RpropConfigBuilder {
+        RpropConfigBuilder(Self {
+            lr,
+            eta_minus: 0.5,
+            eta_plus: 1.2,
+            step_size_min: 1e-6,
+            step_size_max: 50.0,
+            weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+        })
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        check_range("eta_minus", self.eta_minus, 1.0)?;
+        check_range("eta_plus", self.eta_plus, f64::INFINITY)?;
+        check_range("step_size_min", self.step_size_min, f64::INFINITY)?;
+        check_range("step_size_max", self.step_size_max, f64::INFINITY)?;
+        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        if self.eta_plus < 1.0 || self.eta_minus == 0.0 {
+            return unsupported(
+                "eta_minus, eta_plus",
+                "a step shrinks by the one and grows by the other",
+            );
+        }
+        if self.step_size_min > self.step_size_max {
+            return unsupported(
+                "step_size_min, step_size_max",
+                "the least size is above the largest",
+            );
+        }
+        Ok(self)
+    }
+
+    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+        Coefficients {
+            lambda: self.weight_decay,
+            is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
+            lr: self.lr,
+            eta_minus: self.eta_minus,
+            eta_plus: self.eta_plus,
+            least: self.step_size_min,
+            most: self.step_size_max,
+            rho: 1.0 - self.lr * self.decoupled_weight_decay,
+        }
+        .cast()
+    }
+
+    fn walk<W: Walk>(
+        &self,
+        applied_steps: u64,
+        params: &mut [f32],
+        state: &mut [&mut [f32]],
+        grads: &[f32],
+    ) {
+        if let [prev, size] = state {
+            let element = Rprop {
+                k: self.coefficients(applied_steps),
+                decay: self.decay(),
+            };
+            W::walk(element, params, [prev, size], grads);
+        }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, is_first, lr, eta_minus, eta_plus, least, most, rho,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Rprop {
+    k: Coefficients,
+    decay: Decay,
+}
+
+impl Element<2> for Rprop {
+    #[inline(always)]
+    fn update(self, theta: f32, g: f32, [prev, size]: [f32; 2]) -> (f32, [f32; 2]) {
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let agreement = sign(h) * sign(prev);
+        let size = if k.is_first != 0.0 { k.lr } else { size };
+        let factor = if agreement > 0.0 {
+            k.eta_plus
+        } else if agreement < 0.0 {
+            k.eta_minus
+        } else {
+            1.0
+        };
+        let size = size * factor;
+        let size = if size < k.least { k.least } else { size };
+        let size = if size > k.most { k.most } else { size };
+        let d = if agreement < 0.0 { 0.0 } else { h };
+        (decay.decayed(k.rho, theta) - sign(d) * size, [d, size])
+    }
+}
+
+impl Rule for RpropConfig {
+    fn stem(&self) -> &'static str {
+        "rprop"
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("prev"), Slot::new("step_size")].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.decay().terms([])
+    }
+
+    /// Only the first step differs.
+    fn phase(&self, applied_steps: u64) -> u64 {
+        applied_steps.min(1)
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        concat!(
+            include_str!("../../shaders/rules/rprop.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        Coefficients::NAMES
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Self::with_lr(*self, lr)
+    }
+}
+
+twin!(RpropConfig);
+
+impl KnownRule for RpropConfig {
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("rprop", "pytorch", |lr| {
+        Ok(Self::builder(lr).build()?.into())
+    })];
+
+    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+        Some(vec![("step", applied_steps as f64)])
+    }
+}
