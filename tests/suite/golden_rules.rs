@@ -51,6 +51,14 @@ impl Golden {
                     fields["beta1"] = value[0].clone();
                     fields["beta2"] = value[1].clone();
                 }
+                "etas" => {
+                    fields["eta_minus"] = value[0].clone();
+                    fields["eta_plus"] = value[1].clone();
+                }
+                "step_sizes" => {
+                    fields["step_size_min"] = value[0].clone();
+                    fields["step_size_max"] = value[1].clone();
+                }
                 "b1" => fields["beta1"] = value.clone(),
                 "b2" => fields["beta2"] = value.clone(),
                 "amsgrad" => fields["amsgrad"] = json!("of-average"),
@@ -105,6 +113,6 @@ pub fn all() -> Vec<Golden> {
         include_str!("../golden/rules_keras.json"),
     ];
     let cases = files.map(|file| serde_json::from_str::<Vec<Golden>>(file).unwrap());
-    assert_eq!(cases.each_ref().map(Vec::len), [31, 20, 10]);
+    assert_eq!(cases.each_ref().map(Vec::len), [33, 20, 10]);
     cases.into_iter().flatten().collect()
 }

@@ -107,6 +107,7 @@ pub fn any_rule() -> impl Strategy<Value = AnyRule> {
                 ("eps_root", _) => json!(some(1e-3)),
                 ("beta1" | "beta2" | "alpha" | "rho", _) => json!(0.01 + 0.98 * x),
                 ("momentum", _) => json!(some(0.99)),
+                (_, Value::Number(_)) if *x < 0.5 => value.clone(),
                 (_, Value::Number(_)) => json!(some(0.5)),
                 (name, value) => panic!("what else could {name} be than {value}?"),
             };
