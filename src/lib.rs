@@ -78,7 +78,7 @@ pub use plan::PlanError;
 pub use rules::*;
 pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]
-pub use state::{StateFileError, StateRecord};
+pub use state::{RecordError, Recorded, SlotEntry, StateFileError, StateRecord};
 pub use wgpu;
 
 /// The README's examples are compiled and run as tests.

@@ -4,7 +4,11 @@ mod error;
 #[cfg(feature = "safetensors")]
 mod file;
 #[cfg(feature = "safetensors")]
+mod format_1;
+#[cfg(feature = "safetensors")]
 mod pytorch;
+#[cfg(feature = "safetensors")]
+mod recorded;
 
 use std::collections::HashMap;
 
@@ -12,7 +16,11 @@ use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
 pub use error::{DuplicateName, StateError};
 #[cfg(feature = "safetensors")]
-pub use {error::StateFileError, file::StateRecord};
+pub use {
+    error::{RecordError, StateFileError},
+    file::{SlotEntry, StateRecord},
+    recorded::Recorded,
+};
 
 /// What an optimizer remembers of one tensor.
 #[derive(Clone, Debug, PartialEq)]
