@@ -55,7 +55,7 @@
 //! # Features
 //!
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
-//! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
+//! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and what PyTorch's optimizers remember.
 
 mod cpu;
 #[cfg(feature = "safetensors")]

@@ -33,7 +33,8 @@ pub struct TensorState {
     pub applied_steps: u64,
     /// What its slots mean, by [`Rule::meaning`] of its group's rule.
     pub meaning: String,
-    /// The slots that its rule keeps, in the rule's order; none before its first applied step.
+    /// The slots that its rule keeps, in the rule's order; none before its first applied step. A file does not say the
+    /// order of another group's rule; from there they come in alphabetical order.
     pub slots: Vec<SlotState>,
 }
 

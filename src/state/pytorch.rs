@@ -17,7 +17,8 @@ const SCALAR_TOLERANCE: f64 = 1e-3;
 impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
     /// Takes over what an optimizer of PyTorch remembers: the safetensors form of `optimizer.state_dict()["state"]`,
     /// with each tensor under `state.INDEX.NAME`, where the index counts the parameters in the order of `tensors`,
-    /// which are their names and shapes, as [`Arena::new`](crate::Arena::new) takes them. In PyTorch, for any optimizer:
+    /// which are their names and shapes, as [`Arena::new`](crate::Arena::new) takes them. In PyTorch, of any optimizer
+    /// with tensors alone in its state:
     ///
     /// ```python
     /// from safetensors.torch import save_file
@@ -33,8 +34,8 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
     ///
     /// # Errors
     /// [`StateFileError`] if PyTorch has no such rule, a key is not of this kind, its index has no tensor, one is
-    /// missing beside others of its index, or a tensor is not F32, of another shape or, where it is a scalar, of another
-    /// value.
+    /// missing beside others of its index, or a value is not F32, of another shape, or a scalar that another
+    /// configuration would have left.
     pub fn from_pytorch<N: Into<String>, S: Into<Vec<usize>>>(
         file: &[u8],
         config: R,
