@@ -55,7 +55,7 @@
 //! # Features
 //!
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
-//! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and PyTorch's `momentum_buffer`.
+//! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and what PyTorch's optimizers remember.
 
 mod cpu;
 #[cfg(feature = "safetensors")]
@@ -78,7 +78,7 @@ pub use plan::PlanError;
 pub use rules::*;
 pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
 #[cfg(feature = "safetensors")]
-pub use state::{StateFileError, StateRecord};
+pub use state::{RecordError, Recorded, SlotEntry, StateFileError, StateRecord};
 pub use wgpu;
 
 /// The README's examples are compiled and run as tests.

@@ -18,7 +18,7 @@ mod workspace;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu_optim::files::{Dtype, Header, TensorEntry};
-use wgpu_optim::{SgdConfig, StateRecord};
+use wgpu_optim::{AdamConfig, AmsGrad, AnyRule, SgdConfig, SlotEntry, StateRecord};
 
 use file::{f32_file, of_text, sections};
 use workspace::{Files, Hyper, Workspace};
@@ -74,14 +74,15 @@ pub fn state_file(input: &[u8]) {
         &f32_file(shapes.clone().into_iter().step_by(every)),
     );
     workspace.write("params", &f32_file(shapes));
-    if let Some(record) = &record {
-        hyper.form = record.config.form();
-    }
+    let is_sgd = record.as_ref().is_some_and(|record| hyper.resume(record));
     let state = Some("state");
     let done = workspace.rounds(&hyper, &Files { state, ..FILES });
     assert!(record.is_some() || !done, "no state was taken for one");
     let fits = record.is_some_and(|record| {
-        hyper.has_momentum() && !record.applied_steps.contains_key(RESERVED_NAME)
+        is_sgd
+            && hyper.has_momentum()
+            && record.meanings.is_empty()
+            && !record.applied_steps.contains_key(RESERVED_NAME)
     });
     assert!(done || !fits, "a good state was refused");
 }
@@ -128,7 +129,7 @@ pub fn index(input: &[u8]) {
             workspace.write("params", &f32_file(shapes.clone()));
             workspace.write("grads", &f32_file(shapes));
             if let [record, ..] = &*records {
-                hyper.form = record.config.form();
+                hyper.resume(record);
             }
             let state = Some(INDEX);
             Files { state, ..FILES }
@@ -150,12 +151,20 @@ pub fn index(input: &[u8]) {
     assert!(index.is_some() || !done, "no index was taken for one");
 }
 
-/// A file of PyTorch's buffers, for as many parameters as the first byte says.
+/// A file of what PyTorch remembers, for as many parameters as the first byte says; by its bit 3 of AMSGrad, else of
+/// momentum.
 pub fn pytorch(input: &[u8]) {
     let Some((_, kind, text)) = split(input) else {
         return;
     };
-    round_trip::pytorch(&of_text(text, kind), usize::from(input[0] % 8));
+    let rule: AnyRule = if input[0] >> 3 & 1 == 1 {
+        let amsgrad = AdamConfig::builder(0.1).amsgrad(AmsGrad::OfAverage);
+        amsgrad.build().unwrap().into()
+    } else {
+        let momentum = SgdConfig::builder(0.1).momentum(0.9);
+        momentum.build().unwrap().into()
+    };
+    round_trip::pytorch(&of_text(text, kind), rule, usize::from(input[0] % 8));
 }
 
 fn split(input: &[u8]) -> Option<(Hyper, u8, &[u8])> {
@@ -193,12 +202,9 @@ fn shapes_of_state<'s>(
 ) -> Shapes {
     let counted = records.flat_map(|record| record.applied_steps.keys());
     let mut shapes: Shapes = counted.map(|name| (name.clone(), vec![3])).collect();
+    let slots = headers.flat_map(SlotEntry::all_in);
+    let slots = slots.filter(|slot| slot.entry.dtype == Dtype::F32);
+    shapes.extend(slots.map(|slot| (slot.tensor.to_owned(), slot.entry.shape.clone())));
     shapes.remove(RESERVED_NAME);
-    shapes.extend(f32_shapes(headers.flat_map(Header::tensors)));
     shapes
-}
-
-/// The configuration that PyTorch is taken to have run with.
-fn pytorchs_config() -> SgdConfig {
-    SgdConfig::builder(0.1).momentum(0.9).build().unwrap()
 }

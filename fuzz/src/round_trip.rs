@@ -4,9 +4,7 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
-use wgpu_optim::{OptimizerState, StateRecord};
-
-use crate::pytorchs_config;
+use wgpu_optim::{AnyRule, OptimizerState, Rule as _, StateRecord};
 
 /// Reads a header, if it is one.
 pub fn header(file: &[u8]) -> Option<Header> {
@@ -55,14 +53,14 @@ pub fn stepped(before: &[u8], after: &[u8]) {
 /// Reads a state, if it is one.
 pub fn state(file: &[u8], header: &Header) -> Option<StateRecord> {
     let record = StateRecord::of(header);
-    let state = OptimizerState::from_safetensors(file);
+    let state = OptimizerState::<AnyRule>::from_safetensors(file);
     assert_eq!(record.is_ok(), state.is_ok());
     let (record, state) = record.ok().zip(state.ok())?;
     let written = state.to_safetensors().unwrap();
     let again = StateRecord::of(&Header::of(&written).unwrap()).unwrap();
     assert_eq!(again, record);
-    // As bytes, because a velocity may be NaN.
-    let again = OptimizerState::from_safetensors(&written).unwrap();
+    // As bytes, because a slot may be NaN.
+    let again = OptimizerState::<AnyRule>::from_safetensors(&written).unwrap();
     assert_eq!(again.to_safetensors().unwrap(), written);
     let _ = state.to_pytorch();
     Some(record)
@@ -85,27 +83,28 @@ pub fn index(json: &[u8]) -> Option<Index> {
     Some(index)
 }
 
-/// Reads PyTorch's buffers for as many parameters, if they are such. The last parameter may be of another shape.
-pub fn pytorch(file: &[u8], parameters: usize) {
+/// Reads what PyTorch remembers of as many parameters, if it is such. The last parameter may be of another shape.
+pub fn pytorch(file: &[u8], rule: AnyRule, parameters: usize) {
     let header = Header::of(file).ok();
     let tensors = header.iter().flat_map(Header::tensors);
     let shapes: HashMap<_, _> = tensors
         .map(|tensor| (&*tensor.name, &*tensor.shape))
         .collect();
+    let slots = rule.slots();
     let shape = |index| {
-        let key = format!("state.{index}.momentum_buffer");
-        shapes
-            .get(&*key)
-            .map_or_else(|| vec![3], |shape| shape.to_vec())
+        let mut keys = slots
+            .iter()
+            .map(|slot| format!("state.{index}.{}", slot.name));
+        let shape = keys.find_map(|key| shapes.get(&*key));
+        shape.map_or_else(|| vec![3], |shape| shape.to_vec())
     };
     let tensors = (0..parameters).map(|index| match index {
         6 => (format!("p{index}"), vec![2, 2]),
         _ => (format!("p{index}"), shape(index)),
     });
     let tensors: Vec<_> = tensors.collect();
-    let read = |file: &[u8]| {
-        OptimizerState::from_pytorch(file, pytorchs_config(), tensors.iter().cloned())
-    };
+    let read =
+        |file: &[u8]| OptimizerState::from_pytorch(file, rule.clone(), tensors.iter().cloned());
     if let Ok(state) = read(file) {
         let written = state.to_pytorch().unwrap();
         let again = read(&written).unwrap();

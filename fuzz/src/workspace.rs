@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use tempfile::TempDir;
-use wgpu_optim::MomentumForm;
+use wgpu_optim::{MomentumForm, SgdConfig, StateRecord};
 
 use crate::process::run;
 
 /// How a step runs.
 pub struct Hyper {
-    pub form: MomentumForm,
+    form: MomentumForm,
     momentum: &'static str,
     nonfinite: &'static str,
     /// The outputs take the places of the inputs.
@@ -26,6 +26,17 @@ impl Hyper {
             momentum: if byte & 1 == 0 { "0.9" } else { "0" },
             nonfinite: ["refuse", "skip", "apply", "apply"][usize::from(byte >> 1 & 3)],
             in_place: byte >> 3 & 1 == 1,
+        }
+    }
+
+    /// Takes over the form of a state; returns whether it has one.
+    pub fn resume(&mut self, record: &StateRecord) -> bool {
+        match SgdConfig::try_from(record.config.clone()) {
+            Ok(config) => {
+                self.form = config.form();
+                true
+            }
+            Err(_) => false,
         }
     }
 

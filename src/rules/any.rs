@@ -143,6 +143,13 @@ macro_rules! any_rule {
             pub fn presets() -> impl Iterator<Item = RulePreset> {
                 [$( super::$Config::PRESETS, )*].into_iter().flatten().copied()
             }
+
+            /// What a `torch.optim` optimizer keeps of a tensor beside its slots; see
+            /// [`KnownRule::pytorch_scalars`].
+            #[must_use]
+            pub fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
+                match self { $( Self::$Variant(rule) => rule.pytorch_scalars(applied_steps), )* }
+            }
         }
 
         impl Rule for AnyRule {

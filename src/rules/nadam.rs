@@ -96,7 +96,12 @@ impl NAdamConfig {
     fn momentum_product(&self, t: u64) -> f64 {
         let mut product = 1.0;
         for step in 1..=t {
-            product *= self.momentum_at(step as f64);
+            let momentum = self.momentum_at(step as f64);
+            if momentum == self.beta1 {
+                // It has risen all the way, and stays.
+                return product * self.beta1.powf((t - step) as f64 + 1.0);
+            }
+            product *= momentum;
             // Smaller than that it changes neither an f32 nor what is left of one.
             if product < f64::from(f32::MIN_POSITIVE) * f64::EPSILON {
                 return 0.0;

@@ -5,7 +5,6 @@ use crate::files::HeaderError;
 use crate::gpu::TransferError;
 #[cfg(feature = "safetensors")]
 use crate::rules::ConfigError;
-use crate::rules::sgd::MomentumForm;
 
 /// Two tensors of one name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,14 +89,44 @@ pub enum StateError {
     Transfer(#[from] TransferError),
 }
 
+/// A record that is none of a rule's, or a rule that has none.
+#[cfg(feature = "safetensors")]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// Another rule's record.
+    #[error("the state was made by the rule {actual}, expected {expected}")]
+    OtherRule {
+        /// The rule that reads it.
+        expected: &'static str,
+        /// The rule whose it is.
+        actual: String,
+    },
+    /// A record that does not read.
+    #[error("not a state file: its rule does not read: {message}")]
+    Malformed {
+        /// Why.
+        message: String,
+    },
+    /// A rule that could not be written.
+    #[error("the rule could not be written: {message}")]
+    Unwritable {
+        /// Why.
+        message: String,
+    },
+}
+
 /// A file that holds no state, or a state that no file can hold.
 #[cfg(feature = "safetensors")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateFileError {
-    /// Not a safetensors file, a velocity that does not fit its shape, or a name that no file can hold.
+    /// Not a safetensors file, or a slot that does not fit its tensor's shape.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// A rule that does not read, or another one.
+    #[error(transparent)]
+    Rule(#[from] RecordError),
     /// Metadata that could not be written.
     #[error("the metadata could not be written: {0}")]
     Metadata(#[from] serde_json::Error),
@@ -123,7 +152,7 @@ pub enum StateFileError {
         /// What the file says.
         actual: String,
     },
-    /// A configuration that is none.
+    /// A configuration in format 1 that is none.
     #[error("the state's configuration: {0}")]
     Config(#[from] ConfigError),
     /// A tensor with two step counts.
@@ -132,42 +161,109 @@ pub enum StateFileError {
         /// The tensor.
         tensor: String,
     },
-    /// A velocity without a step count.
+    /// A slot, or a meaning of one, without a step count.
     #[error("not a state file: tensor {tensor:?} has no applied step count")]
     MissingCount {
         /// The tensor.
         tensor: String,
     },
-    /// A velocity that is not F32.
-    #[error("tensor {tensor:?}: the velocity is {actual}, expected F32")]
+    /// A name in a file that is not `TENSOR.SLOT`.
+    #[error("{name:?} names no slot: expected TENSOR.SLOT, and no dot in SLOT")]
+    SlotName {
+        /// The name.
+        name: String,
+    },
+    /// A slot that the rule never keeps.
+    #[error("tensor {tensor:?}: the state holds its {slot}, expected one of {expected}")]
+    UnknownSlot {
+        /// The tensor.
+        tensor: String,
+        /// The slot.
+        slot: String,
+        /// What the rule may keep.
+        expected: String,
+    },
+    /// A slot or scalar that is not F32.
+    #[error("tensor {tensor:?}: the {slot} is {actual}, expected F32")]
     Dtype {
         /// The tensor.
         tensor: String,
+        /// The slot or scalar.
+        slot: String,
         /// Its dtype.
         actual: String,
     },
-    /// A velocity of another shape than its tensor.
-    #[error("tensor {tensor:?}: the velocity has shape {actual:?}, expected {expected:?}")]
+    /// A slot of another shape than its tensor, or a scalar with one.
+    #[error("tensor {tensor:?}: the {slot} has shape {actual:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
         tensor: String,
+        /// The slot or scalar.
+        slot: String,
         /// Shape of the tensor.
         expected: Vec<usize>,
-        /// Shape of the velocity.
+        /// Shape of the slot.
         actual: Vec<usize>,
     },
-    /// A key that is not `state.INDEX.momentum_buffer` with an index below the number of parameters.
-    #[error("key {key:?}: expected state.INDEX.momentum_buffer with an index below {parameters}")]
+    /// A key that is not `state.INDEX.NAME` with an index below the number of parameters and a name that PyTorch has
+    /// for this rule.
+    #[error(
+        "key {key:?}: expected state.INDEX.NAME with an index below {parameters} and a name among {expected}"
+    )]
     UnknownKey {
         /// The key.
         key: String,
         /// Number of parameters.
         parameters: usize,
+        /// What PyTorch keeps under this rule.
+        expected: String,
     },
-    /// PyTorch knows the heavy ball only.
-    #[error("the state is of the {form} form, and PyTorch's is the heavy-ball form")]
-    NotPyTorchsForm {
-        /// The state's form.
-        form: MomentumForm,
+    /// A key that PyTorch writes beside the others of the same parameter.
+    #[error("tensor {tensor:?}: there is no key {key:?} beside its others")]
+    MissingKey {
+        /// The tensor.
+        tensor: String,
+        /// The key.
+        key: String,
+    },
+    /// A `step` that is no count.
+    #[error("tensor {tensor:?}: the step is {actual:?}, expected a whole number of steps")]
+    NotACount {
+        /// The tensor.
+        tensor: String,
+        /// What it is.
+        actual: f32,
+    },
+    /// A scalar that another configuration would have left.
+    #[error(
+        "tensor {tensor:?}: the {name} is {actual:?}, expected {expected:?} by the configuration"
+    )]
+    Scalar {
+        /// The tensor.
+        tensor: String,
+        /// The scalar.
+        name: &'static str,
+        /// By the configuration and the tensor's steps.
+        expected: f64,
+        /// What it is.
+        actual: f32,
+    },
+    /// A rule that PyTorch does not have, or not in this form.
+    #[error("torch.optim has no {meaning}, or not as it is configured here")]
+    NotPyTorchs {
+        /// What the rule's slots mean.
+        meaning: String,
+    },
+    /// A tensor of another group's rule, of which a state knows too little for PyTorch.
+    #[error(
+        "tensor {tensor:?}: the state is of the {actual} form, expected {expected} as the default group"
+    )]
+    OtherMeaning {
+        /// The tensor.
+        tensor: String,
+        /// What the slots of the default group mean.
+        expected: String,
+        /// What the tensor's slots mean.
+        actual: String,
     },
 }

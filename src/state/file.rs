@@ -1,162 +1,210 @@
 //! States as safetensors files (feature `safetensors`).
 //!
-//! A state file holds one F32 tensor per velocity, under the tensor's name and shape, and as metadata
-//! `format_version`, `form`, `config`, `steps`, and `applied_steps`, a JSON map from tensor name to count.
+//! A state file holds an F32 tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been
+//! stepped. Its metadata are `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps`
+//! (a JSON map from tensor name to count) and, where the slots of some tensors mean something else than the rule's,
+//! `meanings` (a JSON map from their names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still
+//! read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
 
-use super::{OptimizerState, SlotState, StateFileError, TensorState};
+use super::{OptimizerState, Recorded, SlotState, StateFileError, TensorState, format_1};
 use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
-use crate::rules::Rule as _;
-use crate::rules::sgd::SgdConfig;
+use crate::rules::{AnyRule, Slots};
 
-const FORMAT_VERSION: &str = "1";
+const FORMAT_VERSION: &str = "2";
 
-/// The slot that a file of this version holds.
-const MOMENTUM_BUFFER: &str = "momentum_buffer";
+/// What is read, too.
+const FORMAT_1: &str = "1";
 
-/// That slot from its bytes.
-pub(super) fn momentum_buffer(bytes: &[u8]) -> SlotState {
-    SlotState {
-        name: MOMENTUM_BUFFER.to_owned(),
-        values: bytemuck::pod_collect_to_vec(bytes),
+/// A slot as it lies in a state file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotEntry<'h> {
+    /// The tensor whose slot it is.
+    pub tensor: &'h str,
+    /// The slot: `momentum_buffer`, say.
+    pub slot: &'h str,
+    /// Its shape and place.
+    pub entry: &'h TensorEntry,
+}
+
+impl<'h> SlotEntry<'h> {
+    /// Every slot in a file whose header [`StateRecord::of`] takes, in the order of their data.
+    pub fn all_in(header: &'h Header) -> impl Iterator<Item = Self> {
+        let is_format_1 = is_format_1(header);
+        let entries = header.in_place_order();
+        entries.filter_map(move |entry| Self::of(entry, is_format_1))
     }
-}
 
-/// The configuration as it stands in a file.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConfigRecord {
-    lr: f64,
-    momentum: f64,
-    dampening: f64,
-    nesterov: bool,
-    weight_decay: f64,
-    decoupled_weight_decay: f64,
-    maximize: bool,
-    time_step: f64,
-}
+    fn of(entry: &'h TensorEntry, is_format_1: bool) -> Option<Self> {
+        let (tensor, slot) = match is_format_1 {
+            true => (entry.name.as_str(), format_1::SLOT),
+            false => split_name(&entry.name)?,
+        };
+        Some(Self {
+            tensor,
+            slot,
+            entry,
+        })
+    }
 
-impl ConfigRecord {
-    fn of(config: &SgdConfig) -> Self {
-        Self {
-            lr: config.lr(),
-            momentum: config.momentum(),
-            dampening: config.dampening(),
-            nesterov: config.nesterov(),
-            weight_decay: config.weight_decay(),
-            decoupled_weight_decay: config.decoupled_weight_decay(),
-            maximize: config.maximize(),
-            time_step: config.time_step(),
+    /// The name of a slot in a file: `TENSOR.SLOT`. No two slots have one, because a slot's own name has no dot.
+    ///
+    /// # Errors
+    /// [`StateFileError::SlotName`] if `slot` is empty or has a dot.
+    pub fn name(tensor: &str, slot: &str) -> Result<String, StateFileError> {
+        let name = format!("{tensor}.{slot}");
+        match split_name(&name) {
+            Some(parts) if parts == (tensor, slot) => Ok(name),
+            _ => Err(StateFileError::SlotName { name }),
         }
     }
-
-    fn with_form(&self, form: &str) -> Result<SgdConfig, StateFileError> {
-        Ok(SgdConfig::builder(self.lr)
-            .momentum(self.momentum)
-            .dampening(self.dampening)
-            .nesterov(self.nesterov)
-            .weight_decay(self.weight_decay)
-            .decoupled_weight_decay(self.decoupled_weight_decay)
-            .maximize(self.maximize)
-            .time_step(self.time_step)
-            .form(form.parse()?)
-            .build()?)
-    }
 }
 
-/// What a state file says beside its velocities, in its metadata: `format_version`, `form`, `config`, `steps` and
-/// `applied_steps`, always in this order.
+/// Tensor and slot of a name in a file; a tensor's name may have dots.
+fn split_name(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('.').filter(|(_, slot)| !slot.is_empty())
+}
+
+/// What a state file says beside its slots, in its metadata: `format_version`, `rule`, `steps`, `applied_steps` and,
+/// where there are any, `meanings`, always in this order.
 ///
-/// [`OptimizerState`] has it together with the velocities; a program that does not want them in memory all at once
-/// reads and writes it with a file's [`Header`].
+/// [`OptimizerState`] has it together with the slots; a program that does not want them in memory all at once reads
+/// and writes it with a file's [`Header`], and finds them by [`SlotEntry`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct StateRecord {
+pub struct StateRecord<R = AnyRule> {
     /// The configuration at the time; see [`OptimizerState::config`].
-    pub config: SgdConfig,
+    pub config: R,
     /// How many steps the optimizer has made.
     pub steps: u64,
-    /// How many steps have been applied to each tensor, by name. A tensor without a velocity is in it, too.
+    /// How many steps have been applied to each tensor, by name. A tensor without slots is in it, too.
     pub applied_steps: BTreeMap<String, u64>,
+    /// What the slots mean of those tensors whose group has a rule of another meaning than `config`.
+    pub meanings: BTreeMap<String, String>,
 }
 
-impl StateRecord {
+impl<R: Recorded> StateRecord<R> {
     /// The record as a file's metadata.
     ///
     /// # Errors
-    /// [`StateFileError::Metadata`] if a part of it cannot be written as JSON.
+    /// [`StateFileError`] if a part of it cannot be written.
     pub fn to_metadata(&self) -> Result<Vec<(String, String)>, StateFileError> {
-        let entries = [
+        let mut entries = vec![
             ("format_version", FORMAT_VERSION.to_owned()),
-            ("form", self.config.form().to_string()),
-            (
-                "config",
-                serde_json::to_string(&ConfigRecord::of(&self.config))?,
-            ),
+            ("rule", self.config.to_record()?),
             ("steps", self.steps.to_string()),
             ("applied_steps", serde_json::to_string(&self.applied_steps)?),
         ];
-        Ok(entries.map(|(key, value)| (key.to_owned(), value)).into())
+        if !self.meanings.is_empty() {
+            entries.push(("meanings", serde_json::to_string(&self.meanings)?));
+        }
+        let entries = entries.into_iter();
+        Ok(entries
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect())
     }
 
     /// The record in the header of a state file.
     ///
     /// # Errors
-    /// [`StateFileError`] naming what is missing or wrong: a metadata entry, a velocity that is not F32 or has no
-    /// count.
+    /// [`StateFileError`] naming what is missing or wrong: a metadata entry, another rule, a tensor that is no slot of
+    /// the rule, is not F32, has another shape than the tensor's other slots, or has no count.
     pub fn of(header: &Header) -> Result<Self, StateFileError> {
-        let entry = |key: &'static str| {
-            let entry = header.metadata.iter().find(|(name, _)| name == key);
-            entry
-                .map(|(_, value)| value)
-                .ok_or(StateFileError::MissingMetadata { key })
-        };
-        let version = entry("format_version")?;
-        if version != FORMAT_VERSION {
-            return Err(StateFileError::Version {
-                expected: FORMAT_VERSION,
-                actual: version.clone(),
-            });
-        }
-        let malformed = |key: &'static str| {
-            move |error: String| StateFileError::MalformedMetadata {
-                key,
-                message: error,
+        let version = required(header, "format_version")?;
+        let (rule, meanings) = match version {
+            FORMAT_1 => {
+                let (form, config) = (required(header, "form")?, required(header, "config")?);
+                let config = format_1::config(form, config)?;
+                (AnyRule::from(config).to_record()?.into(), None)
+            }
+            FORMAT_VERSION => {
+                let rule = Cow::from(required(header, "rule")?);
+                (rule, metadata(header, "meanings"))
+            }
+            _ => {
+                return Err(StateFileError::Version {
+                    expected: "1 or 2",
+                    actual: version.to_owned(),
+                });
             }
         };
-        let record: ConfigRecord = serde_json::from_str(entry("config")?)
-            .map_err(|error| malformed("config")(error.to_string()))?;
-        let config = record.with_form(entry("form")?)?;
-        let steps = entry("steps")?
+        let config = R::from_record(&rule)?;
+        let steps = required(header, "steps")?
             .parse()
-            .map_err(|error: std::num::ParseIntError| malformed("steps")(error.to_string()))?;
-        let counts: Entries<u64> = serde_json::from_str(entry("applied_steps")?)
-            .map_err(|error| malformed("applied_steps")(error.to_string()))?;
+            .map_err(|error: std::num::ParseIntError| malformed("steps", error))?;
+        let counts: Entries<u64> = map("applied_steps", required(header, "applied_steps")?)?;
         if let Some(tensor) = counts.duplicate() {
             return Err(StateFileError::DuplicateCount {
                 tensor: tensor.to_owned(),
             });
         }
-        let applied_steps: BTreeMap<_, _> = counts.0.into_iter().collect();
-        for tensor in header.in_place_order() {
-            if !applied_steps.contains_key(&tensor.name) {
-                return Err(StateFileError::MissingCount {
-                    tensor: tensor.name.clone(),
-                });
-            }
-            check_f32(&tensor.name, tensor)?;
+        let meanings: Entries<String> = map("meanings", meanings.unwrap_or("{}"))?;
+        if let Some(tensor) = meanings.duplicate() {
+            let message = format!("tensor {tensor:?} comes twice");
+            return Err(malformed("meanings", message));
         }
-        Ok(Self {
+        let own = config.meaning();
+        let others = meanings.0.into_iter();
+        let record = Self {
             config,
             steps,
-            applied_steps,
+            applied_steps: counts.0.into_iter().collect(),
+            meanings: others.filter(|(_, meaning)| *meaning != own).collect(),
+        };
+        for tensor in record.meanings.keys() {
+            record.check_count(tensor)?;
+        }
+        record.check_slots(header)?;
+        Ok(record)
+    }
+
+    fn check_slots(&self, header: &Header) -> Result<(), StateFileError> {
+        let (slots, is_format_1) = (self.config.slots(), is_format_1(header));
+        let mut shapes = HashMap::new();
+        for entry in header.in_place_order() {
+            let Some(SlotEntry { tensor, slot, .. }) = SlotEntry::of(entry, is_format_1) else {
+                return Err(StateFileError::SlotName {
+                    name: entry.name.clone(),
+                });
+            };
+            self.check_count(tensor)?;
+            self.check_slot(&slots, tensor, slot)?;
+            check_f32(tensor, slot, entry)?;
+            let expected = *shapes.entry(tensor).or_insert(&entry.shape);
+            check_shape(tensor, slot, entry, expected)?;
+        }
+        Ok(())
+    }
+
+    fn check_count(&self, tensor: &str) -> Result<(), StateFileError> {
+        match self.applied_steps.contains_key(tensor) {
+            true => Ok(()),
+            false => Err(StateFileError::MissingCount {
+                tensor: tensor.to_owned(),
+            }),
+        }
+    }
+
+    /// Whether the rule may keep this slot. Of another group's rule only the meaning is known, and an optimizer that
+    /// loads the state asks that rule.
+    fn check_slot(&self, slots: &Slots, tensor: &str, slot: &str) -> Result<(), StateFileError> {
+        let is_known = slots.iter().any(|known| known.name == slot);
+        if is_known || self.meanings.contains_key(tensor) {
+            return Ok(());
+        }
+        let expected: Vec<_> = slots.iter().map(|slot| slot.name).collect();
+        Err(StateFileError::UnknownSlot {
+            tensor: tensor.to_owned(),
+            slot: slot.to_owned(),
+            expected: expected.join(", "),
         })
     }
 }
 
-impl OptimizerState {
+impl<R: Recorded> OptimizerState<R> {
     /// The content of a state file. The same state makes the same bytes.
     ///
     /// ```
@@ -176,46 +224,38 @@ impl OptimizerState {
     /// ```
     ///
     /// # Errors
-    /// [`StateFileError`] if a velocity does not have as many elements as its shape says, a name comes twice, or a
-    /// tensor with a velocity is named `__metadata__`, which no file can hold.
+    /// [`StateFileError`] if a slot does not have as many elements as its tensor's shape says, a name comes twice, or
+    /// a slot is none of the rule's or has a name that no file can hold.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, StateFileError> {
-        let mut applied_steps = BTreeMap::new();
+        let mut record = StateRecord {
+            config: self.config.clone(),
+            steps: self.steps,
+            applied_steps: BTreeMap::new(),
+            meanings: BTreeMap::new(),
+        };
+        let (own, known) = (self.config.meaning(), self.config.slots());
+        let mut slots = Vec::new();
         for tensor in &self.tensors {
-            if applied_steps
-                .insert(tensor.name.clone(), tensor.applied_steps)
-                .is_some()
-            {
+            let name = &tensor.name;
+            let counts = &mut record.applied_steps;
+            if counts.insert(name.clone(), tensor.applied_steps).is_some() {
                 return Err(StateFileError::DuplicateCount {
-                    tensor: tensor.name.clone(),
+                    tensor: name.clone(),
                 });
             }
+            if tensor.meaning != own {
+                record.meanings.insert(name.clone(), tensor.meaning.clone());
+            }
+            for slot in &tensor.slots {
+                let name_in_file = SlotEntry::name(name, &slot.name)?;
+                record.check_slot(&known, name, &slot.name)?;
+                slots.push((name_in_file, &*tensor.shape, &*slot.values));
+            }
         }
-        let record = StateRecord {
-            config: self.config,
-            steps: self.steps,
-            applied_steps,
-        };
-        Ok(serialize(
-            record.to_metadata()?,
-            self.velocities(|_, name| name.to_owned()),
-        )?)
+        Ok(serialize(record.to_metadata()?, slots)?)
     }
 
-    /// Every velocity with its shape, under the name that `key` makes of a tensor's index and name.
-    pub(super) fn velocities(
-        &self,
-        key: impl Fn(usize, &str) -> String,
-    ) -> Vec<(String, &[usize], &[f32])> {
-        let tensors = self.tensors.iter().enumerate();
-        tensors
-            .filter_map(|(index, tensor)| {
-                let velocity = tensor.slot(MOMENTUM_BUFFER)?;
-                Some((key(index, &tensor.name), &*tensor.shape, velocity))
-            })
-            .collect()
-    }
-
-    /// Reads the content of a state file. Tensors come in alphabetical order.
+    /// Reads the content of a state file, of this format or an older one. Tensors come in alphabetical order.
     ///
     /// # Errors
     /// [`StateFileError`] naming what is missing or wrong.
@@ -225,24 +265,32 @@ impl OptimizerState {
             config,
             steps,
             applied_steps,
-        } = StateRecord::of(&header)?;
-        let mut velocities: HashMap<_, _> = header
-            .tensors()
-            .iter()
-            .map(|tensor| (tensor.name.as_str(), tensor))
-            .collect();
-        let meaning = config.meaning();
+            meanings,
+        } = StateRecord::<R>::of(&header)?;
+        let mut slots: HashMap<&str, Vec<SlotEntry<'_>>> = HashMap::new();
+        for slot in SlotEntry::all_in(&header) {
+            slots.entry(slot.tensor).or_default().push(slot);
+        }
+        let (own, order) = (config.meaning(), config.slots());
+        let place_of = |slot: &SlotEntry<'_>| {
+            let place = order.iter().position(|known| known.name == slot.slot);
+            place.unwrap_or(order.len())
+        };
         let tensor_state = |(name, applied_steps): (String, u64)| {
-            let entry = velocities.remove(name.as_str());
+            let mut slots = slots.remove(name.as_str()).unwrap_or_default();
+            slots.sort_by_key(place_of);
+            let slot_state = |slot: &SlotEntry<'_>| SlotState {
+                name: slot.slot.to_owned(),
+                values: bytemuck::pod_collect_to_vec(header.data(file, slot.entry)),
+            };
             TensorState {
-                shape: entry.map_or_else(Vec::new, |entry| entry.shape.clone()),
-                slots: entry
-                    .map(|entry| momentum_buffer(header.data(file, entry)))
-                    .into_iter()
-                    .collect(),
-                name,
+                shape: slots
+                    .first()
+                    .map_or_else(Vec::new, |slot| slot.entry.shape.clone()),
+                slots: slots.iter().map(slot_state).collect(),
                 applied_steps,
-                meaning: meaning.clone(),
+                meaning: meanings.get(&name).unwrap_or(&own).clone(),
+                name,
             }
         };
         Ok(Self {
@@ -253,12 +301,60 @@ impl OptimizerState {
     }
 }
 
-pub(super) fn check_f32(tensor: &str, entry: &TensorEntry) -> Result<(), StateFileError> {
+fn metadata<'h>(header: &'h Header, key: &str) -> Option<&'h str> {
+    let mut entries = header.metadata.iter();
+    let entry = entries.find(|(name, _)| name == key);
+    entry.map(|(_, value)| value.as_str())
+}
+
+fn is_format_1(header: &Header) -> bool {
+    metadata(header, "format_version") == Some(FORMAT_1)
+}
+
+fn required<'h>(header: &'h Header, key: &'static str) -> Result<&'h str, StateFileError> {
+    metadata(header, key).ok_or(StateFileError::MissingMetadata { key })
+}
+
+fn malformed(key: &'static str, error: impl ToString) -> StateFileError {
+    StateFileError::MalformedMetadata {
+        key,
+        message: error.to_string(),
+    }
+}
+
+/// A JSON map of tensors.
+fn map<V: DeserializeOwned>(key: &'static str, json: &str) -> Result<Entries<V>, StateFileError> {
+    serde_json::from_str(json).map_err(|error| malformed(key, error))
+}
+
+pub(super) fn check_f32(
+    tensor: &str,
+    slot: &str,
+    entry: &TensorEntry,
+) -> Result<(), StateFileError> {
     if entry.dtype == Dtype::F32 {
         return Ok(());
     }
     Err(StateFileError::Dtype {
         tensor: tensor.to_owned(),
+        slot: slot.to_owned(),
         actual: entry.dtype.to_string(),
+    })
+}
+
+pub(super) fn check_shape(
+    tensor: &str,
+    slot: &str,
+    entry: &TensorEntry,
+    expected: &[usize],
+) -> Result<(), StateFileError> {
+    if entry.shape == expected {
+        return Ok(());
+    }
+    Err(StateFileError::Shape {
+        tensor: tensor.to_owned(),
+        slot: slot.to_owned(),
+        expected: expected.to_vec(),
+        actual: entry.shape.clone(),
     })
 }

@@ -4,7 +4,11 @@ mod error;
 #[cfg(feature = "safetensors")]
 mod file;
 #[cfg(feature = "safetensors")]
+mod format_1;
+#[cfg(feature = "safetensors")]
 mod pytorch;
+#[cfg(feature = "safetensors")]
+mod recorded;
 
 use std::collections::HashMap;
 
@@ -12,7 +16,11 @@ use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
 pub use error::{DuplicateName, StateError};
 #[cfg(feature = "safetensors")]
-pub use {error::StateFileError, file::StateRecord};
+pub use {
+    error::{RecordError, StateFileError},
+    file::{SlotEntry, StateRecord},
+    recorded::Recorded,
+};
 
 /// What an optimizer remembers of one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +33,8 @@ pub struct TensorState {
     pub applied_steps: u64,
     /// What its slots mean, by [`Rule::meaning`] of its group's rule.
     pub meaning: String,
-    /// The slots that its rule keeps, in the rule's order; none before its first applied step.
+    /// The slots that its rule keeps, in the rule's order; none before its first applied step. A file does not say the
+    /// order of another group's rule; from there they come in alphabetical order.
     pub slots: Vec<SlotState>,
 }
 

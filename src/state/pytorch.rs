@@ -1,117 +1,254 @@
-//! PyTorch's `momentum_buffer` in and out (feature `safetensors`).
+//! What PyTorch's optimizers remember, in and out (feature `safetensors`).
 
 use std::collections::HashMap;
 
-use super::file::{check_f32, momentum_buffer};
-use super::{OptimizerState, StateFileError, TensorState};
-use crate::files::{Header, serialize};
-use crate::rules::Rule as _;
-use crate::rules::sgd::{MomentumForm, SgdConfig};
+use super::file::{check_f32, check_shape};
+use super::{OptimizerState, SlotState, StateFileError, TensorState};
+use crate::files::{Header, TensorEntry, serialize};
+use crate::rules::{AnyRule, Rule};
 
-impl OptimizerState {
-    /// Takes over what PyTorch's `SGD` remembers: the safetensors form of `optimizer.state_dict()["state"]`, with
-    /// each buffer under `state.INDEX.momentum_buffer`, where the index counts the parameters in the order of
-    /// `tensors`, which are their names and shapes, as [`Arena::new`](crate::Arena::new) takes them. In PyTorch:
+/// What PyTorch calls the count of a parameter's steps.
+const STEP: &str = "step";
+
+/// How far a scalar that PyTorch has computed step by step in f32 may be from its value, relative to that. It is off
+/// by two roundings a step, and another configuration by far more.
+const SCALAR_TOLERANCE: f64 = 1e-3;
+
+impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
+    /// Takes over what an optimizer of PyTorch remembers: the safetensors form of `optimizer.state_dict()["state"]`,
+    /// with each tensor under `state.INDEX.NAME`, where the index counts the parameters in the order of `tensors`,
+    /// which are their names and shapes, as [`Arena::new`](crate::Arena::new) takes them. In PyTorch, of any optimizer
+    /// with tensors alone in its state:
     ///
     /// ```python
     /// from safetensors.torch import save_file
     ///
     /// state = optimizer.state_dict()["state"]
-    /// save_file({f"state.{i}.momentum_buffer": s["momentum_buffer"].contiguous()
-    ///            for i, s in state.items() if s.get("momentum_buffer") is not None}, "state.safetensors")
+    /// save_file({f"state.{i}.{name}": value.contiguous()
+    ///            for i, s in state.items() for name, value in s.items() if value is not None}, "state.safetensors")
     /// ```
     ///
-    /// PyTorch does not count steps: a parameter with a buffer counts as stepped once, one without as new. `config`
-    /// is the configuration that PyTorch ran with; its form has to be the heavy ball.
+    /// `config` is the configuration that PyTorch ran with. PyTorch's `SGD` does not count steps: a parameter with a
+    /// buffer counts as stepped once, one without as new. Other scalars than `step` follow from the configuration and
+    /// the count; they are compared, and not kept.
     ///
     /// # Errors
-    /// [`StateFileError`] if a key is not of this kind, its index has no tensor, or a buffer is not F32 or of another
-    /// shape than its tensor.
+    /// [`StateFileError`] if PyTorch has no such rule, a key is not of this kind, its index has no tensor, one is
+    /// missing beside others of its index, or a value is not F32, of another shape, or a scalar that another
+    /// configuration would have left.
     pub fn from_pytorch<N: Into<String>, S: Into<Vec<usize>>>(
         file: &[u8],
-        config: SgdConfig,
+        config: R,
         tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, StateFileError> {
-        check_pytorchs_form(&config)?;
+        let rule: AnyRule = config.clone().into();
         let header = Header::of(file)?;
         let tensors: Vec<_> = tensors.into_iter().collect();
-        let mut buffers = HashMap::new();
-        for entry in header.tensors() {
-            let index = entry
-                .name
-                .strip_prefix("state.")
-                .and_then(|rest| rest.strip_suffix(".momentum_buffer"))
-                .and_then(|index| index.parse::<usize>().ok());
-            // Only the one spelling of an index is a key: `07` is none.
-            let Some(index) =
-                index.filter(|index| *index < tensors.len() && pytorch_key(*index) == entry.name)
-            else {
-                return Err(StateFileError::UnknownKey {
-                    key: entry.name.clone(),
-                    parameters: tensors.len(),
-                });
-            };
-            buffers.insert(index, entry);
-        }
+        let mut entries = entries_by_index(&header, &rule, tensors.len())?;
         let tensor_state = |(index, (name, shape)): (usize, (N, S))| {
-            let shape = shape.into();
-            let name = name.into();
-            let entry = buffers.get(&index);
-            if let Some(entry) = entry {
-                check_f32(&name, entry)?;
-                if entry.shape != shape {
-                    return Err(StateFileError::Shape {
-                        tensor: name,
-                        expected: shape,
-                        actual: entry.shape.clone(),
-                    });
-                }
-            }
-            Ok(TensorState {
-                name,
-                shape,
-                applied_steps: entry.is_some().into(),
-                meaning: config.meaning(),
-                slots: entry
-                    .map(|entry| momentum_buffer(header.data(file, entry)))
-                    .into_iter()
-                    .collect(),
-            })
+            let found = Found {
+                tensor: name.into(),
+                index,
+                entries: entries.remove(&index).unwrap_or_default(),
+                header: &header,
+                file,
+            };
+            found.into_state(&rule, shape.into())
         };
         let tensors: Vec<_> = tensors
             .into_iter()
             .enumerate()
             .map(tensor_state)
             .collect::<Result<_, StateFileError>>()?;
+        let steps = tensors.iter().map(|tensor| tensor.applied_steps).max();
         Ok(Self {
             config,
-            steps: tensors.iter().any(|tensor| tensor.applied_steps > 0).into(),
+            steps: steps.unwrap_or(0),
             tensors,
         })
     }
 
-    /// The buffers for PyTorch, under the keys that [`from_pytorch`](Self::from_pytorch) reads, the tensors'
-    /// position here as the index.
+    /// The state for PyTorch, under the keys that [`from_pytorch`](Self::from_pytorch) reads, the tensors' position
+    /// here as the index. In PyTorch, into an optimizer of the same parameters:
+    ///
+    /// ```python
+    /// from safetensors.torch import load_file
+    ///
+    /// state = optimizer.state_dict()
+    /// for key, value in load_file("state.safetensors").items():
+    ///     _, index, name = key.split(".")
+    ///     state["state"].setdefault(int(index), {})[name] = value
+    /// optimizer.load_state_dict(state)
+    /// ```
+    ///
+    /// Scalars are those of [`config`](Self::config), whatever group a tensor is in.
     ///
     /// # Errors
-    /// [`StateFileError`] if the state is not of the heavy-ball form, which is PyTorch's, or a velocity does not
-    /// have as many elements as its shape says.
+    /// [`StateFileError`] if PyTorch has no such rule, a tensor is of a group with another, or a slot does not have as
+    /// many elements as its tensor's shape says.
     pub fn to_pytorch(&self) -> Result<Vec<u8>, StateFileError> {
-        check_pytorchs_form(&self.config)?;
-        Ok(serialize(
-            Vec::new(),
-            self.velocities(|index, _| pytorch_key(index)),
-        )?)
+        let rule: AnyRule = self.config.clone().into();
+        // Also where there is no tensor.
+        scalars_of(&rule, 0)?;
+        let expected = rule.meaning();
+        let mut scalars = Vec::new();
+        let mut slots = Vec::new();
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            if tensor.meaning != expected {
+                return Err(StateFileError::OtherMeaning {
+                    tensor: tensor.name.clone(),
+                    expected,
+                    actual: tensor.meaning.clone(),
+                });
+            }
+            let of_rule = scalars_of(&rule, tensor.applied_steps)?;
+            // PyTorch keeps nothing of a parameter before its first step.
+            if !tensor.slots.is_empty() {
+                let of_rule = of_rule.into_iter();
+                scalars.extend(of_rule.map(|(name, value)| (key(index, name), [value as f32])));
+            }
+            let of_tensor = tensor.slots.iter();
+            slots.extend(of_tensor.map(|slot| {
+                let key = key(index, &slot.name);
+                (key, tensor.shape.as_slice(), slot.values.as_slice())
+            }));
+        }
+        let scalars = scalars.iter();
+        let scalars = scalars.map(|(key, value)| (key.clone(), [].as_slice(), value.as_slice()));
+        slots.extend(scalars);
+        Ok(serialize(Vec::new(), slots)?)
     }
 }
 
-fn check_pytorchs_form(config: &SgdConfig) -> Result<(), StateFileError> {
-    match config.form() {
-        MomentumForm::HeavyBall => Ok(()),
-        form => Err(StateFileError::NotPyTorchsForm { form }),
+/// What a file holds of one parameter.
+struct Found<'f> {
+    tensor: String,
+    index: usize,
+    entries: HashMap<&'f str, &'f TensorEntry>,
+    header: &'f Header,
+    file: &'f [u8],
+}
+
+impl Found<'_> {
+    fn into_state(self, rule: &AnyRule, shape: Vec<usize>) -> Result<TensorState, StateFileError> {
+        let mut state = TensorState {
+            name: self.tensor.clone(),
+            shape,
+            applied_steps: 0,
+            meaning: rule.meaning(),
+            slots: Vec::new(),
+        };
+        if self.entries.is_empty() {
+            return Ok(state);
+        }
+        for slot in rule.slots().iter() {
+            if !slot.is_kept && !self.entries.contains_key(slot.name) {
+                continue;
+            }
+            let values = self.values(slot.name, &state.shape)?;
+            state.slots.push(SlotState {
+                name: slot.name.to_owned(),
+                values,
+            });
+        }
+        let counts_steps = scalars_of(rule, 0)?.iter().any(|(name, _)| *name == STEP);
+        state.applied_steps = if counts_steps { self.steps()? } else { 1 };
+        for (name, expected) in scalars_of(rule, state.applied_steps)? {
+            if name != STEP {
+                self.check_scalar(name, expected)?;
+            }
+        }
+        Ok(state)
+    }
+
+    fn steps(&self) -> Result<u64, StateFileError> {
+        let actual = self.scalar(STEP)?;
+        // All that f32 holds without a fraction, and u64 without a loss.
+        if actual.fract() == 0.0 && (0.0..u64::MAX as f32).contains(&actual) {
+            return Ok(actual as u64);
+        }
+        Err(StateFileError::NotACount {
+            tensor: self.tensor.clone(),
+            actual,
+        })
+    }
+
+    fn check_scalar(&self, name: &'static str, expected: f64) -> Result<(), StateFileError> {
+        let actual = self.scalar(name)?;
+        // A product that has become too small for a normal f32 has lost its precision.
+        let tolerance = SCALAR_TOLERANCE * expected.abs() + f64::from(f32::MIN_POSITIVE);
+        if (f64::from(actual) - expected).abs() <= tolerance {
+            return Ok(());
+        }
+        Err(StateFileError::Scalar {
+            tensor: self.tensor.clone(),
+            name,
+            expected,
+            actual,
+        })
+    }
+
+    fn scalar(&self, name: &str) -> Result<f32, StateFileError> {
+        let values = self.values(name, &[])?;
+        // The shape says that there is one.
+        Ok(values.first().copied().unwrap_or(f32::NAN))
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, StateFileError> {
+        let entry = self.entries.get(name);
+        let entry = entry.ok_or_else(|| StateFileError::MissingKey {
+            tensor: self.tensor.clone(),
+            key: key(self.index, name),
+        })?;
+        check_f32(&self.tensor, name, entry)?;
+        check_shape(&self.tensor, name, entry, shape)?;
+        Ok(bytemuck::pod_collect_to_vec(
+            self.header.data(self.file, entry),
+        ))
     }
 }
 
-fn pytorch_key(index: usize) -> String {
-    format!("state.{index}.momentum_buffer")
+/// Every entry by its parameter's index and its name.
+fn entries_by_index<'h>(
+    header: &'h Header,
+    rule: &AnyRule,
+    parameters: usize,
+) -> Result<HashMap<usize, HashMap<&'h str, &'h TensorEntry>>, StateFileError> {
+    let slots = rule.slots();
+    let scalars = scalars_of(rule, 0)?;
+    let names = scalars.iter().map(|(name, _)| *name);
+    let names: Vec<_> = names.chain(slots.iter().map(|slot| slot.name)).collect();
+    let mut entries: HashMap<_, HashMap<_, _>> = HashMap::new();
+    for entry in header.tensors() {
+        let parts = entry.name.strip_prefix("state.");
+        let parts = parts.and_then(|rest| rest.split_once('.'));
+        let parts = parts.and_then(|(index, name)| Some((index.parse::<usize>().ok()?, name)));
+        let is_key = |(index, name): &(usize, &str)| {
+            // Only the one spelling of an index is a key: `07` is none.
+            *index < parameters && names.contains(name) && key(*index, name) == entry.name
+        };
+        let Some((index, name)) = parts.filter(is_key) else {
+            return Err(StateFileError::UnknownKey {
+                key: entry.name.clone(),
+                parameters,
+                expected: names.join(", "),
+            });
+        };
+        entries.entry(index).or_default().insert(name, entry);
+    }
+    Ok(entries)
+}
+
+fn scalars_of(
+    rule: &AnyRule,
+    applied_steps: u64,
+) -> Result<Vec<(&'static str, f64)>, StateFileError> {
+    let scalars = rule.pytorch_scalars(applied_steps);
+    scalars.ok_or_else(|| StateFileError::NotPyTorchs {
+        meaning: rule.meaning(),
+    })
+}
+
+fn key(index: usize, name: &str) -> String {
+    format!("state.{index}.{name}")
 }

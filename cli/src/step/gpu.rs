@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 
 use anyhow::{Context as _, anyhow};
-use wgpu_optim::{Arena, GpuOptimizer, SgdConfig, wgpu};
+use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Rule as _, Slot, wgpu};
 
 use super::plan::ELEM_BYTES;
 use super::stream::{Engine, Values};
@@ -19,10 +19,12 @@ const WINDOW: &str = "window";
 pub struct OnGpu<'g> {
     open: &'g OpenGpu,
     arena: Arena,
-    optimizer: GpuOptimizer,
-    /// Parameters, gradients and velocity, as they go to the device.
+    optimizer: GpuOptimizer<AnyRule>,
+    /// What the rule keeps.
+    slots: Vec<Slot>,
+    /// Parameters, gradients and slots, as they go to the device.
     upload: wgpu::Buffer,
-    /// Parameters and velocity, as they come back.
+    /// Parameters and slots, as they come back.
     download: wgpu::Buffer,
     repeat: u32,
 }
@@ -31,13 +33,14 @@ impl<'g> OnGpu<'g> {
     /// An engine for windows of at most `max_elems` elements, a multiple of 4.
     pub fn new(
         open: &'g OpenGpu,
-        config: SgdConfig,
+        config: AnyRule,
         max_elems: u64,
         repeat: u32,
     ) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let layout = [(WINDOW, vec![max_elems as usize])];
         let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+        let slots: Vec<_> = config.slots().kept().copied().collect();
         let optimizer =
             GpuOptimizer::new(&open.kernels, config, &arena.bindings()).map_err(Failure::failed)?;
         let array_bytes = arena.params()[0].size();
@@ -53,19 +56,20 @@ impl<'g> OnGpu<'g> {
         let engine = Self {
             upload: staging(
                 "wgpu_optim.upload",
-                3,
+                2 + slots.len() as u64,
                 Usage::MAP_WRITE | Usage::COPY_SRC,
                 true,
             ),
             download: staging(
                 "wgpu_optim.download",
-                2,
+                1 + slots.len() as u64,
                 Usage::MAP_READ | Usage::COPY_DST,
                 false,
             ),
             open,
             arena,
             optimizer,
+            slots,
             repeat,
         };
         open.finish()?;
@@ -74,15 +78,17 @@ impl<'g> OnGpu<'g> {
 }
 
 impl Engine for OnGpu<'_> {
-    fn step(&mut self, values: &mut Values, is_first: bool) -> Result<(), Failure> {
+    fn step(&mut self, values: &mut Values, phase: u64) -> Result<(), Failure> {
         let numel = values.params.len();
         let bytes = (numel * size_of::<f32>()) as u64;
         let array_bytes = self.arena.params()[0].size();
         {
             let mapped = self.upload.get_mapped_range_mut(..);
             let mut mapped = mapped.map_err(Failure::failed)?;
-            let arrays = [&values.params, &values.grads, &values.velocity];
-            for (array, start) in arrays.into_iter().zip((0..).step_by(array_bytes as usize)) {
+            let arrays = [&values.params, &values.grads]
+                .into_iter()
+                .chain(&values.slots);
+            for (array, start) in arrays.zip((0..).step_by(array_bytes as usize)) {
                 let end = start + array.len() * size_of::<f32>();
                 mapped
                     .slice(start..end)
@@ -98,35 +104,39 @@ impl Engine for OnGpu<'_> {
         });
         encoder.copy_buffer_to_buffer(&self.upload, 0, params, 0, bytes);
         encoder.copy_buffer_to_buffer(&self.upload, array_bytes, grads, 0, bytes);
-        for slice in self.optimizer.state_slices(WINDOW, "momentum_buffer") {
-            let (start, len) = within(&slice.elems, numel);
-            let from = 2 * array_bytes + start;
-            encoder.copy_buffer_to_buffer(
-                &self.upload,
-                from,
-                slice.buffer,
-                slice.offset_bytes,
-                len,
-            );
+        for (slot, array) in self.slots.iter().zip(2..) {
+            for slice in self.optimizer.state_slices(WINDOW, slot.name) {
+                let (start, len) = within(&slice.elems, numel);
+                let from = array * array_bytes + start;
+                encoder.copy_buffer_to_buffer(
+                    &self.upload,
+                    from,
+                    slice.buffer,
+                    slice.offset_bytes,
+                    len,
+                );
+            }
         }
-        let applied = u64::from(!is_first);
+        // The smallest number of steps with its scalars.
         self.optimizer
-            .set_applied_steps(WINDOW, applied)
+            .set_applied_steps(WINDOW, phase)
             .map_err(Failure::failed)?;
         for _ in 0..self.repeat {
             self.optimizer.step(&mut encoder).map_err(Failure::failed)?;
         }
         encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);
-        for slice in self.optimizer.state_slices(WINDOW, "momentum_buffer") {
-            let (start, len) = within(&slice.elems, numel);
-            let to = array_bytes + start;
-            encoder.copy_buffer_to_buffer(
-                slice.buffer,
-                slice.offset_bytes,
-                &self.download,
-                to,
-                len,
-            );
+        for (slot, array) in self.slots.iter().zip(1..) {
+            for slice in self.optimizer.state_slices(WINDOW, slot.name) {
+                let (start, len) = within(&slice.elems, numel);
+                let to = array * array_bytes + start;
+                encoder.copy_buffer_to_buffer(
+                    slice.buffer,
+                    slice.offset_bytes,
+                    &self.download,
+                    to,
+                    len,
+                );
+            }
         }
         let submission = self.open.gpu.queue.submit([encoder.finish()]);
         let mapped = self.map();
@@ -148,8 +158,8 @@ impl Engine for OnGpu<'_> {
                 .download
                 .get_mapped_range(..)
                 .map_err(Failure::failed)?;
-            let arrays = [&mut values.params, &mut values.velocity];
-            for (array, start) in arrays.into_iter().zip((0..).step_by(array_bytes as usize)) {
+            let arrays = [&mut values.params].into_iter().chain(&mut values.slots);
+            for (array, start) in arrays.zip((0..).step_by(array_bytes as usize)) {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
                 bytes.copy_from_slice(&mapped[start..start + bytes.len()]);
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::{Dtype, Header};
-use wgpu_optim::{SgdConfig, StateRecord};
+use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 
 use super::plan::At;
 use crate::args::StepArgs;
@@ -23,7 +23,17 @@ pub struct Inputs {
 #[derive(Debug)]
 pub struct State {
     pub record: StateRecord,
-    velocities: Model,
+    files: Model,
+    /// By tensor.
+    slots: HashMap<String, Vec<SavedSlot>>,
+}
+
+/// A slot of a tensor as it was saved.
+#[derive(Debug)]
+pub struct SavedSlot {
+    pub name: String,
+    pub at: At,
+    pub bytes: u64,
 }
 
 /// A tensor that has a gradient.
@@ -34,8 +44,8 @@ pub struct Updated {
     /// Steps that count for it so far.
     pub applied_steps: u64,
     pub grads: At,
-    /// Its velocity, where it has one already.
-    pub velocity: Option<At>,
+    /// Its slots in the rule's order, where it has them already.
+    pub slots: Vec<At>,
 }
 
 /// The tensors that have a gradient, by name, and how many have none that could be used.
@@ -47,11 +57,13 @@ pub struct Pairing {
 }
 
 impl Inputs {
-    pub fn open(args: &StepArgs, config: &SgdConfig) -> Result<Self> {
+    pub fn open(args: &StepArgs, config: &AnyRule) -> Result<Self> {
         let params = Model::open(&args.params)?;
         let grads = Model::open(&args.grads)?;
+        let first_file = params.shards().len() + grads.shards().len();
         let open_state = |path| {
-            State::open(path, &params, config).with_context(|| format!("state {}", path.display()))
+            State::open(path, &params, config, first_file)
+                .with_context(|| format!("state {}", path.display()))
         };
         let state = args.state.as_deref().map(open_state).transpose()?;
         Ok(Self {
@@ -61,8 +73,8 @@ impl Inputs {
         })
     }
 
-    /// Pairs gradients with parameters and velocities.
-    pub fn pair(&self, config: &SgdConfig, skip_non_float: bool) -> Result<Pairing> {
+    /// Pairs gradients with parameters and slots.
+    pub fn pair(&self, config: &AnyRule, skip_non_float: bool) -> Result<Pairing> {
         let mut pairing = Pairing::default();
         for grad in self.grads.in_place_order() {
             let name = &grad.entry.name;
@@ -101,25 +113,46 @@ impl Inputs {
 
     fn updated(
         &self,
-        config: &SgdConfig,
+        config: &AnyRule,
         name: &str,
         param: Place<'_>,
         grad: Place<'_>,
     ) -> Result<Updated> {
-        let state = self.state.as_ref();
-        let velocity = state.and_then(|state| state.velocities.get(name));
-        if velocity.is_some() && !config.has_velocity() {
-            bail!("the state holds a velocity for tensor {name:?}, but the momentum is zero");
+        let rule_slots = config.slots();
+        let saved = self.slots_of(name);
+        if let Some(lost) = saved
+            .iter()
+            .find(|saved| !rule_slots.kept().any(|slot| slot.name == saved.name))
+        {
+            bail!(
+                "tensor {name:?}: the state holds its {}, which the rule does not keep with these options",
+                lost.name
+            );
         }
+        let slot_of = |slot: &Slot| {
+            let found = saved.iter().find(|saved| saved.name == slot.name);
+            let found = found.with_context(|| {
+                format!(
+                    "tensor {name:?}: the state has no {}, which the rule keeps",
+                    slot.name
+                )
+            })?;
+            Ok(found.at)
+        };
+        let slots = match saved {
+            [] => Vec::new(),
+            _ => rule_slots.kept().map(slot_of).collect::<Result<_>>()?,
+        };
+        let state = self.state.as_ref();
         let counted = state.and_then(|state| state.record.applied_steps.get(name));
-        // A velocity that is not there starts fresh under momentum, so the next step is the first.
-        let fresh = config.has_velocity() && velocity.is_none();
+        // Slots that are not there start fresh, so the next step is the first.
+        let fresh = slots.len() < rule_slots.kept().count();
         Ok(Updated {
             name: name.to_owned(),
             numel: param.entry.numel(),
             applied_steps: counted.copied().filter(|_| !fresh).unwrap_or(0),
             grads: self.at_grads(grad),
-            velocity: velocity.map(|velocity| self.at_velocity(velocity)),
+            slots,
         })
     }
 
@@ -143,18 +176,11 @@ impl Inputs {
         }
     }
 
-    fn at_velocity(&self, place: Place<'_>) -> At {
-        At {
-            file: self.params.shards().len() + self.grads.shards().len() + place.shard,
-            offset: place.offset,
-        }
-    }
-
-    /// The velocity that the state holds for a tensor, and its size in bytes.
-    pub fn velocity(&self, tensor: &str) -> Option<(At, u64)> {
-        let place = self.state.as_ref()?.velocities.get(tensor)?;
-        let bytes = &place.entry.data_bytes;
-        Some((self.at_velocity(place), bytes.end - bytes.start))
+    /// The slots that the state holds of a tensor.
+    pub fn slots_of(&self, tensor: &str) -> &[SavedSlot] {
+        let state = self.state.as_ref();
+        let slots = state.and_then(|state| state.slots.get(tensor));
+        slots.map_or(&[], Vec::as_slice)
     }
 
     /// Every index among the inputs with the files that belong to it.
@@ -166,8 +192,8 @@ impl Inputs {
     }
 
     fn models(&self) -> impl Iterator<Item = &Model> {
-        let velocities = self.state.as_ref().map(|state| &state.velocities);
-        [&self.params, &self.grads].into_iter().chain(velocities)
+        let state = self.state.as_ref().map(|state| &state.files);
+        [&self.params, &self.grads].into_iter().chain(state)
     }
 
     /// Makes sure that what has been read is one version of every file.
@@ -177,17 +203,16 @@ impl Inputs {
 }
 
 impl State {
-    fn open(path: &Path, params: &Model, config: &SgdConfig) -> Result<Self> {
-        let velocities = Model::open(path)?;
+    /// `first_file` is the number of its first file, as [`At::file`] counts.
+    fn open(path: &Path, params: &Model, config: &AnyRule, first_file: usize) -> Result<Self> {
+        let files = Model::open(path)?;
         let of_metadata = |metadata: &[(String, String)]| {
             let header = Header::new(metadata.to_vec(), [])?;
             StateRecord::of(&header)
         };
-        let index = velocities
-            .index()
-            .filter(|index| !index.metadata.is_empty());
+        let index = files.index().filter(|index| !index.metadata.is_empty());
         let of_index = index.map(|index| (&*index.path, of_metadata(&index.metadata)));
-        let shards = velocities.shards().iter();
+        let shards = files.shards().iter();
         let of_shards = shards.map(|shard| (shard.source.path(), StateRecord::of(&shard.header)));
         let mut record: Option<StateRecord> = None;
         for (path, of_file) in of_index.into_iter().chain(of_shards) {
@@ -199,27 +224,64 @@ impl State {
             });
         }
         let record = record.context("it has no files")?;
+        let (expected, actual) = (config.meaning(), record.config.meaning());
         ensure!(
-            record.config.form() == config.form(),
-            "it was made by the {} form, expected {}",
-            record.config.form(),
-            config.form()
+            actual == expected,
+            "it was made by the {actual} form, expected {expected}"
         );
+        if let Some((tensor, actual)) = record.meanings.first_key_value() {
+            bail!("tensor {tensor:?} was made by the {actual} form, expected {expected}");
+        }
         for name in record.applied_steps.keys() {
-            let param = params
+            params
                 .get(name)
                 .with_context(|| format!("tensor {name:?} has no parameter of that name"))?;
-            if let Some(velocity) = velocities.get(name) {
-                ensure!(
-                    velocity.entry.shape == param.entry.shape,
-                    "tensor {name:?}: the velocity has shape {:?}, expected {:?}",
-                    velocity.entry.shape,
-                    param.entry.shape
-                );
-            }
         }
-        Ok(Self { record, velocities })
+        let slots = saved_slots(&files, params, first_file)?;
+        Ok(Self {
+            record,
+            files,
+            slots,
+        })
     }
+}
+
+/// Every slot in the files of a state, by tensor.
+fn saved_slots(
+    files: &Model,
+    params: &Model,
+    first_file: usize,
+) -> Result<HashMap<String, Vec<SavedSlot>>> {
+    let mut slots: HashMap<_, Vec<_>> = HashMap::new();
+    for (shard, file) in files.shards().iter().enumerate() {
+        for SlotEntry {
+            tensor,
+            slot,
+            entry,
+        } in SlotEntry::all_in(&file.header)
+        {
+            // An index may leave some out.
+            let place = files.get(&entry.name).filter(|place| place.shard == shard);
+            let (Some(place), Some(param)) = (place, params.get(tensor)) else {
+                continue;
+            };
+            ensure!(
+                entry.shape == param.entry.shape,
+                "tensor {tensor:?}: the {slot} has shape {:?}, expected {:?}",
+                entry.shape,
+                param.entry.shape
+            );
+            slots.entry(tensor.to_owned()).or_default().push(SavedSlot {
+                name: slot.to_owned(),
+                at: At {
+                    file: first_file + shard,
+                    offset: place.offset,
+                },
+                bytes: entry.data_bytes.end - entry.data_bytes.start,
+            });
+        }
+    }
+    Ok(slots)
 }
 
 /// One record of two files of a state.
@@ -236,13 +298,14 @@ fn join(mut record: StateRecord, other: StateRecord) -> Result<StateRecord> {
         }
         record.applied_steps.insert(tensor, steps);
     }
+    record.meanings.extend(other.meanings);
     Ok(record)
 }
 
 /// The record of a step: what was known, and `repeat` steps more for every tensor that is updated.
 pub fn record_after(
     before: Option<&StateRecord>,
-    config: SgdConfig,
+    config: AnyRule,
     pairing: &Pairing,
     repeat: u64,
 ) -> StateRecord {
@@ -260,6 +323,8 @@ pub fn record_after(
         config,
         steps: steps.saturating_add(repeat),
         applied_steps,
+        // A state of several is refused.
+        meanings: BTreeMap::new(),
     }
 }
 

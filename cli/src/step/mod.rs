@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use wgpu_optim::{SgdConfig, StateRecord};
+use wgpu_optim::{AnyRule, StateRecord};
 
 use crate::args::{CommonArgs, NonFinite, StepArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
@@ -34,7 +34,7 @@ const GPU_WINDOW_ELEMS: u64 = 1 << 21;
 /// Windows in flight on the GPU: one is read or written while another is computed and a third is moved.
 const GPU_ENGINES: usize = 3;
 
-/// Dispatches of a step over so many elements, one for each window, where all of them or none are at their first step.
+/// Dispatches of a step over so many elements, one for each window, where all of them are in one phase of the rule.
 pub fn gpu_dispatches(numel: u64) -> u64 {
     numel.div_ceil(GPU_WINDOW_ELEMS)
 }
@@ -74,12 +74,12 @@ struct NonFiniteReport {
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::catch()?;
-    let config = args.hyper.config().map_err(anyhow::Error::from)?;
+    let config = AnyRule::from(args.hyper.config().map_err(anyhow::Error::from)?);
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, args.skip_non_float)?;
     let job = Job {
         args,
-        config,
+        config: config.clone(),
         inputs: &inputs,
         interrupt: &interrupt,
     };
@@ -156,7 +156,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
 /// What all ways to compute a step have in common.
 struct Job<'j> {
     args: &'j StepArgs,
-    config: SgdConfig,
+    config: AnyRule,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
@@ -167,13 +167,7 @@ impl Job<'_> {
             params: &self.args.out_params,
             state: &self.args.out_state,
         };
-        Plan::new(
-            self.inputs,
-            pairing,
-            record,
-            targets,
-            self.config.has_velocity(),
-        )
+        Plan::new(self.inputs, pairing, record, targets, &self.config)
     }
 
     /// Writes the outputs; returns the dispatches of a step, too.
@@ -192,7 +186,8 @@ impl Job<'_> {
     fn on_cpu(&self, plan: &Plan<'_>, outputs: &Outputs) -> Result<Streamed, Failure> {
         // One more than there are cores, which works while another waits for the disk.
         let threads = rayon::current_num_threads() + 1;
-        let engine = |_| -> Box<dyn Engine> { Box::new(OnCpu::new(self.config, self.args.repeat)) };
+        let engine =
+            |_| -> Box<dyn Engine> { Box::new(OnCpu::new(self.config.clone(), self.args.repeat)) };
         let windows = plan.windows(CPU_WINDOW_ELEMS);
         let engines = (0..threads.min(windows.len())).map(engine).collect();
         self.stream(plan, &windows, outputs).run(engines)
@@ -212,7 +207,7 @@ impl Job<'_> {
         let largest = updates.clone().max().unwrap_or(0);
         let engine = |_| -> Result<Box<dyn Engine + '_>, Failure> {
             let max_elems = largest.next_multiple_of(4).max(4);
-            let engine = OnGpu::new(open, self.config, max_elems, self.args.repeat)?;
+            let engine = OnGpu::new(open, self.config.clone(), max_elems, self.args.repeat)?;
             Ok(Box::new(engine))
         };
         let engines = (0..GPU_ENGINES.min(windows.len())).map(engine);
@@ -243,7 +238,7 @@ impl Job<'_> {
         let nothing = Pairing::default();
         let record = match &self.inputs.state {
             Some(state) => state.record.clone(),
-            None => record_after(None, self.config, &nothing, 0),
+            None => record_after(None, self.config.clone(), &nothing, 0),
         };
         let plan = self.plan(&nothing, &record)?;
         let outputs = plan.stage(self.inputs)?;

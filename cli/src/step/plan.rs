@@ -1,12 +1,12 @@
 //! What a step writes, byte by byte: files that are laid out as the inputs are, and the windows that fill them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use wgpu_optim::StateRecord;
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 
 use super::inputs::{Inputs, Pairing, Updated};
 use crate::files::{Outputs, Shard, is_index};
@@ -31,6 +31,8 @@ impl At {
 #[derive(Debug)]
 pub struct Plan<'i> {
     pub files: Vec<File>,
+    /// What the rule keeps of each tensor that is updated.
+    pub slots: Vec<Slot>,
     pub updates: Vec<Update<'i>>,
     pub copies: Vec<Copy>,
     /// Keys of the parameter files' metadata that are left out.
@@ -53,8 +55,10 @@ pub struct Update<'i> {
     pub tensor: &'i Updated,
     pub params: At,
     pub out_params: At,
-    /// None without momentum.
-    pub out_velocity: Option<At>,
+    /// One for each of the plan's slots.
+    pub out_slots: Vec<At>,
+    /// [`Rule::phase`](wgpu_optim::Rule::phase) of its next step.
+    pub phase: u64,
 }
 
 /// Bytes of an input that are written as they are.
@@ -76,11 +80,11 @@ pub struct Segment {
 /// What is read, computed and written at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// Runs of elements side by side, all of them at their first step or none.
+    /// Runs of elements side by side, all of them in one phase of the rule.
     Update {
         segments: Vec<Segment>,
         elems: u64,
-        is_first: bool,
+        phase: u64,
     },
     Copy(Copy),
 }
@@ -99,17 +103,17 @@ impl<'i> Plan<'i> {
         pairing: &'i Pairing,
         record: &StateRecord,
         targets: Targets<'_>,
-        keeps_velocity: bool,
+        config: &AnyRule,
     ) -> Result<Self> {
         let mut plan = Self {
             files: Vec::new(),
+            slots: config.slots().kept().copied().collect(),
             updates: Vec::new(),
             copies: Vec::new(),
             dropped_metadata: Vec::new(),
         };
         let data_starts = plan.params_files(inputs, targets.params)?;
-        let velocities =
-            plan.state_files(inputs, pairing, record, targets.state, keeps_velocity)?;
+        let slots = plan.state_files(inputs, pairing, record, targets.state)?;
         for (place, named) in inputs.params.in_files() {
             let name = place.entry.name.as_str();
             let params = inputs.at_params(place);
@@ -124,16 +128,18 @@ impl<'i> Plan<'i> {
                     tensor,
                     params,
                     out_params,
-                    out_velocity: velocities.get(name).copied(),
+                    out_slots: slots.get(name).cloned().unwrap_or_default(),
+                    phase: config.phase(tensor.applied_steps),
                 }),
                 None => plan.copy(params, out_params, bytes),
             }
         }
-        // The velocities of tensors that are not updated.
-        for (name, to) in &velocities {
-            let frozen = !pairing.updated.contains_key(name);
-            if let Some((from, bytes)) = inputs.velocity(name).filter(|_| frozen) {
-                plan.copy(from, *to, bytes);
+        // The slots of tensors that are not updated.
+        for (tensor, slots) in &slots {
+            if !pairing.updated.contains_key(tensor) {
+                for (saved, to) in inputs.slots_of(tensor).iter().zip(slots) {
+                    plan.copy(saved.at, *to, saved.bytes);
+                }
             }
         }
         Ok(plan)
@@ -189,15 +195,14 @@ impl<'i> Plan<'i> {
     }
 
     /// The state file or, for a target that is an index, one for each file of the parameters, and the index. Returns
-    /// where each velocity goes.
+    /// where the slots of each tensor go: those of the rule where it is updated, else those that it has.
     fn state_files(
         &mut self,
         inputs: &Inputs,
         pairing: &Pairing,
         record: &StateRecord,
         target: &Path,
-        keeps_velocity: bool,
-    ) -> Result<BTreeMap<String, At>> {
+    ) -> Result<BTreeMap<String, Vec<At>>> {
         const ROLE: &str = "--out-state";
         let is_sharded = is_index(target);
         let shards = if is_sharded {
@@ -209,26 +214,37 @@ impl<'i> Plan<'i> {
             applied_steps: BTreeMap::new(),
             ..record.clone()
         };
-        // An index has a record of its own, the last, for what is in no file that it names: counts without velocities.
+        // An index has a record of its own, the last, for what is in no file that it names: counts without slots.
         let mut records = vec![empty; shards + usize::from(is_sharded)];
-        let mut velocities: Vec<Vec<_>> = vec![Vec::new(); shards];
+        let mut entries: Vec<Vec<_>> = vec![Vec::new(); shards];
+        let mut names = BTreeMap::new();
         for (name, steps) in &record.applied_steps {
             let param = inputs.params.get(name);
             let param = param.with_context(|| format!("tensor {name:?} has no parameter"))?;
-            let is_updated = keeps_velocity && pairing.updated.contains_key(name);
-            let record = if is_updated || inputs.velocity(name).is_some() {
-                let shard = param.shard.min(shards - 1);
-                let shape = param.entry.shape.clone();
-                velocities[shard].push((name.clone(), Dtype::F32, shape));
-                shard
+            let in_file = |slot| SlotEntry::name(name, slot);
+            let slots = if pairing.updated.contains_key(name) {
+                let kept = self.slots.iter().map(|slot| in_file(slot.name));
+                kept.collect::<Result<Vec<_>, _>>()?
             } else {
-                records.len() - 1
+                let saved = inputs.slots_of(name).iter();
+                saved
+                    .map(|slot| in_file(&slot.name))
+                    .collect::<Result<_, _>>()?
+            };
+            let record = match &*slots {
+                [] => records.len() - 1,
+                _ => param.shard.min(shards - 1),
             };
             records[record].applied_steps.insert(name.clone(), *steps);
+            for slot in &slots {
+                let shape = param.entry.shape.clone();
+                entries[record].push((slot.clone(), Dtype::F32, shape));
+            }
+            names.insert(name, slots);
         }
-        let (mut places, mut weight_map, mut total_size) = (BTreeMap::new(), Vec::new(), 0);
-        for (shard, (record, velocities)) in records.iter().zip(velocities).enumerate() {
-            let header = Header::new(record.to_metadata()?, velocities)?;
+        let (mut places, mut weight_map, mut total_size) = (HashMap::new(), Vec::new(), 0);
+        for (shard, (record, entries)) in records.iter().zip(entries).enumerate() {
+            let header = Header::new(record.to_metadata()?, entries)?;
             let start = header.to_bytes()?;
             let (role, path) = if is_sharded {
                 let name = shard_name(target, shard, shards);
@@ -257,7 +273,11 @@ impl<'i> Plan<'i> {
                 start: index.to_bytes(total_size)?,
             });
         }
-        Ok(places)
+        let places_of = |(tensor, slots): (&String, Vec<String>)| {
+            let places = slots.iter().filter_map(|slot| places.get(slot).copied());
+            (tensor.clone(), places.collect())
+        };
+        Ok(names.into_iter().map(places_of).collect())
     }
 
     fn copy(&mut self, from: At, to: At, bytes: u64) {
@@ -300,16 +320,17 @@ impl<'i> Plan<'i> {
     /// Cuts the work into windows of at most `max_elems` elements to update, or as many bytes as those have to copy.
     pub fn windows(&self, max_elems: u64) -> Vec<Window> {
         let mut windows = Vec::new();
-        for is_first in [true, false] {
-            let updates = self.updates.iter().enumerate();
-            let updates = updates
-                .filter(|(_, update)| (update.tensor.applied_steps == 0) == is_first)
-                .map(|(index, update)| (index, update.tensor.numel));
+        let mut phases: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (index, update) in self.updates.iter().enumerate() {
+            let of_phase = phases.entry(update.phase).or_default();
+            of_phase.push((index, update.tensor.numel));
+        }
+        for (phase, updates) in phases {
             windows.extend(
-                fill(updates, max_elems).map(|(segments, elems)| Window::Update {
+                fill(updates.into_iter(), max_elems).map(|(segments, elems)| Window::Update {
                     segments,
                     elems,
-                    is_first,
+                    phase,
                 }),
             );
         }
@@ -357,7 +378,7 @@ fn fill(
     full.into_iter()
 }
 
-/// Bytes of an element of a parameter, a gradient or a velocity.
+/// Bytes of an element of a parameter, a gradient or a slot.
 pub const ELEM_BYTES: u64 = 4;
 
 fn file_name(shard: &Shard) -> String {

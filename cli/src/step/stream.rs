@@ -20,13 +20,14 @@ use crate::progress::Progress;
 pub struct Values {
     pub params: Vec<f32>,
     pub grads: Vec<f32>,
-    /// Empty without momentum.
-    pub velocity: Vec<f32>,
+    /// One for each slot that the rule keeps.
+    pub slots: Vec<Vec<f32>>,
 }
 
 /// Computes the steps of a window.
 pub trait Engine: Send {
-    fn step(&mut self, values: &mut Values, is_first: bool) -> Result<(), Failure>;
+    /// All values are in one phase of the rule ([`Rule::phase`](wgpu_optim::Rule::phase)).
+    fn step(&mut self, values: &mut Values, phase: u64) -> Result<(), Failure>;
 }
 
 /// Gradient elements of one tensor that are infinite or no number.
@@ -123,10 +124,8 @@ impl Stream<'_> {
     /// Bytes to read and to write.
     fn bytes(&self) -> u64 {
         let updates = self.plan.updates.iter().map(|update| {
-            let arrays = 3
-                + u64::from(update.tensor.velocity.is_some())
-                + u64::from(update.out_velocity.is_some());
-            arrays * update.tensor.numel * ELEM_BYTES
+            let arrays = 3 + update.tensor.slots.len() + update.out_slots.len();
+            arrays as u64 * update.tensor.numel * ELEM_BYTES
         });
         let copies = self.plan.copies.iter().map(|copy| 2 * copy.bytes);
         updates.chain(copies).sum()
@@ -146,7 +145,7 @@ impl Worker<'_> {
         let mut values = Values {
             params: Vec::new(),
             grads: Vec::new(),
-            velocity: Vec::new(),
+            slots: vec![Vec::new(); self.stream.plan.slots.len()],
         };
         let mut bytes = Vec::new();
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -158,11 +157,11 @@ impl Worker<'_> {
                 Window::Update {
                     segments,
                     elems,
-                    is_first,
+                    phase,
                 } => self.update(
                     segments,
                     *elems as usize,
-                    *is_first,
+                    *phase,
                     engine.as_mut(),
                     &mut values,
                 ),
@@ -180,7 +179,7 @@ impl Worker<'_> {
         &self,
         segments: &[Segment],
         elems: usize,
-        is_first: bool,
+        phase: u64,
         engine: &mut dyn Engine,
         values: &mut Values,
     ) -> Result<(), Failure> {
@@ -199,24 +198,22 @@ impl Worker<'_> {
             runs(segments, |segment| Some(update_of(segment).params)),
             &mut values.params,
         )?;
-        let has_velocity = segments
-            .iter()
-            .any(|segment| update_of(segment).out_velocity.is_some());
-        values.velocity.clear();
-        if has_velocity {
-            // A velocity that is not there yet is zero.
-            values.velocity.resize(elems, 0.0);
-            let velocity = runs(segments, |segment| update_of(segment).tensor.velocity);
-            self.read(velocity, &mut values.velocity)?;
+        let slots = &self.stream.plan.slots;
+        for (index, (slot, values)) in slots.iter().zip(&mut values.slots).enumerate() {
+            // Where it is not there yet.
+            values.clear();
+            values.resize(elems, slot.start);
+            let saved = |segment: &Segment| update_of(segment).tensor.slots.get(index).copied();
+            self.read(runs(segments, saved), values)?;
         }
-        engine.step(values, is_first)?;
+        engine.step(values, phase)?;
         self.write(
             runs(segments, |segment| Some(update_of(segment).out_params)),
             &values.params,
         )?;
-        if has_velocity {
-            let velocity = runs(segments, |segment| update_of(segment).out_velocity);
-            self.write(velocity, &values.velocity)?;
+        for (index, values) in values.slots.iter().enumerate() {
+            let out = |segment: &Segment| update_of(segment).out_slots.get(index).copied();
+            self.write(runs(segments, out), values)?;
         }
         Ok(())
     }

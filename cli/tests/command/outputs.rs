@@ -66,7 +66,7 @@ fn the_same_inputs_make_the_same_bytes() {
         };
         // Hashes of what has changed are left out.
         assert_eq!(keys(&first[0]), ["z", "format", "a", "m"]);
-        let state = ["format_version", "form", "config", "steps", "applied_steps"];
+        let state = ["format_version", "rule", "steps", "applied_steps"];
         assert_eq!(keys(&first[1]), state);
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use safetensors::Dtype;
+use wgpu_optim::{AdamConfig, Recorded as _};
 
 use crate::model::{Model, Tensor, Workspace};
 use crate::{wgpu_optim, without_driver};
@@ -189,9 +190,13 @@ fn files_that_are_not_there_or_not_safetensors() {
             &[name, "Git LFS pointer", "git lfs pull"],
         );
         // A name twice at the same place, as a careless merge leaves it.
+        let tensor = match name {
+            "state" => "a.momentum_buffer",
+            _ => "a",
+        };
         let twice = good_bytes.clone();
         let header = String::from_utf8_lossy(&twice[8..]).into_owned();
-        let entry_start = header.find("\"a\":").unwrap();
+        let entry_start = header.find(&format!("\"{tensor}\":")).unwrap();
         let entry_end = entry_start + header[entry_start..].find("}").unwrap() + 1;
         let doubled = format!(
             "{},{}",
@@ -204,7 +209,8 @@ fn files_that_are_not_there_or_not_safetensors() {
         twice.extend(json.bytes());
         twice.extend(&good_bytes[8 + json_bytes..]);
         fs::write(&path, twice).unwrap();
-        refused(&workspace, &RESUME, &[name, "tensor \"a\" comes twice"]);
+        let twice = format!("tensor {tensor:?} comes twice");
+        refused(&workspace, &RESUME, &[name, &twice]);
         fs::write(&path, "").unwrap();
         refused(&workspace, &RESUME, &[name, "not a safetensors file"]);
         // What a terminal would obey is spelled out.
@@ -270,10 +276,19 @@ fn states_that_do_not_fit() {
         "ema",
     ];
     refused(&workspace, &ema, &["state", "heavy-ball", "ema"]);
+    let adam = AdamConfig::adamw(0.1).build().unwrap();
+    let record = adam.to_record().unwrap();
+    with(&|state| {
+        let metadata = state.metadata.as_mut().unwrap();
+        metadata.insert("rule".into(), record.clone());
+        state.tensors.clear();
+    });
+    refused(&workspace, &RESUME, &["state", "adam form", "heavy-ball"]);
+    with(&|_| {});
     refused(
         &workspace,
         &["--lr", "0.1", "--state", "state"],
-        &["\"a\"", "momentum is zero"],
+        &["\"a\"", "momentum_buffer", "with these options"],
     );
 
     let set = |key: &'static str, value: &'static str| {
@@ -287,10 +302,12 @@ fn states_that_do_not_fit() {
     };
     with(&|state| state.metadata = None);
     refused(&workspace, &RESUME, &["not a state file", "format_version"]);
-    with(&set("format_version", "2"));
-    refused(&workspace, &RESUME, &["version is 2", "expected 1"]);
-    with(&set("form", "nonsense"));
-    refused(&workspace, &RESUME, &["nonsense"]);
+    with(&set("format_version", "3"));
+    refused(&workspace, &RESUME, &["version is 3", "expected 1 or 2"]);
+    with(&set("rule", "{\"rule\":\"nonsense\"}"));
+    refused(&workspace, &RESUME, &["rule does not read", "nonsense"]);
+    with(&set("meanings", "{\"b\":\"ema\"}"));
+    refused(&workspace, &RESUME, &["\"b\"", "ema", "heavy-ball"]);
     with(&set("applied_steps", "[1]"));
     refused(&workspace, &RESUME, &["applied_steps"]);
     with(&set("applied_steps", "{\"a\":1}"));
@@ -300,13 +317,34 @@ fn states_that_do_not_fit() {
     with(&|state| {
         state
             .tensors
-            .insert("a".into(), Tensor::f32(&[6], &[0.0; 6]));
+            .insert("a.momentum_buffer".into(), Tensor::f32(&[6], &[0.0; 6]));
     });
-    refused(&workspace, &RESUME, &["\"a\"", "velocity", "[6]", "[2, 3]"]);
+    refused(
+        &workspace,
+        &RESUME,
+        &["\"a\"", "momentum_buffer", "[6]", "[2, 3]"],
+    );
     with(&|state| {
-        state.tensors.insert("b".into(), Tensor::i64(&[1, 2, 3, 4]));
+        let integers = Tensor::i64(&[1, 2, 3, 4]);
+        state.tensors.insert("b.momentum_buffer".into(), integers);
     });
-    refused(&workspace, &RESUME, &["\"b\"", "velocity", "I64", "F32"]);
+    refused(
+        &workspace,
+        &RESUME,
+        &["\"b\"", "momentum_buffer", "I64", "F32"],
+    );
+    for (name, words) in [
+        ("b", &["\"b\"", "names no slot"][..]),
+        ("b.exp_avg", &["\"b\"", "exp_avg", "momentum_buffer"]),
+        ("b.c.momentum_buffer", &["\"b.c\"", "no applied step count"]),
+    ] {
+        with(&|state| {
+            state
+                .tensors
+                .insert(name.into(), Tensor::f32(&[4], &[0.0; 4]));
+        });
+        refused(&workspace, &RESUME, words);
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use safetensors::Dtype;
-use wgpu_optim::SgdConfig;
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::{Recorded as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
@@ -145,7 +145,7 @@ fn check(device: &str, start: &Model) {
             };
             let here = |e| panic!("{device}, round {index}, {name}: {e}");
             oracle.check_params(&tensor.values()).unwrap_or_else(here);
-            match state.tensors.get(name) {
+            match state.tensors.get(&format!("{name}.momentum_buffer")) {
                 Some(velocity) => {
                     assert_eq!(velocity.shape, tensor.shape);
                     oracle
@@ -156,8 +156,9 @@ fn check(device: &str, start: &Model) {
             }
         }
         let metadata = state.metadata.unwrap();
-        assert_eq!(metadata["format_version"], "1");
-        assert_eq!(metadata["form"], "heavy-ball");
+        assert_eq!(metadata["format_version"], "2");
+        let rule = SgdConfig::from_record(&metadata["rule"]).unwrap();
+        assert_eq!(rule, config.with_lr(round.lr).unwrap());
         let counts: BTreeMap<String, u64> =
             serde_json::from_str(&metadata["applied_steps"]).unwrap();
         assert_eq!(counts, applied);
@@ -291,7 +292,8 @@ fn without_momentum_the_state_holds_metadata_only() {
         assert_eq!(params.tensors["w"].values(), [0.5, 2.0, 3.5]);
         let state = Model::read(&workspace.path("out_state"));
         assert!(state.tensors.is_empty());
-        assert_eq!(state.metadata.unwrap()["form"], "heavy-ball");
+        let rule = SgdConfig::from_record(&state.metadata.unwrap()["rule"]).unwrap();
+        assert_eq!(rule, SgdConfig::builder(0.5).build().unwrap());
     }
 }
 
@@ -363,6 +365,47 @@ fn every_form_and_flag_reaches_the_update() {
                 "{device} {flags:?}"
             );
         }
+    }
+}
+
+/// What an earlier version wrote: velocities under their tensors' own names, and the form beside the configuration.
+#[test]
+fn a_state_of_format_1_goes_on() {
+    let workspace = Workspace::new();
+    one_tensor(&workspace);
+    let step = |args: &[&str]| {
+        let mut step = workspace.step();
+        step.args(["--device", "cpu", "--lr", "0.5", "--momentum", "0.5"])
+            .args(args);
+        step.assert().success();
+        ["out_params", "out_state"].map(|name| fs::read(workspace.path(name)).unwrap())
+    };
+    step(&[]);
+    let mut state = Model::read(&workspace.path("out_state"));
+    state.write(&workspace.path("state"));
+    let velocity = state.tensors.remove("w.momentum_buffer").unwrap();
+    state.tensors.insert("w".into(), velocity);
+    let config = r#"{"lr":0.5,"momentum":0.5,"dampening":0.0,"nesterov":false,"weight_decay":0.0,
+        "decoupled_weight_decay":0.0,"maximize":false,"time_step":1.0}"#;
+    let metadata = [
+        ("format_version", "1"),
+        ("form", "heavy-ball"),
+        ("config", config),
+        ("steps", "1"),
+        ("applied_steps", "{\"w\":1}"),
+    ];
+    state.metadata = Some(
+        metadata
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    );
+    state.write(&workspace.path("state 1"));
+    for options in [&[][..], &["--nonfinite", "skip"]] {
+        let with = |state| [&["--state", state], options].concat();
+        assert!(step(&with("state 1")) == step(&with("state")));
+        // Skipped, it is written anew.
+        let nan = Tensor::f32(&[3], &[1.0, f32::NAN, -1.0]);
+        Model::new([("w", nan)]).write(&workspace.path("grads"));
     }
 }
 

@@ -14,6 +14,8 @@ mod plan;
 mod presets;
 pub mod properties;
 #[cfg(feature = "safetensors")]
+mod pytorch_state;
+#[cfg(feature = "safetensors")]
 mod rules;
 mod schedule;
 #[cfg(feature = "safetensors")]
