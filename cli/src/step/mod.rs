@@ -74,7 +74,8 @@ struct NonFiniteReport {
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::catch()?;
-    let config = args.hyper.config().map_err(anyhow::Error::from)?;
+    let config = SgdConfig::try_from(args.rule.config()?)
+        .map_err(|_| anyhow!("step applies the rule sgd only so far"))?;
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, args.skip_non_float)?;
     let job = Job {
