@@ -280,3 +280,232 @@ fn parse_finite(text: &str) -> Result<f64, String> {
         false => Err("expected a finite number".to_owned()),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use clap::Parser as _;
+    use wgpu_optim::{AdamConfig, AdamForm, AmsGrad, MomentumForm, SgdConfig};
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        rule: RuleArgs,
+    }
+
+    fn parsed(line: &str) -> RuleArgs {
+        let words = line.split_whitespace();
+        Line::parse_from(["wgpu-optim"].into_iter().chain(words)).rule
+    }
+
+    fn config(line: &str) -> Result<AnyRule> {
+        parsed(line).config()
+    }
+
+    fn fields(config: &AnyRule) -> Map<String, Value> {
+        match serde_json::to_value(config).unwrap() {
+            Value::Object(fields) => fields,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Every flag that sets a field of its own name, with a value that any rule may have.
+    fn samples() -> Vec<(&'static str, String, Value)> {
+        let number = |field, value: f64| (field, format!(" {value}"), Value::from(value));
+        let switch = |field| (field, String::new(), Value::Bool(true));
+        vec![
+            number("momentum", 0.75),
+            number("dampening", 0.25),
+            switch("nesterov"),
+            switch("maximize"),
+            number("time_step", 0.5),
+            number("beta1", 0.75),
+            number("beta2", 0.875),
+            number("eps", 0.125),
+            number("eps_root", 0.125),
+            ("amsgrad", String::new(), "of-average".into()),
+            number("alpha", 0.75),
+            switch("centered"),
+            number("rho", 0.75),
+            number("lr_decay", 0.125),
+            number("momentum_decay", 0.125),
+            number("initial_accumulator_value", 0.25),
+            ("warmup_steps", " 8".to_owned(), 8u64.into()),
+        ]
+    }
+
+    #[test]
+    fn every_flag_sets_its_field_or_is_refused_where_there_is_none() {
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            for (field, text, value) in samples() {
+                let flag = flag_of(field);
+                let line = format!("--rule {rule} --preset {library} --lr 0 {flag}{text}");
+                let config = config(&line);
+                if !defaults.contains_key(field) {
+                    let expected = format!("{flag}: the rule {rule} has no {field}");
+                    assert_eq!(config.unwrap_err().to_string(), expected, "{line}");
+                    continue;
+                }
+                match config {
+                    Ok(config) => {
+                        let mut expected = defaults.clone();
+                        let is_number = expected[field].is_f64();
+                        let value = value
+                            .as_f64()
+                            .filter(|_| is_number)
+                            .map_or(value, Value::from);
+                        expected.insert(field.to_owned(), value);
+                        assert_eq!(fields(&config), expected, "{line}");
+                    }
+                    // It does not go with the other fields.
+                    Err(error) => assert!(error.to_string().contains(field), "{line}: {error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_has_a_flag() {
+        for preset in AnyRule::presets() {
+            for field in fields_of(&preset).unwrap().keys() {
+                let has_flag = samples().iter().any(|(known, ..)| known == field);
+                let others = ["rule", "lr", "form", COUPLED, DECOUPLED];
+                assert!(
+                    has_flag || others.contains(&field.as_str()),
+                    "{preset:?}: {field}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weight_decay_is_what_the_rule_the_preset_or_the_flag_says() {
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            let has = |field| defaults.contains_key(field);
+            for flag in ["", " --decoupled"] {
+                let line =
+                    format!("--rule {rule} --preset {library} --lr 0 --weight-decay 0.5{flag}");
+                let config = config(&line);
+                let asked = !flag.is_empty();
+                let decoupled = asked || preset.decouples_weight_decay || !has(COUPLED);
+                let (sets, clears) = if decoupled {
+                    (DECOUPLED, COUPLED)
+                } else {
+                    (COUPLED, DECOUPLED)
+                };
+                if !has(sets) {
+                    let error = config.unwrap_err().to_string();
+                    assert!(
+                        error.contains(&format!("the rule {rule} has no ")),
+                        "{error}"
+                    );
+                    continue;
+                }
+                let fields = fields(&config.unwrap());
+                assert_eq!(fields[sets], 0.5, "{line}");
+                assert!(
+                    fields.get(clears).is_none_or(|other| *other == 0.0),
+                    "{line}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_the_configurations_that_they_say() {
+        let sgd = SgdConfig::builder(0.5);
+        let adam = AdamConfig::builder(0.5);
+        let heavy_ball = sgd.momentum(0.75);
+        for (line, expected) in [
+            ("", sgd.build().unwrap().into()),
+            (
+                "--momentum 0.75 --nesterov",
+                heavy_ball.nesterov(true).build().unwrap().into(),
+            ),
+            (
+                "--momentum 0.75 --dampening 0.5",
+                heavy_ball.dampening(0.5).build().unwrap().into(),
+            ),
+            (
+                "--momentum 0.75 --form particle --time-step 0.5",
+                heavy_ball
+                    .form(MomentumForm::Particle)
+                    .time_step(0.5)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            (
+                "--preset keras --momentum 0.75 --weight-decay 0.25",
+                heavy_ball
+                    .form(MomentumForm::LrInside)
+                    .decoupled_weight_decay(0.25)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            ("--decoupled", sgd.build().unwrap().into()),
+            ("--rule adam", AnyRule::from(adam.build().unwrap())),
+            (
+                "--rule adam --form epsilon-hat --beta1 0.5 --maximize",
+                adam.form(AdamForm::EpsilonHat)
+                    .betas(0.5, 0.999)
+                    .maximize(true)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            (
+                "--rule adamw --amsgrad of-corrected --weight-decay 0.25",
+                adam.amsgrad(AmsGrad::OfCorrected)
+                    .decoupled_weight_decay(0.25)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+        ] {
+            let line = format!("{line} --lr 0.5");
+            assert_eq!(config(&line).unwrap(), expected, "{line}");
+        }
+        // A default that would be too large at this learning rate is not in the way.
+        assert!(config("--rule adamw --lr 1000").is_err());
+        assert!(config("--rule adamw --lr 1000 --weight-decay 0").is_ok());
+    }
+
+    #[test]
+    fn a_rule_is_called_what_was_typed() {
+        let line =
+            "--rule adamw --beta2 0.95 --amsgrad --preset keras --weight-decay 0.1 --decoupled";
+        assert_eq!(
+            parsed(line).name(),
+            "adamw --preset keras --beta2 0.95 --amsgrad of-average --weight-decay 0.1 --decoupled"
+        );
+        assert_eq!(
+            parsed("--form ema --lr 1e-3").name(),
+            "sgd --lr 0.001 --form ema"
+        );
+    }
+
+    #[test]
+    fn only_a_rule_has_hyper_parameters() {
+        for (line, flag) in [
+            ("--beta1 0.5", "--beta1"),
+            ("--form ema", "--form"),
+            ("--lr 1", "--lr"),
+        ] {
+            let refused = parsed(line).check_named().unwrap_err().to_string();
+            assert!(
+                refused.contains(flag) && refused.contains("--rule"),
+                "{refused}"
+            );
+            parsed(&format!("--rule sgd {line}")).check_named().unwrap();
+        }
+        parsed("").check_named().unwrap();
+    }
+}
