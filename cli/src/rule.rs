@@ -61,7 +61,7 @@ impl RuleArgs {
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = HEADING)]
 pub struct FieldArgs {
-    /// Learning rate
+    /// Learning rate; where it may be left out, at most 0.1, and less where that would cancel parameters
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub lr: Option<f64>,
     /// The rule as this library has it, its defaults included: pytorch, optax, keras, or a form of it (of sgd, for one,
