@@ -36,20 +36,20 @@ fn copy_two(@builtin(global_invocation_id) invocation: vec3<u32>) {
 }
 
 // Four reads, three writes: the pattern of a step with two slots, which are sections of one array.
+// Everything moves on by one array.
 @compute @workgroup_size(256)
 fn copy_three(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = unit_of(invocation);
     if unit >= k.count {
         return;
     }
-    let swap = k.swap != 0u;
     let from_x = x[unit];
     let from_y = y[unit];
     let from_z0 = z[unit];
     let from_z1 = z[unit + k.section];
-    z[unit] = select(from_x, from_y, swap);
-    z[unit + k.section] = select(from_z0, from_y, swap);
-    x[unit] = select(from_z1, from_y, swap);
+    z[unit] = from_x;
+    z[unit + k.section] = from_z0;
+    x[unit] = select(from_z1, from_y, k.swap != 0u);
 }
 
 // Five reads, four writes: three slots.
@@ -59,16 +59,15 @@ fn copy_four(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if unit >= k.count {
         return;
     }
-    let swap = k.swap != 0u;
     let from_x = x[unit];
     let from_y = y[unit];
     let from_z0 = z[unit];
     let from_z1 = z[unit + k.section];
     let from_z2 = z[unit + 2u * k.section];
-    z[unit] = select(from_x, from_y, swap);
-    z[unit + k.section] = select(from_z0, from_y, swap);
-    z[unit + 2u * k.section] = select(from_z1, from_y, swap);
-    x[unit] = select(from_z2, from_y, swap);
+    z[unit] = from_x;
+    z[unit + k.section] = from_z0;
+    z[unit + 2u * k.section] = from_z1;
+    x[unit] = select(from_z2, from_y, k.swap != 0u);
 }
 
 // Six reads, five writes: four slots.
@@ -78,18 +77,17 @@ fn copy_five(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if unit >= k.count {
         return;
     }
-    let swap = k.swap != 0u;
     let from_x = x[unit];
     let from_y = y[unit];
     let from_z0 = z[unit];
     let from_z1 = z[unit + k.section];
     let from_z2 = z[unit + 2u * k.section];
     let from_z3 = z[unit + 3u * k.section];
-    z[unit] = select(from_x, from_y, swap);
-    z[unit + k.section] = select(from_z0, from_y, swap);
-    z[unit + 2u * k.section] = select(from_z1, from_y, swap);
-    z[unit + 3u * k.section] = select(from_z2, from_y, swap);
-    x[unit] = select(from_z3, from_y, swap);
+    z[unit] = from_x;
+    z[unit + k.section] = from_z0;
+    z[unit + 2u * k.section] = from_z1;
+    z[unit + 3u * k.section] = from_z2;
+    x[unit] = select(from_z3, from_y, k.swap != 0u);
 }
 
 // Two reads, one write: the pattern of a step without state.
