@@ -405,6 +405,8 @@ mod tests {
     use wgpu_optim::AnyRule;
 
     use super::*;
+    use crate::args::BenchForm;
+    use crate::backend::tests::open_gpu;
 
     /// The global in an address space that an access goes to.
     fn base<'m>(
@@ -470,5 +472,30 @@ mod tests {
             .filter(|ty| ty.name.as_deref() == Some("ElementwiseUniforms"))
             .map(|ty| ty.inner.size(module.to_ctx()).next_multiple_of(16));
         assert_eq!(uniforms.collect::<Vec<_>>(), [4 * UNIFORM_WORDS as u32]);
+    }
+
+    #[test]
+    fn a_copy_reaches_every_slot() {
+        let open = open_gpu();
+        let pipelines = Pipelines::new(&open.gpu.device);
+        let heavy_ball: AnyRule = BenchForm::HeavyBall.config().unwrap().into();
+        let presets = AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap());
+        for rule in presets.chain([heavy_ball]) {
+            let slots = rule.slots().kept().count();
+            if slots == 0 {
+                continue;
+            }
+            let problem = Problem::new(rule, vec![4099]);
+            let mut copy = Elementwise::copy(&open, &pipelines, &problem).unwrap();
+            let start = problem.values().next().unwrap().0;
+            copy.model.upload_params("0", start).unwrap();
+            // Everything moves on by one array, so the parameters are back after as many steps as there are arrays.
+            for _ in 0..slots {
+                copy.step(0.1).unwrap();
+                assert_eq!(copy.results().unwrap().params, vec![0.0; 4099]);
+            }
+            copy.step(0.1).unwrap();
+            assert_eq!(copy.results().unwrap().params, start, "{slots} slots");
+        }
     }
 }
