@@ -1,13 +1,13 @@
-//! `accuracy`: every form on every back end against the oracle, as the table in the documentation.
+//! `accuracy`: every rule and form on every back end against the oracle, as the table in the documentation.
 
 use serde::Serialize;
 use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
 
-use crate::args::CommonArgs;
+use crate::args::{AccuracyArgs, CommonArgs};
 use crate::backend::{Backend, Choice};
-use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
-use crate::{Failure, print};
+use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, at_a_gentle_lr};
+use crate::{Failure, print, rule};
 
 /// Elements of each problem: enough for the worst case to show, and no multiple of four.
 const NUMEL: usize = (1 << 20) + 3;
@@ -23,7 +23,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct Row {
-    form: &'static str,
+    rule: String,
     reference: Accuracy,
     cpu: Accuracy,
     gpu: Option<Accuracy>,
@@ -35,13 +35,14 @@ struct Accuracy {
     worst_share_of_bound: f64,
 }
 
-/// Every row of the documentation's table of forms.
-fn forms() -> Result<Vec<(&'static str, SgdConfig)>, ConfigError> {
+/// Every row of the documentation's table: the forms of momentum, and every other rule by the defaults of the first
+/// library that has it.
+fn all() -> Result<Vec<(String, AnyRule)>, ConfigError> {
     let momentum = |form| SgdConfig::builder(0.1).momentum(0.9).form(form);
     let heavy_ball = momentum(MomentumForm::HeavyBall);
     let lr_inside = momentum(MomentumForm::LrInside);
     let particle = momentum(MomentumForm::Particle);
-    [
+    let forms = [
         ("plain", SgdConfig::builder(0.1)),
         ("heavy-ball", heavy_ball),
         ("heavy-ball, dampened", heavy_ball.dampening(0.3)),
@@ -56,20 +57,33 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>, ConfigError> {
             heavy_ball.decoupled_weight_decay(0.01),
         ),
         ("heavy-ball, maximize", heavy_ball.maximize(true)),
-    ]
-    .into_iter()
-    .map(|(name, builder)| Ok((name, builder.build()?)))
-    .collect()
+    ];
+    let mut all: Vec<(String, AnyRule)> = Vec::new();
+    for (name, builder) in forms {
+        all.push((name.to_owned(), builder.build()?.into()));
+    }
+    for name in rule::names() {
+        let config = at_a_gentle_lr(&AnyRule::preset(name, None, 0.1)?)?;
+        if all.iter().all(|(_, other)| *other != config) {
+            all.push((name.to_owned(), config));
+        }
+    }
+    Ok(all)
 }
 
-pub fn run(common: &CommonArgs) -> Result<(), Failure> {
+pub fn run(common: &CommonArgs, args: &AccuracyArgs) -> Result<(), Failure> {
+    args.rule.check_named()?;
+    let rules = match args.rule.rule {
+        Some(_) => vec![(args.rule.name(), args.rule.config()?)],
+        None => all().map_err(Failure::failed)?,
+    };
     let mut choice = Choice::for_measurements(common)?;
     let adapter = match &choice.backend {
         Backend::Gpu(open) => Some(open.name()),
         Backend::Cpu => None,
     };
     let mut rows = Vec::new();
-    for (form, config) in forms().map_err(Failure::failed)? {
+    for (rule, config) in rules {
         let problem = Problem::new(config, vec![NUMEL]);
         let check = |stepper: &mut dyn Stepper, rounding| {
             problem.check(stepper, rounding).map(|agreement| Accuracy {
@@ -91,7 +105,7 @@ pub fn run(common: &CommonArgs) -> Result<(), Failure> {
             }
         };
         rows.push(Row {
-            form,
+            rule,
             reference: check(&mut OnReference::new(&problem), Rounding::NEAREST)?,
             cpu: check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?,
             gpu,
@@ -117,7 +131,7 @@ impl Report {
                 .map_or_else(String::new, |a| format!("{:.2}", a.worst_ulp));
             text += &format!(
                 "| {} | {:.2} | {:.2} | {gpu} |\n",
-                row.form, row.reference.worst_ulp, row.cpu.worst_ulp
+                row.rule, row.reference.worst_ulp, row.cpu.worst_ulp
             );
         }
         text + &format!("\n({})\n", self.reason)

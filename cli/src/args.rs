@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::anyhow;
+use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
-use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
+use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
 
-/// The fused momentum update on GPU and CPU. Without a command: bench.
+use crate::rule::{self, FieldArgs, RuleArgs};
+
+/// Optimizer steps on GPU and CPU: momentum and its family, Adam and others. Without a command: bench.
 #[derive(Debug, Parser)]
 #[command(name = "wgpu-optim", version, about)]
 pub struct Args {
@@ -51,8 +54,8 @@ pub enum Command {
     Step(StepArgs),
     /// Time a step on GPU and CPU beside what the memory of each allows, and the transfers between them
     Bench(BenchArgs),
-    /// Compare every form on every back end with the f64 oracle
-    Accuracy,
+    /// Compare every rule and form, or one with --rule, on every back end with the f64 oracle
+    Accuracy(AccuracyArgs),
     /// List the adapters and what the kernels would use on each
     Info(InfoArgs),
     /// Measure and draw what momentum does: rate of convergence, energy, a hill in the way
@@ -60,6 +63,7 @@ pub enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(mut_arg("lr", |lr| lr.required(true)))]
 pub struct StepArgs {
     /// Parameters, a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
@@ -87,7 +91,7 @@ pub struct StepArgs {
     #[arg(long)]
     pub skip_non_float: bool,
     #[command(flatten)]
-    pub hyper: HyperArgs,
+    pub rule: RuleArgs,
 }
 
 /// What becomes of a step with a gradient that is not finite.
@@ -101,79 +105,9 @@ pub enum NonFinite {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct HyperArgs {
-    /// Learning rate
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub lr: f64,
-    /// Momentum; zero is plain gradient descent
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub momentum: f64,
-    /// Dampening of the gradient, but not at a tensor's first step
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub dampening: f64,
-    /// Nesterov momentum
-    #[arg(long)]
-    pub nesterov: bool,
-    /// Weight decay: joins the gradient (L2), unless --decoupled
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub weight_decay: f64,
-    /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
-    #[arg(long)]
-    pub decoupled: bool,
-    /// Ascend instead of descend: for gradients of what is to grow, and for pseudo-gradients of new minus old
-    /// parameters
-    #[arg(long)]
-    pub maximize: bool,
-    /// Where the learning rate sits: heavy-ball, ema, lr-inside or particle
-    #[arg(long, value_name = "FORM", default_value_t)]
-    pub form: MomentumForm,
-    /// Time step of the particle form
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    pub time_step: f64,
-    /// The form, and what weight decay means, of: pytorch, optax-sgd, optax-trace, optax-ema, keras, tensorflow-js or sutskever-2013
-    #[arg(long, value_name = "NAME", conflicts_with = "form")]
-    pub preset: Option<Preset>,
-}
-
-impl HyperArgs {
-    pub fn config(&self) -> Result<SgdConfig, ConfigError> {
-        let decoupled = self.decoupled || self.preset.is_some_and(Preset::decouples_weight_decay);
-        let (coupled, decoupled) = if decoupled {
-            (0.0, self.weight_decay)
-        } else {
-            (self.weight_decay, 0.0)
-        };
-        SgdConfig::builder(self.lr)
-            .momentum(self.momentum)
-            .dampening(self.dampening)
-            .nesterov(self.nesterov)
-            .weight_decay(coupled)
-            .decoupled_weight_decay(decoupled)
-            .maximize(self.maximize)
-            .form(self.preset.map_or(self.form, Preset::form))
-            .time_step(self.time_step)
-            .build()
-    }
+pub struct AccuracyArgs {
+    #[command(flatten)]
+    pub rule: RuleArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -190,8 +124,12 @@ pub struct BenchArgs {
     /// Measure the F32 tensors of a safetensors file instead (their sizes; the values are made up)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["numel", "tensors"])]
     pub model: Option<PathBuf>,
-    /// What to measure
-    #[arg(long, value_name = "FORM,...", value_delimiter = ',', value_enum, default_values = ["heavy-ball", "plain"])]
+    /// Rules to measure, with their preset's defaults and what else is given of them; without this and --form,
+    /// adamw beside heavy-ball
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(rule::names()))]
+    pub rule: Vec<String>,
+    /// Forms of momentum to measure, before the rules
+    #[arg(long, value_name = "FORM,...", value_delimiter = ',', value_enum)]
     pub form: Vec<BenchForm>,
     /// Every adapter of this machine, not only the best
     #[arg(long)]
@@ -199,7 +137,7 @@ pub struct BenchArgs {
     /// Leave the data in the caches; without this, copies of it are cycled past them
     #[arg(long)]
     pub hot_caches: bool,
-    /// Longest time to spend on each size and form; less, where every median is known to 2% before
+    /// Longest time to spend on each size and rule; less, where every median is known to 2% before
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
     pub seconds: f64,
     /// Also write the table as CSV
@@ -211,6 +149,8 @@ pub struct BenchArgs {
     /// Say what is slower than in a report that --json has printed before
     #[arg(long, value_name = "OLD.json")]
     pub compare: Option<PathBuf>,
+    #[command(flatten)]
+    pub fields: FieldArgs,
 }
 
 impl Default for BenchArgs {
@@ -221,18 +161,38 @@ impl Default for BenchArgs {
             tensors: vec![1],
             numel_each: None,
             model: None,
-            form: vec![BenchForm::HeavyBall, BenchForm::Plain],
+            rule: Vec::new(),
+            form: Vec::new(),
             all_adapters: false,
             hot_caches: false,
             seconds: 3.0,
             csv: None,
             plot: None,
             compare: None,
+            fields: FieldArgs::default(),
         }
     }
 }
 
-/// Forms that can be measured.
+impl BenchArgs {
+    /// What to measure, by what it is called in reports.
+    pub fn rules(&self) -> anyhow::Result<Vec<(String, AnyRule)>> {
+        if self.rule.is_empty() {
+            self.fields.check_none()?;
+        }
+        let (mut forms, mut rules) = (self.form.clone(), self.rule.clone());
+        if forms.is_empty() && rules.is_empty() {
+            forms.push(BenchForm::HeavyBall);
+            rules.push("adamw".to_owned());
+        }
+        let form = |form: BenchForm| Ok((form.name().to_owned(), form.config()?.into()));
+        let rule = |rule: String| Ok((self.fields.name(&rule), self.fields.config(&rule, None)?));
+        let forms = forms.into_iter().map(form);
+        forms.chain(rules.into_iter().map(rule)).collect()
+    }
+}
+
+/// Forms of momentum that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BenchForm {
     Plain,

@@ -15,7 +15,7 @@ use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice, Opened};
@@ -46,6 +46,7 @@ struct Document<'a> {
 
 pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
+    let rules = args.rules()?;
     let grid = grid(args)?;
     let old = args.compare.as_deref().map(read_report).transpose()?;
     let mut outputs = Outputs::default();
@@ -70,14 +71,13 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
 
     let mut rows = Vec::new();
     let mut notes = Vec::new();
-    let cases = grid.len() * args.form.len();
+    let cases = grid.len() * rules.len();
     let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
-    for form in &args.form {
+    for (rule, config) in &rules {
         for sizes in &grid {
-            let config = form.config().map_err(Failure::failed)?;
-            let problem = Problem::new(config, sizes.clone());
+            let problem = Problem::new(config.clone(), sizes.clone());
             let case = Case {
-                form: form.name(),
+                rule,
                 tensors: sizes.len(),
                 numel: problem.numel(),
             };
@@ -258,16 +258,21 @@ fn run_all(
 
 /// A report that `bench --json` printed before.
 fn read_report(path: &FilePath) -> anyhow::Result<Report> {
-    let report: Report = serde_json::from_slice(&read_whole(path)?)
-        .with_context(|| format!("{} is not a report of bench --json", path.display()))?;
+    #[derive(Deserialize)]
+    struct OfAnyFormat {
+        format: u32,
+    }
+    let bytes = read_whole(path)?;
+    let no_report = || format!("{} is not a report of bench --json", path.display());
+    // First, because another format has other fields.
+    let OfAnyFormat { format } = serde_json::from_slice(&bytes).with_context(no_report)?;
     anyhow::ensure!(
-        report.format == Report::format(),
-        "{} has format {}, and this version compares format {}",
+        format == Report::format(),
+        "{} has format {format}, and this version compares format {}",
         path.display(),
-        report.format,
         Report::format()
     );
-    Ok(report)
+    serde_json::from_slice(&bytes).with_context(no_report)
 }
 
 fn command() -> String {
@@ -322,14 +327,14 @@ mod tests {
         };
         let mut rigs = [rig("sound"), rig("failing")];
         let config = BenchForm::HeavyBall.config().unwrap();
-        let problem = Problem::new(config, vec![4099]);
+        let problem = Problem::new(config.into(), vec![4099]);
         let setup = Setup {
             problem: &problem,
             hot: true,
         };
         let interrupt = Interrupt::catch().unwrap();
         let case = Case {
-            form: "heavy-ball",
+            rule: "heavy-ball",
             tensors: 1,
             numel: 4099,
         };

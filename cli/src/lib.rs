@@ -1,4 +1,4 @@
-//! `wgpu-optim`: applies the momentum update to safetensors models and benchmarks GPU against CPU.
+//! `wgpu-optim`: applies optimizer steps to safetensors models and benchmarks GPU against CPU.
 //!
 //! The command as a library, so that it can be run in a process of somebody else's, a fuzzer's for one: [`run`] is all
 //! there is to it.
@@ -14,6 +14,7 @@ mod interrupt;
 mod picture;
 mod problem;
 mod progress;
+mod rule;
 mod step;
 
 use std::ffi::OsString;
@@ -63,7 +64,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     let outcome = match &args.command {
         Some(Command::Step(step)) => step::run(&args.common, step),
         Some(Command::Bench(bench)) => bench::run(&args.common, bench),
-        Some(Command::Accuracy) => accuracy::run(&args.common),
+        Some(Command::Accuracy(accuracy)) => accuracy::run(&args.common, accuracy),
         Some(Command::Info(info)) => info::run(&args.common, info),
         Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
         None => bench::run(&args.common, &BenchArgs::default()),

@@ -4,19 +4,48 @@ use anyhow::anyhow;
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::{
-    Arena, Coefficients, CpuOptimizer, GpuOptimizer, OptimizerState, SgdConfig, Terms, readback,
-    reference, wgpu,
+    AnyRule, Arena, ConfigError, CpuOptimizer, GpuOptimizer, OptimizerState, Rule as _, Slot,
+    Twin as _, readback, wgpu,
 };
 
 use crate::Failure;
 use crate::backend::OpenGpu;
 
-/// Learning rates of the steps that are checked.
-const CHECKED_LRS: [f64; 3] = [0.1, 0.03, 0.2];
+/// Learning rates of the steps that are checked, as multiples of the configuration's.
+const CHECKED_LRS: [f64; 3] = [1.0, 0.3, 2.0];
+
+/// Learning rate of measurements, unless it is too large for the checks.
+const LR: f64 = 0.1;
+
+/// Parameters and gradients have half to all of these magnitudes.
+const LARGEST_PARAM: f32 = 1.0;
+const LARGEST_GRAD: f32 = 0.125;
+
+/// The rule at a learning rate at which the checked steps move no parameter by more than half, for all that its corner
+/// cases say. One that is nearly cancelled has a small ULP, which would say nothing of the arithmetic.
+pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
+    let start = [LARGEST_PARAM / 2.0; 4];
+    let grads = [1.0, 0.5, -0.5, -1.0].map(|share| share * LARGEST_GRAD);
+    let mut rule = rule.with_lr(LR)?;
+    for _ in 0..f64::MANTISSA_DIGITS {
+        let mut oracle = Oracle::new(&start, Rounding::NEAREST);
+        let mut worst = 0.0f64;
+        for lr in CHECKED_LRS {
+            oracle.step(&rule.with_lr(lr * rule.lr())?, &grads);
+            let moves = oracle.params().map(|theta| (theta - 0.5).abs());
+            worst = moves.fold(worst, f64::max);
+        }
+        if worst <= 0.25 {
+            break;
+        }
+        rule = rule.with_lr(rule.lr() / 2.0)?;
+    }
+    Ok(rule)
+}
 
 /// A configuration, and tensors to step through with it, one after the other.
 pub struct Problem {
-    config: SgdConfig,
+    config: AnyRule,
     /// Elements of each tensor.
     sizes: Vec<usize>,
     start: Vec<f32>,
@@ -24,7 +53,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub fn new(config: SgdConfig, sizes: Vec<usize>) -> Self {
+    pub fn new(config: AnyRule, sizes: Vec<usize>) -> Self {
         let numel = sizes.iter().sum();
         let mut rng = fastrand::Rng::with_seed(numel as u64);
         let mut values = |largest: f32| {
@@ -34,17 +63,15 @@ impl Problem {
             };
             (0..numel).map(value).collect()
         };
-        // Gradients small enough that the checked steps never cancel a parameter, whose ULP would then say
-        // nothing of the arithmetic.
         Self {
             config,
             sizes,
-            start: values(1.0),
-            grads: values(0.125),
+            start: values(LARGEST_PARAM),
+            grads: values(LARGEST_GRAD),
         }
     }
 
-    pub fn config(&self) -> &SgdConfig {
+    pub fn config(&self) -> &AnyRule {
         &self.config
     }
 
@@ -84,35 +111,35 @@ impl Problem {
         tensors
     }
 
-    fn config_at(&self, lr: f64) -> Result<SgdConfig, Failure> {
+    fn config_at(&self, lr: f64) -> Result<AnyRule, Failure> {
         self.config.with_lr(lr).map_err(Failure::failed)
     }
 
-    /// Makes a few steps and compares every parameter and every velocity. A wrong one is a failure.
+    fn checked_lrs(&self) -> [f64; CHECKED_LRS.len()] {
+        CHECKED_LRS.map(|lr| lr * self.config.lr())
+    }
+
+    /// Makes a few steps and compares every parameter and every value of every slot. A wrong one is a failure.
     pub fn check(
         &self,
         stepper: &mut dyn Stepper,
         rounding: Rounding,
     ) -> Result<Agreement, Failure> {
-        for lr in CHECKED_LRS {
+        for lr in self.checked_lrs() {
             stepper.step(lr)?;
         }
-        let (params, velocity) = stepper.results()?;
-        self.compare(&params, velocity.as_deref(), rounding)
+        self.compare(&stepper.results()?, rounding)
     }
 
-    fn compare(
-        &self,
-        params: &[f32],
-        velocity: Option<&[f32]>,
-        rounding: Rounding,
-    ) -> Result<Agreement, Failure> {
-        // In chunks, or the oracle would take eight times the memory of the problem.
+    fn compare<'r>(&self, results: &'r Results, rounding: Rounding) -> Result<Agreement, Failure> {
+        // In chunks, or the oracle would take many times the memory of the problem.
         const CHUNK: usize = 1 << 16;
-        let configs = CHECKED_LRS
-            .iter()
-            .map(|lr| self.config_at(*lr))
+        let configs = self
+            .checked_lrs()
+            .into_iter()
+            .map(|lr| self.config_at(lr))
             .collect::<Result<Vec<_>, _>>()?;
+        let slots = self.config.slots();
         let compare_chunk = |index: usize| -> Result<Agreement, Disagreement> {
             let start = index * CHUNK;
             let range = start..self.start.len().min(start + CHUNK);
@@ -120,10 +147,12 @@ impl Problem {
             for config in &configs {
                 oracle.step(config, &self.grads[range.clone()]);
             }
-            let mut worst = Agreement::default();
-            worst = worst.worst(oracle.check_params(&params[range.clone()])?, start);
-            if let Some(velocity) = velocity {
-                worst = worst.worst(oracle.check_velocity(&velocity[range])?, start);
+            // Where values are missing there are too few for the oracle.
+            let part = |values: &'r [f32]| values.get(range.clone()).unwrap_or_default();
+            let params = oracle.check_params(part(&results.params))?;
+            let mut worst = Agreement::default().worst(params, start);
+            for (slot, values) in slots.kept().zip(&results.slots) {
+                worst = worst.worst(oracle.check_slot(slot.name, part(values))?, start);
             }
             Ok(worst)
         };
@@ -133,14 +162,35 @@ impl Problem {
             .try_reduce(Agreement::default, |x, y| Ok(x.worst(y, 0)))
             .map_err(|wrong| Failure::Wrong(anyhow!("wrong results: {wrong}")))
     }
+
+    /// The values of each slot in a state, those of all tensors one after the other.
+    fn slots_in(&self, state: &OptimizerState<AnyRule>) -> Vec<Vec<f32>> {
+        let slots = self.config.slots();
+        let values = |slot: &Slot| {
+            let tensors = state.tensors.iter();
+            let values: Vec<_> = tensors
+                .filter_map(|tensor| tensor.slot(slot.name))
+                .collect();
+            values.concat()
+        };
+        slots.kept().map(values).collect()
+    }
+}
+
+/// What steps have led to: the values of all tensors, one after the other.
+#[derive(Clone)]
+pub struct Results {
+    pub params: Vec<f32>,
+    /// Those that the rule keeps, in its order.
+    pub slots: Vec<Vec<f32>>,
 }
 
 /// One way to make a step.
 pub trait Stepper {
     fn step(&mut self, lr: f64) -> Result<(), Failure>;
 
-    /// The parameters, and the velocity if there is one, as they are now.
-    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure>;
+    /// Everything as it is now.
+    fn results(&self) -> Result<Results, Failure>;
 }
 
 /// Records, submits and waits: what a step costs a program that needs its result.
@@ -156,21 +206,24 @@ pub fn submit_and_wait(
 
 pub struct OnGpu<'a> {
     open: &'a OpenGpu,
+    problem: &'a Problem,
     arena: Arena,
-    optimizer: GpuOptimizer,
+    optimizer: GpuOptimizer<AnyRule>,
 }
 
 impl<'a> OnGpu<'a> {
-    pub fn new(open: &'a OpenGpu, problem: &Problem) -> Result<Self, Failure> {
+    pub fn new(open: &'a OpenGpu, problem: &'a Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let arena = Arena::new(device, queue, problem.named()).map_err(Failure::failed)?;
         let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
         arena.upload_all_params(&start).map_err(Failure::failed)?;
         arena.upload_all_grads(&grads).map_err(Failure::failed)?;
-        let optimizer = GpuOptimizer::new(&open.kernels, problem.config, &arena.bindings())
-            .map_err(Failure::failed)?;
+        let config = problem.config.clone();
+        let optimizer =
+            GpuOptimizer::new(&open.kernels, config, &arena.bindings()).map_err(Failure::failed)?;
         Ok(Self {
             open,
+            problem,
             arena,
             optimizer,
         })
@@ -180,7 +233,7 @@ impl<'a> OnGpu<'a> {
         &self.arena
     }
 
-    pub fn optimizer_mut(&mut self) -> &mut GpuOptimizer {
+    pub fn optimizer_mut(&mut self) -> &mut GpuOptimizer<AnyRule> {
         &mut self.optimizer
     }
 
@@ -199,38 +252,33 @@ impl Stepper for OnGpu<'_> {
         })
     }
 
-    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+    fn results(&self) -> Result<Results, Failure> {
         let device = &self.open.gpu.device;
         let params = readback::block_on(device, self.arena.download_all_params())
             .map_err(Failure::failed)?;
         let state = readback::block_on(device, self.optimizer.state()).map_err(Failure::failed)?;
-        Ok((params.concat(), velocity_in(state)))
+        Ok(Results {
+            params: params.concat(),
+            slots: self.problem.slots_in(&state),
+        })
     }
 }
 
-/// The velocities of all tensors, one after the other.
-fn velocity_in(state: OptimizerState) -> Option<Vec<f32>> {
-    let velocities: Option<Vec<_>> = state
-        .tensors
-        .into_iter()
-        .map(|mut t| t.slots.pop().map(|slot| slot.values))
-        .collect();
-    velocities.map(|velocities| velocities.concat())
-}
-
-pub struct OnCpu {
+pub struct OnCpu<'a> {
+    problem: &'a Problem,
     params: Vec<Vec<f32>>,
     grads: Vec<Vec<f32>>,
-    optimizer: CpuOptimizer,
+    optimizer: CpuOptimizer<AnyRule>,
 }
 
-impl OnCpu {
-    pub fn new(problem: &Problem) -> Result<Self, Failure> {
+impl<'a> OnCpu<'a> {
+    pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
         let optimizer =
-            CpuOptimizer::new(problem.config, problem.named()).map_err(Failure::failed)?;
+            CpuOptimizer::new(problem.config.clone(), problem.named()).map_err(Failure::failed)?;
         let values = problem.values();
         let (params, grads) = values.map(|(p, g)| (p.to_vec(), g.to_vec())).unzip();
         Ok(Self {
+            problem,
             params,
             grads,
             optimizer,
@@ -238,7 +286,7 @@ impl OnCpu {
     }
 }
 
-impl Stepper for OnCpu {
+impl Stepper for OnCpu<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
         let mut params: Vec<_> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
@@ -248,25 +296,31 @@ impl Stepper for OnCpu {
             .map_err(Failure::failed)
     }
 
-    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
-        Ok((self.params.concat(), velocity_in(self.optimizer.state())))
+    fn results(&self) -> Result<Results, Failure> {
+        Ok(Results {
+            params: self.params.concat(),
+            slots: self.problem.slots_in(&self.optimizer.state()),
+        })
     }
 }
 
-/// One thread, all tensors as one.
+/// One thread, all tensors as one, one element after the other.
 pub struct OnReference<'a> {
     problem: &'a Problem,
-    params: Vec<f32>,
-    velocity: Vec<f32>,
+    results: Results,
     steps: u64,
 }
 
 impl<'a> OnReference<'a> {
     pub fn new(problem: &'a Problem) -> Self {
+        let slots = problem.config.slots();
+        let values = |slot: &Slot| vec![slot.start; problem.numel()];
         Self {
             problem,
-            params: problem.start.clone(),
-            velocity: vec![0.0; problem.start.len()],
+            results: Results {
+                params: problem.start.clone(),
+                slots: slots.kept().map(values).collect(),
+            },
             steps: 0,
         }
     }
@@ -275,25 +329,16 @@ impl<'a> OnReference<'a> {
 impl Stepper for OnReference<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         let config = self.problem.config_at(lr)?;
-        let k = Coefficients::new(&config, self.steps == 0).cast();
-        let has = Terms::of(&config);
-        let grads = &self.problem.grads;
-        if has.velocity {
-            reference::sgd(&k, has, &mut self.params, &mut self.velocity, grads);
-        } else {
-            reference::sgd_plain(&k, has, &mut self.params, grads);
-        }
+        let Results { params, slots } = &mut self.results;
+        let mut slots: Vec<_> = slots.iter_mut().map(Vec::as_mut_slice).collect();
+        let phase = config.phase(self.steps);
+        config.step_in_turn(phase, params, &mut slots, &self.problem.grads);
         self.steps += 1;
         Ok(())
     }
 
-    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
-        let velocity = self
-            .problem
-            .config
-            .has_velocity()
-            .then(|| self.velocity.clone());
-        Ok((self.params.clone(), velocity))
+    fn results(&self) -> Result<Results, Failure> {
+        Ok(self.results.clone())
     }
 }
 
@@ -302,25 +347,50 @@ impl Stepper for OnReference<'_> {
 mod tests {
     use super::*;
 
+    fn problem(rule: &str, numel: Vec<usize>) -> Problem {
+        let config = AnyRule::preset(rule, None, LR).unwrap();
+        Problem::new(at_a_gentle_lr(&config).unwrap(), numel)
+    }
+
     #[test]
     fn one_wrong_element_is_found() {
-        let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-        let problem = Problem::new(config, vec![70_000, 30_001]);
+        let problem = problem("adamw", vec![70_000, 30_001]);
         let mut stepper = OnReference::new(&problem);
         let right = problem.check(&mut stepper, Rounding::NEAREST).unwrap();
         assert!(right.worst_ulp > 0.0 && right.worst_ulp < 10.0, "{right:?}");
-        let (mut params, velocity) = stepper.results().unwrap();
-        let mut velocity = velocity.unwrap();
-        let right = params[100_000];
-        params[100_000] = f32::from_bits(right.to_bits() + 20);
-        let wrong = problem.compare(&params, Some(&velocity), Rounding::NEAREST);
-        assert!(matches!(wrong, Err(Failure::Wrong(e)) if e.to_string().contains("wrong results")));
-        params[100_000] = right;
-        velocity[70_000] = f32::NAN;
-        assert!(
-            problem
-                .compare(&params, Some(&velocity), Rounding::NEAREST)
-                .is_err()
-        );
+        let mut results = stepper.results().unwrap();
+        let is_wrong = |results: &Results| {
+            let compared = problem.compare(results, Rounding::NEAREST);
+            matches!(compared, Err(Failure::Wrong(e)) if e.to_string().contains("wrong results"))
+        };
+        assert!(!is_wrong(&results));
+        let right = results.params[100_000];
+        results.params[100_000] = f32::from_bits(right.to_bits() + 20);
+        assert!(is_wrong(&results));
+        results.params[100_000] = right;
+        for slot in 0..2 {
+            let right = std::mem::replace(&mut results.slots[slot][70_000], f32::NAN);
+            assert!(is_wrong(&results));
+            results.slots[slot][70_000] = right;
+        }
+        results.slots[1].pop();
+        assert!(is_wrong(&results));
+    }
+
+    #[test]
+    fn checked_steps_cancel_no_parameter_whatever_the_rule() {
+        for preset in AnyRule::presets() {
+            let config = at_a_gentle_lr(&(preset.config)(LR).unwrap()).unwrap();
+            let problem = Problem::new(config, vec![1000]);
+            let mut stepper = OnReference::new(&problem);
+            problem.check(&mut stepper, Rounding::NEAREST).unwrap();
+            for (start, params) in problem.start.iter().zip(stepper.results.params) {
+                let moved = (params - start).abs();
+                assert!(0.0 < moved && moved < 0.3, "{preset:?} moves by {moved}");
+            }
+        }
+        // Momentum stays where its figures have always been taken.
+        let config = AnyRule::preset("sgd", None, LR).unwrap();
+        assert_eq!(at_a_gentle_lr(&config).unwrap(), config);
     }
 }

@@ -22,7 +22,7 @@ pub struct Comparison {
 
 #[derive(Debug, Serialize)]
 struct Change {
-    form: String,
+    rule: String,
     tensors: usize,
     numel: usize,
     device: String,
@@ -63,7 +63,7 @@ impl Change {
         };
         let (less, more) = (now.high < before.low, now.low > before.high);
         Self {
-            form: new.form.clone(),
+            rule: new.rule.clone(),
             tensors: new.tensors,
             numel: new.numel,
             device: new.device.clone(),
@@ -107,13 +107,13 @@ impl Comparison {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
         table.set_header([
-            "path", "device", "form", "tensors", "numel", "by", "before", "now", "",
+            "path", "device", "rule", "tensors", "numel", "by", "before", "now", "",
         ]);
         for change in &self.changes {
             table.add_row([
                 change.path.to_string(),
                 change.device.clone(),
-                change.form.clone(),
+                change.rule.clone(),
                 change.tensors.to_string(),
                 change.numel.to_string(),
                 if change.by_share {
@@ -159,7 +159,7 @@ mod tests {
     fn row(path: Kind, share: [f64; 3], ms: [f64; 3]) -> Row {
         let [share_of_roof, share_low, share_high] = share.map(Some);
         Row {
-            form: "plain".to_owned(),
+            rule: "plain".to_owned(),
             tensors: 1,
             numel: 4,
             device: "d".to_owned(),

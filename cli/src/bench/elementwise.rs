@@ -4,19 +4,21 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wgpu_optim::plan::{Access, Place, Plan, Target, TensorLayout};
-use wgpu_optim::{Arena, Terms, readback, wgpu};
+use wgpu_optim::plan::{Access, Piece, Place, Plan, Target, TensorLayout};
+use wgpu_optim::{Arena, MAX_SLOTS, Rule as _, SgdConfig, Terms, readback, wgpu};
 
 use super::timing::GpuWork;
 use crate::Failure;
 use crate::backend::OpenGpu;
-use crate::problem::{Problem, Stepper, submit_and_wait};
+use crate::problem::{Problem, Results, Stepper, submit_and_wait};
 
 /// The arrays that the kernels work on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Array {
     Params,
     Grads,
+    /// The slots of a rule, as an optimizer lays them out: sections of one buffer.
+    State,
     Velocity,
     Scratch,
 }
@@ -40,19 +42,28 @@ struct Op {
     accesses: u64,
 }
 
-const COPY_TWO: &[Op] = &[Op {
-    entry_point: "copy_two",
-    arrays: &[Array::Params, Array::Grads, Array::Velocity],
-    factor: Factor::None,
-    accesses: 5,
-}];
+/// The copies, by how many slots there are. Each reads the gradients, and reads and writes everything else.
+static COPIES: [Op; MAX_SLOTS + 1] = [
+    Op {
+        entry_point: "copy_one",
+        arrays: &[Array::Params, Array::Grads],
+        factor: Factor::None,
+        accesses: 3,
+    },
+    copy_with_slots("copy_two", 1),
+    copy_with_slots("copy_three", 2),
+    copy_with_slots("copy_four", 3),
+    copy_with_slots("copy_five", 4),
+];
 
-const COPY_ONE: &[Op] = &[Op {
-    entry_point: "copy_one",
-    arrays: &[Array::Params, Array::Grads],
-    factor: Factor::None,
-    accesses: 3,
-}];
+const fn copy_with_slots(entry_point: &'static str, slots: u64) -> Op {
+    Op {
+        entry_point,
+        arrays: &[Array::Params, Array::Grads, Array::State],
+        factor: Factor::None,
+        accesses: 3 + 2 * slots,
+    }
+}
 
 /// `theta <- theta - s`
 const SUBTRACT_SCRATCH: Op = Op {
@@ -114,9 +125,7 @@ impl Pipelines {
             });
             (op.entry_point, pipeline)
         };
-        let ops = [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN]
-            .into_iter()
-            .flatten();
+        let ops = [&COPIES, HEAVY_BALL, PLAIN].into_iter().flatten();
         Self(ops.map(pipeline).collect())
     }
 }
@@ -128,10 +137,15 @@ pub struct Elementwise<'a> {
     /// Parameters and gradients.
     model: Arena,
     /// Velocity and scratch, in the places of parameters and gradients.
-    state: Option<Arena>,
+    chained: Option<Arena>,
+    /// How many slots the state has.
+    slots: u32,
     momentum: f64,
     dispatches: Vec<Dispatch>,
 }
+
+/// Words of `ElementwiseUniforms` in WGSL, in whole rows of 16 bytes, as OpenGL binds uniforms.
+const UNIFORM_WORDS: usize = 8;
 
 /// One recorded dispatch of an operation.
 struct Dispatch {
@@ -142,16 +156,15 @@ struct Dispatch {
     factor: Factor,
     count: u32,
     row: u32,
+    section: u32,
     workgroups: [u32; 2],
 }
 
 impl<'a> Elementwise<'a> {
     /// A copy with the access pattern of the problem's step, over as many elements in one tensor: the roof.
     pub fn copy(open: &'a OpenGpu, pipelines: &Pipelines, problem: &Problem) -> Result<Self> {
-        let ops = match Terms::of(problem.config()).velocity {
-            true => COPY_TWO,
-            false => COPY_ONE,
-        };
+        let slots = problem.config().slots().kept().count();
+        let ops = std::slice::from_ref(&COPIES[slots]);
         Self::new(open, pipelines, problem, ops, &[problem.numel()])
     }
 
@@ -162,9 +175,12 @@ impl<'a> Elementwise<'a> {
         pipelines: &Pipelines,
         problem: &Problem,
     ) -> Result<Option<Self>> {
-        let has = Terms::of(problem.config());
+        let Ok(config) = SgdConfig::try_from(problem.config().clone()) else {
+            return Ok(None);
+        };
+        let has = Terms::of(&config);
         let ops = match has.velocity {
-            _ if has.c || has.lambda || has.rho => return Ok(None),
+            _ if has.c || has.lambda || has.rho || config.maximize() => return Ok(None),
             true if has.b => return Ok(None),
             true => HEAVY_BALL,
             false => PLAIN,
@@ -191,15 +207,19 @@ impl<'a> Elementwise<'a> {
             Arena::new(device, queue, tensors)
         };
         let model = arena()?;
-        let arrays = || ops.iter().flat_map(|op| op.arrays);
-        let needs_state = arrays().any(|a| matches!(a, Array::Velocity | Array::Scratch));
-        let state = needs_state.then(arena).transpose()?;
+        let uses = |array| ops.iter().any(|op| op.arrays.contains(&array));
+        let is_chain = uses(Array::Velocity) || uses(Array::Scratch);
+        let slots = match uses(Array::State) {
+            true => problem.config().slots().kept().count() as u32,
+            false => 0,
+        };
         let mut chain = Self {
             open,
             ops,
             model,
-            state,
-            momentum: problem.config().momentum(),
+            chained: is_chain.then(arena).transpose()?,
+            slots,
+            momentum: problem.config().momentum().unwrap_or_default(),
             dispatches: Vec::new(),
         };
         chain.dispatches = chain.plan(pipelines)?;
@@ -221,6 +241,7 @@ impl<'a> Elementwise<'a> {
                 numel: tensor.numel.next_multiple_of(4),
                 params: place(0),
                 grads: place(1),
+                slots: self.slots,
                 ..TensorLayout::default()
             };
             ensure!(
@@ -228,6 +249,16 @@ impl<'a> Elementwise<'a> {
                 "an arena pads to whole vec4s"
             );
             let plan = Plan::new(&[layout], self.open.kernels.device_limits())?;
+            let state = |piece: &Piece| {
+                let size = piece.state?.size_bytes();
+                Some(device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("wgpu_optim.bench.state"),
+                    size,
+                    usage: wgpu::BufferUsages::STORAGE,
+                    mapped_at_creation: false,
+                }))
+            };
+            let states: Vec<_> = plan.pieces.iter().map(state).collect();
             let parts = plan.dispatches(|_| Some(()));
             for op in self.ops {
                 let pipeline = &pipelines.0[op.entry_point];
@@ -245,18 +276,22 @@ impl<'a> Elementwise<'a> {
                     };
                     let mut entries = Vec::with_capacity(3);
                     for (binding, array) in op.arrays.iter().enumerate() {
-                        entries.push(wgpu::BindGroupEntry {
-                            binding: binding as u32,
-                            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        let resource = match (array, &states[piece]) {
+                            (Array::State, Some(state)) => state.as_entire_binding(),
+                            _ => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                                 buffer: self.buffer(*array, tensor.buffer)?,
                                 offset: window.offset_bytes,
                                 size: wgpu::BufferSize::new(window.size_bytes),
                             }),
+                        };
+                        entries.push(wgpu::BindGroupEntry {
+                            binding: binding as u32,
+                            resource,
                         });
                     }
                     let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
                         label: Some(op.entry_point),
-                        size: 16,
+                        size: 4 * UNIFORM_WORDS as u64,
                         usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                         mapped_at_creation: false,
                     });
@@ -272,6 +307,7 @@ impl<'a> Elementwise<'a> {
                         factor: op.factor,
                         count: part.count,
                         row: part.row(),
+                        section: part.section,
                         workgroups: part.workgroups,
                     });
                 }
@@ -281,12 +317,13 @@ impl<'a> Elementwise<'a> {
     }
 
     fn buffer(&self, array: Array, index: usize) -> Result<&wgpu::Buffer> {
-        let state = self.state.as_ref();
+        let chained = self.chained.as_ref();
         let buffers = match array {
             Array::Params => Some(self.model.params()),
             Array::Grads => Some(self.model.grads()),
-            Array::Velocity => state.map(Arena::params),
-            Array::Scratch => state.map(Arena::grads),
+            Array::Velocity => chained.map(Arena::params),
+            Array::Scratch => chained.map(Arena::grads),
+            Array::State => None,
         };
         let buffer = buffers.and_then(|buffers| buffers.get(index));
         buffer.context("no such array")
@@ -309,7 +346,13 @@ impl<'a> Elementwise<'a> {
                 Factor::Momentum => self.momentum as f32,
                 Factor::Lr => lr as f32,
             };
-            let scalars = [dispatch.count, dispatch.row, 0, factor.to_bits()];
+            let Dispatch {
+                count,
+                row,
+                section,
+                ..
+            } = *dispatch;
+            let scalars: [u32; UNIFORM_WORDS] = [count, row, 0, factor.to_bits(), section, 0, 0, 0];
             let queue = &self.open.gpu.queue;
             queue.write_buffer(&dispatch.uniforms, 0, bytemuck::cast_slice(&scalars));
         }
@@ -339,18 +382,19 @@ impl Stepper for Elementwise<'_> {
         })
     }
 
-    fn results(&self) -> Result<(Vec<f32>, Option<Vec<f32>>), Failure> {
+    fn results(&self) -> Result<Results, Failure> {
         let values = |arena: &Arena| {
             readback::block_on(&self.open.gpu.device, arena.download_all_params())
                 .map(|tensors| tensors.concat())
                 .map_err(Failure::failed)
         };
-        let velocity = self
-            .ops
-            .iter()
-            .any(|op| op.arrays.contains(&Array::Velocity));
-        let state = self.state.as_ref().filter(|_| velocity);
-        Ok((values(&self.model)?, state.map(values).transpose()?))
+        let mut ops = self.ops.iter();
+        let has_velocity = ops.any(|op| op.arrays.contains(&Array::Velocity));
+        let velocity = self.chained.iter().filter(|_| has_velocity);
+        Ok(Results {
+            params: values(&self.model)?,
+            slots: velocity.map(values).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -358,8 +402,11 @@ impl Stepper for Elementwise<'_> {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use naga::{AddressSpace, Expression, Handle, Module, Statement};
+    use wgpu_optim::AnyRule;
 
     use super::*;
+    use crate::args::BenchForm;
+    use crate::backend::tests::open_gpu;
 
     /// The global in an address space that an access goes to.
     fn base<'m>(
@@ -382,7 +429,7 @@ mod tests {
     fn the_accesses_of_an_operation_are_those_of_its_shader() {
         let source = include_str!("../../shaders/elementwise.wgsl");
         let module = naga::front::wgsl::parse_str(source).unwrap();
-        for op in [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN].concat() {
+        for op in [&COPIES, HEAVY_BALL, PLAIN].concat() {
             let mut entry_points = module.entry_points.iter();
             let entry = entry_points.find(|e| e.name == op.entry_point).unwrap();
             let function = &entry.function;
@@ -403,11 +450,52 @@ mod tests {
                 op.entry_point
             );
         }
+        // The copies move what the steps move, plain descent to four slots.
+        let accesses = COPIES.each_ref().map(|copy| copy.accesses);
+        assert_eq!(accesses, [3, 5, 7, 9, 11]);
+        for preset in AnyRule::presets() {
+            let rule = (preset.config)(0.1).unwrap();
+            let copy = &COPIES[rule.slots().kept().count()];
+            assert_eq!(4 * copy.accesses, rule.bytes_per_elem(), "{preset:?}");
+        }
         // Ten accesses against the fused step's five, and five against three.
         let sum = |ops: &[Op]| ops.iter().map(|op| op.accesses).sum::<u64>();
-        assert_eq!(
-            [COPY_TWO, COPY_ONE, HEAVY_BALL, PLAIN].map(sum),
-            [5, 3, 10, 5]
-        );
+        assert_eq!([HEAVY_BALL, PLAIN].map(sum), [10, 5]);
+    }
+
+    #[test]
+    fn the_uniforms_are_those_of_the_shader() {
+        let source = include_str!("../../shaders/elementwise.wgsl");
+        let module = naga::front::wgsl::parse_str(source).unwrap();
+        let uniforms = module.types.iter().map(|(_, ty)| ty);
+        let uniforms = uniforms
+            .filter(|ty| ty.name.as_deref() == Some("ElementwiseUniforms"))
+            .map(|ty| ty.inner.size(module.to_ctx()).next_multiple_of(16));
+        assert_eq!(uniforms.collect::<Vec<_>>(), [4 * UNIFORM_WORDS as u32]);
+    }
+
+    #[test]
+    fn a_copy_reaches_every_slot() {
+        let open = open_gpu();
+        let pipelines = Pipelines::new(&open.gpu.device);
+        let heavy_ball: AnyRule = BenchForm::HeavyBall.config().unwrap().into();
+        let presets = AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap());
+        for rule in presets.chain([heavy_ball]) {
+            let slots = rule.slots().kept().count();
+            if slots == 0 {
+                continue;
+            }
+            let problem = Problem::new(rule, vec![4099]);
+            let mut copy = Elementwise::copy(&open, &pipelines, &problem).unwrap();
+            let start = problem.values().next().unwrap().0;
+            copy.model.upload_params("0", start).unwrap();
+            // Everything moves on by one array, so the parameters are back after as many steps as there are arrays.
+            for _ in 0..slots {
+                copy.step(0.1).unwrap();
+                assert_eq!(copy.results().unwrap().params, vec![0.0; 4099]);
+            }
+            copy.step(0.1).unwrap();
+            assert_eq!(copy.results().unwrap().params, start, "{slots} slots");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{Terms, readback, wgpu};
+use wgpu_optim::{Rule as _, readback, wgpu};
 
 use super::elementwise::{Elementwise, Pipelines};
 use super::stream::Stream;
@@ -13,9 +13,6 @@ use super::timing::{GpuClock, GpuWork, Sample, time};
 use crate::Failure;
 use crate::backend::OpenGpu;
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
-
-/// Learning rate of the timed steps.
-const LR: f64 = 0.1;
 
 /// What the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
 /// largest last-level cache of GPUs and desktop processors.
@@ -152,13 +149,12 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    fn terms(&self) -> Terms {
-        Terms::of(self.problem.config())
+    fn slots(&self) -> usize {
+        self.problem.config().slots().kept().count()
     }
 
     fn copies(&self) -> usize {
-        let arrays = if self.terms().velocity { 3 } else { 2 };
-        let bytes = 4 * arrays * self.problem.numel();
+        let bytes = 4 * (2 + self.slots()) * self.problem.numel();
         match self.hot {
             true => 1,
             false => CYCLED_BYTES.div_ceil(bytes).min(MAX_COPIES),
@@ -180,8 +176,8 @@ impl<'a> Setup<'a> {
 
     /// Everything that is timed on the CPU, each step checked first.
     pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
-        let (problem, has) = (self.problem, self.terms());
-        let path = |kind| self.path(kind, "CPU", has.bytes_per_elem());
+        let (problem, lr) = (self.problem, self.problem.config().lr());
+        let path = |kind| self.path(kind, "CPU", problem.config().bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
         let mut stream = path(Kind::Stream);
         let mut reference = path(Kind::Reference);
@@ -191,10 +187,10 @@ impl<'a> Setup<'a> {
                 let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
                 twin.worst_ulp = Some(agreement.worst_ulp);
             }
-            let run = move || time(|| stepper.step(LR));
+            let run = move || time(|| stepper.step(lr));
             twin.runs.push(Box::new(run));
 
-            let mut arrays = Stream::new(has.velocity, problem.grads());
+            let mut arrays = Stream::new(self.slots(), problem.grads());
             let run = move || {
                 time(|| {
                     arrays.run();
@@ -208,7 +204,7 @@ impl<'a> Setup<'a> {
                 let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
                 reference.worst_ulp = Some(agreement.worst_ulp);
             }
-            let run = move || time(|| stepper.step(LR));
+            let run = move || time(|| stepper.step(lr));
             reference.runs.push(Box::new(run));
         }
         Ok(vec![twin, stream, reference])
@@ -216,10 +212,11 @@ impl<'a> Setup<'a> {
 
     /// Everything that is timed on one adapter, each step checked first.
     pub fn gpu_paths(&self, rig: &'a Rig) -> Result<Vec<Path<'a>>, Failure> {
-        let (problem, has, open) = (self.problem, self.terms(), &rig.open);
+        let (problem, open) = (self.problem, &rig.open);
+        let of_rule = problem.config().bytes_per_elem();
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
-        let mut fused = path(Kind::Fused, has.bytes_per_elem());
-        let mut copy = path(Kind::Copy, has.bytes_per_elem());
+        let mut fused = path(Kind::Fused, of_rule);
+        let mut copy = path(Kind::Copy, of_rule);
         let mut unfused = path(Kind::Unfused, 0);
         let mut upload = path(Kind::UploadGrads, 4);
         let mut download = path(Kind::DownloadParams, 4);
@@ -302,7 +299,7 @@ mod tests {
         let rig = Rig::new(open_gpu());
         let device = &rig.open.gpu.device;
         let config = BenchForm::HeavyBall.config().unwrap();
-        let problem = Problem::new(config, vec![4099]);
+        let problem = Problem::new(config.into(), vec![4099]);
         // Query sets, pipelines and shader modules while the paths are there.
         let objects = |hot| {
             let problem = &problem;

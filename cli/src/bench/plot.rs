@@ -1,4 +1,4 @@
-//! A report as a picture: time against size, a panel for each form, with the roof of each device drawn in.
+//! A report as a picture: time against size, a panel for each rule, with the roof of each device drawn in.
 
 use std::path::Path;
 
@@ -50,19 +50,19 @@ pub fn draw(report: &Report, path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// A panel for each form and number of tensors.
+/// A panel for each rule and number of tensors.
 fn panels(report: &Report) -> Vec<Picture> {
     let mut panels: Vec<(&str, usize)> = Vec::new();
     for row in &report.rows {
-        let panel = (row.form.as_str(), row.tensors);
+        let panel = (row.rule.as_str(), row.tensors);
         if !panels.contains(&panel) {
             panels.push(panel);
         }
     }
-    let panel = |(form, tensors): &(&str, usize)| {
+    let panel = |(rule, tensors): &(&str, usize)| {
         let rows = report.rows.iter();
         let rows: Vec<_> = rows
-            .filter(|r| (r.form.as_str(), r.tensors) == (*form, *tensors))
+            .filter(|r| (r.rule.as_str(), r.tensors) == (*rule, *tensors))
             .collect();
         let caches = if report.hot_caches { "hot" } else { "cold" };
         let tensors = match tensors {
@@ -70,7 +70,7 @@ fn panels(report: &Report) -> Vec<Picture> {
             _ => format!("{tensors} tensors"),
         };
         picture(
-            format!("{form}, {tensors}, {caches} caches: time of a step"),
+            format!("{rule}, {tensors}, {caches} caches: time of a step"),
             &rows,
         )
     };

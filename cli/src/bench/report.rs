@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::backend::Adapter;
 
 /// Version of the report's format, see `cli/schema/bench.json`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Wall clock and timestamps that differ by more than this are worth a line.
 const CLOCKS_DIFFER: f64 = 0.2;
@@ -45,7 +45,8 @@ pub struct System {
 /// One path through one problem.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
-    pub form: String,
+    /// What was stepped: a form of momentum, or a rule as it was typed.
+    pub rule: String,
     pub tensors: usize,
     /// Elements of all tensors.
     pub numel: usize,
@@ -77,7 +78,7 @@ pub struct Row {
 /// From how many elements on a step is faster on an adapter than on the CPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BreakEven {
-    pub form: String,
+    pub rule: String,
     pub tensors: usize,
     pub device: String,
     /// With the gradients uploaded before and the parameters downloaded after each step.
@@ -88,7 +89,7 @@ pub struct BreakEven {
 
 /// What is measured of one problem.
 pub struct Case<'a> {
-    pub form: &'a str,
+    pub rule: &'a str,
     pub tensors: usize,
     pub numel: usize,
 }
@@ -102,7 +103,7 @@ impl Case<'_> {
         failure: Failure,
         insists: bool,
     ) -> Result<String, Failure> {
-        let what = format!("{device}, {} of {} elements", self.form, self.numel);
+        let what = format!("{device}, {} of {} elements", self.rule, self.numel);
         match failure {
             Failure::Failed(error) if insists => Err(Failure::Failed(error.context(what))),
             Failure::Failed(error) => Ok(format!("{what}: not measured, {error:#}")),
@@ -135,7 +136,7 @@ pub fn rows(case: &Case<'_>, paths: &[Path<'_>]) -> Vec<Row> {
         let step = path.kind.is_step() && path.kind != Kind::CpuTwin;
         let cpu = find(Kind::CpuTwin, None).filter(|_| step);
         Some(Row {
-            form: case.form.to_owned(),
+            rule: case.rule.to_owned(),
             tensors: case.tensors,
             numel: case.numel,
             device: path.device.clone(),
@@ -164,7 +165,7 @@ impl Row {
     /// Everything but the numbers: what two reports have in common.
     pub fn key(&self) -> (&str, usize, usize, &str, Kind) {
         (
-            &self.form,
+            &self.rule,
             self.tensors,
             self.numel,
             &self.device,
@@ -173,7 +174,7 @@ impl Row {
     }
 
     fn same_case(&self, other: &Self) -> bool {
-        (&self.form, self.tensors, self.numel) == (&other.form, other.tensors, other.numel)
+        (&self.rule, self.tensors, self.numel) == (&other.rule, other.tensors, other.numel)
     }
 }
 
@@ -213,7 +214,7 @@ impl Report {
                 for row in fused().filter(far) {
                     notes.push(format!(
                         "{device}, {} of {} elements: {:.3} ms by timestamps, {:.3} ms by the wall clock",
-                        row.form,
+                        row.rule,
                         row.numel,
                         row.pass_ms.unwrap_or(0.0),
                         row.ms_median
@@ -235,18 +236,18 @@ impl Report {
             for with_transfers in [false, true] {
                 let known = found.iter().any(|known| {
                     (
-                        &known.form,
+                        &known.rule,
                         known.tensors,
                         &known.device,
                         known.with_transfers,
-                    ) == (&first.form, first.tensors, &first.device, with_transfers)
+                    ) == (&first.rule, first.tensors, &first.device, with_transfers)
                 });
                 // Elements, and by how much the GPU is ahead, of each size.
                 let mut sizes: Vec<(f64, f64)> = Vec::new();
                 for row in &self.rows {
                     let same = row.path == Kind::Fused
-                        && (&row.form, row.tensors, &row.device)
-                            == (&first.form, first.tensors, &first.device);
+                        && (&row.rule, row.tensors, &row.device)
+                            == (&first.rule, first.tensors, &first.device);
                     let device = Some(first.device.as_str());
                     let transfers = [Kind::UploadGrads, Kind::DownloadParams]
                         .into_iter()
@@ -258,7 +259,7 @@ impl Report {
                 }
                 if !known && sizes.len() > 1 {
                     found.push(BreakEven {
-                        form: first.form.clone(),
+                        rule: first.rule.clone(),
                         tensors: first.tensors,
                         device: first.device.clone(),
                         with_transfers,
@@ -310,7 +311,7 @@ impl Report {
             let _ = writeln!(
                 text,
                 "\n{}, {} elements in {} tensor{}; medians of {} rounds, {caches} caches\n{}",
-                first.form,
+                first.rule,
                 first.numel,
                 first.tensors,
                 if first.tensors == 1 { "" } else { "s" },
@@ -319,7 +320,7 @@ impl Report {
             );
         }
         for BreakEven {
-            form,
+            rule,
             tensors,
             device,
             with_transfers,
@@ -338,7 +339,7 @@ impl Report {
                 Some(numel) => format!("ahead of the CPU from {numel:.0} elements on"),
                 None => "not ahead of the CPU at the largest size here".to_owned(),
             };
-            let _ = writeln!(text, "{form}{tensors} on {device}, {data}: {verdict}");
+            let _ = writeln!(text, "{rule}{tensors} on {device}, {data}: {verdict}");
         }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");

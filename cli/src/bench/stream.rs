@@ -3,8 +3,10 @@
 
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
+use std::{array, mem};
 
 use pulp::{Arch, Simd, WithSimd};
+use wgpu_optim::MAX_SLOTS;
 
 const TASK_ELEMS: usize = 32 * 1024;
 const BLOCK_ELEMS: usize = 32;
@@ -12,38 +14,48 @@ const STAGGER_ELEMS: usize = 256;
 
 /// Arrays to copy around.
 pub struct Stream {
-    momentum: bool,
     x: Vec<f32>,
     y: Vec<f32>,
-    /// Further in by [`STAGGER_ELEMS`].
-    z: Vec<f32>,
+    /// Each further in by one more [`STAGGER_ELEMS`].
+    slots: Vec<Vec<f32>>,
 }
 
 impl Stream {
-    /// Three reads and two writes per element with momentum, else two reads and one write.
-    pub fn new(momentum: bool, y: &[f32]) -> Self {
-        let z_numel = if momentum { y.len() } else { 0 };
+    /// Reads `y`, and reads and writes as many numbers as it has, and as many again for each slot.
+    pub fn new(slots: usize, y: &[f32]) -> Self {
+        let slot = |slot| vec![1.0; (slot + 1) * STAGGER_ELEMS + y.len()];
         Self {
-            momentum,
             x: vec![1.0; y.len()],
             y: y.to_vec(),
-            z: vec![1.0; STAGGER_ELEMS + z_numel],
+            slots: (0..slots).map(slot).collect(),
         }
     }
 
     pub fn run(&mut self) {
-        let momentum = self.momentum;
+        match self.slots.len() {
+            0 => self.copy::<0>(),
+            1 => self.copy::<1>(),
+            2 => self.copy::<2>(),
+            3 => self.copy::<3>(),
+            _ => self.copy::<MAX_SLOTS>(),
+        }
+    }
+
+    fn copy<const SLOTS: usize>(&mut self) {
         // No bits, but no compiler knows, so it cannot leave out the read.
         let mask = black_box(0);
-        let mut z = self.z[STAGGER_ELEMS..].chunks_mut(TASK_ELEMS);
+        let slots = self.slots.iter_mut().enumerate();
+        let mut slots: Vec<_> = slots
+            .map(|(slot, values)| values[(slot + 1) * STAGGER_ELEMS..].chunks_mut(TASK_ELEMS))
+            .collect();
+        let mut chunk_of = |slot: usize| slots[slot].next().unwrap_or_default();
         let tasks = self.x.chunks_mut(TASK_ELEMS).zip(self.y.chunks(TASK_ELEMS));
         let helpers = tasks.len().min(rayon::current_num_threads());
-        let tasks = Mutex::new(tasks.map(|(x, y)| Copy {
-            momentum,
+        let tasks = Mutex::new(tasks.map(|(x, y)| Copy::<SLOTS> {
             mask,
             x,
             y,
-            z: z.next().unwrap_or_default(),
+            slots: array::from_fn(&mut chunk_of),
         }));
         let work = || {
             let take = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -60,43 +72,61 @@ impl Stream {
     }
 }
 
-struct Copy<'a> {
-    momentum: bool,
+struct Copy<'a, const SLOTS: usize> {
     mask: u32,
     x: &'a mut [f32],
     y: &'a [f32],
-    z: &'a mut [f32],
+    slots: [&'a mut [f32]; SLOTS],
 }
 
-impl WithSimd for Copy<'_> {
+impl<const SLOTS: usize> WithSimd for Copy<'_, SLOTS> {
     type Output = ();
 
+    /// Everything moves on by one array.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let mix = |x: f32, y: f32| f32::from_bits(x.to_bits() ^ (y.to_bits() & self.mask));
         let (x, x_end) = self.x.as_chunks_mut::<BLOCK_ELEMS>();
         let (y, y_end) = self.y.as_chunks::<BLOCK_ELEMS>();
-        if self.momentum {
-            let (z, z_end) = self.z.as_chunks_mut::<BLOCK_ELEMS>();
-            for ((x, y), z) in x.iter_mut().zip(y).zip(z) {
-                let (from_x, from_y, from_z) = (*x, *y, *z);
-                *z = from_x;
-                for i in 0..BLOCK_ELEMS {
-                    x[i] = mix(from_z[i], from_y[i]);
-                }
+        let mut slots = self.slots.map(|slot| slot.as_chunks_mut::<BLOCK_ELEMS>());
+        for (block, (x, y)) in x.iter_mut().zip(y).enumerate() {
+            let (mut last, from_y) = (*x, *y);
+            let from_slots: [_; SLOTS] = array::from_fn(|slot| slots[slot].0[block]);
+            for (slot, from_slot) in slots.iter_mut().zip(from_slots) {
+                slot.0[block] = mem::replace(&mut last, from_slot);
             }
-            for ((x, y), z) in x_end.iter_mut().zip(y_end).zip(z_end) {
-                (*z, *x) = (*x, mix(*z, *y));
+            for i in 0..BLOCK_ELEMS {
+                x[i] = mix(last[i], from_y[i]);
             }
-        } else {
-            for (x, y) in x.iter_mut().zip(y) {
-                let (from_x, from_y) = (*x, *y);
-                for i in 0..BLOCK_ELEMS {
-                    x[i] = mix(from_x[i], from_y[i]);
-                }
+        }
+        for (i, (x, y)) in x_end.iter_mut().zip(y_end).enumerate() {
+            let mut last = *x;
+            for slot in &mut slots {
+                mem::swap(&mut slot.1[i], &mut last);
             }
-            for (x, y) in x_end.iter_mut().zip(y_end) {
-                *x = mix(*x, *y);
+            *x = mix(last, *y);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_moves_on_by_one_array() {
+        // More than a task, and an end that fills no block.
+        let numel = TASK_ELEMS + BLOCK_ELEMS + 3;
+        for slots in 0..=MAX_SLOTS {
+            let mut stream = Stream::new(slots, &vec![7.0; numel]);
+            for (slot, values) in stream.slots.iter_mut().enumerate() {
+                values.fill(slot as f32 + 2.0);
+            }
+            stream.run();
+            assert_eq!(stream.x, vec![slots as f32 + 1.0; numel]);
+            for (slot, values) in stream.slots.iter().enumerate() {
+                let moved = &values[(slot + 1) * STAGGER_ELEMS..];
+                assert_eq!(moved, vec![slot as f32 + 1.0; numel]);
             }
         }
     }

@@ -74,7 +74,7 @@ struct NonFiniteReport {
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::catch()?;
-    let config = AnyRule::from(args.hyper.config().map_err(anyhow::Error::from)?);
+    let config = args.rule.config()?;
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, args.skip_non_float)?;
     let job = Job {

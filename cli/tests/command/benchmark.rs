@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use ::wgpu_optim::{AnyRule, Rule as _};
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
@@ -41,26 +42,27 @@ pub fn rows(report: &Value) -> &[Value] {
 }
 
 fn check_rows(report: &Value, paths: &[&str]) {
-    // Forms, then sizes, then paths.
+    // Rules, then sizes, then paths.
     let mut expected = Vec::new();
-    for form in ["heavy-ball", "plain"] {
+    for rule in ["heavy-ball", "adamw"] {
         for numel in [1024, 4099] {
-            expected.extend(paths.iter().map(|path| (form, numel, *path)));
+            let paths = paths.iter().map(|path| (rule, numel, *path));
+            // No chain of scale and add makes a step of Adam.
+            expected.extend(paths.filter(|path| *path != ("adamw", numel, "unfused")));
         }
     }
     assert_eq!(rows(report).len(), expected.len());
-    for (row, (form, numel, path)) in rows(report).iter().zip(expected) {
-        assert_eq!((&row["form"], &row["path"]), (&form.into(), &path.into()));
+    for (row, (rule, numel, path)) in rows(report).iter().zip(expected) {
+        assert_eq!((&row["rule"], &row["path"]), (&rule.into(), &path.into()));
         assert_eq!((&row["numel"], &row["tensors"]), (&numel.into(), &1.into()));
         let number = |key: &str| row[key].as_f64().unwrap();
         assert!(number("ms_low") <= number("ms_median"));
         assert!(number("ms_median") <= number("ms_high"));
         assert!(number("rounds") >= 6.0);
-        let bytes = match (path, form) {
-            ("unfused", "plain") => 20.0,
+        let bytes = match (path, rule) {
             ("unfused", _) => 40.0,
             ("upload-grads" | "download-params", _) => 4.0,
-            (_, "plain") => 12.0,
+            (_, "adamw") => 28.0,
             _ => 20.0,
         };
         assert_eq!(number("bytes_per_elem"), bytes);
@@ -83,7 +85,7 @@ fn every_path_is_measured_with_an_adapter_and_without() {
     check_rows(&found, &[&GPU_PATHS[..], &CPU_PATHS].concat());
     assert_eq!(found["adapters"].as_array().unwrap().len(), 1);
     assert_eq!(found["hot_caches"], false);
-    // Two sizes: there is something to say about the break-even, with transfers and without, for each form.
+    // Two sizes: there is something to say about the break-even, with transfers and without, for each rule.
     assert_eq!(found["break_even"].as_array().unwrap().len(), 4);
 
     let found = report(
@@ -109,7 +111,7 @@ fn every_path_is_measured_with_an_adapter_and_without() {
         "CPU twin",
         "of roof",
         "GPU ms",
-        "plain, 4099 elements in 1 tensor",
+        "adamw, 4099 elements in 1 tensor",
     ] {
         assert!(text.contains(part), "{text}");
     }
@@ -139,6 +141,62 @@ fn every_adapter_is_measured_beside_the_others() {
     assert_eq!(devices.len(), adapters.len());
     // No chain of scale and add makes a Nesterov step.
     assert!(rows(&found).iter().all(|row| row["path"] != "unfused"));
+}
+
+#[test]
+fn any_rule_is_measured_in_any_number_of_tensors() {
+    let mut names = Vec::new();
+    for preset in AnyRule::presets() {
+        if !names.contains(&preset.rule) {
+            names.push(preset.rule);
+        }
+    }
+    let mut bench = wgpu_optim();
+    bench
+        .args(["bench", "--seconds", "0", "--tensors", "50"])
+        .args(["--numel-each", "33", "--form", "plain", "--rule"])
+        .arg(names.join(","));
+    let found = report(&mut bench);
+    let of_path = |path: &str| {
+        let rows = rows(&found).iter().filter(|row| row["path"] == path);
+        let bytes = rows.map(|row| {
+            let bytes = row["bytes_per_elem"].as_u64().unwrap();
+            (row["rule"].as_str().unwrap(), bytes)
+        });
+        bytes.collect::<Vec<_>>()
+    };
+    let mut expected = vec![("plain", 12)];
+    for name in &names {
+        let rule = AnyRule::preset(name, None, 0.1).unwrap();
+        expected.push((name, rule.bytes_per_elem()));
+    }
+    for path in ["fused", "copy", "cpu-twin", "stream", "reference"] {
+        assert_eq!(of_path(path), expected);
+    }
+    // Plain descent by either name.
+    assert_eq!(of_path("unfused"), [("plain", 20), ("sgd", 20)]);
+}
+
+#[test]
+fn a_rule_is_measured_as_it_was_typed() {
+    let mut bench = wgpu_optim();
+    bench
+        .args([
+            "bench",
+            "--seconds",
+            "0",
+            "--numel",
+            "1K",
+            "--rule",
+            "adamw",
+        ])
+        .args(["--preset", "keras", "--amsgrad", "--lr", "0.01"]);
+    let found = report(&mut bench);
+    for row in rows(&found) {
+        let rule = "adamw --preset keras --lr 0.01 --amsgrad of-average";
+        assert_eq!(row["rule"], rule);
+    }
+    assert_eq!(rows(&found)[0]["bytes_per_elem"], 36);
 }
 
 #[test]
@@ -224,12 +282,14 @@ fn an_older_report_shows_what_is_slower() {
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("8 of 8 slower"), "{text}");
 
-    old["format"] = 2.into();
+    // Another format has other fields.
+    old["format"] = 1.into();
+    old["rows"][0].as_object_mut().unwrap().remove("rule");
     fs::write(workspace.path("old"), old.to_string()).unwrap();
     let refused = bench(&["--compare", "old"]).output().unwrap();
     let stderr = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr.contains("old has format 2"), "{stderr}");
+    assert!(stderr.contains("old has format 1"), "{stderr}");
 }
 
 #[test]
@@ -243,11 +303,11 @@ fn tables_and_pictures_are_written() {
     let found = report(&mut bench);
     let csv = fs::read_to_string(workspace.path("a.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + rows(&found).len());
-    assert!(csv.starts_with("form,tensors,numel,device,path,"), "{csv}");
+    assert!(csv.starts_with("rule,tensors,numel,device,path,"), "{csv}");
     let svg = fs::read_to_string(workspace.path("a.svg")).unwrap();
     for text in [
         "heavy-ball, one tensor",
-        "plain, one tensor",
+        "adamw, one tensor",
         "CPU twin",
         "stream",
         "elements",
@@ -270,7 +330,7 @@ fn what_cannot_be_measured_is_refused_before_anything_is() {
     let workspace = Workspace::new();
     Model::new([("ids", Tensor::i64(&[1]))]).write(&workspace.path("ids"));
     fs::write(workspace.path("text"), "{}").unwrap();
-    let cases: [&[&str]; 18] = [
+    let cases: [&[&str]; 24] = [
         &["--numel", "0"],
         &["--numel", "many"],
         &["--numel", "1M,"],
@@ -284,6 +344,12 @@ fn what_cannot_be_measured_is_refused_before_anything_is() {
         &["--seconds", "-1"],
         &["--seconds", "NaN"],
         &["--form", "adam"],
+        &["--rule", "nonsense"],
+        &["--rule", "adamw,"],
+        &["--rule", "adamw", "--momentum", "0.9"],
+        &["--rule", "adamw", "--preset", "tensorflow-js"],
+        &["--rule", "adamw", "--beta1", "1"],
+        &["--beta1", "0.9"],
         &["--plot", "picture.pdf"],
         &["--plot", "no such directory/a.svg"],
         &["--csv", "no such directory/a.csv"],

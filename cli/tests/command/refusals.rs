@@ -141,6 +141,34 @@ fn hyper_parameters() {
             &["--lr", "0.1", "--preset", "keras", "--form", "ema"],
             &["--preset", "--form"],
         ),
+        (
+            &["--lr", "0.1", "--beta1", "0.9"],
+            &["--beta1", "the rule sgd has no beta1"],
+        ),
+        (
+            &["--lr", "0.1", "--amsgrad"],
+            &["--amsgrad", "the rule sgd has no amsgrad"],
+        ),
+        (
+            &["--lr", "0.1", "--momentum", "nan"],
+            &["--momentum", "'nan'"],
+        ),
+        (
+            &["--lr", "0.1", "--rule", "nonsense"],
+            &["--rule", "nonsense", "adamw"],
+        ),
+        (
+            &["--lr", "0.1", "--rule", "adamw", "--momentum", "0.9"],
+            &["--momentum", "the rule adamw has no momentum"],
+        ),
+        (
+            &["--lr", "0.1", "--rule", "adam", "--form", "ema"],
+            &["--form", "ema", "epsilon-hat"],
+        ),
+        (
+            &["--lr", "0.1", "--rule", "adamw", "--preset", "optax-ema"],
+            &["optax-ema", "pytorch, optax, keras"],
+        ),
         (&["--lr", "0.1", "--time-step", "2"], &["time_step, form"]),
         (
             &["--lr", "0.1", "--form", "particle", "--time-step", "0"],

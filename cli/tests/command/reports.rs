@@ -1,5 +1,8 @@
 //! What is printed.
 
+use std::collections::BTreeSet;
+
+use ::wgpu_optim::AnyRule;
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
@@ -79,17 +82,69 @@ fn auto_takes_the_cpu_twin_where_there_is_no_hardware_and_says_why() {
 }
 
 #[test]
-fn accuracy_compares_every_form_on_every_back_end() {
-    let report = json(&wgpu_optim().args(["accuracy", "--json"]).output().unwrap());
-    let rows = report["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 11);
-    for row in rows {
-        for backend in ["reference", "cpu", "gpu"] {
-            let share = row[backend]["worst_share_of_bound"].as_f64().unwrap();
-            assert!(0.0 < share && share <= 1.0, "{row}");
+fn accuracy_compares_every_rule_and_form_on_every_back_end() {
+    let accuracy = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        let report = json(
+            &command
+                .args(["accuracy", "--json"])
+                .args(args)
+                .output()
+                .unwrap(),
+        );
+        let rows = report["rows"].as_array().unwrap().clone();
+        for row in &rows {
+            for backend in ["reference", "cpu", "gpu"] {
+                let share = row[backend]["worst_share_of_bound"].as_f64().unwrap();
+                assert!(0.0 < share && share <= 1.0, "{row}");
+            }
+            assert_eq!(row["reference"], row["cpu"]);
         }
-        assert_eq!(row["reference"], row["cpu"]);
+        let rule = |row: &Value| row["rule"].as_str().unwrap().to_owned();
+        rows.iter().map(rule).collect::<Vec<_>>()
+    };
+    let all = accuracy(&[]);
+    assert_eq!(all[10], "heavy-ball, maximize");
+    let rules = &all[11..];
+    // Each configuration once; sgd is what plain descent is, by another name.
+    let mut configs = vec![AnyRule::preset("sgd", None, 0.1).unwrap()];
+    for name in AnyRule::presets().map(|preset| preset.rule) {
+        let config = AnyRule::preset(name, None, 0.1).unwrap();
+        if !configs.contains(&config) {
+            assert_eq!(rules[configs.len() - 1], name);
+            configs.push(config);
+        }
     }
+    assert_eq!(rules.len(), configs.len() - 1);
+    let distinct: BTreeSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len());
+
+    let typed = ["--rule", "adamw", "--beta2", "0.95", "--lr", "0.01"];
+    assert_eq!(accuracy(&typed), ["adamw --lr 0.01 --beta2 0.95"]);
+    for (args, words) in [
+        (
+            &["--rule", "adamw", "--rho", "0.9"][..],
+            "--rho: the rule adamw has no rho",
+        ),
+        (
+            &["--rule", "adamw", "--beta1", "1"],
+            "beta1 = 1.0 is out of range",
+        ),
+        (
+            &["--rule", "adamw", "--preset", "torch"],
+            "\"torch\": expected one of pytorch",
+        ),
+        (&["--beta1", "0.9"], "--rule"),
+    ] {
+        let refused = wgpu_optim().arg("accuracy").args(args).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            stderr.contains(words) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+
     let table = without_driver().arg("accuracy").output().unwrap();
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(

@@ -1,0 +1,511 @@
+//! Which update rule, as it is typed: a name, the library whose version and defaults it has, and what is to be
+//! different. No rule is known here; what there is comes from the library's presets, and what each has from its fields.
+
+use anyhow::{Result, anyhow};
+use clap::Args as ClapArgs;
+use clap::builder::PossibleValuesParser;
+use serde_json::{Map, Value};
+use wgpu_optim::{AnyRule, Rule as _, RulePreset};
+
+use crate::problem;
+
+/// The rule of those who name none.
+const DEFAULT: &str = "sgd";
+
+const HEADING: &str = "Hyper-parameters";
+
+/// The two fields of which `--weight-decay` sets one.
+const COUPLED: &str = "weight_decay";
+const DECOUPLED: &str = "decoupled_weight_decay";
+
+/// One rule.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct RuleArgs {
+    /// The update rule
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
+    pub rule: Option<String>,
+    /// The form of the rule, where it has several, in place of a preset's: of sgd, for one, heavy-ball, ema, lr-inside
+    /// or particle
+    #[arg(long, value_name = "FORM", conflicts_with = "preset", help_heading = HEADING)]
+    pub form: Option<String>,
+    #[command(flatten)]
+    pub fields: FieldArgs,
+}
+
+impl RuleArgs {
+    /// The rule with all its fields, checked.
+    pub fn config(&self) -> Result<AnyRule> {
+        let rule = self.rule.as_deref().unwrap_or(DEFAULT);
+        self.fields.config(rule, self.form.as_deref())
+    }
+
+    /// What was typed.
+    pub fn name(&self) -> String {
+        let rule = self.rule.as_deref().unwrap_or(DEFAULT);
+        let form = self.form.iter().map(|form| format!(" --form {form}"));
+        self.fields.name(rule) + &form.collect::<String>()
+    }
+
+    /// Refuses hyper-parameters where no rule is named.
+    pub fn check_named(&self) -> Result<()> {
+        match (&self.rule, &self.form) {
+            (None, Some(_)) => Err(anyhow!("--form goes with --rule")),
+            (None, None) => self.fields.check_none(),
+            (Some(_), _) => Ok(()),
+        }
+    }
+}
+
+/// What is different from a rule's defaults. Each has the name of the rule's field, and is refused where the rule has
+/// none of that name.
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = HEADING)]
+pub struct FieldArgs {
+    /// Learning rate; where it may be left out, at most 0.1, and less where that would cancel parameters
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lr: Option<f64>,
+    /// The rule as this library has it, its defaults included: pytorch, optax, keras, or a form of it (of sgd, for one,
+    /// optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch's unless it has none
+    #[arg(long, value_name = "LIBRARY")]
+    pub preset: Option<String>,
+    /// Momentum; zero is none
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub momentum: Option<f64>,
+    /// Dampening of the gradient, but not at a tensor's first step
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub dampening: Option<f64>,
+    /// Nesterov momentum
+    #[arg(long)]
+    pub nesterov: bool,
+    /// Weight decay: joins the gradient (L2), unless --decoupled, or the preset's multiplies the parameters anyway
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub weight_decay: Option<f64>,
+    /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
+    #[arg(long)]
+    pub decoupled: bool,
+    /// Ascend instead of descend: for gradients of what is to grow, and for pseudo-gradients of new minus old
+    /// parameters
+    #[arg(long)]
+    pub maximize: bool,
+    /// Time step of the particle form
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub time_step: Option<f64>,
+    /// Decay of the average of the gradient
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub beta1: Option<f64>,
+    /// Decay of the average of its square
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub beta2: Option<f64>,
+    /// What keeps a divisor from zero
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub eps: Option<f64>,
+    /// The same under the root
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub eps_root: Option<f64>,
+    /// Divide by the largest average so far: of-average (without a value) or of-corrected
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, default_missing_value = "of-average")]
+    pub amsgrad: Option<String>,
+    /// Decay of the average of squares
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub alpha: Option<f64>,
+    /// Divide by the deviation from the average gradient
+    #[arg(long)]
+    pub centered: bool,
+    /// Decay of the averages of squares
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub rho: Option<f64>,
+    /// Decay of the learning rate from step to step
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub lr_decay: Option<f64>,
+    /// Decay of the momentum from step to step
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub momentum_decay: Option<f64>,
+    /// What the sums of squares start as
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    pub initial_accumulator: Option<f64>,
+    /// Steps over which the learning rate grows to its full size
+    #[arg(long, value_name = "N")]
+    pub warmup_steps: Option<u64>,
+}
+
+impl FieldArgs {
+    /// A rule of this name and form with what was given in place of its preset's fields, checked. Without a learning
+    /// rate, at one for measurements.
+    pub fn config(&self, rule: &str, form: Option<&str>) -> Result<AnyRule> {
+        let preset = RulePreset::find(rule, self.preset.as_deref())?;
+        let mut fields = fields_of(&preset)?;
+        let missing = |flag: String, field: &str| anyhow!("{flag}: the rule {rule} has no {field}");
+        let mut given = self.given();
+        given.extend(form.map(|form| ("form", form.into())));
+        for (field, value) in &given {
+            let of_rule = fields.get_mut(*field);
+            *of_rule.ok_or_else(|| missing(flag_of(field), field))? = value.clone();
+        }
+        if self.decoupled && !fields.contains_key(DECOUPLED) {
+            return Err(missing("--decoupled".to_owned(), DECOUPLED));
+        }
+        if let Some(decay) = self.weight_decay {
+            let decoupled =
+                self.decoupled || preset.decouples_weight_decay || !fields.contains_key(COUPLED);
+            let (sets, clears) = match decoupled {
+                true => (DECOUPLED, COUPLED),
+                false => (COUPLED, DECOUPLED),
+            };
+            *fields
+                .get_mut(sets)
+                .ok_or_else(|| missing(flag_of(COUPLED), COUPLED))? = decay.into();
+            if let Some(other) = fields.get_mut(clears) {
+                *other = 0.0.into();
+            }
+        }
+        let config = serde_json::from_value(Value::Object(fields));
+        let config: AnyRule = config.map_err(|error| of_text(&given, error.to_string()))?;
+        Ok(match self.lr {
+            Some(lr) => config.with_lr(lr)?,
+            None => problem::at_a_gentle_lr(&config)?,
+        })
+    }
+
+    /// What was given but for weight decay, by the rule's field.
+    fn given(&self) -> Vec<(&'static str, Value)> {
+        let number = |value: Option<f64>| value.map(Value::from);
+        let switch = |on: bool| on.then_some(Value::Bool(true));
+        let fields = [
+            ("momentum", number(self.momentum)),
+            ("dampening", number(self.dampening)),
+            ("nesterov", switch(self.nesterov)),
+            ("maximize", switch(self.maximize)),
+            ("time_step", number(self.time_step)),
+            ("beta1", number(self.beta1)),
+            ("beta2", number(self.beta2)),
+            ("eps", number(self.eps)),
+            ("eps_root", number(self.eps_root)),
+            ("amsgrad", self.amsgrad.clone().map(Value::from)),
+            ("alpha", number(self.alpha)),
+            ("centered", switch(self.centered)),
+            ("rho", number(self.rho)),
+            ("lr_decay", number(self.lr_decay)),
+            ("momentum_decay", number(self.momentum_decay)),
+            (
+                "initial_accumulator_value",
+                number(self.initial_accumulator),
+            ),
+            ("warmup_steps", self.warmup_steps.map(Value::from)),
+        ];
+        let given = fields.into_iter();
+        given
+            .filter_map(|(field, value)| Some((field, value?)))
+            .collect()
+    }
+
+    /// Everything that was given, as it is typed.
+    fn flags(&self) -> Vec<String> {
+        let text = |flag: &str, value: &dyn ToString| format!("{flag} {}", value.to_string());
+        let mut flags = Vec::new();
+        flags.extend(self.preset.iter().map(|library| text("--preset", library)));
+        flags.extend(self.lr.iter().map(|lr| text("--lr", lr)));
+        flags.extend(self.given().iter().map(|(field, value)| match value {
+            Value::Bool(_) => flag_of(field),
+            Value::String(value) => text(&flag_of(field), value),
+            value => text(&flag_of(field), value),
+        }));
+        flags.extend(self.weight_decay.iter().map(|x| text("--weight-decay", x)));
+        flags.extend(self.decoupled.then(|| "--decoupled".to_owned()));
+        flags
+    }
+
+    /// A rule of this name with what was given, as it is typed.
+    pub fn name(&self, rule: &str) -> String {
+        [rule.to_owned()]
+            .into_iter()
+            .chain(self.flags())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Refuses everything, where no rule is named that could have it.
+    pub fn check_none(&self) -> Result<()> {
+        match self.flags().first() {
+            Some(flag) => Err(anyhow!("{flag} goes with --rule")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The names of all rules, each once.
+pub fn names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for RulePreset { rule, .. } in AnyRule::presets() {
+        if !names.contains(&rule) {
+            names.push(rule);
+        }
+    }
+    names
+}
+
+/// The error of a field, which does not say where it comes from if the field's text means nothing.
+fn of_text(given: &[(&str, Value)], error: String) -> anyhow::Error {
+    let quoted = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|text| error.contains(&format!("`{text}`")))
+    };
+    match given.iter().find(|(_, value)| quoted(value)) {
+        Some((field, _)) => anyhow!("{}: {error}", flag_of(field)),
+        None => anyhow!(error),
+    }
+}
+
+/// A preset's fields at a learning rate of zero, at which none is out of range.
+fn fields_of(preset: &RulePreset) -> Result<Map<String, Value>> {
+    match serde_json::to_value((preset.config)(0.0)?)? {
+        Value::Object(fields) => Ok(fields),
+        other => Err(anyhow!("{other} has no fields")),
+    }
+}
+
+fn flag_of(field: &str) -> String {
+    let name = match field {
+        "initial_accumulator_value" => "initial_accumulator",
+        name => name,
+    };
+    format!("--{}", name.replace('_', "-"))
+}
+
+/// JSON, through which the fields go, has no other numbers.
+fn parse_finite(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().map_err(|error| error.to_string())?;
+    match number.is_finite() {
+        true => Ok(number),
+        false => Err("expected a finite number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use clap::Parser as _;
+    use wgpu_optim::{AdamConfig, AdamForm, AmsGrad, MomentumForm, SgdConfig};
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        rule: RuleArgs,
+    }
+
+    fn parsed(line: &str) -> RuleArgs {
+        let words = line.split_whitespace();
+        Line::parse_from(["wgpu-optim"].into_iter().chain(words)).rule
+    }
+
+    fn config(line: &str) -> Result<AnyRule> {
+        parsed(line).config()
+    }
+
+    fn fields(config: &AnyRule) -> Map<String, Value> {
+        match serde_json::to_value(config).unwrap() {
+            Value::Object(fields) => fields,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Every flag that sets a field of its own name, with a value that any rule may have.
+    fn samples() -> Vec<(&'static str, String, Value)> {
+        let number = |field, value: f64| (field, format!(" {value}"), Value::from(value));
+        let switch = |field| (field, String::new(), Value::Bool(true));
+        vec![
+            number("momentum", 0.75),
+            number("dampening", 0.25),
+            switch("nesterov"),
+            switch("maximize"),
+            number("time_step", 0.5),
+            number("beta1", 0.75),
+            number("beta2", 0.875),
+            number("eps", 0.125),
+            number("eps_root", 0.125),
+            ("amsgrad", String::new(), "of-average".into()),
+            number("alpha", 0.75),
+            switch("centered"),
+            number("rho", 0.75),
+            number("lr_decay", 0.125),
+            number("momentum_decay", 0.125),
+            number("initial_accumulator_value", 0.25),
+            ("warmup_steps", " 8".to_owned(), 8u64.into()),
+        ]
+    }
+
+    #[test]
+    fn every_flag_sets_its_field_or_is_refused_where_there_is_none() {
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            for (field, text, value) in samples() {
+                let flag = flag_of(field);
+                let line = format!("--rule {rule} --preset {library} --lr 0 {flag}{text}");
+                let config = config(&line);
+                if !defaults.contains_key(field) {
+                    let expected = format!("{flag}: the rule {rule} has no {field}");
+                    assert_eq!(config.unwrap_err().to_string(), expected, "{line}");
+                    continue;
+                }
+                match config {
+                    Ok(config) => {
+                        let mut expected = defaults.clone();
+                        let is_number = expected[field].is_f64();
+                        let value = value
+                            .as_f64()
+                            .filter(|_| is_number)
+                            .map_or(value, Value::from);
+                        expected.insert(field.to_owned(), value);
+                        assert_eq!(fields(&config), expected, "{line}");
+                    }
+                    // It does not go with the other fields.
+                    Err(error) => assert!(error.to_string().contains(field), "{line}: {error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_has_a_flag() {
+        for preset in AnyRule::presets() {
+            for field in fields_of(&preset).unwrap().keys() {
+                let has_flag = samples().iter().any(|(known, ..)| known == field);
+                let others = ["rule", "lr", "form", COUPLED, DECOUPLED];
+                assert!(
+                    has_flag || others.contains(&field.as_str()),
+                    "{preset:?}: {field}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weight_decay_is_what_the_rule_the_preset_or_the_flag_says() {
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            let has = |field| defaults.contains_key(field);
+            for flag in ["", " --decoupled"] {
+                let line =
+                    format!("--rule {rule} --preset {library} --lr 0 --weight-decay 0.5{flag}");
+                let config = config(&line);
+                let asked = !flag.is_empty();
+                let decoupled = asked || preset.decouples_weight_decay || !has(COUPLED);
+                let (sets, clears) = if decoupled {
+                    (DECOUPLED, COUPLED)
+                } else {
+                    (COUPLED, DECOUPLED)
+                };
+                if !has(sets) {
+                    let error = config.unwrap_err().to_string();
+                    assert!(
+                        error.contains(&format!("the rule {rule} has no ")),
+                        "{error}"
+                    );
+                    continue;
+                }
+                let fields = fields(&config.unwrap());
+                assert_eq!(fields[sets], 0.5, "{line}");
+                assert!(
+                    fields.get(clears).is_none_or(|other| *other == 0.0),
+                    "{line}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_the_configurations_that_they_say() {
+        let sgd = SgdConfig::builder(0.5);
+        let adam = AdamConfig::builder(0.5);
+        let heavy_ball = sgd.momentum(0.75);
+        for (line, expected) in [
+            ("", sgd.build().unwrap().into()),
+            (
+                "--momentum 0.75 --nesterov",
+                heavy_ball.nesterov(true).build().unwrap().into(),
+            ),
+            (
+                "--momentum 0.75 --dampening 0.5",
+                heavy_ball.dampening(0.5).build().unwrap().into(),
+            ),
+            (
+                "--momentum 0.75 --form particle --time-step 0.5",
+                heavy_ball
+                    .form(MomentumForm::Particle)
+                    .time_step(0.5)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            (
+                "--preset keras --momentum 0.75 --weight-decay 0.25",
+                heavy_ball
+                    .form(MomentumForm::LrInside)
+                    .decoupled_weight_decay(0.25)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            ("--decoupled", sgd.build().unwrap().into()),
+            ("--rule adam", AnyRule::from(adam.build().unwrap())),
+            (
+                "--rule adam --form epsilon-hat --beta1 0.5 --maximize",
+                adam.form(AdamForm::EpsilonHat)
+                    .betas(0.5, 0.999)
+                    .maximize(true)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+            (
+                "--rule adamw --amsgrad of-corrected --weight-decay 0.25",
+                adam.amsgrad(AmsGrad::OfCorrected)
+                    .decoupled_weight_decay(0.25)
+                    .build()
+                    .unwrap()
+                    .into(),
+            ),
+        ] {
+            let line = format!("{line} --lr 0.5");
+            assert_eq!(config(&line).unwrap(), expected, "{line}");
+        }
+        // A default that would be too large at this learning rate is not in the way.
+        assert!(config("--rule adamw --lr 1000").is_err());
+        assert!(config("--rule adamw --lr 1000 --weight-decay 0").is_ok());
+    }
+
+    #[test]
+    fn a_rule_is_called_what_was_typed() {
+        let line =
+            "--rule adamw --beta2 0.95 --amsgrad --preset keras --weight-decay 0.1 --decoupled";
+        assert_eq!(
+            parsed(line).name(),
+            "adamw --preset keras --beta2 0.95 --amsgrad of-average --weight-decay 0.1 --decoupled"
+        );
+        assert_eq!(
+            parsed("--form ema --lr 1e-3").name(),
+            "sgd --lr 0.001 --form ema"
+        );
+    }
+
+    #[test]
+    fn only_a_rule_has_hyper_parameters() {
+        for (line, flag) in [
+            ("--beta1 0.5", "--beta1"),
+            ("--form ema", "--form"),
+            ("--lr 1", "--lr"),
+        ] {
+            let refused = parsed(line).check_named().unwrap_err().to_string();
+            assert!(
+                refused.contains(flag) && refused.contains("--rule"),
+                "{refused}"
+            );
+            parsed(&format!("--rule sgd {line}")).check_named().unwrap();
+        }
+        parsed("").check_named().unwrap();
+    }
+}
