@@ -126,6 +126,9 @@ pub struct FieldArgs {
     /// Steps over which the learning rate grows to its full size
     #[arg(long, value_name = "N")]
     pub warmup_steps: Option<u64>,
+    /// Any other field of the rule by its name in state files: eps_in_sqrt=true, say
+    #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = parse_assignment)]
+    pub others: Vec<(String, Value)>,
 }
 
 impl FieldArgs {
@@ -140,6 +143,10 @@ impl FieldArgs {
         for (field, value) in &given {
             let of_rule = fields.get_mut(*field);
             *of_rule.ok_or_else(|| missing(flag_of(field), field))? = value.clone();
+        }
+        for (field, value) in &self.others {
+            let of_rule = fields.get_mut(field).filter(|_| field != "rule");
+            *of_rule.ok_or_else(|| missing("--set".to_owned(), field))? = value.clone();
         }
         if self.decoupled && !fields.contains_key(DECOUPLED) {
             return Err(missing("--decoupled".to_owned(), DECOUPLED));
@@ -209,6 +216,8 @@ impl FieldArgs {
             Value::String(value) => text(&flag_of(field), value),
             value => text(&flag_of(field), value),
         }));
+        let others = self.others.iter();
+        flags.extend(others.map(|(field, value)| format!("--set {field}={value}")));
         flags.extend(self.weight_decay.iter().map(|x| text("--weight-decay", x)));
         flags.extend(self.decoupled.then(|| "--decoupled".to_owned()));
         flags
@@ -279,6 +288,15 @@ fn parse_finite(text: &str) -> Result<f64, String> {
         true => Ok(number),
         false => Err("expected a finite number".to_owned()),
     }
+}
+
+/// A field and its value, in JSON or as a bare word.
+fn parse_assignment(text: &str) -> Result<(String, Value), String> {
+    let (field, value) = text
+        .split_once('=')
+        .ok_or_else(|| "expected FIELD=VALUE".to_owned())?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((field.to_owned(), value))
 }
 
 #[cfg(test)]
@@ -369,17 +387,26 @@ mod tests {
     }
 
     #[test]
-    fn every_field_has_a_flag() {
+    fn every_field_can_be_set_by_its_name() {
         for preset in AnyRule::presets() {
-            for field in fields_of(&preset).unwrap().keys() {
-                let has_flag = samples().iter().any(|(known, ..)| known == field);
-                let others = ["rule", "lr", "form", COUPLED, DECOUPLED];
-                assert!(
-                    has_flag || others.contains(&field.as_str()),
-                    "{preset:?}: {field}"
-                );
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            for (field, value) in &defaults {
+                let line = format!("--rule {rule} --preset {library} --lr 0 --set {field}={value}");
+                match (field.as_str(), config(&line)) {
+                    ("rule", refused) => assert!(refused.is_err()),
+                    (_, config) => assert_eq!(fields(&config.unwrap()), defaults, "{line}"),
+                }
+                let wrong = line.replace(&format!("={value}"), "=[]");
+                assert!(config(&wrong).is_err(), "{wrong}");
             }
         }
+        let eps = config("--rule rmsprop --lr 0.1 --set eps_in_sqrt=true").unwrap();
+        assert_eq!(fields(&eps)["eps_in_sqrt"], true);
+        let form = config("--rule sgd --lr 0.1 --momentum 0.9 --set form=ema").unwrap();
+        assert_eq!(fields(&form)["form"], "ema");
+        let missing = config("--rule lion --lr 0.1 --set eps=1").unwrap_err();
+        assert_eq!(missing.to_string(), "--set: the rule lion has no eps");
     }
 
     #[test]
@@ -407,7 +434,18 @@ mod tests {
                     );
                     continue;
                 }
-                let fields = fields(&config.unwrap());
+                let config = match config {
+                    Ok(config) => config,
+                    // Schedule-free SGD has the coupled one alone.
+                    Err(error) => {
+                        assert!(
+                            asked && error.to_string().contains(DECOUPLED),
+                            "{line}: {error}"
+                        );
+                        continue;
+                    }
+                };
+                let fields = fields(&config);
                 assert_eq!(fields[sets], 0.5, "{line}");
                 assert!(
                     fields.get(clears).is_none_or(|other| *other == 0.0),
