@@ -5,7 +5,7 @@ use std::fs;
 
 use safetensors::Dtype;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Recorded as _, SgdConfig};
+use wgpu_optim::{AnyRule, Recorded as _, RmsPropConfig, Rule as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
@@ -74,19 +74,23 @@ fn small_model() -> Model {
     model
 }
 
-/// Runs all rounds through the command and compares every element after each.
+/// Dampened momentum with a coupled decay.
 fn check(device: &str, start: &Model) {
+    let config = SgdConfig::builder(1.0)
+        .momentum(0.9)
+        .dampening(0.1)
+        .weight_decay(0.01);
+    let flags = "--momentum 0.9 --dampening 0.1 --weight-decay 0.01";
+    check_rule(device, start, &config.build().unwrap().into(), flags);
+}
+
+/// Runs all rounds through the command and compares every element after each.
+fn check_rule(device: &str, start: &Model, config: &AnyRule, flags: &str) {
     let rounding = if device == "cpu" {
         Rounding::NEAREST
     } else {
         Rounding::WGSL
     };
-    let config = SgdConfig::builder(1.0)
-        .momentum(0.9)
-        .dampening(0.1)
-        .weight_decay(0.01)
-        .build()
-        .unwrap();
     let workspace = Workspace::new();
     start.write(&workspace.path("params"));
     let updated = |name: &str| start.tensors[name].dtype == Dtype::F32;
@@ -116,15 +120,8 @@ fn check(device: &str, start: &Model) {
         }
         grads.write(&workspace.path("grads"));
         let mut step = workspace.step();
-        step.args([
-            "--device",
-            device,
-            "--momentum",
-            "0.9",
-            "--dampening",
-            "0.1",
-        ])
-        .args(["--weight-decay", "0.01", "--lr", &round.lr.to_string()]);
+        step.args(["--device", device, "--lr", &round.lr.to_string()])
+            .args(flags.split_whitespace());
         if index > 0 {
             step.args(["--state", "state"]);
         }
@@ -143,21 +140,23 @@ fn check(device: &str, start: &Model) {
                 );
                 continue;
             };
-            let here = |e| panic!("{device}, round {index}, {name}: {e}");
+            let here = |e| panic!("{device}, {flags}, round {index}, {name}: {e}");
             oracle.check_params(&tensor.values()).unwrap_or_else(here);
-            match state.tensors.get(&format!("{name}.momentum_buffer")) {
-                Some(velocity) => {
-                    assert_eq!(velocity.shape, tensor.shape);
-                    oracle
-                        .check_velocity(&velocity.values())
-                        .unwrap_or_else(here);
+            for slot in config.slots().kept() {
+                match state.tensors.get(&format!("{name}.{}", slot.name)) {
+                    Some(values) => {
+                        assert_eq!(values.shape, tensor.shape);
+                        oracle
+                            .check_slot(slot.name, &values.values())
+                            .unwrap_or_else(here);
+                    }
+                    None => assert!(!applied.contains_key(name), "{name} has lost its state"),
                 }
-                None => assert!(!applied.contains_key(name), "{name} has lost its state"),
             }
         }
         let metadata = state.metadata.unwrap();
         assert_eq!(metadata["format_version"], "2");
-        let rule = SgdConfig::from_record(&metadata["rule"]).unwrap();
+        let rule = AnyRule::from_record(&metadata["rule"]).unwrap();
         assert_eq!(rule, config.with_lr(round.lr).unwrap());
         let counts: BTreeMap<String, u64> =
             serde_json::from_str(&metadata["applied_steps"]).unwrap();
@@ -171,6 +170,24 @@ fn check(device: &str, start: &Model) {
 fn three_rounds_over_a_small_model() {
     for device in DEVICES {
         check(device, &small_model());
+    }
+}
+
+/// Every rule as every library has it, and what keeps the most state.
+#[test]
+fn three_rounds_by_every_rule() {
+    let start = small_model();
+    for preset in AnyRule::presets() {
+        let flags = format!("--rule {} --preset {}", preset.rule, preset.library);
+        let config = (preset.config)(1.0).unwrap();
+        for device in DEVICES {
+            check_rule(device, &start, &config, &flags);
+        }
+    }
+    let rmsprop = RmsPropConfig::builder(1.0).momentum(0.9).centered(true);
+    let flags = "--rule rmsprop --momentum 0.9 --centered";
+    for device in DEVICES {
+        check_rule(device, &start, &rmsprop.build().unwrap().into(), flags);
     }
 }
 
