@@ -1,5 +1,6 @@
 //! Adam, AdamW and AMSGrad in their libraries' own words.
 
+use super::decay::decay;
 use super::{Arithmetic, Bounded, Textbook};
 use crate::rules::{AdamConfig, AdamForm, AmsGrad};
 
@@ -8,12 +9,8 @@ impl Textbook for AdamConfig {
         let [m, v, largest, ..] = slots else { return };
         let (lr, t) = (self.lr(), step as f64);
         let (beta1, beta2) = (self.beta1(), self.beta2());
-        // torch.optim.adam: maximize, L2, then the averages.
-        let mut g = if self.maximize() { -grad } else { grad };
-        if self.weight_decay() != 0.0 {
-            g += self.weight_decay() * *theta;
-        }
-        *theta -= lr * self.decoupled_weight_decay() * *theta;
+        // torch.optim.adam.
+        let g = decay!(self).follow(theta, grad);
         *m += (g - *m) * (1.0 - beta1);
         *v = beta2 * *v + (1.0 - beta2) * g * g;
         let (bias1, bias2) = (1.0 - beta1.powf(t), 1.0 - beta2.powf(t));
@@ -55,35 +52,32 @@ impl Textbook for AdamConfig {
         let t = step as f64;
         let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
         let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
-        let (a, r) = match self.form() {
-            AdamForm::Corrected => (self.lr() / bias1, 1.0 / bias2),
-            AdamForm::EpsilonHat => (self.lr() * bias2.sqrt() / bias1, 1.0),
+        let is_corrected = self.amsgrad() == AmsGrad::OfCorrected;
+        // What stands outside the root, by which a and eps are multiplied.
+        let (taken_out, eps_scale) = match (self.form(), is_corrected) {
+            (AdamForm::Corrected, true) => (1.0, 1.0),
+            (AdamForm::Corrected, false) => (bias2.sqrt(), bias2.sqrt()),
+            (AdamForm::EpsilonHat, _) => (bias2.sqrt(), 1.0),
         };
-        let mut h = if self.maximize() {
-            grad.negative()
-        } else {
-            grad
-        };
-        if self.weight_decay() != 0.0 {
-            h = at.sum([h, scaled(self.weight_decay(), *theta)]);
-        }
-        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+        let h = decay!(self).bound(at, theta, grad);
+        *m = at.between(*m, h, 1.0 - self.beta1());
         let square = at.product(h, h);
         *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
         let w = match self.amsgrad() {
-            AmsGrad::Off => scaled(r, *v),
+            AmsGrad::Off => *v,
             AmsGrad::OfAverage => {
                 *largest = largest.max(*v);
-                scaled(r, *largest)
+                *largest
             }
             AmsGrad::OfCorrected => {
-                *largest = largest.max(scaled(r, *v));
+                *largest = largest.max(scaled(1.0 / bias2, *v));
                 *largest
             }
         };
-        let root = at.root(at.sum([w, at.scalar(self.eps_root())]));
-        let update = at.quotient(*m, at.sum([root, at.scalar(self.eps())]));
-        let rho = 1.0 - self.lr() * self.decoupled_weight_decay();
-        *theta = at.difference(scaled(rho, *theta), scaled(a, update));
+        let eps_root = at.scalar(self.eps_root() * eps_scale * eps_scale);
+        let root = at.root(at.sum([w, eps_root]));
+        let update = at.quotient(*m, at.sum([root, at.scalar(self.eps() * eps_scale)]));
+        let a = self.lr() * taken_out / bias1;
+        *theta = at.difference(*theta, scaled(a, update));
     }
 }

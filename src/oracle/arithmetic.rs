@@ -153,6 +153,23 @@ impl Arithmetic {
         widened(product, self.0.gamma(roundings))
     }
 
+    /// `x + c*(y - x)`, where `c` is a scalar between zero and one: what lies that far between two values.
+    #[must_use]
+    pub fn between(self, x: Bounded, y: Bounded, c: f64) -> Bounded {
+        let of = |x: f64, y: f64| (1.0 - c) * x + c * y;
+        // The scalar, the difference and the product round the one, the sum both.
+        let moved = c * (x.reach() + y.reach());
+        let scalar = Rounding::NEAREST.gamma(1) * moved + TINY;
+        let off = scalar + self.0.gamma(2) * moved + self.0.gamma(1) * (x.reach() + moved) + TINY;
+        let is_zero = x.reach() == 0.0 && y.reach() == 0.0;
+        let off = if is_zero { 0.0 } else { off };
+        Bounded {
+            exact: of(x.exact, y.exact),
+            low: of(x.low, y.low) - off,
+            high: of(x.high, y.high) + off,
+        }
+    }
+
     /// The quotient of two values; anything, where the divisor may be zero.
     #[must_use]
     pub fn quotient(self, x: Bounded, y: Bounded) -> Bounded {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
+use super::decay::Decay;
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -134,21 +135,25 @@ impl AdamConfig {
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
-        let (a, r) = match self.form {
-            AdamForm::Corrected => (self.lr / bc1, 1.0 / bc2),
-            AdamForm::EpsilonHat => (self.lr * bc2.sqrt() / bc1, 1.0),
+        // (m/bc1) / (sqrt(v/bc2 + eps_root) + eps), with sqrt(bc2) taken out of the quotient.
+        let (a, r, eps_root, eps) = match (self.form, self.amsgrad) {
+            (AdamForm::Corrected, AmsGrad::OfCorrected) => {
+                (self.lr / bc1, 1.0 / bc2, self.eps_root, self.eps)
+            }
+            (AdamForm::Corrected, _) => {
+                let a = self.lr * bc2.sqrt() / bc1;
+                (a, 1.0, self.eps_root * bc2, self.eps * bc2.sqrt())
+            }
+            (AdamForm::EpsilonHat, _) => (self.lr * bc2.sqrt() / bc1, 1.0, 0.0, self.eps),
         };
-        // To maximize, h changes its sign as a whole, which only m sees.
-        let sign = if self.maximize { -1.0 } else { 1.0 };
         Coefficients {
-            lambda: sign * self.weight_decay,
-            beta1: self.beta1,
-            c1: sign * (1.0 - self.beta1),
+            lambda: self.weight_decay,
+            c1: 1.0 - self.beta1,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
             r,
-            eps_root: self.eps_root,
-            eps: self.eps,
+            eps_root,
+            eps,
             a,
             rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
@@ -162,15 +167,15 @@ impl AdamConfig {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = self.coefficients(applied_steps);
-        let corrected = self.amsgrad == AmsGrad::OfCorrected;
-        match (self.weight_decay != 0.0, corrected, state) {
-            (false, _, [m, v]) => W::walk(Adam::<false>(k), params, [m, v], grads),
-            (true, _, [m, v]) => W::walk(Adam::<true>(k), params, [m, v], grads),
-            (false, false, [m, v, w]) => W::walk(Ams::<false, false>(k), params, [m, v, w], grads),
-            (false, true, [m, v, w]) => W::walk(Ams::<false, true>(k), params, [m, v, w], grads),
-            (true, false, [m, v, w]) => W::walk(Ams::<true, false>(k), params, [m, v, w], grads),
-            (true, true, [m, v, w]) => W::walk(Ams::<true, true>(k), params, [m, v, w], grads),
+        let (k, decay) = (self.coefficients(applied_steps), self.decay());
+        match (self.amsgrad, state) {
+            (AmsGrad::Off, [m, v]) => W::walk(Adam { k, decay }, params, [m, v], grads),
+            (AmsGrad::OfAverage, [m, v, w]) => {
+                W::walk(Ams::<false> { k, decay }, params, [m, v, w], grads);
+            }
+            (AmsGrad::OfCorrected, [m, v, w]) => {
+                W::walk(Ams::<true> { k, decay }, params, [m, v, w], grads);
+            }
             // The frame gives as many slots as are kept.
             _ => {}
         }
@@ -179,59 +184,57 @@ impl AdamConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
+        lambda, c1, beta2, c2, r, eps_root, eps, a, rho,
     }
 }
 
 impl Coefficients {
-    /// `m`, `v` and what the root is taken of before a correction.
     #[inline(always)]
-    fn averages<const LAMBDA: bool>(&self, theta: f32, g: f32, m: f32, v: f32) -> (f32, f32) {
-        let h = if LAMBDA { g + self.lambda * theta } else { g };
-        (
-            self.beta1 * m + self.c1 * h,
-            self.beta2 * v + self.c2 * (h * h),
-        )
+    fn averages(&self, h: f32, m: f32, v: f32) -> (f32, f32) {
+        (m + self.c1 * (h - m), self.beta2 * v + self.c2 * (h * h))
     }
 
-    /// The new parameter. Where the kernel leaves out a factor of one or a sum with zero, this has them: they round
-    /// nothing.
+    /// Where the kernel leaves out a sum with zero, this has it: it rounds nothing.
     #[inline(always)]
-    fn next_params(&self, theta: f32, m: f32, w: f32) -> f32 {
-        let update = self.a * (m / ((w + self.eps_root).sqrt() + self.eps));
-        self.rho * theta - update
+    fn update(&self, m: f32, w: f32) -> f32 {
+        self.a * (m / ((w + self.eps_root).sqrt() + self.eps))
     }
 }
 
 /// Adam's two slots.
 #[derive(Clone, Copy)]
-struct Adam<const LAMBDA: bool>(Coefficients);
+struct Adam {
+    k: Coefficients,
+    decay: Decay,
+}
 
-impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
+impl Element<2> for Adam {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let k = self.0;
-        let (m, v) = k.averages::<LAMBDA>(theta, g, m, v);
-        (k.next_params(theta, m, k.r * v), [m, v])
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let (m, v) = k.averages(h, m, v);
+        (decay.decayed(k.rho, theta) - k.update(m, v), [m, v])
     }
 }
 
 /// AMSGrad's three.
 #[derive(Clone, Copy)]
-struct Ams<const LAMBDA: bool, const CORRECTED: bool>(Coefficients);
+struct Ams<const CORRECTED: bool> {
+    k: Coefficients,
+    decay: Decay,
+}
 
-impl<const LAMBDA: bool, const CORRECTED: bool> Element<3> for Ams<LAMBDA, CORRECTED> {
+impl<const CORRECTED: bool> Element<3> for Ams<CORRECTED> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v, largest]: [f32; 3]) -> (f32, [f32; 3]) {
-        let k = self.0;
-        let (m, v) = k.averages::<LAMBDA>(theta, g, m, v);
-        if CORRECTED {
-            let largest = largest.max(k.r * v);
-            (k.next_params(theta, m, largest), [m, v, largest])
-        } else {
-            let largest = largest.max(v);
-            (k.next_params(theta, m, k.r * largest), [m, v, largest])
-        }
+        let Self { k, decay } = self;
+        let h = decay.direction(k.lambda, theta, g);
+        let (m, v) = k.averages(h, m, v);
+        let w = if CORRECTED { k.r * v } else { v };
+        let largest = largest.max(w);
+        let update = k.update(m, largest);
+        (decay.decayed(k.rho, theta) - update, [m, v, largest])
     }
 }
 
@@ -253,19 +256,19 @@ impl Rule for AdamConfig {
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        vec![
-            ("HAS_LAMBDA", self.weight_decay != 0.0),
-            ("HAS_RHO", self.decoupled_weight_decay != 0.0),
-            ("HAS_R", self.form == AdamForm::Corrected),
+        self.decay().terms([
             ("HAS_EPS_ROOT", self.eps_root != 0.0),
             ("HAS_MAX", self.amsgrad == AmsGrad::OfAverage),
             ("HAS_MAX_OF_CORRECTED", self.amsgrad == AmsGrad::OfCorrected),
-        ]
-        .into()
+        ])
     }
 
     fn wgsl(&self) -> Cow<'static, str> {
-        include_str!("../../shaders/rules/adam.wgsl").into()
+        concat!(
+            include_str!("../../shaders/rules/adam.wgsl"),
+            include_str!("../../shaders/rules/decay.wgsl")
+        )
+        .into()
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {
