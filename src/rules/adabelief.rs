@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -93,11 +93,13 @@ impl AdaBeliefConfig {
         grads: &[f32],
     ) {
         if let [m, s] = state {
-            let element = AdaBelief {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [m, s], grads);
+            with_decay!(self, |decay| {
+                let element = AdaBelief {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                };
+                W::walk(element, params, [m, s], grads);
+            });
         }
     }
 }
@@ -109,12 +111,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct AdaBelief {
+struct AdaBelief<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for AdaBelief {
+impl<const LAMBDA: bool> Element<2> for AdaBelief<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, s]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -79,11 +79,13 @@ impl AdadeltaConfig {
         grads: &[f32],
     ) {
         if let [s, acc] = state {
-            let element = Adadelta {
-                k: self.coefficients(),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [s, acc], grads);
+            with_decay!(self, |decay| {
+                let element = Adadelta {
+                    k: self.coefficients(),
+                    decay,
+                };
+                W::walk(element, params, [s, acc], grads);
+            });
         }
     }
 }
@@ -95,12 +97,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Adadelta {
+struct Adadelta<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for Adadelta {
+impl<const LAMBDA: bool> Element<2> for Adadelta<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [s, acc]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;

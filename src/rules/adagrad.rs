@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -103,12 +103,14 @@ impl AdagradConfig {
         grads: &[f32],
     ) {
         if let [sum] = state {
-            let element = Adagrad {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-                eps_in_sqrt: self.eps_in_sqrt,
-            };
-            W::walk(element, params, [sum], grads);
+            with_decay!(self, |decay| {
+                let element = Adagrad {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                    eps_in_sqrt: self.eps_in_sqrt,
+                };
+                W::walk(element, params, [sum], grads);
+            });
         }
     }
 }
@@ -120,13 +122,13 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Adagrad {
+struct Adagrad<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
     eps_in_sqrt: bool,
 }
 
-impl Element<1> for Adagrad {
+impl<const LAMBDA: bool> Element<1> for Adagrad<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [sum]: [f32; 1]) -> (f32, [f32; 1]) {
         let Self {

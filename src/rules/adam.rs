@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -167,18 +167,18 @@ impl AdamConfig {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let (k, decay) = (self.coefficients(applied_steps), self.decay());
-        match (self.amsgrad, state) {
+        let k = self.coefficients(applied_steps);
+        with_decay!(self, |decay| match (self.amsgrad, state) {
             (AmsGrad::Off, [m, v]) => W::walk(Adam { k, decay }, params, [m, v], grads),
             (AmsGrad::OfAverage, [m, v, w]) => {
-                W::walk(Ams::<false> { k, decay }, params, [m, v, w], grads);
+                W::walk(Ams::<_, false> { k, decay }, params, [m, v, w], grads);
             }
             (AmsGrad::OfCorrected, [m, v, w]) => {
-                W::walk(Ams::<true> { k, decay }, params, [m, v, w], grads);
+                W::walk(Ams::<_, true> { k, decay }, params, [m, v, w], grads);
             }
             // The frame gives as many slots as are kept.
             _ => {}
-        }
+        });
     }
 }
 
@@ -203,12 +203,12 @@ impl Coefficients {
 
 /// Adam's two slots.
 #[derive(Clone, Copy)]
-struct Adam {
+struct Adam<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for Adam {
+impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;
@@ -220,12 +220,12 @@ impl Element<2> for Adam {
 
 /// AMSGrad's three.
 #[derive(Clone, Copy)]
-struct Ams<const CORRECTED: bool> {
+struct Ams<const LAMBDA: bool, const CORRECTED: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl<const CORRECTED: bool> Element<3> for Ams<CORRECTED> {
+impl<const LAMBDA: bool, const CORRECTED: bool> Element<3> for Ams<LAMBDA, CORRECTED> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v, largest]: [f32; 3]) -> (f32, [f32; 3]) {
         let Self { k, decay } = self;

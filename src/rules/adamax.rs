@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
 use super::error::{check_decays, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -90,12 +90,14 @@ impl AdamaxConfig {
         grads: &[f32],
     ) {
         if let [m, u] = state {
-            let element = Adamax {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-                eps_in_norm: self.eps_in_norm,
-            };
-            W::walk(element, params, [m, u], grads);
+            with_decay!(self, |decay| {
+                let element = Adamax {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                    eps_in_norm: self.eps_in_norm,
+                };
+                W::walk(element, params, [m, u], grads);
+            });
         }
     }
 }
@@ -107,13 +109,13 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Adamax {
+struct Adamax<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
     eps_in_norm: bool,
 }
 
-impl Element<2> for Adamax {
+impl<const LAMBDA: bool> Element<2> for Adamax<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, u]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
 use super::error::{check_decays, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -79,11 +79,13 @@ impl LionConfig {
         grads: &[f32],
     ) {
         if let [m] = state {
-            let element = Lion {
-                k: self.coefficients(),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [m], grads);
+            with_decay!(self, |decay| {
+                let element = Lion {
+                    k: self.coefficients(),
+                    decay,
+                };
+                W::walk(element, params, [m], grads);
+            });
         }
     }
 }
@@ -95,12 +97,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Lion {
+struct Lion<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<1> for Lion {
+impl<const LAMBDA: bool> Element<1> for Lion<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
         let Self { k, decay } = self;

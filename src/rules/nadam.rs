@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -138,11 +138,13 @@ impl NAdamConfig {
         grads: &[f32],
     ) {
         if let [m, v] = state {
-            let element = NAdam {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [m, v], grads);
+            with_decay!(self, |decay| {
+                let element = NAdam {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                };
+                W::walk(element, params, [m, v], grads);
+            });
         }
     }
 }
@@ -154,12 +156,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct NAdam {
+struct NAdam<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for NAdam {
+impl<const LAMBDA: bool> Element<2> for NAdam<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;

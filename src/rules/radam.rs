@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::AdamForm;
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -124,11 +124,13 @@ impl RAdamConfig {
         grads: &[f32],
     ) {
         if let [m, v] = state {
-            let element = RAdam {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [m, v], grads);
+            with_decay!(self, |decay| {
+                let element = RAdam {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                };
+                W::walk(element, params, [m, v], grads);
+            });
         }
     }
 }
@@ -140,12 +142,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct RAdam {
+struct RAdam<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for RAdam {
+impl<const LAMBDA: bool> Element<2> for RAdam<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;

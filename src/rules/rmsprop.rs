@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{changed_momentum, config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -125,24 +125,44 @@ impl RmsPropConfig {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        match (self.momentum != 0.0, self.centered, state) {
-            (false, false, [s]) => W::walk(self.element::<false, false>(), params, [s], grads),
-            (true, false, [s, b]) => W::walk(self.element::<true, false>(), params, [s, b], grads),
-            (false, true, [s, avg]) => {
-                W::walk(self.element::<false, true>(), params, [s, avg], grads);
+        with_decay!(
+            self,
+            |decay| match (self.momentum != 0.0, self.centered, state) {
+                (false, false, [s]) => {
+                    W::walk(self.element::<_, false, false>(decay), params, [s], grads);
+                }
+                (true, false, [s, b]) => {
+                    W::walk(self.element::<_, true, false>(decay), params, [s, b], grads);
+                }
+                (false, true, [s, avg]) => {
+                    W::walk(
+                        self.element::<_, false, true>(decay),
+                        params,
+                        [s, avg],
+                        grads,
+                    );
+                }
+                (true, true, [s, b, avg]) => {
+                    W::walk(
+                        self.element::<_, true, true>(decay),
+                        params,
+                        [s, b, avg],
+                        grads,
+                    );
+                }
+                // The frame gives as many slots as are kept.
+                _ => {}
             }
-            (true, true, [s, b, avg]) => {
-                W::walk(self.element::<true, true>(), params, [s, b, avg], grads);
-            }
-            // The frame gives as many slots as are kept.
-            _ => {}
-        }
+        );
     }
 
-    fn element<const MOMENTUM: bool, const CENTERED: bool>(&self) -> RmsProp<MOMENTUM, CENTERED> {
+    fn element<const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool>(
+        &self,
+        decay: DecayTwin<LAMBDA>,
+    ) -> RmsProp<LAMBDA, MOMENTUM, CENTERED> {
         RmsProp {
             k: self.coefficients(),
-            decay: self.decay(),
+            decay,
             eps_in_sqrt: self.eps_in_sqrt,
             nesterov: self.nesterov,
             lr_inside: self.lr_inside,
@@ -158,16 +178,16 @@ scalars! {
 
 /// Its slots: `s`, then the momentum buffer and the average, as far as there are these.
 #[derive(Clone, Copy)]
-struct RmsProp<const MOMENTUM: bool, const CENTERED: bool> {
+struct RmsProp<const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
     eps_in_sqrt: bool,
     nesterov: bool,
     lr_inside: bool,
 }
 
-impl<const SLOTS: usize, const MOMENTUM: bool, const CENTERED: bool> Element<SLOTS>
-    for RmsProp<MOMENTUM, CENTERED>
+impl<const SLOTS: usize, const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool>
+    Element<SLOTS> for RmsProp<LAMBDA, MOMENTUM, CENTERED>
 {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, mut slots: [f32; SLOTS]) -> (f32, [f32; SLOTS]) {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
 use super::error::{check_decays, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -103,11 +103,13 @@ impl RpropConfig {
         grads: &[f32],
     ) {
         if let [prev, size] = state {
-            let element = Rprop {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [prev, size], grads);
+            with_decay!(self, |decay| {
+                let element = Rprop {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                };
+                W::walk(element, params, [prev, size], grads);
+            });
         }
     }
 }
@@ -119,12 +121,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Rprop {
+struct Rprop<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<2> for Rprop {
+impl<const LAMBDA: bool> Element<2> for Rprop<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [prev, size]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self { k, decay } = self;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range};
 use super::schedule_free::{averaged, check_beta1, rate_and_share};
@@ -111,12 +111,14 @@ impl ScheduleFreeAdamWConfig {
         grads: &[f32],
     ) {
         if let [z, v] = state {
-            let element = ScheduleFreeAdamW {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-                has_decoupled: self.decoupled_weight_decay != 0.0,
-            };
-            W::walk(element, params, [z, v], grads);
+            with_decay!(self, |decay| {
+                let element = ScheduleFreeAdamW {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                    has_decoupled: self.decoupled_weight_decay != 0.0,
+                };
+                W::walk(element, params, [z, v], grads);
+            });
         }
     }
 }
@@ -128,13 +130,13 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct ScheduleFreeAdamW {
+struct ScheduleFreeAdamW<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
     has_decoupled: bool,
 }
 
-impl Element<2> for ScheduleFreeAdamW {
+impl<const LAMBDA: bool> Element<2> for ScheduleFreeAdamW<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [z, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let Self {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, unsupported};
 use super::schedule_free::{averaged, check_beta1, rate_and_share};
@@ -107,11 +107,13 @@ impl ScheduleFreeSgdConfig {
         grads: &[f32],
     ) {
         if let [z] = state {
-            let element = ScheduleFreeSgd {
-                k: self.coefficients(applied_steps),
-                decay: self.decay(),
-            };
-            W::walk(element, params, [z], grads);
+            with_decay!(self, |decay| {
+                let element = ScheduleFreeSgd {
+                    k: self.coefficients(applied_steps),
+                    decay,
+                };
+                W::walk(element, params, [z], grads);
+            });
         }
     }
 }
@@ -123,12 +125,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct ScheduleFreeSgd {
+struct ScheduleFreeSgd<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<1> for ScheduleFreeSgd {
+impl<const LAMBDA: bool> Element<1> for ScheduleFreeSgd<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [z]: [f32; 1]) -> (f32, [f32; 1]) {
         let Self { k, decay } = self;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::config::{changed_momentum, config, scalars, twin};
-use super::decay::Decay;
+use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
 use super::error::{check_decays, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
@@ -77,14 +77,11 @@ impl SignumConfig {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let element = Signum {
-            k: self.coefficients(),
-            decay: self.decay(),
-        };
-        match state {
-            [m] => W::walk(element, params, [m], grads),
-            _ => W::walk(element, params, [], grads),
-        }
+        let k = self.coefficients();
+        with_decay!(self, |decay| match state {
+            [m] => W::walk(Signum { k, decay }, params, [m], grads),
+            _ => W::walk(Signum { k, decay }, params, [], grads),
+        });
     }
 }
 
@@ -95,12 +92,12 @@ scalars! {
 }
 
 #[derive(Clone, Copy)]
-struct Signum {
+struct Signum<const LAMBDA: bool> {
     k: Coefficients,
-    decay: Decay,
+    decay: DecayTwin<LAMBDA>,
 }
 
-impl Element<1> for Signum {
+impl<const LAMBDA: bool> Element<1> for Signum<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
         let Self { k, decay } = self;
@@ -109,7 +106,7 @@ impl Element<1> for Signum {
     }
 }
 
-impl Element<0> for Signum {
+impl<const LAMBDA: bool> Element<0> for Signum<LAMBDA> {
     #[inline(always)]
     fn update(self, theta: f32, g: f32, []: [f32; 0]) -> (f32, [f32; 0]) {
         let Self { k, decay } = self;
