@@ -59,6 +59,7 @@ fn panels(report: &Report) -> Vec<Picture> {
             panels.push(panel);
         }
     }
+    let steps = colored_steps(report);
     let panel = |(rule, tensors): &(&str, usize)| {
         let rows = report.rows.iter();
         let rows: Vec<_> = rows
@@ -72,24 +73,33 @@ fn panels(report: &Report) -> Vec<Picture> {
         picture(
             format!("{rule}, {tensors}, {caches} caches: time of a step"),
             &rows,
+            &steps,
         )
     };
     panels.iter().map(panel).collect()
 }
 
-fn picture(title: String, rows: &[&Row]) -> Picture {
+/// Every way to make a step on a device, with the colour that it has in all panels.
+fn colored_steps(report: &Report) -> Vec<(&str, Kind, RGBColor)> {
+    let mut colors = COLORS.iter().cycle();
+    let mut steps: Vec<(&str, Kind, RGBColor)> = Vec::new();
+    for row in report.rows.iter().filter(|row| row.path.is_step()) {
+        let (device, kind) = (row.device.as_str(), row.path);
+        if !steps.iter().any(|(d, k, _)| (*d, *k) == (device, kind)) {
+            let color = colors.next().copied().unwrap_or(picture::INK);
+            steps.push((device, kind, color));
+        }
+    }
+    steps
+}
+
+fn picture(title: String, rows: &[&Row], steps: &[(&str, Kind, RGBColor)]) -> Picture {
     let mut lines: Vec<(&str, Kind)> = Vec::new();
     for row in rows {
         let line = (row.device.as_str(), row.path);
         if (row.path.is_step() || roofs(row.path)) && !lines.contains(&line) {
             lines.push(line);
         }
-    }
-    let mut colors = COLORS.iter().cycle();
-    let mut steps: Vec<(&str, Kind, RGBColor)> = Vec::new();
-    for (device, kind) in lines.iter().filter(|(_, kind)| kind.is_step()) {
-        let color = colors.next().copied().unwrap_or(picture::INK);
-        steps.push((device, *kind, color));
     }
     let curve = |(device, kind): &(&str, Kind)| {
         let own = steps.iter().find(|(d, k, _)| d == device && k == kind);
