@@ -18,7 +18,7 @@ mod workspace;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu_optim::files::{Dtype, Header, TensorEntry};
-use wgpu_optim::{AdamConfig, AmsGrad, AnyRule, SgdConfig, SlotEntry, StateRecord};
+use wgpu_optim::{AdamConfig, AmsGrad, AnyRule, Rule as _, SgdConfig, SlotEntry, StateRecord};
 
 use file::{f32_file, of_text, sections};
 use workspace::{Files, Hyper, Workspace};
@@ -74,17 +74,34 @@ pub fn state_file(input: &[u8]) {
         &f32_file(shapes.clone().into_iter().step_by(every)),
     );
     workspace.write("params", &f32_file(shapes));
-    let is_sgd = record.as_ref().is_some_and(|record| hyper.resume(record));
+    if let Some(record) = &record {
+        hyper.resume(record);
+    }
     let state = Some("state");
     let done = workspace.rounds(&hyper, &Files { state, ..FILES });
     assert!(record.is_some() || !done, "no state was taken for one");
     let fits = record.is_some_and(|record| {
-        is_sgd
-            && hyper.has_momentum()
+        // At this learning rate.
+        record.config.with_lr(0.1).is_ok()
+            && header
+                .as_ref()
+                .is_some_and(|header| has_all_or_none(header, &record))
+            && hyper.keeps_state()
             && record.meanings.is_empty()
             && !record.applied_steps.contains_key(RESERVED_NAME)
     });
     assert!(done || !fits, "a good state was refused");
+}
+
+/// Whether each tensor has all slots that the rule keeps and no others, or none.
+fn has_all_or_none(header: &Header, record: &StateRecord) -> bool {
+    let slots = record.config.slots();
+    let kept: BTreeSet<_> = slots.kept().map(|slot| slot.name).collect();
+    let mut by_tensor: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for SlotEntry { tensor, slot, .. } in SlotEntry::all_in(header) {
+        by_tensor.entry(tensor).or_default().insert(slot);
+    }
+    by_tensor.values().all(|slots| *slots == kept)
 }
 
 /// An index and the files beside it, separated by lines of `--`: by the second byte the gradients (`g`), the state

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use tempfile::TempDir;
-use wgpu_optim::{MomentumForm, SgdConfig, StateRecord};
+use wgpu_optim::{AnyRule, Rule as _, StateRecord};
 
 use crate::process::run;
 
 /// How a step runs.
 pub struct Hyper {
-    form: MomentumForm,
-    momentum: &'static str,
+    /// The options that say which rule.
+    rule: Vec<String>,
+    /// Whether the rule keeps any state.
+    keeps_state: bool,
     nonfinite: &'static str,
     /// The outputs take the places of the inputs.
     in_place: bool,
@@ -21,27 +23,39 @@ impl Hyper {
     /// `@` is momentum, and no gradient may be infinite or NaN. Bit 0 takes the momentum away, bits 1 and 2 say what
     /// else becomes of such gradients, bit 3 is in place.
     pub fn of(byte: u8) -> Self {
+        let keeps_state = byte & 1 == 0;
+        let momentum = if keeps_state { "0.9" } else { "0" };
         Self {
-            form: MomentumForm::HeavyBall,
-            momentum: if byte & 1 == 0 { "0.9" } else { "0" },
+            rule: ["--momentum", momentum].map(str::to_owned).into(),
+            keeps_state,
             nonfinite: ["refuse", "skip", "apply", "apply"][usize::from(byte >> 1 & 3)],
             in_place: byte >> 3 & 1 == 1,
         }
     }
 
-    /// Takes over the form of a state; returns whether it has one.
-    pub fn resume(&mut self, record: &StateRecord) -> bool {
-        match SgdConfig::try_from(record.config.clone()) {
-            Ok(config) => {
-                self.form = config.form();
-                true
-            }
-            Err(_) => false,
+    /// Goes on by the rule of a state, field by field; of the momentum family by its form.
+    pub fn resume(&mut self, record: &StateRecord) {
+        if let AnyRule::Sgd(config) = &record.config {
+            let form = ["--form", config.form().name()];
+            self.rule.extend(form.map(str::to_owned));
+            return;
         }
+        self.keeps_state = record.config.slots().kept().next().is_some();
+        let fields = serde_json::to_value(&record.config).unwrap();
+        self.rule = fields
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(field, _)| *field != "lr")
+            .flat_map(|(field, value)| match (field.as_str(), value.as_str()) {
+                ("rule", Some(rule)) => ["--rule".to_owned(), rule.to_owned()],
+                _ => ["--set".to_owned(), format!("{field}={value}")],
+            })
+            .collect();
     }
 
-    pub fn has_momentum(&self) -> bool {
-        self.momentum != "0"
+    pub fn keeps_state(&self) -> bool {
+        self.keeps_state
     }
 
     /// The name of an output that is an input, too.
@@ -122,14 +136,10 @@ impl Workspace {
                     .flat_map(|name| [option.into(), path(name)]),
             );
         }
-        for (option, value) in [
-            ("--lr", "0.1"),
-            ("--momentum", hyper.momentum),
-            ("--form", hyper.form.name()),
-            ("--nonfinite", hyper.nonfinite),
-        ] {
+        for (option, value) in [("--lr", "0.1"), ("--nonfinite", hyper.nonfinite)] {
             args.extend([option.into(), value.into()]);
         }
+        args.extend(hyper.rule.iter().map(Into::into));
         let before = self.snapshot();
         let (code, stderr) = run(&args);
         let after = self.snapshot();

@@ -17,13 +17,16 @@ pub struct Kernel {
     pub constants: Vec<(String, f64)>,
     /// As `wgpu::ShaderRuntimeChecks` has it.
     pub bounds_checks: bool,
+    /// That its rule keeps.
+    pub slots: usize,
 }
 
 impl Kernel {
     /// A kernel as the library compiles it.
-    pub fn new(name: String, variant: KernelVariant, path: ScalarPath) -> Self {
+    pub fn new(name: String, rule: &impl Rule, variant: KernelVariant, path: ScalarPath) -> Self {
         Self {
             name,
+            slots: rule.slots().kept().count(),
             wgsl: variant.source(path),
             entry_point: variant.entry_point(),
             constants: variant
@@ -101,7 +104,7 @@ fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
         ] {
             let variant = KernelVariant::new(rule, access, tensors);
             let name = format!("{form}.{access_name}.{path_name}");
-            kernels.push(Kernel::new(name, variant, path));
+            kernels.push(Kernel::new(name, rule, variant, path));
         }
     }
     kernels
