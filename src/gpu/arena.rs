@@ -8,7 +8,7 @@ use super::error::{ArenaError, TransferError};
 use super::error_scope::{LOST, checked, is_lost};
 use super::readback;
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
-use crate::rules::ParamGroups;
+use crate::rules::{ParamGroups, Rule};
 use crate::state::DuplicateName;
 
 /// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
@@ -110,10 +110,10 @@ impl Arena {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_groups<N: Into<String>, S: Into<Vec<usize>>>(
+    pub fn with_groups<R: Rule, N: Into<String>, S: Into<Vec<usize>>>(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
-        groups: &ParamGroups,
+        groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, ArenaError> {
         let named = tensors

@@ -3,7 +3,7 @@
 use super::arena::Arena;
 use super::error::{ArenaError, ArenaFileError};
 use crate::files::{Dtype, Header, is_content_hash, serialize};
-use crate::rules::ParamGroups;
+use crate::rules::{ParamGroups, Rule};
 
 impl Arena {
     /// An arena of a safetensors file's F32 tensors, with their values as parameters, in the order in which their
@@ -43,10 +43,10 @@ impl Arena {
     ///
     /// # Errors
     /// As [`from_safetensors`](Self::from_safetensors).
-    pub fn from_safetensors_with_groups(
+    pub fn from_safetensors_with_groups<R: Rule>(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
-        groups: &ParamGroups,
+        groups: &ParamGroups<R>,
         file: &[u8],
     ) -> Result<(Self, Vec<(String, Dtype)>), ArenaFileError> {
         Self::from_file(file, |shapes| {

@@ -285,7 +285,8 @@ proptest! {
     fn mixed_groups_follow_their_oracles(run in runs(1200)) {
         for bench in Bench::both() {
             let groups = run.groups();
-            let arena = Arena::new(&bench.device, &bench.queue, run.named()).unwrap();
+            let (device, queue) = (&bench.device, &bench.queue);
+            let arena = Arena::with_groups(device, queue, &groups, run.named()).unwrap();
             arena.upload_all_params(&run.starts()).unwrap();
             let mut optimizer =
                 GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
