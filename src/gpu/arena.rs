@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::binding::TensorBinding;
 use super::error::{ArenaError, TransferError};
 use super::error_scope::{LOST, checked, is_lost};
-use super::readback;
+use super::readback::{self, Region};
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
 use crate::rules::{ParamGroups, Rule};
 use crate::state::DuplicateName;
@@ -49,6 +49,10 @@ pub struct Arena {
     by_name: HashMap<String, usize>,
     params: Vec<wgpu::Buffer>,
     grads: Vec<wgpu::Buffer>,
+    /// Bytes of the parameters in each buffer, and of the gradients in theirs.
+    buffer_bytes: Vec<u64>,
+    /// Whether `grads` are the buffers of `params`, and the gradients come after the parameters there.
+    is_pooled: bool,
     /// What stands in its file beside the tensors.
     #[cfg(feature = "safetensors")]
     pub(crate) file_metadata: Vec<(String, String)>,
@@ -102,7 +106,7 @@ impl Arena {
         tensors: impl IntoIterator<Item = (N, S)>,
     ) -> Result<Self, ArenaError> {
         let layout = ArenaLayout::new(tensors, &device.limits())?;
-        Self::allocate(device, queue, layout)
+        Self::allocate(device, queue, layout, false)
     }
 
     /// The same with the tensors of each parameter group side by side, so that a group takes one dispatch per
@@ -121,15 +125,36 @@ impl Arena {
             .map(|(name, shape)| (name.into(), shape.into()));
         let group_of = |name: &str| groups.index_of(name);
         let layout = ArenaLayout::in_order(named.collect(), group_of, &device.limits())?;
-        Self::allocate(device, queue, layout)
+        Self::allocate(device, queue, layout, false)
+    }
+
+    /// The same with the gradients behind the parameters in one buffer, as engines have them that keep everything in
+    /// pools: [`grads`](Self::grads) are then the buffers of [`params`](Self::params).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn pooled<N: Into<String>, S: Into<Vec<usize>>>(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        tensors: impl IntoIterator<Item = (N, S)>,
+    ) -> Result<Self, ArenaError> {
+        let limits = device.limits();
+        let half = wgpu::Limits {
+            max_buffer_size: limits.max_buffer_size / 2,
+            ..limits
+        };
+        let layout = ArenaLayout::new(tensors, &half)?;
+        Self::allocate(device, queue, layout, true)
     }
 
     fn allocate(
         device: &wgpu::Device,
         queue: &wgpu::Queue,
         layout: ArenaLayout,
+        is_pooled: bool,
     ) -> Result<Self, ArenaError> {
         let sizes = &layout.buffer_bytes;
+        let regions = if is_pooled { 2 } else { 1 };
         if is_lost(device) {
             return Err(ArenaError::Device {
                 message: LOST.to_owned(),
@@ -140,7 +165,7 @@ impl Arena {
                 let allocate = |size: &u64| {
                     device.create_buffer(&wgpu::BufferDescriptor {
                         label: Some(label),
-                        size: *size,
+                        size: regions * *size,
                         usage: wgpu::BufferUsages::STORAGE
                             | wgpu::BufferUsages::COPY_SRC
                             | wgpu::BufferUsages::COPY_DST,
@@ -158,6 +183,11 @@ impl Arena {
                 },
             })
         };
+        let params: Vec<_> = allocate("wgpu_optim.arena.params")?;
+        let grads = match is_pooled {
+            true => params.clone(),
+            false => allocate("wgpu_optim.arena.grads")?,
+        };
         let names = layout.tensors.iter().enumerate();
         Ok(Self {
             device: device.clone(),
@@ -165,8 +195,10 @@ impl Arena {
             by_name: names
                 .map(|(index, tensor)| (tensor.name.clone(), index))
                 .collect(),
-            params: allocate("wgpu_optim.arena.params")?,
-            grads: allocate("wgpu_optim.arena.grads")?,
+            params,
+            grads,
+            is_pooled,
+            buffer_bytes: layout.buffer_bytes,
             tensors: layout.tensors,
             #[cfg(feature = "safetensors")]
             file_metadata: Vec::new(),
@@ -185,10 +217,38 @@ impl Arena {
         &self.params
     }
 
-    /// The gradient buffers, of the same sizes.
+    /// The gradient buffers, of the same sizes; of a [`pooled`](Self::pooled) arena those of the parameters.
     #[must_use]
     pub fn grads(&self) -> &[wgpu::Buffer] {
         &self.grads
+    }
+
+    /// Where the gradients start in each gradient buffer, in bytes: zero, but in a [`pooled`](Self::pooled) arena. A
+    /// tensor's lie [`ArenaTensor::offset_bytes`] further on.
+    #[must_use]
+    pub fn grads_start_bytes(&self, buffer: usize) -> u64 {
+        if self.is_pooled {
+            self.buffer_bytes[buffer]
+        } else {
+            0
+        }
+    }
+
+    /// The parameters' regions, one in each buffer: the buffer, and their bytes there.
+    fn params_regions(&self) -> Vec<Region<'_>> {
+        let regions = self.params.iter().zip(&self.buffer_bytes);
+        regions.map(|(buffer, bytes)| (buffer, 0..*bytes)).collect()
+    }
+
+    /// The gradients' regions.
+    fn grads_regions(&self) -> Vec<Region<'_>> {
+        let regions = self.grads.iter().zip(&self.buffer_bytes).enumerate();
+        regions
+            .map(|(index, (buffer, bytes))| {
+                let start = self.grads_start_bytes(index);
+                (buffer, start..start + bytes)
+            })
+            .collect()
     }
 
     /// Every tensor for an optimizer.
@@ -201,7 +261,7 @@ impl Arena {
                 params: &self.params[tensor.buffer],
                 params_offset_bytes: tensor.offset_bytes,
                 grads: &self.grads[tensor.buffer],
-                grads_offset_bytes: tensor.offset_bytes,
+                grads_offset_bytes: self.grads_start_bytes(tensor.buffer) + tensor.offset_bytes,
                 shape: tensor.shape.clone(),
                 padding_elems: tensor.padding_elems,
             })
@@ -213,7 +273,7 @@ impl Arena {
     /// # Errors
     /// [`ArenaError`] if there is no such tensor, `values` has another length, or the device is out of memory.
     pub fn upload_params(&self, tensor: &str, values: &[f32]) -> Result<(), ArenaError> {
-        self.upload(&self.params, tensor, values)
+        self.upload(&self.params_regions(), tensor, values)
     }
 
     /// Writes one tensor's gradients; see [`readback::upload`].
@@ -221,7 +281,7 @@ impl Arena {
     /// # Errors
     /// As [`upload_params`](Self::upload_params).
     pub fn upload_grads(&self, tensor: &str, values: &[f32]) -> Result<(), ArenaError> {
-        self.upload(&self.grads, tensor, values)
+        self.upload(&self.grads_regions(), tensor, values)
     }
 
     /// Writes all parameters, tensor by tensor in order, in one transfer per buffer. Submits the copies: they take
@@ -231,7 +291,7 @@ impl Arena {
     /// [`ArenaError`] if `values` has more or fewer tensors than the arena or one of them has another length, or the
     /// device is lost or out of memory; then nothing has been written.
     pub fn upload_all_params(&self, values: &[impl AsRef<[f32]>]) -> Result<(), ArenaError> {
-        self.upload_all(&self.params, values)
+        self.upload_all(&self.params_regions(), values)
     }
 
     /// Writes all gradients, as [`upload_all_params`](Self::upload_all_params) does the parameters.
@@ -239,7 +299,7 @@ impl Arena {
     /// # Errors
     /// As [`upload_all_params`](Self::upload_all_params).
     pub fn upload_all_grads(&self, values: &[impl AsRef<[f32]>]) -> Result<(), ArenaError> {
-        self.upload_all(&self.grads, values)
+        self.upload_all(&self.grads_regions(), values)
     }
 
     /// Reads one tensor's parameters; see [`readback::download`].
@@ -260,7 +320,7 @@ impl Arena {
     pub async fn download_all_params(&self) -> Result<Vec<Vec<f32>>, ArenaError> {
         let mut values = vec![Vec::new(); self.tensors.len()];
         for (index, buffer) in self.params.iter().enumerate() {
-            let numel = buffer.size() / ELEM_BYTES;
+            let numel = self.buffer_bytes[index] / ELEM_BYTES;
             let split = |bytes: &[u8]| {
                 let tensors = self.tensors.iter().zip(&mut values);
                 for (tensor, values) in tensors.filter(|(tensor, _)| tensor.buffer == index) {
@@ -283,25 +343,21 @@ impl Arena {
 
     fn upload(
         &self,
-        buffers: &[wgpu::Buffer],
+        regions: &[Region<'_>],
         tensor: &str,
         values: &[f32],
     ) -> Result<(), ArenaError> {
         let tensor = self.tensor(tensor)?;
         tensor.check_len(values)?;
-        let buffer = &buffers[tensor.buffer];
-        Ok(readback::upload(
-            &self.device,
-            &self.queue,
-            buffer,
-            tensor.offset_bytes,
-            values,
-        )?)
+        let (buffer, region) = &regions[tensor.buffer];
+        let start = region.start + tensor.offset_bytes;
+        let (device, queue) = (&self.device, &self.queue);
+        Ok(readback::upload(device, queue, buffer, start, values)?)
     }
 
     fn upload_all(
         &self,
-        buffers: &[wgpu::Buffer],
+        regions: &[Region<'_>],
         values: &[impl AsRef<[f32]>],
     ) -> Result<(), ArenaError> {
         if values.len() != self.tensors.len() {
@@ -314,16 +370,24 @@ impl Arena {
             tensor.check_len(values.as_ref())?;
         }
         let bytes = values.iter().map(|v| bytemuck::cast_slice(v.as_ref()));
-        Ok(self.overwrite(buffers, bytes)?)
+        Ok(self.overwrite(regions, bytes)?)
     }
 
-    /// Writes the bytes of every tensor, in order.
-    pub(crate) fn overwrite<'b>(
+    /// Writes the bytes of every parameter, tensor by tensor in order.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn overwrite_params<'b>(
         &self,
-        buffers: &[wgpu::Buffer],
         bytes: impl Iterator<Item = &'b [u8]>,
     ) -> Result<(), TransferError> {
-        readback::overwrite(&self.device, &self.queue, buffers, |mapped| {
+        self.overwrite(&self.params_regions(), bytes)
+    }
+
+    fn overwrite<'b>(
+        &self,
+        regions: &[Region<'_>],
+        bytes: impl Iterator<Item = &'b [u8]>,
+    ) -> Result<(), TransferError> {
+        readback::overwrite(&self.device, &self.queue, regions, |mapped| {
             for (tensor, bytes) in self.tensors.iter().zip(bytes) {
                 let mut buffer = mapped[tensor.buffer].slice(tensor.bytes());
                 buffer.copy_from_slice(bytes);

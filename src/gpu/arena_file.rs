@@ -70,7 +70,7 @@ impl Arena {
             }
         }
         let mut arena = new(shapes)?;
-        arena.overwrite(arena.params(), contents.into_iter())?;
+        arena.overwrite_params(contents.into_iter())?;
         arena.file_metadata = header.metadata;
         arena.file_metadata.retain(|(key, _)| !is_content_hash(key));
         Ok((arena, left_out))

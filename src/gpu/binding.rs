@@ -6,11 +6,13 @@ use crate::state::numel;
 
 /// One named tensor in buffers that the caller owns.
 ///
-/// The elements are `f32`, one after the other. Parameters are read and written, gradients only read; the two
-/// lie in different buffers, because WebGPU lets a dispatch either write a buffer or bind it read-only. Both
-/// buffers need `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of
-/// another `wgpu::Instance` from one of this). Several tensors may share a buffer; their parameters must not
-/// overlap each other or any tensor's gradients.
+/// The elements are `f32`, one after the other. Parameters are read and written, gradients only read. Both buffers need
+/// `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of another
+/// `wgpu::Instance` from one of this). Several tensors may share a buffer, and a tensor's parameters and gradients may,
+/// as pools of engines have them; the parameters must not overlap each other or any tensor's gradients. In one buffer
+/// their bindings must not overlap either: the later of both starts behind the end of the other, on the device's
+/// `min_storage_buffer_offset_alignment`. The kernel then binds the gradients for writing, because WebGPU refuses a buffer
+/// that is bound for writing and for reading in one dispatch, and still never writes them.
 #[derive(Clone, Debug)]
 pub struct TensorBinding<'a> {
     /// Name, used in errors and states; unique within an optimizer.
@@ -111,9 +113,6 @@ fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
                 buffer_bytes: buffer.size(),
             });
         }
-    }
-    if tensor.params == tensor.grads {
-        return Err(BuildError::SharedBuffer { tensor: name() });
     }
     Ok(())
 }

@@ -113,15 +113,6 @@ pub enum BuildError {
         /// What the buffer has.
         actual: wgpu::BufferUsages,
     },
-    /// Parameters and gradients of one tensor in one buffer. WebGPU lets a dispatch either write a buffer or
-    /// read it as read-only, whatever the ranges.
-    #[error(
-        "tensor {tensor:?}: parameters and gradients lie in the same buffer, expected two buffers"
-    )]
-    SharedBuffer {
-        /// The tensor.
-        tensor: String,
-    },
     /// Elements that would be updated twice, or read as gradients while they are updated.
     #[error("tensor {tensor:?}: its parameters overlap the {role} of tensor {other:?}")]
     Overlap {

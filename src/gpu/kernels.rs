@@ -35,13 +35,21 @@ struct Inner {
     compiled: Mutex<Compiled>,
 }
 
+/// What a kernel binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bindings {
+    tensors: usize,
+    has_state: bool,
+    in_one_buffer: bool,
+}
+
 /// What has been built so far.
 #[derive(Debug, Default)]
 struct Compiled {
     /// By their source.
     modules: HashMap<String, wgpu::ShaderModule>,
-    /// By whether there is a state, and the number of tensors.
-    layouts: HashMap<(bool, usize), wgpu::BindGroupLayout>,
+    /// By what they bind.
+    layouts: HashMap<Bindings, wgpu::BindGroupLayout>,
     pipelines: HashMap<KernelVariant, wgpu::ComputePipeline>,
 }
 
@@ -153,11 +161,15 @@ impl Inner {
     ) -> (wgpu::ComputePipeline, wgpu::BindGroupLayout) {
         let Self { device, path, .. } = self;
         let label = variant.label();
-        let bindings = (variant.has_state(), variant.tensors());
-        let layout = compiled.layouts.entry(bindings).or_insert_with(|| {
-            let (has_state, tensors) = bindings;
-            tensors_layout(device, has_state, tensors)
-        });
+        let bindings = Bindings {
+            tensors: variant.tensors(),
+            has_state: variant.has_state(),
+            in_one_buffer: variant.is_in_one_buffer(),
+        };
+        let layout = compiled
+            .layouts
+            .entry(bindings)
+            .or_insert_with(|| tensors_layout(device, bindings));
         if let Some(pipeline) = compiled.pipelines.get(variant) {
             return (pipeline.clone(), layout.clone());
         }
@@ -195,7 +207,12 @@ impl Inner {
 }
 
 /// All parameters, then all gradients, then all states.
-fn tensors_layout(device: &wgpu::Device, has_state: bool, tensors: usize) -> wgpu::BindGroupLayout {
+fn tensors_layout(device: &wgpu::Device, bindings: Bindings) -> wgpu::BindGroupLayout {
+    let Bindings {
+        tensors,
+        has_state,
+        in_one_buffer,
+    } = bindings;
     let storage = |binding: u32, read_only: bool| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -211,7 +228,7 @@ fn tensors_layout(device: &wgpu::Device, has_state: bool, tensors: usize) -> wgp
     let bindings = 0..(arrays * tensors) as u32;
     let grads = tensors as u32..2 * tensors as u32;
     let entries: Vec<_> = bindings
-        .map(|binding| storage(binding, grads.contains(&binding)))
+        .map(|binding| storage(binding, grads.contains(&binding) && !in_one_buffer))
         .collect();
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some("wgpu_optim.tensors"),

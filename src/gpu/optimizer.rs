@@ -53,8 +53,8 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     state: Vec<Option<wgpu::Buffer>>,
     /// One per piece of the plan.
     bind_groups: Vec<wgpu::BindGroup>,
-    /// One per group and access, in the order of the groups and of [`Access::ALL`].
-    pipelines: Vec<[wgpu::ComputePipeline; 3]>,
+    /// One per group, by whether parameters and gradients lie in one buffer.
+    pipelines: Vec<[Pipelines; 2]>,
     /// Pipeline and bindings of each batch of the plan.
     batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
     /// The dispatches of a step.
@@ -76,6 +76,14 @@ pub struct StateSlice<'o> {
     pub buffer: &'o wgpu::Buffer,
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
+}
+
+/// Those over the pieces of a group.
+#[derive(Clone)]
+struct Pipelines {
+    /// In the order of [`Access::ALL`].
+    by_access: [wgpu::ComputePipeline; 3],
+    layout: wgpu::BindGroupLayout,
 }
 
 /// What tensors have in common that share a dispatch.
@@ -128,35 +136,48 @@ impl<R: Rule> GpuOptimizer<R> {
             .collect();
         let plan = Plan::new(&layouts, kernels.device_limits())?;
 
-        // All of them: which ones a step needs depends on what is frozen, and a step compiles nothing.
+        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
         let mut pipelines = Vec::with_capacity(groups.configs().len());
-        for config in groups.configs() {
+        for (group, config) in groups.configs().enumerate() {
             check_scalars(config)?;
-            let pipeline = |access| kernels.pipeline(KernelVariant::new(config, access, 1));
-            let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-            pipelines.push([vec4?, vec4_offset?, scalar?]);
+            let build = |in_one_buffer| {
+                let variant = |access| KernelVariant::new(config, access, 1);
+                let pipeline =
+                    |access| kernels.pipeline(variant(access).in_one_buffer(in_one_buffer));
+                let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
+                let ((vec4, layout), (vec4_offset, _), (scalar, _)) =
+                    (vec4?, vec4_offset?, scalar?);
+                Ok::<_, BuildError>(Pipelines {
+                    by_access: [vec4, vec4_offset, scalar],
+                    layout,
+                })
+            };
+            let in_one_buffer = |piece: &Piece| piece.group == group && piece.in_one_buffer();
+            let separate = build(false)?;
+            let shared = match plan.pieces.iter().any(in_one_buffer) {
+                true => build(true)?,
+                false => separate.clone(),
+            };
+            pipelines.push([separate, shared]);
         }
-        let layouts: Vec<_> = pipelines
-            .iter()
-            .map(|[(_, layout), ..]| layout.clone())
-            .collect();
-        let pipelines = pipelines
-            .into_iter()
-            .map(|of_group| of_group.map(|(pipeline, _)| pipeline));
-        let pipelines = pipelines.collect();
         let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
         for batch in &plan.batches {
-            let config = groups.config(plan.pieces[batch.pieces[0]].group);
+            let first = &plan.pieces[batch.pieces[0]];
+            let config = groups.config(first.group);
             let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
-            batch_pipelines.push(kernels.pipeline(variant)?);
+            batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
         }
         let state = allocate_state(device, &plan, &groups)?;
         let (bind_groups, batches, ring) = checked(device, || {
             let bind = |layout: &_, pieces: &[usize]| {
                 bind_pieces(device, layout, &buffers, &plan, &state, pieces)
             };
-            let bind_piece = |index: usize| bind(&layouts[plan.pieces[index].group], &[index]);
-            let bind_groups: Vec<_> = (0..plan.pieces.len()).map(bind_piece).collect();
+            let bind_piece = |(index, piece)| {
+                let layout = &pipelines_of(&pipelines, piece).layout;
+                bind(layout, &[index])
+            };
+            let pieces = plan.pieces.iter().enumerate();
+            let bind_groups: Vec<_> = pieces.map(bind_piece).collect();
             let bind_batch = |((pipeline, layout), batch): ((_, wgpu::BindGroupLayout), &Batch)| {
                 (pipeline, bind(&layout, &batch.pieces))
             };
@@ -353,10 +374,11 @@ impl<R: Rule> GpuOptimizer<R> {
         let mut current = None;
         for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
-                Target::Piece(piece) => (
-                    &self.pipelines[class.group][dispatch.access as usize],
-                    &self.bind_groups[piece],
-                ),
+                Target::Piece(piece) => {
+                    let pipelines = pipelines_of(&self.pipelines, &self.plan.pieces[piece]);
+                    let pipeline = &pipelines.by_access[dispatch.access as usize];
+                    (pipeline, &self.bind_groups[piece])
+                }
                 Target::Batch { batch, .. } => (&self.batches[batch].0, &self.batches[batch].1),
             };
             if current != Some(pipeline) {
@@ -402,10 +424,14 @@ impl<R: Rule> GpuOptimizer<R> {
             })
         });
         // So that each pipeline is set once; batches come by group already.
-        self.dispatches.sort_by_key(|(dispatch, class)| {
-            let of_pieces = matches!(dispatch.target, Target::Piece(_));
-            of_pieces.then_some((dispatch.access, class.group))
-        });
+        self.dispatches
+            .sort_by_key(|(dispatch, class)| match dispatch.target {
+                Target::Piece(piece) => {
+                    let in_one_buffer = self.plan.pieces[piece].in_one_buffer();
+                    Some((dispatch.access, class.group, in_one_buffer))
+                }
+                Target::Batch { .. } => None,
+            });
         self.stale = false;
     }
 
@@ -487,6 +513,11 @@ impl<R: Rule> fmt::Debug for GpuOptimizer<R> {
             .field("pieces", &self.plan.pieces.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Those that go over a piece.
+fn pipelines_of<'p>(pipelines: &'p [[Pipelines; 2]], piece: &Piece) -> &'p Pipelines {
+    &pipelines[piece.group][usize::from(piece.in_one_buffer())]
 }
 
 /// A buffer for each piece whose rule keeps slots, with what they start as.

@@ -4,6 +4,7 @@
 //! the device; a browser does so by itself, and in a native program a thread of the download's own waits for it, as
 //! long as it takes. [`block_on`] and [`download_blocking`] wait on the calling thread instead.
 
+use std::ops::Range;
 use std::sync::Arc;
 #[cfg(not(target_arch = "wasm32"))]
 use std::{
@@ -47,8 +48,11 @@ pub fn upload(
     .map_err(|error| refused(device, &error))
 }
 
-/// Overwrites whole buffers, whose sizes are multiples of 4 bytes: `fill` gets a mapped staging buffer of zeros for
-/// each. Submits one copy per buffer, all together.
+/// A buffer and some of its bytes.
+pub(crate) type Region<'b> = (&'b wgpu::Buffer, Range<u64>);
+
+/// Overwrites whole regions, on multiples of 4 bytes: `fill` gets a mapped staging buffer of zeros for each. Submits one
+/// copy per region, all together.
 ///
 /// Staging buffers of its own, because wgpu gives up the device where it has no memory for those of
 /// `Queue::write_buffer`.
@@ -58,18 +62,18 @@ pub fn upload(
 pub(crate) fn overwrite(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
-    buffers: &[wgpu::Buffer],
+    regions: &[Region<'_>],
     fill: impl FnOnce(&mut [wgpu::BufferViewMut]),
 ) -> Result<(), TransferError> {
-    let stage = |buffer: &wgpu::Buffer| {
+    let stage = |(_, bytes): &Region<'_>| {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu_optim.upload"),
-            size: buffer.size(),
+            size: bytes.end - bytes.start,
             usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: true,
         })
     };
-    let staging: Vec<_> = checked(device, || buffers.iter().map(stage).collect())
+    let staging: Vec<_> = checked(device, || regions.iter().map(stage).collect())
         .map_err(|error| refused(device, &error))?;
     let mapped = staging
         .iter()
@@ -83,9 +87,10 @@ pub(crate) fn overwrite(
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
             label: Some("wgpu_optim.upload"),
         });
-        for (staging, buffer) in staging.iter().zip(buffers) {
+        for (staging, (buffer, bytes)) in staging.iter().zip(regions) {
             staging.unmap();
-            encoder.copy_buffer_to_buffer(staging, 0, buffer, 0, buffer.size());
+            let size = bytes.end - bytes.start;
+            encoder.copy_buffer_to_buffer(staging, 0, buffer, bytes.start, size);
         }
         queue.submit([encoder.finish()]);
     })

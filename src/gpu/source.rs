@@ -14,6 +14,7 @@ pub struct KernelVariant {
     rule: RuleSource,
     access: Access,
     tensors: usize,
+    in_one_buffer: bool,
 }
 
 /// What of a rule makes a difference to its kernels.
@@ -178,7 +179,19 @@ impl KernelVariant {
             rule: RuleSource::of(rule),
             access,
             tensors,
+            in_one_buffer: false,
         }
+    }
+
+    /// The same for parameters and gradients in one buffer, which is then bound for writing throughout.
+    #[must_use]
+    pub fn in_one_buffer(mut self, in_one_buffer: bool) -> Self {
+        self.in_one_buffer = in_one_buffer;
+        self
+    }
+
+    pub(super) const fn is_in_one_buffer(&self) -> bool {
+        self.in_one_buffer
     }
 
     pub(super) fn has_state(&self) -> bool {
@@ -197,9 +210,13 @@ impl KernelVariant {
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        match self.tensors {
+        let source = match self.tensors {
             0..=1 => self.rule.piece(path),
             tensors => self.rule.batch(path, self.access, tensors),
+        };
+        match self.in_one_buffer {
+            true => source.replace("var<storage, read> grads", "var<storage, read_write> grads"),
+            false => source,
         }
     }
 
@@ -311,8 +328,10 @@ mod tests {
         for path in PATHS {
             let mut parsed = HashMap::new();
             for config in configs() {
-                for (access, tensors) in &accesses {
+                let placed = accesses.iter().flat_map(|at| [(at, false), (at, true)]);
+                for ((access, tensors), in_one_buffer) in placed {
                     let variant = KernelVariant::new(&config, *access, *tensors);
+                    let variant = variant.in_one_buffer(in_one_buffer);
                     let source = variant.source(path);
                     let (module, info) = parsed
                         .entry(source)

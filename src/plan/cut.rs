@@ -83,7 +83,12 @@ impl Room {
 
 impl Plan {
     /// Cuts neighbouring tensors, which follow each other, into pieces.
-    pub(super) fn add_run(&mut self, tensors: &[TensorLayout], run: &[usize], room: &Room) {
+    pub(super) fn add_run(
+        &mut self,
+        tensors: &[TensorLayout],
+        run: &[usize],
+        room: &Room,
+    ) -> Result<(), PlanError> {
         let first = &tensors[run[0]];
         let run_numel: u64 = run
             .iter()
@@ -131,7 +136,7 @@ impl Plan {
                 continue;
             }
             let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
-            self.pieces.push(Piece {
+            let piece = Piece {
                 numel: numel as u32,
                 group: first.group,
                 params_buffer: first.params.buffer,
@@ -144,8 +149,21 @@ impl Plan {
                 }),
                 parts: parts_start..self.parts.len(),
                 batched: false,
-            });
+            };
+            if piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
+                let [params, grads] =
+                    [piece.params, piece.grads].map(|window| window.start_bytes());
+                let end = params.min(grads) + numel * ELEM_BYTES;
+                return Err(PlanError::TooClose {
+                    tensor: self.parts[parts_start].tensor,
+                    params_offset_bytes: params,
+                    grads_offset_bytes: grads,
+                    least_offset_bytes: end.next_multiple_of(room.alignment_bytes),
+                });
+            }
+            self.pieces.push(piece);
         }
+        Ok(())
     }
 
     /// Puts small pieces that begin with their bindings into batches, as many in each as the limits allow. Like goes
@@ -159,7 +177,10 @@ impl Plan {
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
             first_elems == 0 && units <= room && piece.numel <= MAX_BATCHED_ELEMS
         };
-        let kind = |piece: &Piece| (piece.group, piece.bindings(), piece.batch_access());
+        let kind = |piece: &Piece| {
+            let shares = piece.in_one_buffer();
+            (piece.group, piece.bindings(), piece.batch_access(), shares)
+        };
         let pieces = self.pieces.iter().enumerate();
         let mut waiting: Vec<_> = pieces
             .filter(|(_, piece)| joins(piece))

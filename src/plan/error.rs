@@ -20,6 +20,22 @@ pub enum PlanError {
         /// Its number of elements.
         numel: u64,
     },
+    /// Parameters and gradients in one buffer, so close to each other that their bindings, which start where the device
+    /// lets them, would overlap.
+    #[error(
+        "tensor {tensor}: parameters at byte {params_offset_bytes} and gradients at byte {grads_offset_bytes} of one \
+         buffer cannot be bound side by side: expected the later ones at byte {least_offset_bytes} or after it"
+    )]
+    TooClose {
+        /// Index of the first tensor that is concerned.
+        tensor: usize,
+        /// Where the parameters start.
+        params_offset_bytes: u64,
+        /// Where the gradients start.
+        grads_offset_bytes: u64,
+        /// Where the later of both may start.
+        least_offset_bytes: u64,
+    },
     /// A device limit below what any piece needs.
     #[error("device limit {limit} = {actual} is too low: expected at least {required}")]
     LimitTooLow {

@@ -138,6 +138,12 @@ impl Window {
         }
     }
 
+    /// Whether the two share a byte, in one buffer.
+    fn overlaps(&self, other: &Self) -> bool {
+        let end = |window: &Self| window.offset_bytes + window.size_bytes;
+        self.offset_bytes < end(other) && other.offset_bytes < end(self)
+    }
+
     /// Byte offset in the buffer of the first element of the piece.
     #[must_use]
     pub fn start_bytes(&self) -> u64 {
@@ -220,8 +226,19 @@ impl Piece {
         }
     }
 
-    /// Whether WebGPU lets one dispatch bind both: what it writes is not read through another binding.
+    /// Whether parameters and gradients lie in one buffer, which a dispatch then binds for writing throughout: WebGPU
+    /// refuses one that is bound for writing here and for reading there.
+    #[must_use]
+    pub const fn in_one_buffer(&self) -> bool {
+        self.params_buffer == self.grads_buffer
+    }
+
+    /// Whether WebGPU lets one dispatch bind both, of which each is in one buffer or none is: what is written is bound
+    /// once, and not read through another binding.
     fn may_be_bound_with(&self, other: &Self) -> bool {
+        if self.in_one_buffer() {
+            return self.grads_buffer != other.grads_buffer || !self.grads.overlaps(&other.grads);
+        }
         self.params_buffer != other.grads_buffer && self.grads_buffer != other.params_buffer
     }
 }
@@ -384,7 +401,7 @@ impl Plan {
                 .max(2 * VEC4_ELEMS as u32),
         };
         for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
-            plan.add_run(tensors, run, &room);
+            plan.add_run(tensors, run, &room)?;
         }
         plan.add_batches(limits.max_storage_buffers);
         Ok(plan)

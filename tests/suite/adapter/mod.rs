@@ -13,6 +13,7 @@ mod large;
 #[cfg(target_os = "linux")]
 mod memory;
 mod parity;
+mod pools;
 mod properties;
 #[cfg(feature = "safetensors")]
 mod rules;

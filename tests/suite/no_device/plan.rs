@@ -161,6 +161,11 @@ fn check_plan(
     }
 
     for piece in &plan.pieces {
+        assert_eq!(
+            piece.in_one_buffer(),
+            piece.params_buffer == piece.grads_buffer
+        );
+        check_bindings(&plan, &[piece]);
         for window in [&piece.params, &piece.grads]
             .into_iter()
             .chain(piece.state.as_ref().map(|state| &state.first))
@@ -233,6 +238,28 @@ fn check_plan(
     plan
 }
 
+/// What one dispatch binds: a buffer is bound for writing throughout or not at all, and nothing that is bound for writing
+/// is bound twice.
+fn check_bindings(plan: &Plan, pieces: &[&Piece]) {
+    let mut bound = Vec::new();
+    for piece in pieces {
+        let writes_grads = piece.in_one_buffer();
+        bound.push((piece.params_buffer, piece.params, true));
+        bound.push((piece.grads_buffer, piece.grads, writes_grads));
+    }
+    for (index, (buffer, window, writes)) in bound.iter().enumerate() {
+        for (other_buffer, other, other_writes) in &bound[..index] {
+            if buffer != other_buffer {
+                continue;
+            }
+            assert_eq!(writes, other_writes, "{plan:?}");
+            let end = |window: &Window| window.offset_bytes + window.size_bytes;
+            let are_apart = end(window) <= other.offset_bytes || end(other) <= window.offset_bytes;
+            assert!(!writes || are_apart, "{plan:?}");
+        }
+    }
+}
+
 fn check_batches(plan: &Plan, limits: &DeviceLimits) {
     let mut times = vec![0; plan.pieces.len()];
     for batch in &plan.batches {
@@ -255,13 +282,38 @@ fn check_batches(plan: &Plan, limits: &DeviceLimits) {
             assert_eq!(piece.group, pieces[0].group);
             assert_eq!(piece.state.is_some(), pieces[0].state.is_some());
             assert!(piece.numel.is_multiple_of(batch.access.unit_elems()));
-            let read = |buffer| pieces.iter().any(|other| other.grads_buffer == buffer);
-            assert!(!read(piece.params_buffer), "no buffer is written and read");
+            assert_eq!(piece.in_one_buffer(), pieces[0].in_one_buffer());
         }
+        check_bindings(plan, &pieces);
     }
     for (piece, times) in plan.pieces.iter().zip(times) {
         assert_eq!(u8::from(piece.batched), times);
     }
+}
+
+/// Bindings start on an alignment, so that what follows closely in one buffer would be bound twice.
+#[test]
+fn gradients_right_behind_their_parameters_are_too_close() {
+    let pool = |numel, params, grads| {
+        let mut layout = tensor(numel, params, grads);
+        layout.grads.buffer = layout.params.buffer;
+        layout
+    };
+    for layout in [pool(100, 0, 400), pool(100, 400, 0)] {
+        let error = Plan::new(&[tensor(1, 4096, 4096), layout], &COMMON).unwrap_err();
+        let expected = PlanError::TooClose {
+            tensor: 1,
+            params_offset_bytes: layout.params.offset_bytes,
+            grads_offset_bytes: layout.grads.offset_bytes,
+            least_offset_bytes: 512,
+        };
+        assert_eq!(error, expected);
+    }
+    check_plan(&[pool(100, 0, 512)], &COMMON, &all);
+    check_plan(&[pool(100, 512, 0)], &COMMON, &all);
+    // All parameters, then all gradients: one piece.
+    let behind = [pool(64, 0, 1024), pool(100, 256, 1280)];
+    assert_eq!(check_plan(&behind, &COMMON, &all).pieces.len(), 1);
 }
 
 fn all(_: usize) -> bool {
@@ -304,9 +356,11 @@ proptest! {
         // In few buffers that hold parameters of one and gradients of another, with room between them.
         let mut small = Vec::new();
         for (index, (numel, buffer, other, group, _)) in batched.iter().enumerate() {
-            let at = 65536 * index as u64;
-            let mut layout = tensor(*numel, at, at);
-            (layout.params.buffer, layout.grads.buffer) = (*buffer, (buffer + other) % 5);
+            let at = (1 << 17) * index as u64;
+            let other = (buffer + other) % 5;
+            // In one buffer with their gradients, too, then behind each other.
+            let mut layout = tensor(*numel, at, at + if other == *buffer { 1 << 16 } else { 0 });
+            (layout.params.buffer, layout.grads.buffer) = (*buffer, other);
             (layout.group, layout.slots) = (*group, slots_of(*group));
             small.push(layout);
         }

@@ -1,6 +1,6 @@
 //! Every mistake in a list of tensors is named, and the next optimizer builds.
 
-use wgpu_optim::{BuildError, DuplicateName, wgpu};
+use wgpu_optim::{BuildError, DuplicateName, PlanError, wgpu};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 
@@ -92,13 +92,25 @@ fn mistakes_are_named_and_the_next_list_builds() {
         };
         assert_eq!(refused(&[good(), bad]), expected);
     }
-    let shared = tensor("b", (params, 40), (params, 200), 10);
-    assert_eq!(
-        refused(&[good(), shared]),
-        BuildError::SharedBuffer { tensor: name() }
-    );
+    // In one buffer: over each other, and too close for two bindings.
+    let within = tensor("b", (params, 40), (params, 60), 10);
+    let overlap = BuildError::Overlap {
+        tensor: name(),
+        role: "grads",
+        other: name(),
+    };
+    assert_eq!(refused(&[good(), within]), overlap);
+    let close = tensor("b", (params, 40), (params, 200), 10);
+    let too_close = BuildError::Plan(PlanError::TooClose {
+        tensor: 1,
+        params_offset_bytes: 40,
+        grads_offset_bytes: 200,
+        least_offset_bytes: 256,
+    });
+    assert_eq!(refused(&[good(), close]), too_close);
 
-    assert!(build(&kernels, &[good()]).is_ok());
+    let pool = tensor("b", (params, 40), (params, 256), 10);
+    assert!(build(&kernels, &[good(), pool]).is_ok());
 }
 
 #[test]
