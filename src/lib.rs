@@ -1,4 +1,4 @@
-//! GPU-accelerated optimizer kernels for [wgpu]: Adam, and the fused momentum update
+//! GPU-accelerated optimizer kernels for [wgpu]: Adam and its relatives, and the fused momentum update
 //!
 //! ```text
 //! d     = g + lambda*theta
@@ -12,7 +12,10 @@
 //! # Where to look
 //!
 //! - [`SgdConfig`] says which update of the momentum family; it compiles to [`Coefficients`], the six numbers above.
-//!   [`AdamConfig`] is Adam, AdamW and AMSGrad. Both are a [`Rule`], which optimizers, groups and states are generic over.
+//!   [`AdamConfig`] is Adam, AdamW and AMSGrad; [`NAdamConfig`], [`RAdamConfig`], [`AdamaxConfig`], [`RmsPropConfig`],
+//!   [`AdagradConfig`], [`AdadeltaConfig`], [`LionConfig`], [`SignumConfig`], [`ScheduleFreeSgdConfig`],
+//!   [`ScheduleFreeAdamWConfig`], [`AdaBeliefConfig`], [`YogiConfig`] and [`RpropConfig`] are what their names say. Each is
+//!   a [`Rule`], which optimizers, groups and states are generic over; [`AnyRule`] is any of them, by name and library.
 //! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
 //! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name.
 //! - [`Arena`] lays many tensors out so that one dispatch updates them all.

@@ -92,8 +92,8 @@ pub fn picture(runs: &[Run]) -> Picture {
         label: "landscape U, with slope (x + 1) x (x - 2)".to_owned(),
         color: picture::GREY,
         stroke: Stroke::Solid(3),
-        points: (0..=60)
-            .map(|i| x.start + (x.end - x.start) * f64::from(i) / 60.0)
+        points: (0..=400)
+            .map(|i| x.start + (x.end - x.start) * f64::from(i) / 400.0)
             .map(|x| (x, height(x)))
             .collect(),
     };
