@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, scalars, twin};
+use super::config::{config, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range};
@@ -59,7 +59,7 @@ impl AdadeltaConfig {
         Ok(self)
     }
 
-    fn coefficients(&self) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
             lambda: self.weight_decay,
             keep: self.rho,
@@ -73,7 +73,7 @@ impl AdadeltaConfig {
 
     fn walk<W: Walk>(
         &self,
-        _phase: u64,
+        phase: u64,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -81,7 +81,7 @@ impl AdadeltaConfig {
         if let [s, acc] = state {
             with_decay!(self, |decay| {
                 let element = Adadelta {
-                    k: self.coefficients(),
+                    k: self.coefficients(phase),
                     decay,
                 };
                 W::walk(element, params, [s, acc], grads);
@@ -127,33 +127,11 @@ impl Rule for AdadeltaConfig {
         self.decay().terms([])
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/adadelta.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
-
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
+    rule_functions!("adadelta");
 
     /// The steps do not differ.
     fn phase(&self, _applied_steps: u64) -> u64 {
         0
-    }
-
-    fn scalars(&self, _phase: u64) -> Scalars {
-        self.coefficients().into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
     }
 }
 

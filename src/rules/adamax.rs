@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, scalars, twin};
+use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
 use super::error::{check_decays, check_range};
@@ -151,39 +151,9 @@ impl Rule for AdamaxConfig {
         self.decay().terms([("EPS_IN_NORM", self.eps_in_norm)])
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/adamax.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
+    rule_functions!("adamax");
 
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
-
-    fn scalars(&self, phase: u64) -> Scalars {
-        self.coefficients(phase).into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
-    }
-
-    /// `beta1`, as PyTorch's one-cycle schedule has it.
-    fn momentum(&self) -> Option<f64> {
-        Some(self.beta1)
-    }
-
-    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-        let beta1 = momentum;
-        Self { beta1, ..*self }.check()
-    }
+    beta1_is_momentum!();
 }
 
 twin!(AdamaxConfig);

@@ -169,7 +169,64 @@ macro_rules! twin {
     };
 }
 
-pub(crate) use {config, scalars, twin};
+/// The functions of `Rule` that are alike in all rules which share `decay.wgsl`; `coefficients` gives the scalars.
+macro_rules! rule_functions {
+    ($stem:literal) => {
+        fn wgsl(&self) -> Cow<'static, str> {
+            concat!(
+                include_str!(concat!("../../shaders/rules/", $stem, ".wgsl")),
+                include_str!("../../shaders/rules/decay.wgsl")
+            )
+            .into()
+        }
+
+        fn scalar_names(&self) -> &'static [&'static str] {
+            Coefficients::NAMES
+        }
+
+        fn scalars(&self, phase: u64) -> Scalars {
+            self.coefficients(phase).into()
+        }
+
+        fn lr(&self) -> f64 {
+            self.lr
+        }
+
+        fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+            Self::with_lr(*self, lr)
+        }
+    };
+}
+
+/// Those for a momentum that is `beta1`, as PyTorch's one-cycle schedule has it.
+macro_rules! beta1_is_momentum {
+    () => {
+        fn momentum(&self) -> Option<f64> {
+            Some(self.beta1)
+        }
+
+        fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+            let beta1 = momentum;
+            Self { beta1, ..*self }.check()
+        }
+    };
+}
+
+/// Those for a momentum of its own, which keeps a buffer unless it is zero.
+macro_rules! momentum_is_its_own {
+    () => {
+        fn momentum(&self) -> Option<f64> {
+            (self.momentum != 0.0).then_some(self.momentum)
+        }
+
+        fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+            let momentum = changed_momentum(self.momentum, momentum)?;
+            Self { momentum, ..*self }.check()
+        }
+    };
+}
+
+pub(crate) use {beta1_is_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
 
 /// A momentum in place of another. The buffer that goes with one stays, also at momentum zero, for which the smallest
 /// number that is not zero then stands; where there is none, none can come.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, scalars, twin};
+use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
 use super::error::{check_decays, check_range};
@@ -58,7 +58,7 @@ impl LionConfig {
         Ok(self)
     }
 
-    fn coefficients(&self) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
             lambda: self.weight_decay,
             beta1: self.beta1,
@@ -73,7 +73,7 @@ impl LionConfig {
 
     fn walk<W: Walk>(
         &self,
-        _phase: u64,
+        phase: u64,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -81,7 +81,7 @@ impl LionConfig {
         if let [m] = state {
             with_decay!(self, |decay| {
                 let element = Lion {
-                    k: self.coefficients(),
+                    k: self.coefficients(phase),
                     decay,
                 };
                 W::walk(element, params, [m], grads);
@@ -126,44 +126,14 @@ impl Rule for LionConfig {
         self.decay().terms([])
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/lion.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
-
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
+    rule_functions!("lion");
 
     /// The steps do not differ.
     fn phase(&self, _applied_steps: u64) -> u64 {
         0
     }
 
-    fn scalars(&self, _phase: u64) -> Scalars {
-        self.coefficients().into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
-    }
-
-    /// `beta1`.
-    fn momentum(&self) -> Option<f64> {
-        Some(self.beta1)
-    }
-
-    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-        let beta1 = momentum;
-        Self { beta1, ..*self }.check()
-    }
+    beta1_is_momentum!();
 }
 
 twin!(LionConfig);

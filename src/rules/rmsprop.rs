@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{changed_momentum, config, scalars, twin};
+use super::config::{changed_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
 use super::error::{check_decays, check_range, unsupported};
@@ -105,7 +105,7 @@ impl RmsPropConfig {
         Ok(self)
     }
 
-    fn coefficients(&self) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
             lambda: self.weight_decay,
             alpha: self.alpha,
@@ -161,7 +161,7 @@ impl RmsPropConfig {
         decay: DecayTwin<LAMBDA>,
     ) -> RmsProp<LAMBDA, MOMENTUM, CENTERED> {
         RmsProp {
-            k: self.coefficients(),
+            k: self.coefficients(0),
             decay,
             eps_in_sqrt: self.eps_in_sqrt,
             nesterov: self.nesterov,
@@ -256,43 +256,14 @@ impl Rule for RmsPropConfig {
         .to_owned()
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/rmsprop.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
-
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
+    rule_functions!("rmsprop");
 
     /// The steps do not differ.
     fn phase(&self, _applied_steps: u64) -> u64 {
         0
     }
 
-    fn scalars(&self, _phase: u64) -> Scalars {
-        self.coefficients().into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
-    }
-
-    fn momentum(&self) -> Option<f64> {
-        (self.momentum != 0.0).then_some(self.momentum)
-    }
-
-    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-        let momentum = changed_momentum(self.momentum, momentum)?;
-        Self { momentum, ..*self }.check()
-    }
+    momentum_is_its_own!();
 }
 
 twin!(RmsPropConfig);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, scalars, twin};
+use super::config::{config, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, check_range};
@@ -168,29 +168,7 @@ impl Rule for ScheduleFreeAdamWConfig {
         self.decay().terms([])
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/schedule_free_adamw.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
-
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
-
-    fn scalars(&self, phase: u64) -> Scalars {
-        self.coefficients(phase).into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
-    }
+    rule_functions!("schedule_free_adamw");
 }
 
 twin!(ScheduleFreeAdamWConfig);

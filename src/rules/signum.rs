@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::config::{changed_momentum, config, scalars, twin};
+use super::config::{changed_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
 use super::error::{check_decays, check_range};
@@ -59,7 +59,7 @@ impl SignumConfig {
         Ok(self)
     }
 
-    fn coefficients(&self) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
             lambda: self.weight_decay,
             mu: self.momentum,
@@ -72,12 +72,12 @@ impl SignumConfig {
 
     fn walk<W: Walk>(
         &self,
-        _phase: u64,
+        phase: u64,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = self.coefficients();
+        let k = self.coefficients(phase);
         with_decay!(self, |decay| match state {
             [m] => W::walk(Signum { k, decay }, params, [m], grads),
             _ => W::walk(Signum { k, decay }, params, [], grads),
@@ -131,43 +131,14 @@ impl Rule for SignumConfig {
         self.decay().terms([("HAS_MOMENTUM", self.momentum != 0.0)])
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        concat!(
-            include_str!("../../shaders/rules/signum.wgsl"),
-            include_str!("../../shaders/rules/decay.wgsl")
-        )
-        .into()
-    }
-
-    fn scalar_names(&self) -> &'static [&'static str] {
-        Coefficients::NAMES
-    }
+    rule_functions!("signum");
 
     /// The steps do not differ.
     fn phase(&self, _applied_steps: u64) -> u64 {
         0
     }
 
-    fn scalars(&self, _phase: u64) -> Scalars {
-        self.coefficients().into()
-    }
-
-    fn lr(&self) -> f64 {
-        self.lr
-    }
-
-    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-        Self::with_lr(*self, lr)
-    }
-
-    fn momentum(&self) -> Option<f64> {
-        (self.momentum != 0.0).then_some(self.momentum)
-    }
-
-    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-        let momentum = changed_momentum(self.momentum, momentum)?;
-        Self { momentum, ..*self }.check()
-    }
+    momentum_is_its_own!();
 }
 
 twin!(SignumConfig);
