@@ -240,3 +240,75 @@ pub(super) fn sign(value: f64) -> f64 {
         value => value.signum(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation on every pair of awkward numbers, in `f32` as it rounds here.
+    #[test]
+    fn what_f32_computes_lies_in_the_range() {
+        let at = Arithmetic(Rounding::NEAREST);
+        let numbers = [
+            0.0, 1.0, -1.0, 0.1, -0.3, 7.7, 1e-30, -2e-20, 3e17, 1e-40_f32,
+        ];
+        let holds = |range: Bounded, exact: f64, computed: f32| {
+            let computed = f64::from(computed);
+            let close = (range.exact - exact).abs() <= 1e-12 * exact.abs();
+            assert!(close && range.low <= range.exact && range.exact <= range.high);
+            assert!(
+                range.low <= computed && computed <= range.high,
+                "{range:?} {computed}"
+            );
+        };
+        for x in numbers {
+            let (range_x, wide_x) = (Bounded::exactly(x), f64::from(x));
+            holds(range_x.magnitude(), wide_x.abs(), x.abs());
+            holds(range_x.negative(), -wide_x, -x);
+            if x >= 0.0 {
+                holds(at.root(range_x), wide_x.sqrt(), x.sqrt());
+            }
+            for y in numbers {
+                let (range_y, wide_y) = (Bounded::exactly(y), f64::from(y));
+                holds(at.sum([range_x, range_y]), wide_x + wide_y, x + y);
+                holds(at.difference(range_x, range_y), wide_x - wide_y, x - y);
+                holds(at.product(range_x, range_y), wide_x * wide_y, x * y);
+                holds(range_x.max(range_y), wide_x.max(wide_y), x.max(y));
+                if y != 0.0 && !y.is_subnormal() && (wide_x / wide_y).abs() < 3e38 {
+                    holds(at.quotient(range_x, range_y), wide_x / wide_y, x / y);
+                }
+                let c = 0.1;
+                let exact = wide_x + c * (wide_y - wide_x);
+                holds(
+                    at.between(range_x, range_y, c),
+                    exact,
+                    x + c as f32 * (y - x),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_certain_is_in_the_range() {
+        let at = Arithmetic(Rounding::NEAREST);
+        let about_zero = Bounded {
+            exact: 1e-9,
+            low: -1e-8,
+            high: 1e-8,
+        };
+        let sign = about_zero.sign();
+        assert_eq!((sign.exact, sign.low, sign.high), (1.0, -1.0, 1.0));
+        assert_eq!(about_zero.magnitude().low, 0.0);
+        let anything = at.quotient(Bounded::exactly(1.0), about_zero);
+        assert_eq!(
+            (anything.low, anything.high),
+            (f64::NEG_INFINITY, f64::INFINITY)
+        );
+        // A root that may be zero is not negative, so that an epsilon beside it bounds the quotient.
+        let divisor = at.sum([at.root(about_zero), at.scalar(1e-8)]);
+        let quotient = at.quotient(Bounded::exactly(1.0), divisor);
+        assert!(divisor.low > 0.99e-8 && quotient.high < 1.02e8);
+        // Nothing times anything.
+        assert!(at.product(Bounded::default(), anything).low == f64::NEG_INFINITY);
+    }
+}

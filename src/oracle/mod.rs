@@ -402,3 +402,43 @@ macro_rules! any_textbook {
 }
 
 every_rule!(any_textbook);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    /// Written twice, in the library's words and in the kernel's: both are the same function.
+    #[test]
+    fn the_textbook_and_the_kernels_statements_are_one_function() {
+        for preset in AnyRule::presets() {
+            let rule = (preset.config)(0.05).unwrap();
+            let mut oracle = Oracle::new(&[0.7, -1.3, 0.02], Rounding::NEAREST);
+            oracle.start(&rule);
+            for step in 1..=12 {
+                for (index, element) in oracle.elements.iter_mut().enumerate() {
+                    let mut bounded = *element;
+                    let grad = (0.3 * step as f32 + index as f32).sin();
+                    let (at, of_grad) = (Arithmetic(Rounding::NEAREST), Bounded::exactly(grad));
+                    rule.bound(step, at, &mut bounded.theta, &mut bounded.slots, of_grad);
+                    element.step(&rule, step, Rounding::NEAREST, grad);
+                    let pairs = [(element.theta, bounded.theta)].into_iter();
+                    for (exact, statements) in
+                        pairs.chain(element.slots.into_iter().zip(bounded.slots))
+                    {
+                        approx::assert_relative_eq!(
+                            exact.exact,
+                            statements.exact,
+                            max_relative = 1e-9,
+                            epsilon = 1e-12
+                        );
+                        assert!(
+                            exact.low <= exact.exact && exact.exact <= exact.high,
+                            "{rule:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -54,7 +54,7 @@ macro_rules! config {
                 }
             )*
 
-            #[allow(dead_code, reason = "the oldest rules have it in their scalars")]
+            #[allow(dead_code, reason = "the momentum family has it in its scalars")]
             fn decay(&self) -> crate::rules::decay::Decay {
                 crate::rules::decay::Decay::new(
                     self.maximize,

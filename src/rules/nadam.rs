@@ -92,18 +92,23 @@ impl NAdamConfig {
         }
     }
 
-    /// The product of the momenta of steps 1 to `t`: what PyTorch calls `mu_product`.
-    fn momentum_product(&self, t: u64) -> f64 {
-        let mut product = 1.0;
+    /// The product of the momenta of steps 1 to `t`: what PyTorch calls `mu_product`. Zero below `least`. Every dispatch
+    /// asks for it, so that a power at every step would cost more than recording does.
+    fn momentum_product(&self, t: u64, least: f64) -> f64 {
+        if !self.momentum_schedule {
+            return self.beta1.powf(t as f64);
+        }
+        let falls_by = 0.96_f64.powf(self.momentum_decay);
+        let (mut missing, mut product) = (0.5, 1.0);
         for step in 1..=t {
-            let momentum = self.momentum_at(step as f64);
+            missing *= falls_by;
+            let momentum = self.beta1 * (1.0 - missing);
             if momentum == self.beta1 {
                 // It has risen all the way, and stays.
                 return product * self.beta1.powf((t - step) as f64 + 1.0);
             }
             product *= momentum;
-            // Smaller than that it changes neither an f32 nor what is left of one.
-            if product < f64::from(f32::MIN_POSITIVE) * f64::EPSILON {
+            if product < least {
                 return 0.0;
             }
         }
@@ -113,7 +118,8 @@ impl NAdamConfig {
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps.saturating_add(1);
         let (now, next) = (self.momentum_at(t as f64), self.momentum_at(t as f64 + 1.0));
-        let product = self.momentum_product(t);
+        // Less than that leaves one as it is.
+        let product = self.momentum_product(t, f64::EPSILON / 4.0);
         Coefficients {
             lambda: self.weight_decay,
             beta1: self.beta1,
@@ -217,7 +223,10 @@ impl KnownRule for NAdamConfig {
         is_pytorchs.then(|| {
             vec![
                 ("step", applied_steps as f64),
-                ("mu_product", self.momentum_product(applied_steps)),
+                (
+                    "mu_product",
+                    self.momentum_product(applied_steps, f64::MIN_POSITIVE),
+                ),
             ]
         })
     }
