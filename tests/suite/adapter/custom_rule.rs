@@ -7,7 +7,7 @@ use wgpu_optim::{
     Slots,
 };
 
-use super::{Bench, whole};
+use super::{Bench, gpu_test, whole};
 use crate::cases::values;
 
 /// `theta - lr*g` with an accumulator that starts at a half and counts steps, and what goes wrong with it.
@@ -100,9 +100,9 @@ impl Rule for Counting {
 
 /// Slots that start at something else than zero, in an arena, alone at an odd size, in batches, and after a state
 /// without slots.
-#[test]
-fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
+    for bench in Bench::both().await {
         let tensors = [("a", vec![7, 11]), ("b", vec![4]), ("c", vec![1001])];
         let numels = tensors
             .clone()
@@ -174,9 +174,9 @@ fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
     }
 }
 
-#[test]
-fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
+    for bench in Bench::both().await {
         let values = values(1, 64);
         let (params, grads) = (bench.buffer_of(&values), bench.buffer_of(&values));
         let build = |rule: Counting| {
