@@ -86,6 +86,7 @@ async fn an_arena_from_a_file_steps_and_goes_back_into_one() {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
 async fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
     let limits = wgpu::Limits {

@@ -121,8 +121,8 @@ async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
             let mut encoder = bench.encoder();
             optimizer.step(&mut encoder).unwrap();
             bench.queue.submit([encoder.finish()]);
-            let state = pollster::block_on(optimizer.state()).unwrap();
-            let params = pollster::block_on(arena.download_all_params()).unwrap();
+            let state = bench.wait(optimizer.state()).await.unwrap();
+            let params = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, state) in state.tensors.iter().enumerate() {
                 let names: Vec<_> = state.slots.iter().map(|slot| slot.name.as_str()).collect();
                 assert_eq!(names, ["count", "largest"]);
@@ -147,16 +147,16 @@ async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
                 assert!(params[tensor].iter().zip(&expected).all(close));
             }
         }
-        let mut fresh = pollster::block_on(optimizer.state()).unwrap();
+        let mut fresh = bench.wait(optimizer.state()).await.unwrap();
         fresh.tensors[0].slots.clear();
         optimizer.load_state(&fresh).unwrap();
         bench.queue.submit([]);
-        let state = pollster::block_on(optimizer.state()).unwrap();
+        let state = bench.wait(optimizer.state()).await.unwrap();
         assert_eq!(state.tensors[0].applied_steps, 0);
         let mut encoder = bench.encoder();
         optimizer.step(&mut encoder).unwrap();
         bench.queue.submit([encoder.finish()]);
-        let state = pollster::block_on(optimizer.state()).unwrap();
+        let state = bench.wait(optimizer.state()).await.unwrap();
         assert!(
             state.tensors[0]
                 .slot("count")
@@ -174,6 +174,8 @@ async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
     }
 }
 
+/// A browser tells its console, later.
+#[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
 async fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
     for bench in Bench::both().await {

@@ -1,13 +1,8 @@
 //! Devices as engines open them: several at a time, and with limits of their own.
 
-use std::env;
-use std::path::Path;
-use std::process::Command;
-
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuError, GpuOptimizer, OPTIONAL_FEATURES, ScalarPath, SgdConfig,
-    TensorBinding, wgpu,
+    Gpu, GpuOptimizer, OPTIONAL_FEATURES, ScalarPath, SgdConfig, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, open_gpu};
@@ -72,15 +67,18 @@ async fn devices_of_two_instances_step_side_by_side() {
     step_side_by_side(&opened.map(|Gpu { device, queue, .. }| Bench::new(device, queue))).await;
 }
 
-/// What an engine may have asked for on an adapter that has more.
-fn engines_limits() -> [wgpu::Limits; 3] {
+/// What an engine may have asked for on an adapter that has more. In a browser that is no less than WebGPU's own.
+fn engines_limits() -> Vec<wgpu::Limits> {
+    if cfg!(target_arch = "wasm32") {
+        return vec![wgpu::Limits::default()];
+    }
     let cramped = wgpu::Limits {
         max_storage_buffer_binding_size: 16 << 10,
         max_buffer_size: 64 << 10,
         max_compute_workgroups_per_dimension: 3,
         ..wgpu::Limits::downlevel_defaults()
     };
-    [
+    vec![
         wgpu::Limits::default(),
         wgpu::Limits::downlevel_defaults(),
         cramped,
@@ -143,51 +141,4 @@ async fn an_engines_own_limits_are_kept() {
         assert_eq!(after, expected_untouched, "what lies between the tensors");
         assert_eq!(bench.download(&grads).await, gradient);
     }
-}
-
-/// Names this module's process among the test's.
-const CHILD: &str = "WGPU_OPTIM_TEST_NULL_HARDWARE";
-
-#[gpu_test]
-async fn an_adapter_that_gives_no_device_is_passed_over() {
-    let request = |name: Option<&str>| AdapterRequest {
-        name: name.map(str::to_owned),
-        backends: wgpu::Backends::VULKAN,
-        ..AdapterRequest::default()
-    };
-    if env::var_os(CHILD).is_some() {
-        let alone = Gpu::open_blocking(&request(Some("null hardware")));
-        assert!(
-            matches!(&alone, Err(GpuError::NoDevice { adapter, .. }) if adapter.contains("NAVI21")),
-            "{alone:?}"
-        );
-        let next_best = Gpu::open_blocking(&request(None)).unwrap();
-        assert_eq!(
-            next_best.adapter.get_info().device_type,
-            wgpu::DeviceType::Cpu
-        );
-        return;
-    }
-    // RADV shows a discrete GPU that is not there.
-    let drivers =
-        ["radeon", "lvp"].map(|driver| format!("/usr/share/vulkan/icd.d/{driver}_icd.x86_64.json"));
-    if !drivers.iter().all(|driver| Path::new(driver).exists()) {
-        println!("not run: this machine has not both RADV and lavapipe");
-        return;
-    }
-    // A driver reads its variables when it is loaded.
-    let name = "adapter::devices::an_adapter_that_gives_no_device_is_passed_over";
-    let child = Command::new(env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .env("RADV_FORCE_FAMILY", "navi21")
-        .env("VK_DRIVER_FILES", drivers.join(":"))
-        .env("VK_ICD_FILENAMES", drivers.join(":"))
-        .output()
-        .unwrap();
-    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(
-        child.status.success() && output.contains("1 passed"),
-        "{output}"
-    );
 }

@@ -3,7 +3,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, OPTIONAL_FEATURES,
-    ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState, wgpu,
+    ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState, TransferError, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};
@@ -211,25 +211,38 @@ async fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
         let mut encoder = bench.encoder();
         let recorded = optimizer.step(&mut encoder);
         match bench.kernels.scalar_path() {
-            ScalarPath::Immediates => assert_eq!(recorded, Ok(())),
-            ScalarPath::Uniforms => assert!(matches!(recorded, Err(StepError::Scalars { .. }))),
+            ScalarPath::Uniforms if cfg!(not(target_arch = "wasm32")) => {
+                assert!(matches!(recorded, Err(StepError::Scalars { .. })));
+            }
+            // A browser takes everything that is recorded for a lost device.
+            _ => assert_eq!(recorded, Ok(())),
         }
         bench.queue.submit([encoder.finish()]);
         let state = bench.wait(optimizer.state()).await;
-        assert!(matches!(state, Err(StateError::Transfer(_))), "{state:?}");
+        assert_eq!(state, Err(StateError::Transfer(TransferError::DeviceLost)));
+        // The mapping of the scalars' staging buffers may have failed by now.
+        let recorded = optimizer.step(&mut bench.encoder());
+        assert!(
+            matches!(recorded, Ok(()) | Err(StepError::Scalars { .. })),
+            "{recorded:?}"
+        );
 
-        // Nothing new can be built on it.
         let kernels = Kernels::new(&bench.device, &bench.queue);
+        let another = GpuOptimizer::new(&bench.kernels, config(), &[whole("a", &params, &grads)]);
+        let arena = Arena::new(&bench.device, &bench.queue, [("a", vec![10])]);
+        if cfg!(target_arch = "wasm32") {
+            // Nor does it say that nothing can be built on it.
+            assert!(kernels.is_ok() && another.is_ok() && arena.is_ok());
+            continue;
+        }
         assert!(
             matches!(kernels, Err(KernelError::Device { .. })),
             "{kernels:?}"
         );
-        let another = GpuOptimizer::new(&bench.kernels, config(), &[whole("a", &params, &grads)]);
         assert!(
             matches!(another, Err(BuildError::Device { .. })),
             "{another:?}"
         );
-        let arena = Arena::new(&bench.device, &bench.queue, [("a", vec![10])]);
         assert!(matches!(arena, Err(ArenaError::Device { .. })), "{arena:?}");
     }
     let bench = Bench::best().await;
@@ -237,6 +250,8 @@ async fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
     bench_still_works(bench, &params, &grads).await;
 }
 
+/// A browser tells its console, later.
+#[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
 async fn a_buffer_of_another_device_is_an_error_and_no_panic() {
     let (ours, theirs) = (
@@ -291,7 +306,9 @@ async fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
         arena.upload_all_params(&starts).unwrap();
         arena.upload_all_grads(&gradients).unwrap();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
-        assert!(optimizer.state_slices("a", "momentum_buffer").count() > 1);
+        // No browser has bindings as small as that.
+        let pieces = optimizer.state_slices("a", "momentum_buffer").count();
+        assert_eq!(pieces > 1, cfg!(not(target_arch = "wasm32")));
         assert_eq!(
             optimizer
                 .state_slices("stranger", "momentum_buffer")

@@ -18,6 +18,8 @@ mod groups;
 mod large;
 #[cfg(target_os = "linux")]
 mod memory;
+#[cfg(not(target_arch = "wasm32"))]
+mod null_hardware;
 mod parity;
 mod pools;
 #[cfg(not(target_arch = "wasm32"))]
@@ -51,14 +53,24 @@ pub struct Bench {
     pub kernels: Kernels,
 }
 
-/// The same adapter by an instance of its own.
-pub async fn open_gpu() -> Gpu {
-    let request = AdapterRequest {
+fn request() -> AdapterRequest {
+    AdapterRequest {
         // `cargo xtask test --all-adapters` runs these tests once for each.
         backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
         ..AdapterRequest::default()
-    };
-    Gpu::open(&request).await.unwrap_or_else(|error| {
+    }
+}
+
+/// The same adapter by an instance of its own.
+pub async fn adapter_of_its_own() -> wgpu::Adapter {
+    let mut adapters = wgpu_optim::adapters(request().backends).await;
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    adapters.swap_remove(request().best_first(&infos)[0])
+}
+
+/// The same adapter by an instance of its own, with a device.
+pub async fn open_gpu() -> Gpu {
+    Gpu::open(&request()).await.unwrap_or_else(|error| {
         panic!(
             "{error}. These tests need a wgpu adapter; a software one will do: `cargo xtask test` \
              installs Mesa's on Debian and Ubuntu (package mesa-vulkan-drivers)"
@@ -83,7 +95,12 @@ impl Bench {
 
     /// A device of its own.
     pub async fn open(optional: wgpu::Features, required_limits: wgpu::Limits) -> Self {
-        Self::open_on(&gpu().await.adapter, optional, required_limits).await
+        // A browser's adapter gives one device.
+        #[cfg(target_arch = "wasm32")]
+        let adapter = &adapter_of_its_own().await;
+        #[cfg(not(target_arch = "wasm32"))]
+        let adapter = &gpu().await.adapter;
+        Self::open_on(adapter, optional, required_limits).await
     }
 
     /// A device of this adapter.

@@ -144,6 +144,7 @@ async fn every_pair_of_offsets() {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
 async fn a_device_of_small_limits_folds_and_splits() {
     let limits = wgpu::Limits {
