@@ -7,6 +7,8 @@ mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
 mod batches;
+#[cfg(target_arch = "wasm32")]
+mod browser;
 mod custom_rule;
 mod devices;
 mod embedding;

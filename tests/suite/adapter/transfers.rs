@@ -172,10 +172,3 @@ pub async fn every_transfer() {
         assert_eq!(copy.download_params("weight").await.unwrap(), all[0]);
     }
 }
-
-/// Natively `executors` has every kind of it.
-#[cfg(target_arch = "wasm32")]
-#[gpu_test]
-async fn every_transfer_finishes_in_a_browser() {
-    every_transfer().await;
-}
