@@ -76,7 +76,10 @@ fn surface_fragment(surface: Surface) -> @location(0) vec4<f32> {
         let from_ring = abs(length(d) - sqrt(VALLEY_RADIUS_SQUARED)) / max(fwidth(length(d)), 1e-6);
         colour = mix(colour, vec3(1.0), 0.9 * (1.0 - smoothstep(0.5, 1.6, from_ring)));
     }
-    return vec4(colour, 1.0);
+
+    // The terrain's edge ends softly.
+    let inside = (1.0 - abs(surface.at)) / max(fwidth(surface.at), vec2(1e-6));
+    return vec4(colour, clamp(min(inside.x, inside.y), 0.0, 1.0));
 }
 
 // A ball a little above the ground, or nowhere if it has left the terrain.
@@ -111,14 +114,15 @@ fn point_fragment(ball: Ball) -> @location(0) vec4<f32> {
     return view.ball_colour;
 }
 
-// Lit from above left, with a dark rim.
+// Lit from above left, with a dark rim that ends softly.
 @fragment
 fn disc_fragment(ball: Ball) -> @location(0) vec4<f32> {
     let radius = length(ball.in_disc);
+    let pixel = fwidth(radius);
     if radius > 1.0 {
         discard;
     }
     let light = 1.0 - 0.35 * length(ball.in_disc - vec2(-0.3, 0.3));
     let rim = smoothstep(0.65, 1.0, radius);
-    return vec4(mix(view.ball_colour.rgb * light, vec3(0.04), 0.8 * rim), 1.0);
+    return vec4(mix(view.ball_colour.rgb * light, vec3(0.04), 0.8 * rim), clamp((1.0 - radius) / max(pixel, 1e-6), 0.0, 1.0));
 }

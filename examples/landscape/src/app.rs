@@ -213,7 +213,7 @@ impl App {
                 ));
             }
             Some(None) => {
-                ui.small("This device has no timestamps.");
+                ui.small("This device has no timestamps that tell; --headless times the parts by the clock.");
             }
             None => {}
         }

@@ -11,7 +11,7 @@ use wgpu_optim::wgpu::{self, BufferUsages};
 pub const SPEED_SAMPLE: u32 = 65_536;
 
 /// Workgroups that add up partial counts.
-pub const COUNT_GROUPS: u32 = 256;
+pub const COUNT_GROUPS: u32 = 64;
 
 /// What `shaders/count.wgsl` adds up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -37,7 +37,7 @@ pub struct Figures {
 }
 
 impl Count {
-    pub fn figures(self, balls: u32, steps: u32) -> Figures {
+    fn figures(self, balls: u32, steps: u32) -> Figures {
         let all = f64::from(balls);
         let near = f64::from(balls - self.escaped.min(balls)).max(1.0);
         let sample = f64::from(balls.min(SPEED_SAMPLE));
@@ -53,9 +53,13 @@ impl Count {
 /// How long a frame's parts took on the device, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Times {
+    /// What writes the gradients.
     pub slopes: f64,
+    /// The optimizers of both sides.
     pub step: f64,
+    /// What adds up the figures.
     pub counts: f64,
+    /// Terrain and balls.
     pub drawing: f64,
 }
 
@@ -71,17 +75,22 @@ impl Times {
 pub struct Frame {
     /// Steps since the start.
     pub steps: u64,
+    /// Left and right.
     pub sides: [Figures; 2],
-    /// None where the device has no timestamps.
+    /// None where the device has no timestamps that tell.
     pub times: Option<Times>,
 }
 
 /// The passes of a frame that are timed, two timestamps each.
 #[derive(Clone, Copy)]
 pub enum Pass {
+    /// What writes the gradients.
     Slopes,
+    /// The optimizers of both sides.
     Step,
+    /// What adds up the figures.
     Counts,
+    /// Terrain and balls.
     Drawing,
 }
 
@@ -92,7 +101,7 @@ const RECORD_BYTES: u64 = TIMES_OFFSET + 8 * TIMESTAMPS as u64;
 /// Frames on their way: what `record` copies is mapped once it has been submitted, and read when it is there.
 pub struct Telemetry {
     /// Counts of both sides, then timestamps.
-    pub record: wgpu::Buffer,
+    pub(crate) record: wgpu::Buffer,
     queries: Option<wgpu::QuerySet>,
     resolved: Option<wgpu::Buffer>,
     nanoseconds_per_tick: f64,
@@ -121,6 +130,7 @@ impl Telemetry {
     /// Frames that may be on their way; one that finds no slot is not read.
     const SLOTS: usize = 4;
 
+    /// For both sides of one landscape.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         let buffer = |label, size, usage| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -130,7 +140,9 @@ impl Telemetry {
                 mapped_at_creation: false,
             })
         };
-        let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        // A software adapter writes the timestamps of several passes when it flushes them, all at once.
+        let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
+            && device.adapter_info().device_type != wgpu::DeviceType::Cpu;
         let queries = has_timestamps.then(|| {
             device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("landscape.timestamps"),

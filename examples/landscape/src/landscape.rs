@@ -91,6 +91,7 @@ impl Landscape {
         })
     }
 
+    /// What it follows from.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -168,39 +169,43 @@ impl Landscape {
     /// On a lost device; see [`wgpu_optim::GpuOptimizer::prepare`].
     pub fn record_steps(&mut self, encoder: &mut wgpu::CommandEncoder, steps: u32) -> Result<()> {
         for _ in 0..steps {
-            let mut pass = begin(
-                encoder,
-                "landscape.slopes",
-                self.telemetry.compute(Pass::Slopes),
-            );
-            pass.set_pipeline(&self.pipelines.slope);
-            for side in &self.sides {
-                pass.set_bind_group(0, &side.slope, &[]);
-                pass.dispatch_workgroups(self.settings.balls.div_ceil(2).div_ceil(256), 1, 1);
-            }
-            drop(pass);
-
-            // The update itself: recorded between what writes the gradients and what reads the parameters.
-            for side in &mut self.sides {
-                side.population.optimizer.prepare(encoder)?;
-            }
-            let mut pass = begin(
-                encoder,
-                "landscape.step",
-                self.telemetry.compute(Pass::Step),
-            );
-            for side in &mut self.sides {
-                side.population.optimizer.record(&mut pass)?;
-            }
+            self.record_slopes(encoder);
+            self.record_update(encoder)?;
         }
         self.steps += u64::from(steps);
         self.steps_in_frame = steps;
+        self.record_counts(encoder);
+        Ok(())
+    }
 
-        let mut pass = begin(
-            encoder,
-            "landscape.counts",
-            self.telemetry.compute(Pass::Counts),
-        );
+    /// The gradients: the slope under each ball.
+    pub fn record_slopes(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = begin(encoder, "landscape.slopes", &self.telemetry, Pass::Slopes);
+        pass.set_pipeline(&self.pipelines.slope);
+        for side in &self.sides {
+            pass.set_bind_group(0, &side.slope, &[]);
+            pass.dispatch_workgroups(self.settings.balls.div_ceil(2).div_ceil(256), 1, 1);
+        }
+    }
+
+    /// The update, between what writes the gradients and what reads the parameters.
+    ///
+    /// # Errors
+    /// As [`record_steps`](Self::record_steps).
+    pub fn record_update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        for side in &mut self.sides {
+            side.population.optimizer.prepare(encoder)?;
+        }
+        let mut pass = begin(encoder, "landscape.step", &self.telemetry, Pass::Step);
+        for side in &mut self.sides {
+            side.population.optimizer.record(&mut pass)?;
+        }
+        Ok(())
+    }
+
+    /// The figures of both sides.
+    pub fn record_counts(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = begin(encoder, "landscape.counts", &self.telemetry, Pass::Counts);
         for side in &self.sides {
             pass.set_bind_group(0, &side.count, &[]);
             pass.set_pipeline(&self.pipelines.partial);
@@ -208,7 +213,6 @@ impl Landscape {
             pass.set_pipeline(&self.pipelines.total);
             pass.dispatch_workgroups(1, 1, 1);
         }
-        Ok(())
     }
 
     /// Records the picture of both sides, and keeps what is known of the frame for [`newest`](Self::newest). The
@@ -246,11 +250,12 @@ impl Landscape {
 fn begin<'e>(
     encoder: &'e mut wgpu::CommandEncoder,
     label: &str,
-    timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    telemetry: &Telemetry,
+    timed: Pass,
 ) -> wgpu::ComputePass<'e> {
     encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
         label: Some(label),
-        timestamp_writes,
+        timestamp_writes: telemetry.compute(timed),
     })
 }
 

@@ -15,15 +15,16 @@ pub struct Camera {
     pub yaw: f32,
     /// Above the horizon, in radians.
     pub pitch: f32,
+    /// The terrain is two wide.
     pub distance: f32,
 }
 
 impl Default for Camera {
     fn default() -> Self {
         Self {
-            yaw: -0.45,
+            yaw: -0.38,
             pitch: 0.85,
-            distance: 3.1,
+            distance: 3.8,
         }
     }
 }
@@ -33,7 +34,8 @@ impl Camera {
         let (sin_yaw, cos_yaw) = self.yaw.sin_cos();
         let (sin_pitch, cos_pitch) = self.pitch.sin_cos();
         let eye = self.distance * Vec3::new(sin_yaw * cos_pitch, -cos_yaw * cos_pitch, sin_pitch);
-        let target = Vec3::new(0.0, 0.0, 0.12);
+        // Below the terrain, which leaves room for headings above it.
+        let target = Vec3::new(0.0, 0.0, 0.26);
         // A narrow picture is as wide as a broad one.
         let height = 0.78 / aspect.min(1.0);
         Mat4::perspective_rh(2.0 * (0.5 * height).atan(), aspect, 0.1, 20.0)
@@ -53,7 +55,6 @@ const PAPER: wgpu::Color = wgpu::Color {
 
 const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
 const DEPTH: wgpu::TextureFormat = wgpu::TextureFormat::Depth32Float;
-const SAMPLES: u32 = 4;
 /// As in `shaders/scene.wgsl`.
 const CELLS: u32 = 192;
 
@@ -92,13 +93,13 @@ struct Painting {
 
 struct Picture {
     size: [u32; 2],
-    samples: wgpu::TextureView,
+    colours: wgpu::TextureView,
     depth: wgpu::TextureView,
-    resolved: wgpu::TextureView,
     bind_group: wgpu::BindGroup,
 }
 
 impl Scene {
+    /// To be painted into textures of this format.
     pub fn new(device: &wgpu::Device, target: wgpu::TextureFormat, terrain: Terrain) -> Self {
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("landscape.view"),
@@ -140,6 +141,7 @@ impl Scene {
         }
     }
 
+    /// Draws another terrain from now on.
     pub fn set_terrain(&mut self, device: &wgpu::Device, terrain: Terrain) {
         self.draws = Draws::new(device, &self.layout, terrain);
     }
@@ -201,12 +203,12 @@ impl Scene {
         let mut pass = encoder.begin_render_pass(&wgpu::RenderPassDescriptor {
             label: Some("landscape.picture"),
             color_attachments: &[Some(wgpu::RenderPassColorAttachment {
-                view: &picture.samples,
+                view: &picture.colours,
                 depth_slice: None,
-                resolve_target: Some(&picture.resolved),
+                resolve_target: None,
                 ops: wgpu::Operations {
                     load: wgpu::LoadOp::Clear(PAPER),
-                    store: wgpu::StoreOp::Discard,
+                    store: wgpu::StoreOp::Store,
                 },
             })],
             depth_stencil_attachment: Some(wgpu::RenderPassDepthStencilAttachment {
@@ -293,10 +295,8 @@ impl Draws {
                     stencil: wgpu::StencilState::default(),
                     bias: wgpu::DepthBiasState::default(),
                 }),
-                multisample: wgpu::MultisampleState {
-                    count: SAMPLES,
-                    ..Default::default()
-                },
+                // Edges are smoothed by the shaders: a sample a pixel leaves time for the balls.
+                multisample: wgpu::MultisampleState::default(),
                 fragment: Some(wgpu::FragmentState {
                     module: &module,
                     entry_point: Some(fragment),
@@ -387,7 +387,7 @@ impl Painting {
 
 impl Picture {
     fn new(device: &wgpu::Device, painting: &Painting, [width, height]: [u32; 2]) -> Self {
-        let texture = |label, format, sample_count, usage| {
+        let texture = |label, format, usage| {
             let texture = device.create_texture(&wgpu::TextureDescriptor {
                 label: Some(label),
                 size: wgpu::Extent3d {
@@ -396,7 +396,7 @@ impl Picture {
                     depth_or_array_layers: 1,
                 },
                 mip_level_count: 1,
-                sample_count,
+                sample_count: 1,
                 dimension: wgpu::TextureDimension::D2,
                 format,
                 usage: usage | wgpu::TextureUsages::RENDER_ATTACHMENT,
@@ -406,18 +406,17 @@ impl Picture {
         };
         let none = wgpu::TextureUsages::empty();
         let sampled = wgpu::TextureUsages::TEXTURE_BINDING;
-        let resolved = texture("landscape.resolved", FORMAT, 1, sampled);
+        let colours = texture("landscape.colours", FORMAT, sampled);
         Self {
             size: [width, height],
-            samples: texture("landscape.samples", FORMAT, SAMPLES, none),
-            depth: texture("landscape.depth", DEPTH, SAMPLES, none),
+            depth: texture("landscape.depth", DEPTH, none),
             bind_group: device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some("landscape.paint"),
                 layout: &painting.layout,
                 entries: &[
                     wgpu::BindGroupEntry {
                         binding: 0,
-                        resource: wgpu::BindingResource::TextureView(&resolved),
+                        resource: wgpu::BindingResource::TextureView(&colours),
                     },
                     wgpu::BindGroupEntry {
                         binding: 1,
@@ -425,7 +424,7 @@ impl Picture {
                     },
                 ],
             }),
-            resolved,
+            colours,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::terrain::Terrain;
 /// Everything that a run follows from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// What the balls roll on.
     pub terrain: Terrain,
     /// On each side.
     pub balls: u32,
@@ -35,14 +36,19 @@ impl Settings {
 pub struct RuleSettings {
     /// `sgd`, or any name of [`AnyRule::presets`].
     pub rule: &'static str,
+    /// Learning rate.
     pub lr: f64,
-    /// These of `sgd` alone.
+    /// Of `sgd` alone.
     pub form: MomentumForm,
+    /// Of `sgd` alone.
     pub momentum: f64,
+    /// Of `sgd` alone.
     pub nesterov: bool,
-    /// These of its particle form, in place of `lr` and `momentum`.
+    /// Of its particle form, which has it in place of `lr` and `momentum`.
     pub mass: f64,
+    /// Of the particle form.
     pub friction: f64,
+    /// Of the particle form.
     pub time_step: f64,
 }
 
@@ -50,6 +56,7 @@ impl RuleSettings {
     /// The name of the momentum family.
     pub const SGD: &str = "sgd";
 
+    /// The momentum family at these numbers.
     pub const fn sgd(lr: f64, momentum: f64) -> Self {
         Self {
             rule: Self::SGD,
@@ -70,6 +77,7 @@ impl RuleSettings {
         names
     }
 
+    /// Whether it is said by mass and friction.
     pub fn is_particle(&self) -> bool {
         self.rule == Self::SGD && self.form == MomentumForm::Particle
     }

@@ -59,6 +59,7 @@ const OCTAVES: [[f32; 4]; 5] = [
 ];
 
 impl Terrain {
+    /// The one that is shown first comes first.
     pub const ALL: [Self; 6] = [
         Self::Hills,
         Self::Fractal,
@@ -68,6 +69,7 @@ impl Terrain {
         Self::Saddle,
     ];
 
+    /// In small letters, as it is typed.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ravine => "ravine",
@@ -79,6 +81,7 @@ impl Terrain {
         }
     }
 
+    /// The terrain of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|terrain| terrain.name() == name)
     }
@@ -264,7 +267,9 @@ impl Terrain {
 /// A square.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Domain {
+    /// x and y.
     pub centre: [f64; 2],
+    /// Of either side.
     pub half_width: f64,
 }
 
