@@ -1,0 +1,85 @@
+//! The program on a page: `web/index.html` loads it.
+//!
+//! The address may say what is shown: `?terrain=hills&balls=100000&seed=1&frames=60`, the last of which pauses there. The
+//! newest figures stand as JSON in the element `figures`.
+
+use anyhow::{Context as _, Result, anyhow};
+use eframe::wasm_bindgen::JsCast as _;
+use eframe::web_sys::{self, Document, HtmlCanvasElement, UrlSearchParams};
+
+use crate::app::{self, App};
+use crate::settings::Settings;
+use crate::terrain::Terrain;
+
+/// How many balls a page starts with on each side.
+const BALLS: u32 = 100_000;
+
+/// Starts the program in the canvas, or says on the page why not.
+pub fn start() {
+    // Nobody reads what cannot be logged.
+    let _ = eframe::WebLogger::init(log::LevelFilter::Warn);
+    wasm_bindgen_futures::spawn_local(async {
+        let Some(document) = web_sys::window().and_then(|window| window.document()) else {
+            log::error!("no document");
+            return;
+        };
+        let problem = run(&document).await.err();
+        let text = problem
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        if let Some(message) = document.get_element_by_id("message") {
+            message.set_text_content(Some(&text));
+        }
+    });
+}
+
+async fn run(document: &Document) -> Result<()> {
+    let (settings, frames) = asked()?;
+    let element = |id: &str| {
+        let found = document.get_element_by_id(id);
+        found.with_context(|| format!("the page has no element {id}"))
+    };
+    let canvas = element("landscape")?.dyn_into::<HtmlCanvasElement>();
+    let canvas = canvas.map_err(|_| anyhow!("the element landscape is no canvas"))?;
+    let figures = element("figures")?;
+    let options = eframe::WebOptions {
+        wgpu_options: app::wgpu_options(None),
+        ..Default::default()
+    };
+    let create: eframe::AppCreator<'static> = Box::new(move |context| {
+        let app = App::new(context, settings)?.with_steps(1, frames);
+        Ok(Box::new(app.telling(move |frame| {
+            // Numbers and strings only.
+            let text = serde_json::to_string(frame).unwrap_or_default();
+            figures.set_text_content(Some(&text));
+        })))
+    });
+    let started = eframe::WebRunner::new()
+        .start(canvas, options, create)
+        .await;
+    started.map_err(|error| {
+        let reason = error.as_string().unwrap_or_else(|| format!("{error:?}"));
+        anyhow!("This page needs WebGPU, which did not start here: {reason}")
+    })
+}
+
+/// What the address asks for.
+fn asked() -> Result<(Settings, Option<u64>)> {
+    let window = web_sys::window().context("no window")?;
+    let search = window.location().search().unwrap_or_default();
+    let query = UrlSearchParams::new_with_str(&search);
+    let query = query.map_err(|_| anyhow!("the address has no readable query"))?;
+    let terrain = match query.get("terrain") {
+        Some(name) => Terrain::named(&name).with_context(|| format!("no terrain {name}"))?,
+        None => Terrain::Hills,
+    };
+    let number = |name: &str| -> Result<Option<u64>> {
+        let text = query.get(name);
+        let number = text.map(|text| text.parse().with_context(|| format!("{name}={text}")));
+        number.transpose()
+    };
+    let balls = number("balls")?.unwrap_or(u64::from(BALLS));
+    let balls = u32::try_from(balls).with_context(|| format!("balls={balls}"))?;
+    let seed = number("seed")?.unwrap_or(1);
+    Ok((Settings::new(terrain, balls, seed), number("frames")?))
+}
