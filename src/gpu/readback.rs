@@ -95,6 +95,8 @@ pub(crate) fn overwrite(
             encoder.copy_buffer_to_buffer(staging, 0, buffer, bytes.start, size);
         }
         queue.submit([encoder.finish()]);
+        // When the copies are done; a browser takes its time over what is only dropped.
+        staging.iter().for_each(wgpu::Buffer::destroy);
     })
     .map_err(|error| refused(device, &error))
 }
@@ -192,10 +194,13 @@ pub(crate) async fn read<T>(
         let message = "the data could not be mapped".to_owned();
         return Err(unless_lost_by_waiting(device, message).await);
     }
-    match staging.get_mapped_range(..) {
-        Ok(bytes) => Ok(take(&bytes)),
-        Err(error) => Err(unless_lost_by_waiting(device, error.to_string()).await),
-    }
+    let taken = match staging.get_mapped_range(..) {
+        Ok(bytes) => take(&bytes),
+        Err(error) => return Err(unless_lost_by_waiting(device, error.to_string()).await),
+    };
+    // A browser takes its time over what is only dropped.
+    staging.destroy();
+    Ok(taken)
 }
 
 #[cfg(not(target_arch = "wasm32"))]
