@@ -23,6 +23,9 @@ const NUMBERS_OF_BALLS: [(u32, &str); 6] = [
     (1 << 24, "16 million"),
 ];
 
+/// Is told what each frame showed.
+type Listener = Box<dyn Fn(&Frame)>;
+
 /// The simulation and what its controls say.
 pub struct App {
     landscape: SharedLandscape,
@@ -36,7 +39,7 @@ pub struct App {
     stop_after: Option<u64>,
     /// Of the settings as they are typed, until they are right.
     problem: Option<String>,
-    is_told: Option<Box<dyn Fn(&Frame)>>,
+    is_told: Option<Listener>,
 }
 
 /// egui's device, with what the kernels and the clock use where the adapter has it, and with the adapter's own limits.
