@@ -50,7 +50,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::NoAdapter`] if none fits, [`GpuError::NoDevice`] of the best one if none gives a device.
     pub async fn open(request: &AdapterRequest) -> Result<Self, GpuError> {
-        let available = adapters(request.backends).await;
+        let available = adapters_for(request).await;
         let infos: Vec<_> = available.iter().map(wgpu::Adapter::get_info).collect();
         let mut refusal = None;
         for index in request.best_first(&infos) {
@@ -150,15 +150,40 @@ impl AdapterRequest {
     }
 }
 
-/// Every adapter of the machine on these backends, as far as the build has them.
-pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
-    // An instance without any backend panics; a build without one has no adapters.
-    if wgpu::Instance::enabled_backend_features().is_empty() {
-        return Vec::new();
+/// Those among which a request chooses. A browser shows one adapter, and has to be told which is preferred.
+async fn adapters_for(request: &AdapterRequest) -> Vec<wgpu::Adapter> {
+    if cfg!(not(target_arch = "wasm32")) {
+        return adapters(request.backends).await;
     }
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+    let Some(instance) = instance(request.backends) else {
+        return Vec::new();
+    };
+    let options = wgpu::RequestAdapterOptions {
+        power_preference: request.power_preference,
+        ..Default::default()
+    };
+    instance
+        .request_adapter(&options)
+        .await
+        .into_iter()
+        .collect()
+}
+
+/// Every adapter of the machine on these backends, as far as the build has them; in a browser the one that it shows.
+pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    match instance(backends) {
+        Some(instance) => instance.enumerate_adapters(backends).await,
+        None => Vec::new(),
+    }
+}
+
+/// An instance without any backend panics; a build without one has no adapters.
+fn instance(backends: wgpu::Backends) -> Option<wgpu::Instance> {
+    if wgpu::Instance::enabled_backend_features().is_empty() {
+        return None;
+    }
+    Some(wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    instance.enumerate_adapters(backends).await
+    }))
 }

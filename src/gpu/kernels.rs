@@ -90,8 +90,8 @@ impl Kernels {
     }
 
     /// The same kernels with another ceiling on the elements of a dispatch, for optimizers built from now on; eight at
-    /// least. By default 2^26 on software and integrated adapters, so that no watchdog takes a long dispatch for a
-    /// hang, and none on others.
+    /// least. By default 2^26 on software and integrated adapters and those of browsers, so that no watchdog takes a
+    /// long dispatch for a hang, and none on others.
     #[must_use]
     pub fn with_max_dispatch_elems(mut self, max_dispatch_elems: u64) -> Self {
         self.limits.max_dispatch_elems = max_dispatch_elems;

@@ -20,7 +20,7 @@ use futures_intrusive::channel::shared::OneshotSender;
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use super::error::TransferError;
-use super::error_scope::{checked, is_lost};
+use super::error_scope::{checked, checked_by_waiting, is_lost, is_lost_by_waiting};
 use crate::plan::ELEM_BYTES;
 
 /// Writes `data` into `buffer` from byte `offset_bytes` on; it takes effect before the commands of the next
@@ -158,7 +158,7 @@ pub(crate) async fn read<T>(
     }
     let (sender, receiver) = oneshot_channel();
     let sender = Arc::new(sender);
-    let (staging, submission) = checked(device, || {
+    let created = checked_by_waiting(device, || {
         let staging = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu_optim.readback"),
             size: numel * ELEM_BYTES,
@@ -176,8 +176,11 @@ pub(crate) async fn read<T>(
             let _ = sender.send(result.is_ok());
         });
         (staging, submission)
-    })
-    .map_err(|error| refused(device, &error))?;
+    });
+    let (staging, submission) = match created.await {
+        Ok(created) => created,
+        Err(error) => return Err(refused_by_waiting(device, &error).await),
+    };
 
     #[cfg(target_arch = "wasm32")]
     drop((sender, submission));
@@ -185,12 +188,12 @@ pub(crate) async fn read<T>(
     let_poll(device, submission, sender);
     if receiver.receive().await != Some(true) {
         let message = "the data could not be mapped".to_owned();
-        return Err(unless_lost(device, message));
+        return Err(unless_lost_by_waiting(device, message).await);
     }
-    let bytes = staging
-        .get_mapped_range(..)
-        .map_err(|error| unless_lost(device, error.to_string()))?;
-    Ok(take(&bytes))
+    match staging.get_mapped_range(..) {
+        Ok(bytes) => Ok(take(&bytes)),
+        Err(error) => Err(unless_lost_by_waiting(device, error.to_string()).await),
+    }
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -296,17 +299,36 @@ fn check(
 }
 
 fn refused(device: &wgpu::Device, error: &wgpu::Error) -> TransferError {
-    let message = error.to_string();
-    match error {
-        // wgpu may have given up the device for it.
-        wgpu::Error::OutOfMemory { .. } => TransferError::Device { message },
-        _ => unless_lost(device, message),
+    match out_of_memory(error) {
+        Some(out_of_memory) => out_of_memory,
+        None => unless_lost(device, error.to_string()),
     }
+}
+
+async fn refused_by_waiting(device: &wgpu::Device, error: &wgpu::Error) -> TransferError {
+    match out_of_memory(error) {
+        Some(out_of_memory) => out_of_memory,
+        None => unless_lost_by_waiting(device, error.to_string()).await,
+    }
+}
+
+/// wgpu may have given up the device for it: that is then not what went wrong.
+fn out_of_memory(error: &wgpu::Error) -> Option<TransferError> {
+    let message = error.to_string();
+    matches!(error, wgpu::Error::OutOfMemory { .. }).then_some(TransferError::Device { message })
 }
 
 /// What to say of a failure, which is the loss of the device if that is lost.
 fn unless_lost(device: &wgpu::Device, message: String) -> TransferError {
     if is_lost(device) {
+        TransferError::DeviceLost
+    } else {
+        TransferError::Device { message }
+    }
+}
+
+async fn unless_lost_by_waiting(device: &wgpu::Device, message: String) -> TransferError {
+    if is_lost_by_waiting(device).await {
         TransferError::DeviceLost
     } else {
         TransferError::Device { message }

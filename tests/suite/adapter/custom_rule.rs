@@ -7,7 +7,7 @@ use wgpu_optim::{
     Slots,
 };
 
-use super::{Bench, whole};
+use super::{Bench, gpu_test, whole};
 use crate::cases::values;
 
 /// `theta - lr*g` with an accumulator that starts at a half and counts steps, and what goes wrong with it.
@@ -100,9 +100,9 @@ impl Rule for Counting {
 
 /// Slots that start at something else than zero, in an arena, alone at an odd size, in batches, and after a state
 /// without slots.
-#[test]
-fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
+    for bench in Bench::both().await {
         let tensors = [("a", vec![7, 11]), ("b", vec![4]), ("c", vec![1001])];
         let numels = tensors
             .clone()
@@ -121,8 +121,8 @@ fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
             let mut encoder = bench.encoder();
             optimizer.step(&mut encoder).unwrap();
             bench.queue.submit([encoder.finish()]);
-            let state = pollster::block_on(optimizer.state()).unwrap();
-            let params = pollster::block_on(arena.download_all_params()).unwrap();
+            let state = bench.wait(optimizer.state()).await.unwrap();
+            let params = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, state) in state.tensors.iter().enumerate() {
                 let names: Vec<_> = state.slots.iter().map(|slot| slot.name.as_str()).collect();
                 assert_eq!(names, ["count", "largest"]);
@@ -147,16 +147,16 @@ fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
                 assert!(params[tensor].iter().zip(&expected).all(close));
             }
         }
-        let mut fresh = pollster::block_on(optimizer.state()).unwrap();
+        let mut fresh = bench.wait(optimizer.state()).await.unwrap();
         fresh.tensors[0].slots.clear();
         optimizer.load_state(&fresh).unwrap();
         bench.queue.submit([]);
-        let state = pollster::block_on(optimizer.state()).unwrap();
+        let state = bench.wait(optimizer.state()).await.unwrap();
         assert_eq!(state.tensors[0].applied_steps, 0);
         let mut encoder = bench.encoder();
         optimizer.step(&mut encoder).unwrap();
         bench.queue.submit([encoder.finish()]);
-        let state = pollster::block_on(optimizer.state()).unwrap();
+        let state = bench.wait(optimizer.state()).await.unwrap();
         assert!(
             state.tensors[0]
                 .slot("count")
@@ -174,9 +174,11 @@ fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
     }
 }
 
-#[test]
-fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
-    for bench in Bench::both() {
+/// A browser tells its console, later.
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
+    for bench in Bench::both().await {
         let values = values(1, 64);
         let (params, grads) = (bench.buffer_of(&values), bench.buffer_of(&values));
         let build = |rule: Counting| {

@@ -1,11 +1,11 @@
 use wgpu_optim::oracle::Rounding;
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::golden::all;
 
-#[test]
-fn the_gpu_follows_every_library() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn the_gpu_follows_every_library() {
+    for bench in Bench::both().await {
         for golden in all() {
             let params = bench.buffer_of(&golden.start);
             let grads = bench.buffer(golden.start.len());
@@ -18,9 +18,9 @@ fn the_gpu_follows_every_library() {
                 optimizer.set_lr(golden.lrs[step]).unwrap();
                 bench.step(&mut optimizer);
                 oracle
-                    .check_params(&bench.download(&params))
+                    .check_params(&bench.download(&params).await)
                     .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
-                if let Some(velocity) = bench.velocity(&optimizer, 0) {
+                if let Some(velocity) = bench.velocity(&optimizer, 0).await {
                     oracle
                         .check_velocity(&velocity)
                         .unwrap_or_else(|e| panic!("{}: {e}", golden.name));

@@ -1,14 +1,13 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{Arena, GpuOptimizer};
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::values;
 use crate::no_device::groups::{TENSORS, group_of, groups, groups_without_a_ratio, shapes};
 
 /// Steps an arena of tensors in four groups, one of them dampened and one without momentum, with a tensor frozen at
 /// first, and resumes half-way; returns the dispatches of the last step.
-fn check(bench: &Bench, arena: &Arena) -> usize {
+async fn check(bench: &Bench, arena: &Arena) -> usize {
     let mut oracles = Vec::new();
     for (name, numel) in TENSORS {
         let start = values(numel as u64, numel);
@@ -32,7 +31,7 @@ fn check(bench: &Bench, arena: &Arena) -> usize {
         }
         bench.step(&mut optimizer);
         if step == 1 {
-            let state = block_on(&bench.device, optimizer.state()).unwrap();
+            let state = bench.wait(optimizer.state()).await.unwrap();
             let lr = optimizer.config().lr();
             optimizer =
                 GpuOptimizer::with_groups(&bench.kernels, &groups(), &arena.bindings()).unwrap();
@@ -45,8 +44,8 @@ fn check(bench: &Bench, arena: &Arena) -> usize {
     let alignment = bench.device.limits().min_storage_buffer_offset_alignment as usize;
     let velocity_bytes = with_momentum.map(|(_, numel)| (4 * numel).next_multiple_of(alignment));
     assert!(optimizer.plan().state_bytes() <= velocity_bytes.sum::<usize>() as u64);
-    let params = block_on(&bench.device, arena.download_all_params()).unwrap();
-    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    let params = bench.wait(arena.download_all_params()).await.unwrap();
+    let state = bench.wait(optimizer.state()).await.unwrap();
     for (i, oracle) in oracles.iter().enumerate() {
         oracle
             .check_params(&params[i])
@@ -59,17 +58,17 @@ fn check(bench: &Bench, arena: &Arena) -> usize {
     optimizer.dispatches()
 }
 
-#[test]
-fn every_tensor_of_an_arena_follows_its_own_group() {
+#[gpu_test]
+async fn every_tensor_of_an_arena_follows_its_own_group() {
     let layout = shapes();
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         let (device, queue) = (&bench.device, &bench.queue);
         // In the order given the groups alternate: default, embeddings, biases, norms, biases, default. A group's
         // tensors that lie apart share a batch.
         let arena = Arena::new(device, queue, layout).unwrap();
-        assert_eq!(check(bench, &arena), 4);
+        assert_eq!(check(bench, &arena).await, 4);
         let arena = Arena::with_groups(device, queue, &groups(), layout).unwrap();
-        assert_eq!(check(bench, &arena), 4);
+        assert_eq!(check(bench, &arena).await, 4);
         assert!(
             arena
                 .tensors()
@@ -80,10 +79,10 @@ fn every_tensor_of_an_arena_follows_its_own_group() {
     }
 }
 
-#[test]
-fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
+#[gpu_test]
+async fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
     let layout = shapes();
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
         let start = TENSORS.map(|(_, numel)| values(numel as u64, numel));
         let grads = TENSORS.map(|(_, numel)| values(1 + numel as u64, numel));
@@ -106,7 +105,7 @@ fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
                 oracle.step(&optimizer.config().with_lr(lr).unwrap(), grads);
             }
         }
-        let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+        let params = bench.wait(arena.download_all_params()).await.unwrap();
         for (oracle, params) in oracles.iter().zip(&params) {
             oracle.check_params(params).unwrap();
         }

@@ -3,18 +3,17 @@
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::plan::DeviceLimits;
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
 
-use super::{Bench, gpu};
+use super::{Bench, gpu, gpu_test};
 use crate::cases::values;
 
 /// Elements that are compared at a time.
 const CHUNK: usize = 1 << 20;
 
-#[test]
-fn forty_million_elements_past_one_binding() {
-    let bench = Bench::best();
+#[gpu_test]
+async fn forty_million_elements_past_one_binding() {
+    let bench = Bench::best().await;
     let numel = 40_000_000;
     let config = SgdConfig::builder(0.1)
         .momentum(0.9)
@@ -39,8 +38,8 @@ fn forty_million_elements_past_one_binding() {
         bench.step(&mut optimizer);
     }
 
-    let after = bench.download(&params);
-    let velocity = bench.velocity(&optimizer, 0).unwrap();
+    let after = bench.download(&params).await;
+    let velocity = bench.velocity(&optimizer, 0).await.unwrap();
     let given = start.chunks(CHUNK).zip(gradient.chunks(CHUNK));
     let results = after.chunks(CHUNK).zip(velocity.chunks(CHUNK));
     for ((start, gradient), (after, velocity)) in given.zip(results) {
@@ -55,12 +54,12 @@ fn forty_million_elements_past_one_binding() {
 
 /// More than nine of lavapipe's bindings per array. Takes 3.6 GB on the device, and 2.4 on the host, but not all of
 /// both at a time.
-#[test]
-fn an_arena_of_three_hundred_million_elements() {
+#[gpu_test]
+async fn an_arena_of_three_hundred_million_elements() {
     const TENSORS: usize = 30;
     const NUMEL: usize = 10_000_000;
     // Of its own, so that all its memory is what is counted here.
-    let bench = Bench::with(OPTIONAL_FEATURES);
+    let bench = Bench::with(OPTIONAL_FEATURES).await;
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let names: Vec<_> = (0..TENSORS).map(|index| index.to_string()).collect();
     let layout = names.iter().map(|name| (name.as_str(), vec![NUMEL]));
@@ -103,9 +102,9 @@ fn an_arena_of_three_hundred_million_elements() {
         .poll(wgpu::PollType::wait_indefinitely())
         .unwrap();
     arena.grads().iter().for_each(wgpu::Buffer::destroy);
-    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    let state = bench.wait(optimizer.state()).await.unwrap();
     for (tensor, (name, state)) in names.iter().zip(state.tensors).enumerate() {
-        let params = block_on(&bench.device, arena.download_params(name)).unwrap();
+        let params = bench.wait(arena.download_params(name)).await.unwrap();
         let velocity = state.slot("momentum_buffer").unwrap();
         let (start, gradient) = (tiled(&start, tensor), tiled(&gradient, tensor));
         let given = start.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
@@ -125,9 +124,9 @@ fn an_arena_of_three_hundred_million_elements() {
     }
 }
 
-#[test]
-fn kernels_plan_with_what_can_be_known_of_their_adapter() {
-    let adapter = &gpu().adapter;
+#[gpu_test]
+async fn kernels_plan_with_what_can_be_known_of_their_adapter() {
+    let adapter = &gpu().await.adapter;
     let of_adapter = DeviceLimits::of(&adapter.limits(), adapter.get_info().device_type);
-    assert_eq!(*Bench::best().kernels.device_limits(), of_adapter);
+    assert_eq!(*Bench::best().await.kernels.device_limits(), of_adapter);
 }

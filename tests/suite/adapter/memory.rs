@@ -10,7 +10,7 @@ use wgpu_optim::{
     wgpu,
 };
 
-use super::{Bench, gpu, whole};
+use super::{Bench, gpu, gpu_test, whole};
 use crate::cases::values;
 
 const MIB: u64 = 1 << 20;
@@ -46,9 +46,9 @@ fn with_room<T>(room_bytes: u64, build: impl FnOnce() -> T) -> T {
     built
 }
 
-#[test]
-fn out_of_memory_is_an_error_and_the_device_goes_on() {
-    let info = gpu().adapter.get_info();
+#[gpu_test]
+async fn out_of_memory_is_an_error_and_the_device_goes_on() {
+    let info = gpu().await.adapter.get_info();
     if info.device_type != wgpu::DeviceType::Cpu || info.backend != wgpu::Backend::Vulkan {
         // A GPU has memory of its own, and wgpu does not ask OpenGL whether a buffer was allocated.
         println!(
@@ -58,8 +58,8 @@ fn out_of_memory_is_an_error_and_the_device_goes_on() {
         return;
     }
     if env::var_os(CHILD).is_some() {
-        while_building();
-        while_recording();
+        while_building().await;
+        while_recording().await;
         return;
     }
     // The limit would hold for the tests beside this one too.
@@ -77,12 +77,12 @@ fn out_of_memory_is_an_error_and_the_device_goes_on() {
 }
 
 /// Arena and velocity take two bindings per array, so that either can fail at its first buffer or half-way.
-fn while_building() {
+async fn while_building() {
     let limits = wgpu::Limits {
         max_buffer_size: 128 * MIB,
-        ..gpu().adapter.limits()
+        ..gpu().await.adapter.limits()
     };
-    let bench = Bench::open(wgpu::Features::empty(), limits);
+    let bench = Bench::open(wgpu::Features::empty(), limits).await;
     let tensors = || {
         [
             ("small", vec![1003]),
@@ -149,18 +149,20 @@ fn while_building() {
         bench.step(&mut optimizer);
         oracle.step(&config, &gradient);
     }
-    let params = readback::block_on(&bench.device, arena.download_params("small")).unwrap();
+    let params = bench.wait(arena.download_params("small")).await.unwrap();
     oracle.check_params(&params).unwrap();
 }
 
 /// The staging of the scalars is what a step may have to allocate, on a device without immediates.
-fn while_recording() {
-    let (device, queue) =
-        pollster::block_on(gpu().adapter.request_device(&wgpu::DeviceDescriptor {
+async fn while_recording() {
+    let adapter = &gpu().await.adapter;
+    let (device, queue) = adapter
+        .request_device(&wgpu::DeviceDescriptor {
             // The allocator takes memory in small blocks, so that it has nothing left over for the staging.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
-        }))
+        })
+        .await
         .unwrap();
     let bench = Bench::new(device, queue);
     let (start, gradient) = (values(1, 1003), values(2, 1003));
@@ -191,5 +193,7 @@ fn while_recording() {
         bench.queue.submit([encoder.finish()]);
     }
     assert_eq!(optimizer.steps(), 2);
-    oracle.check_params(&bench.download(&buffers[0])).unwrap();
+    oracle
+        .check_params(&bench.download(&buffers[0]).await)
+        .unwrap();
 }

@@ -1,32 +1,52 @@
 //! Tier three: a real adapter. Without one these tests fail and say how to get one.
+//!
+//! `cargo xtask web-test` runs them in a browser, but for those that block a thread, start a process, or are about
+//! limits below WebGPU's own, which no browser gives.
 
 mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
 mod batches;
+#[cfg(target_arch = "wasm32")]
+mod browser;
 mod custom_rule;
 mod devices;
 mod embedding;
+#[cfg(not(target_arch = "wasm32"))]
+mod executors;
 mod golden;
 mod groups;
+#[cfg(not(target_arch = "wasm32"))]
 mod large;
 #[cfg(target_os = "linux")]
 mod memory;
+#[cfg(not(target_arch = "wasm32"))]
+mod null_hardware;
 mod parity;
 mod pools;
+#[cfg(not(target_arch = "wasm32"))]
 mod properties;
 #[cfg(feature = "safetensors")]
 mod rules;
+mod shared;
 mod transfers;
 mod vertices;
 
-use std::sync::LazyLock;
+use std::future::Future;
 
 use wgpu_optim::wgpu;
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuOptimizer, Kernels, OPTIONAL_FEATURES, ScalarPath, SgdConfig,
-    TensorBinding, readback,
+    AdapterRequest, Gpu, GpuOptimizer, Kernels, ScalarPath, SgdConfig, TensorBinding, readback,
 };
+
+/// A test that waits for the device: on its thread, and in a browser as a page does.
+#[cfg(not(target_arch = "wasm32"))]
+pub use pollster::test as gpu_test;
+#[cfg(target_arch = "wasm32")]
+pub use wasm_bindgen_test::wasm_bindgen_test as gpu_test;
+
+/// The adapter that the machine has to have.
+pub use shared::gpu;
 
 /// A device and its kernels.
 pub struct Bench {
@@ -35,20 +55,24 @@ pub struct Bench {
     pub kernels: Kernels,
 }
 
-/// The adapter that the machine has to have.
-pub fn gpu() -> &'static Gpu {
-    static GPU: LazyLock<Gpu> = LazyLock::new(open_gpu);
-    &GPU
-}
-
-/// The same adapter by an instance of its own.
-pub fn open_gpu() -> Gpu {
-    let request = AdapterRequest {
+fn request() -> AdapterRequest {
+    AdapterRequest {
         // `cargo xtask test --all-adapters` runs these tests once for each.
         backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
         ..AdapterRequest::default()
-    };
-    Gpu::open_blocking(&request).unwrap_or_else(|error| {
+    }
+}
+
+/// The same adapter by an instance of its own.
+pub async fn adapter_of_its_own() -> wgpu::Adapter {
+    let mut adapters = wgpu_optim::adapters(request().backends).await;
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    adapters.swap_remove(request().best_first(&infos)[0])
+}
+
+/// The same adapter by an instance of its own, with a device.
+pub async fn open_gpu() -> Gpu {
+    Gpu::open(&request()).await.unwrap_or_else(|error| {
         panic!(
             "{error}. These tests need a wgpu adapter; a software one will do: `cargo xtask test` \
              installs Mesa's on Debian and Ubuntu (package mesa-vulkan-drivers)"
@@ -58,38 +82,43 @@ pub fn open_gpu() -> Gpu {
 
 impl Bench {
     /// The shared device of each path of the scalars that the adapter has.
-    pub fn both() -> impl Iterator<Item = &'static Self> {
-        static BEST: LazyLock<Bench> = LazyLock::new(|| Bench::with(OPTIONAL_FEATURES));
-        static UNIFORMS: LazyLock<Bench> = LazyLock::new(|| Bench::with(wgpu::Features::empty()));
-        [&*BEST, &*UNIFORMS].into_iter()
+    pub async fn both() -> impl Iterator<Item = &'static Self> {
+        shared::benches().await.into_iter()
     }
 
-    pub fn best() -> &'static Self {
-        Self::both().next().unwrap()
+    pub async fn best() -> &'static Self {
+        Self::both().await.next().unwrap()
     }
 
     /// A device of its own with the adapter's limits and these of the optional features.
-    pub fn with(optional: wgpu::Features) -> Self {
-        Self::open(optional, gpu().adapter.limits())
+    pub async fn with(optional: wgpu::Features) -> Self {
+        Self::open(optional, gpu().await.adapter.limits()).await
     }
 
     /// A device of its own.
-    pub fn open(optional: wgpu::Features, required_limits: wgpu::Limits) -> Self {
-        Self::open_on(&gpu().adapter, optional, required_limits)
+    pub async fn open(optional: wgpu::Features, required_limits: wgpu::Limits) -> Self {
+        // A browser's adapter gives one device.
+        #[cfg(target_arch = "wasm32")]
+        let adapter = &adapter_of_its_own().await;
+        #[cfg(not(target_arch = "wasm32"))]
+        let adapter = &gpu().await.adapter;
+        Self::open_on(adapter, optional, required_limits).await
     }
 
     /// A device of this adapter.
-    pub fn open_on(
+    pub async fn open_on(
         adapter: &wgpu::Adapter,
         optional: wgpu::Features,
         required_limits: wgpu::Limits,
     ) -> Self {
-        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-            required_features: adapter.features() & optional,
-            required_limits,
-            ..Default::default()
-        }))
-        .unwrap();
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                required_features: adapter.features() & optional,
+                required_limits,
+                ..Default::default()
+            })
+            .await
+            .unwrap();
         Self::new(device, queue)
     }
 
@@ -123,9 +152,18 @@ impl Bench {
         readback::upload(&self.device, &self.queue, buffer, 0, data).unwrap();
     }
 
-    pub fn download(&self, buffer: &wgpu::Buffer) -> Vec<f32> {
+    /// Waits for a transfer, natively on this thread.
+    pub async fn wait<F: Future>(&self, transfer: F) -> F::Output {
+        #[cfg(target_arch = "wasm32")]
+        return transfer.await;
+        #[cfg(not(target_arch = "wasm32"))]
+        readback::block_on(&self.device, transfer)
+    }
+
+    pub async fn download(&self, buffer: &wgpu::Buffer) -> Vec<f32> {
         let numel = buffer.size() / 4;
-        readback::download_blocking(&self.device, &self.queue, buffer, 0, numel).unwrap()
+        let download = readback::download(&self.device, &self.queue, buffer, 0, numel);
+        self.wait(download).await.unwrap()
     }
 
     pub fn encoder(&self) -> wgpu::CommandEncoder {
@@ -140,8 +178,8 @@ impl Bench {
         self.queue.submit([encoder.finish()]);
     }
 
-    pub fn velocity(&self, optimizer: &GpuOptimizer, tensor: usize) -> Option<Vec<f32>> {
-        let state = readback::block_on(&self.device, optimizer.state()).unwrap();
+    pub async fn velocity(&self, optimizer: &GpuOptimizer, tensor: usize) -> Option<Vec<f32>> {
+        let state = self.wait(optimizer.state()).await.unwrap();
         state.tensors[tensor]
             .slot("momentum_buffer")
             .map(<[f32]>::to_vec)
@@ -167,33 +205,35 @@ pub fn whole<'a>(
     TensorBinding::new(name, params, grads, [params.size() as usize / 4])
 }
 
-#[test]
-fn an_adapter_is_there() {
-    let info = gpu().adapter.get_info();
+#[gpu_test]
+async fn an_adapter_is_there() {
+    let info = gpu().await.adapter.get_info();
     println!("{} ({:?}, {})", info.name, info.backend, info.driver_info);
 }
 
-#[test]
-fn both_paths_of_the_scalars_are_tested_where_the_adapter_has_immediates() {
+#[gpu_test]
+async fn both_paths_of_the_scalars_are_tested_where_the_adapter_has_immediates() {
     let paths: Vec<_> = Bench::both()
+        .await
         .map(|bench| bench.kernels.scalar_path())
         .collect();
-    assert_eq!(paths[1], ScalarPath::Uniforms);
-    if gpu()
-        .adapter
-        .features()
-        .contains(wgpu::Features::IMMEDIATES)
-    {
+    assert_eq!(paths.last(), Some(&ScalarPath::Uniforms));
+    let features = gpu().await.adapter.features();
+    if features.contains(wgpu::Features::IMMEDIATES) {
         assert_eq!(paths[0], ScalarPath::Immediates);
     }
 }
 
-#[test]
-fn an_adapter_that_is_not_there_is_said_with_what_there_is() {
+#[gpu_test]
+async fn an_adapter_that_is_not_there_is_said_with_what_there_is() {
     let request = AdapterRequest {
         name: Some("no such adapter".into()),
         ..Default::default()
     };
-    let error = Gpu::open_blocking(&request).unwrap_err().to_string();
-    assert!(error.contains("no such adapter") && error.contains(&gpu().adapter.get_info().name));
+    let error = Gpu::open(&request).await.unwrap_err().to_string();
+    let name = gpu().await.adapter.get_info().name;
+    assert!(
+        error.contains("no such adapter") && error.contains(&name),
+        "{error}"
+    );
 }

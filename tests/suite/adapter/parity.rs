@@ -3,7 +3,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, TensorBinding, wgpu};
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::{LRS, configs, sizes, values};
 
 const CANARY: f32 = -12_345.678;
@@ -35,7 +35,7 @@ fn places(sizes: impl Iterator<Item = usize>) -> Vec<Place> {
 }
 
 /// Runs a few steps over all places at once and compares every element, canaries included.
-fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
+async fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
     let extent = |end: fn(&Place) -> usize| places.iter().map(end).max().unwrap() + 5;
     let mut host_params = vec![CANARY; extent(|p| p.params + p.numel)];
     let mut host_grads = vec![CANARY; extent(|p| p.grads + p.numel)];
@@ -71,8 +71,8 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
         bench.step(&mut optimizer);
     }
 
-    let mut after = bench.download(&params);
-    let state = wgpu_optim::readback::block_on(&bench.device, optimizer.state()).unwrap();
+    let mut after = bench.download(&params).await;
+    let state = bench.wait(optimizer.state()).await.unwrap();
     for ((place, oracle), state) in places.iter().zip(&oracles).zip(&state.tensors) {
         let here = format!(
             "{} elements at {} and {}, {config:?}",
@@ -98,7 +98,7 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
         after.iter().all(|x| x.to_bits() == CANARY.to_bits()),
         "a canary died: {config:?}"
     );
-    let grads_after = bench.download(&grads);
+    let grads_after = bench.download(&grads).await;
     assert!(
         grads_after
             .iter()
@@ -107,18 +107,18 @@ fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
     );
 }
 
-#[test]
-fn every_config_at_every_awkward_size() {
+#[gpu_test]
+async fn every_config_at_every_awkward_size() {
     let places = places(sizes());
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         for config in configs() {
-            check(bench, config, &places);
+            check(bench, config, &places).await;
         }
     }
 }
 
-#[test]
-fn every_pair_of_offsets() {
+#[gpu_test]
+async fn every_pair_of_offsets() {
     let config = SgdConfig::builder(0.05)
         .momentum(0.9)
         .nesterov(true)
@@ -138,14 +138,15 @@ fn every_pair_of_offsets() {
             }
         }
     }
-    for bench in Bench::both() {
-        check(bench, config, &places);
-        check(bench, plain, &places);
+    for bench in Bench::both().await {
+        check(bench, config, &places).await;
+        check(bench, plain, &places).await;
     }
 }
 
-#[test]
-fn a_device_of_small_limits_folds_and_splits() {
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn a_device_of_small_limits_folds_and_splits() {
     let limits = wgpu::Limits {
         max_compute_workgroups_per_dimension: 3,
         max_storage_buffer_binding_size: 16 * 1024,
@@ -166,19 +167,19 @@ fn a_device_of_small_limits_folds_and_splits() {
     for optional in [wgpu::Features::empty(), OPTIONAL_FEATURES] {
         let mut limits = limits.clone();
         if optional.contains(wgpu::Features::IMMEDIATES) {
-            limits.max_immediate_size = super::gpu().adapter.limits().max_immediate_size;
+            limits.max_immediate_size = super::gpu().await.adapter.limits().max_immediate_size;
         }
-        let mut bench = Bench::open(optional, limits);
-        check(&bench, config, &places);
+        let mut bench = Bench::open(optional, limits).await;
+        check(&bench, config, &places).await;
         bench.kernels = bench.kernels.with_max_dispatch_elems(1000);
-        check(&bench, config, &places);
+        check(&bench, config, &places).await;
     }
 }
 
 /// Neighbours without a gap share dispatches, and are still tensors of their own: each frozen at other steps, each
 /// with its own first step.
-#[test]
-fn neighbours_that_share_a_dispatch_keep_their_own_state() {
+#[gpu_test]
+async fn neighbours_that_share_a_dispatch_keep_their_own_state() {
     let config = SgdConfig::builder(0.05)
         .momentum(0.9)
         .dampening(0.4)
@@ -188,7 +189,7 @@ fn neighbours_that_share_a_dispatch_keep_their_own_state() {
         .map(|index| [1, 7, 64, 256, 3, 1000][index % 6])
         .collect();
     let total: usize = sizes.iter().sum();
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         let host_params = values(1, total);
         let params = bench.buffer_of(&host_params);
         let grads = bench.buffer(total);
@@ -231,8 +232,8 @@ fn neighbours_that_share_a_dispatch_keep_their_own_state() {
             counts[7], 2,
             "one by the vec4, one for what is left at the end"
         );
-        let after = bench.download(&params);
-        let state = wgpu_optim::readback::block_on(&bench.device, optimizer.state()).unwrap();
+        let after = bench.download(&params).await;
+        let state = bench.wait(optimizer.state()).await.unwrap();
         for (i, oracle) in oracles.iter().enumerate() {
             oracle
                 .check_params(&after[slice(i)])
@@ -245,31 +246,31 @@ fn neighbours_that_share_a_dispatch_keep_their_own_state() {
     }
 }
 
-#[test]
-fn a_repeated_run_is_the_same_bit_for_bit() {
+#[gpu_test]
+async fn a_repeated_run_is_the_same_bit_for_bit() {
     let config = SgdConfig::builder(0.05)
         .momentum(0.9)
         .weight_decay(0.01)
         .build()
         .unwrap();
-    for bench in Bench::both() {
-        let run = || {
+    for bench in Bench::both().await {
+        let run = async || {
             let params = bench.buffer_of(&values(1, 10_001));
             let grads = bench.buffer_of(&values(2, 10_001));
             let mut optimizer = bench.optimizer(config, &params, &grads);
             for _ in 0..5 {
                 bench.step(&mut optimizer);
             }
-            bench.download(&params)
+            bench.download(&params).await
         };
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        assert_eq!(bits(run()), bits(run()));
+        assert_eq!(bits(run().await), bits(run().await));
     }
 }
 
-#[test]
-fn infinite_and_nan_gradients_stay_in_their_element() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn infinite_and_nan_gradients_stay_in_their_element() {
+    for bench in Bench::both().await {
         for config in configs() {
             // At lr = 0.3 nothing overflows but what starts infinite.
             let start = values(1, 67);
@@ -282,17 +283,17 @@ fn infinite_and_nan_gradients_stay_in_their_element() {
             oracle.step(&config, &bad);
             bench.step(&mut optimizer);
             oracle
-                .check_params(&bench.download(&params))
+                .check_params(&bench.download(&params).await)
                 .unwrap_or_else(|e| panic!("{config:?}: {e}"));
         }
     }
 }
 
 /// Learning rate and momentum become too small for f32, then for f64, and come back.
-#[test]
-fn what_is_too_small_for_f32_is_zero_on_the_device_too() {
+#[gpu_test]
+async fn what_is_too_small_for_f32_is_zero_on_the_device_too() {
     let (start, gradient) = (values(1, 1003), values(2, 1003));
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         let grads = bench.buffer_of(&gradient);
         for config in configs() {
             let params = bench.buffer_of(&start);
@@ -309,14 +310,14 @@ fn what_is_too_small_for_f32_is_zero_on_the_device_too() {
                 if config.has_velocity() {
                     optimizer.set_momentum(momentum).unwrap();
                 }
-                let before = bench.download(&params);
+                let before = bench.download(&params).await;
                 bench.step(&mut optimizer);
                 oracle.step(optimizer.config(), &gradient);
-                let after = bench.download(&params);
+                let after = bench.download(&params).await;
                 oracle.check_params(&after).unwrap();
                 assert_eq!(after == before, lr < 1e-37, "{config:?}");
             }
-            if let Some(velocity) = bench.velocity(&optimizer, 0) {
+            if let Some(velocity) = bench.velocity(&optimizer, 0).await {
                 oracle.check_velocity(&velocity).unwrap();
             }
         }

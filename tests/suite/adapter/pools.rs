@@ -1,13 +1,12 @@
 //! Parameters and gradients in one buffer.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{
     AdamConfig, AnyRule, Arena, BuildError, GpuOptimizer, PlanError, Rule as _, SgdConfig,
     SignumConfig, TensorBinding,
 };
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::values;
 
 const CANARY: f32 = 12_345.678;
@@ -34,7 +33,12 @@ struct Slice {
 }
 
 /// Steps tensors in one buffer, and holds everything in it against the oracle and the canaries between.
-fn check(bench: &Bench, rule: &AnyRule, slices: &[Slice], len: usize) -> GpuOptimizer<AnyRule> {
+async fn check(
+    bench: &Bench,
+    rule: &AnyRule,
+    slices: &[Slice],
+    len: usize,
+) -> GpuOptimizer<AnyRule> {
     let mut host = vec![CANARY; len];
     for (index, slice) in slices.iter().enumerate() {
         let seed = index as u64;
@@ -59,8 +63,8 @@ fn check(bench: &Bench, rule: &AnyRule, slices: &[Slice], len: usize) -> GpuOpti
         optimizer.step(&mut encoder).unwrap();
         bench.queue.submit([encoder.finish()]);
     }
-    let mut stepped = bench.download(&pool);
-    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    let mut stepped = bench.download(&pool).await;
+    let state = bench.wait(optimizer.state()).await.unwrap();
     for (slice, state) in slices.iter().zip(&state.tensors) {
         let params = slice.params..slice.params + slice.numel;
         let grads = &host[slice.grads..slice.grads + slice.numel];
@@ -86,9 +90,9 @@ fn check(bench: &Bench, rule: &AnyRule, slices: &[Slice], len: usize) -> GpuOpti
     optimizer
 }
 
-#[test]
-fn an_arena_of_one_buffer_is_one_dispatch() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn an_arena_of_one_buffer_is_one_dispatch() {
+    for bench in Bench::both().await {
         for rule in rules() {
             let shapes = [("a", vec![7, 11]), ("b", vec![20_001]), ("c", vec![64])];
             let numels = shapes
@@ -101,7 +105,7 @@ fn an_arena_of_one_buffer_is_one_dispatch() {
             arena.upload_all_grads(&grads).unwrap();
             arena.upload_all_params(&starts).unwrap();
             arena.upload_grads("c", &grads[2]).unwrap();
-            let before = bench.download(&arena.grads()[0]);
+            let before = bench.download(&arena.grads()[0]).await;
             let mut optimizer =
                 GpuOptimizer::new(&bench.kernels, rule.clone(), &arena.bindings()).unwrap();
             let mut encoder = bench.encoder();
@@ -109,14 +113,14 @@ fn an_arena_of_one_buffer_is_one_dispatch() {
             optimizer.step(&mut encoder).unwrap();
             bench.queue.submit([encoder.finish()]);
             assert_eq!(optimizer.dispatches(), 1);
-            let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+            let params = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, start) in starts.iter().enumerate() {
                 let mut oracle = Oracle::new(start, Rounding::WGSL);
                 oracle.step(&rule, &grads[tensor]);
                 oracle.step(&rule, &grads[tensor]);
                 oracle.check_params(&params[tensor]).unwrap();
             }
-            let after = bench.download(&arena.grads()[0]);
+            let after = bench.download(&arena.grads()[0]).await;
             let start = arena.grads_start_bytes(0) as usize / 4;
             assert!(after[start..] == before[start..]);
         }
@@ -124,9 +128,9 @@ fn an_arena_of_one_buffer_is_one_dispatch() {
 }
 
 /// Each gradient behind its parameters or before them, at odd sizes and offsets, alone and in batches.
-#[test]
-fn scattered_tensors_of_a_pool() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn scattered_tensors_of_a_pool() {
+    for bench in Bench::both().await {
         let alignment = bench.device.limits().min_storage_buffer_offset_alignment as usize / 4;
         for rule in rules() {
             for (numel, first) in [
@@ -152,7 +156,7 @@ fn scattered_tensors_of_a_pool() {
                         }
                     })
                     .collect();
-                let optimizer = check(bench, &rule, &slices, 18 * room + 7);
+                let optimizer = check(bench, &rule, &slices, 18 * room + 7).await;
                 let batched = first == 0 && numel <= 4096;
                 assert_eq!(!optimizer.plan().batches.is_empty(), batched, "{numel}");
             }
@@ -161,10 +165,10 @@ fn scattered_tensors_of_a_pool() {
 }
 
 /// Tensors of a pool beside ones whose gradients lie elsewhere, in the pool of the others' parameters among them.
-#[test]
-fn pools_beside_other_buffers() {
+#[gpu_test]
+async fn pools_beside_other_buffers() {
     let rule = AnyRule::from(AdamConfig::adamw(0.05).build().unwrap());
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         let host = [values(1, 4096), values(2, 4096)];
         let [x, y] = host.each_ref().map(|values| bench.buffer_of(values));
         let tensors = [
@@ -183,7 +187,7 @@ fn pools_beside_other_buffers() {
         let mut encoder = bench.encoder();
         optimizer.step(&mut encoder).unwrap();
         bench.queue.submit([encoder.finish()]);
-        let mut stepped = [bench.download(&x), bench.download(&y)];
+        let mut stepped = [bench.download(&x).await, bench.download(&y).await];
         for (buffer, params, other, grads, numel) in at {
             let mut oracle = Oracle::new(&host[buffer][params..params + numel], Rounding::WGSL);
             oracle.step(&rule, &host[other][grads..grads + numel]);
@@ -197,9 +201,9 @@ fn pools_beside_other_buffers() {
     }
 }
 
-#[test]
-fn what_is_too_close_is_said_and_the_next_one_steps() {
-    let bench = Bench::best();
+#[gpu_test]
+async fn what_is_too_close_is_said_and_the_next_one_steps() {
+    let bench = Bench::best().await;
     let alignment = bench.device.limits().min_storage_buffer_offset_alignment;
     let pool = bench.buffer(4096);
     let rule = rules()[1].with_lr(0.2).unwrap();

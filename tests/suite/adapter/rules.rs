@@ -1,22 +1,19 @@
 //! Every rule on a real adapter: all slots of a piece in one buffer, whatever the tensors.
 
-use proptest::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{
     AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule, TensorBinding, wgpu,
 };
 
-use super::{Bench, whole};
+use super::{Bench, gpu_test, whole};
 use crate::cases::{LRS, sizes, values};
 use crate::golden_rules;
 use crate::rule_cases::rules;
-use crate::rule_runs::runs;
 
 const CANARY: f32 = 12_345.678;
 
 /// Compares parameters and every slot of one tensor.
-fn check(
+async fn check(
     bench: &Bench,
     optimizer: &GpuOptimizer<AnyRule>,
     tensor: usize,
@@ -24,7 +21,7 @@ fn check(
     params: &[f32],
     here: &str,
 ) {
-    let state = block_on(&bench.device, optimizer.state()).unwrap();
+    let state = bench.wait(optimizer.state()).await.unwrap();
     oracle
         .check_params(params)
         .unwrap_or_else(|e| panic!("{here}: {e}"));
@@ -40,9 +37,9 @@ fn check(
     }
 }
 
-#[test]
-fn the_points_that_the_libraries_printed_are_visited() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn the_points_that_the_libraries_printed_are_visited() {
+    for bench in Bench::both().await {
         for golden in golden_rules::all() {
             let params = bench.buffer_of(&golden.theta0);
             let grads = bench.buffer(golden.theta0.len());
@@ -58,9 +55,9 @@ fn the_points_that_the_libraries_printed_are_visited() {
                 let mut encoder = bench.encoder();
                 optimizer.step(&mut encoder).unwrap();
                 bench.queue.submit([encoder.finish()]);
-                let params = bench.download(&params);
+                let params = bench.download(&params).await;
                 if optimizer.applied_steps("theta") > Some(0) {
-                    check(bench, &optimizer, 0, oracle, &params, &golden.name);
+                    check(bench, &optimizer, 0, oracle, &params, &golden.name).await;
                 }
             }
         }
@@ -68,9 +65,9 @@ fn the_points_that_the_libraries_printed_are_visited() {
 }
 
 /// Every config over every size, scattered with canaries between, at offsets that line up and that do not.
-#[test]
-fn every_config_over_every_size_and_offset() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn every_config_over_every_size_and_offset() {
+    for bench in Bench::both().await {
         for (index, config) in rules().into_iter().enumerate() {
             let numels: Vec<_> = sizes().chain([70_001]).collect();
             // Parameters and gradients start alike modulo four elements, or not.
@@ -128,8 +125,8 @@ fn every_config_over_every_size_and_offset() {
                     }
                 }
             }
-            let mut stepped = bench.download(&params);
-            let state = block_on(&bench.device, optimizer.state()).unwrap();
+            let mut stepped = bench.download(&params).await;
+            let state = bench.wait(optimizer.state()).await.unwrap();
             for (tensor, oracle) in oracles.iter().enumerate() {
                 let here = format!("{config:?}, {} elements", numels[tensor]);
                 let slice = &mut stepped[starts[tensor]..starts[tensor] + numels[tensor]];
@@ -144,21 +141,21 @@ fn every_config_over_every_size_and_offset() {
                 }
             }
             assert!(stepped.iter().all(|x| *x == CANARY), "{config:?}");
-            assert_eq!(bench.download(&grads), host_grads);
+            assert_eq!(bench.download(&grads).await, host_grads);
         }
     }
 }
 
 /// Small tensors with buffers of their own share dispatches, odd ones by the element.
-#[test]
-fn batches_of_three_slots() {
+#[gpu_test]
+async fn batches_of_three_slots() {
     let config = AdamConfig::adamw(0.05)
         .eps(1e-6)
         .amsgrad(AmsGrad::OfAverage)
         .build()
         .unwrap();
     let config = AnyRule::from(config);
-    for bench in Bench::both() {
+    for bench in Bench::both().await {
         for numel in [64, 1001, 4096] {
             let buffers: Vec<_> = (0..25_u64)
                 .map(|index| {
@@ -198,7 +195,7 @@ fn batches_of_three_slots() {
                 }
             }
             for (tensor, (oracle, (params, ..))) in oracles.iter().zip(&buffers).enumerate() {
-                let params = bench.download(params);
+                let params = bench.download(params).await;
                 check(
                     bench,
                     &optimizer,
@@ -206,25 +203,29 @@ fn batches_of_three_slots() {
                     oracle,
                     &params,
                     &format!("{tensor} of {numel}"),
-                );
+                )
+                .await;
             }
         }
     }
 }
 
 /// One dispatch for an arena, cut where three slots do not fit a binding, and a state that goes on from what was saved.
-#[test]
-fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
+#[gpu_test]
+async fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
     let small = wgpu::Limits {
         max_storage_buffer_binding_size: 1 << 16,
         max_uniform_buffer_binding_size: 1 << 16,
         ..wgpu::Limits::default()
     };
-    let benches = [
-        Bench::with(OPTIONAL_FEATURES),
-        Bench::with(wgpu::Features::empty()),
-        Bench::open(wgpu::Features::empty(), small),
+    let mut benches = vec![
+        Bench::with(OPTIONAL_FEATURES).await,
+        Bench::with(wgpu::Features::empty()).await,
     ];
+    // No browser has bindings as small as that.
+    if cfg!(not(target_arch = "wasm32")) {
+        benches.push(Bench::open(wgpu::Features::empty(), small).await);
+    }
     let presets = AnyRule::presets().map(|preset| (preset.config)(0.05).unwrap());
     let configs: Vec<_> = presets.collect();
     let all = |(index, bench)| configs.iter().map(move |config| (index, bench, config));
@@ -246,10 +247,10 @@ fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
             .map(|start| Oracle::new(start, Rounding::WGSL));
         for step in 0..4 {
             if step == 2 {
-                let state = block_on(&bench.device, optimizer.state()).unwrap();
+                let state = bench.wait(optimizer.state()).await.unwrap();
                 optimizer = fresh();
                 optimizer.load_state(&state).unwrap();
-                assert_eq!(block_on(&bench.device, optimizer.state()).unwrap(), state);
+                assert_eq!(bench.wait(optimizer.state()).await.unwrap(), state);
             }
             let mut encoder = bench.encoder();
             optimizer.step(&mut encoder).unwrap();
@@ -263,7 +264,7 @@ fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
             0 | 1 => assert_eq!(optimizer.dispatches(), 1),
             _ => assert!(optimizer.plan().pieces.len() >= 2),
         }
-        let params = block_on(&bench.device, arena.download_all_params()).unwrap();
+        let params = bench.wait(arena.download_all_params()).await.unwrap();
         for (tensor, oracle) in oracles.iter().enumerate() {
             check(
                 bench,
@@ -272,41 +273,8 @@ fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
                 oracle,
                 &params[tensor],
                 &tensor.to_string(),
-            );
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-
-    /// The random runs of `no_device::rules`, on the adapter.
-    #[test]
-    fn mixed_groups_follow_their_oracles(run in runs(1200)) {
-        for bench in Bench::both() {
-            let groups = run.groups();
-            let (device, queue) = (&bench.device, &bench.queue);
-            let arena = Arena::with_groups(device, queue, &groups, run.named()).unwrap();
-            arena.upload_all_params(&run.starts()).unwrap();
-            let mut optimizer =
-                GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
-            for step in 0..run.steps.len() {
-                run.prepare(step, &mut optimizer);
-                arena.upload_all_grads(&run.grads(step)).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
-            }
-            let params = block_on(&bench.device, arena.download_all_params()).unwrap();
-            let state = block_on(&bench.device, optimizer.state()).unwrap();
-            for (tensor, oracle) in run.oracles(Rounding::WGSL).iter().enumerate() {
-                let checked = oracle.check_params(&params[tensor]);
-                prop_assert!(checked.is_ok(), "{:?}: {:?}", run.rule(tensor), checked);
-                for slot in &state.tensors[tensor].slots {
-                    let checked = oracle.check_slot(&slot.name, &slot.values);
-                    prop_assert!(checked.is_ok(), "{:?}: {:?}", run.rule(tensor), checked);
-                }
-            }
+            )
+            .await;
         }
     }
 }

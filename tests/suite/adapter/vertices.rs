@@ -1,9 +1,9 @@
 //! Parameters that are drawn right after the step that updates them, in the same encoder.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Gpu, OPTIONAL_FEATURES, SgdConfig, wgpu};
+use wgpu_optim::{OPTIONAL_FEATURES, SgdConfig, wgpu};
 
-use super::{Bench, open_gpu};
+use super::{Bench, adapter_of_its_own, gpu_test};
 use crate::cases::values;
 
 /// Pixels and vertices; one row of pixels is what a copy to a buffer has to be aligned to.
@@ -72,16 +72,16 @@ fn points(device: &wgpu::Device) -> wgpu::RenderPipeline {
     })
 }
 
-#[test]
-fn updated_parameters_are_vertices_of_the_same_encoder() {
+#[gpu_test]
+async fn updated_parameters_are_vertices_of_the_same_encoder() {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let numel = WIDTH as usize;
     let (start, gradient) = (values(1, numel), values(2, numel));
-    // An instance of its own: with OpenGL, all devices of an instance share a context, and where one of them is dropped
-    // wgpu 30 leaves the others without the vertex array that drawing takes.
-    let Gpu { adapter, .. } = open_gpu();
     for features in [OPTIONAL_FEATURES, wgpu::Features::empty()] {
-        let bench = Bench::open_on(&adapter, features, adapter.limits());
+        // By an instance of its own: with OpenGL, all devices of an instance share a context, and where one of them is
+        // dropped wgpu 30 leaves the others without the vertex array that drawing takes.
+        let adapter = adapter_of_its_own().await;
+        let bench = Bench::open_on(&adapter, features, adapter.limits()).await;
         let params = bench.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
             size: 4 * numel as u64,
@@ -140,7 +140,7 @@ fn updated_parameters_are_vertices_of_the_same_encoder() {
         bench.queue.submit([encoder.finish()]);
         for drawn in &drawn {
             oracle.step(&config, &gradient);
-            oracle.check_params(&bench.download(drawn)).unwrap();
+            oracle.check_params(&bench.download(drawn).await).unwrap();
         }
     }
 }

@@ -6,6 +6,7 @@ use wgpu_optim::{
 };
 
 use crate::cases::{LRS, configs, sizes, values};
+use crate::test;
 
 #[test]
 fn reference_follows_the_oracle_in_every_config() {

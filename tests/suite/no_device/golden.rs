@@ -4,6 +4,7 @@ use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{Coefficients, Terms};
 
 use crate::golden::{all, pytorch};
+use crate::test;
 
 #[test]
 fn the_oracle_is_pytorch_in_double_precision() {

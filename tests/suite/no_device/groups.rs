@@ -4,6 +4,7 @@ use wgpu_optim::{
 };
 
 use crate::cases::values;
+use crate::test;
 
 /// Decay on weights only, biases at twice the learning rate, and embeddings without momentum.
 pub fn groups() -> ParamGroups {

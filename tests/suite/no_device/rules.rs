@@ -1,6 +1,5 @@
 //! Every rule without a device: the textbook, the twin, and the optimizer on all cores.
 
-use proptest::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, RulePreset,
@@ -10,7 +9,7 @@ use wgpu_optim::{
 use crate::cases::{LRS, sizes, values};
 use crate::golden_rules;
 use crate::rule_cases::{pairs, rules};
-use crate::rule_runs::runs;
+use crate::test;
 
 #[test]
 fn the_oracle_visits_the_points_that_the_libraries_printed() {
@@ -111,15 +110,15 @@ fn schedule_free_rules_evaluate_where_optax_does() {
 }
 
 /// One element after the other.
-struct Reference {
-    params: Vec<f32>,
+pub struct Reference {
+    pub params: Vec<f32>,
     /// Those that are kept.
-    slots: Vec<Vec<f32>>,
-    applied_steps: u64,
+    pub slots: Vec<Vec<f32>>,
+    pub applied_steps: u64,
 }
 
 impl Reference {
-    fn new(rule: &impl Rule, params: &[f32]) -> Self {
+    pub fn new(rule: &impl Rule, params: &[f32]) -> Self {
         let slots = rule.slots();
         let slots = slots.kept().map(|slot| vec![slot.start; params.len()]);
         Self {
@@ -129,7 +128,7 @@ impl Reference {
         }
     }
 
-    fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
+    pub fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
         let mut slots: Vec<_> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
         let phase = rule.phase(self.applied_steps);
         rule.step_in_turn(phase, &mut self.params, &mut slots, grads);
@@ -137,7 +136,7 @@ impl Reference {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -208,51 +207,6 @@ fn every_config_stays_within_its_bound() {
             worst > 0.01,
             "the bound is too wide to say anything: {worst} for {config:?}"
         );
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// Any rules, mixed in groups, with freezes, learning rates and momenta that change.
-    #[test]
-    fn mixed_groups_follow_their_oracles_and_are_the_reference(run in runs(120)) {
-        let groups = run.groups();
-        let mut optimizer = CpuOptimizer::with_groups(&groups, run.named()).unwrap();
-        let mut params = run.starts();
-        let mut references: Vec<_> = (0..run.tensors.len())
-            .map(|tensor| Reference::new(run.rule(tensor), &params[tensor]))
-            .collect();
-        for (step, planned) in run.steps.iter().enumerate() {
-            run.prepare(step, &mut optimizer);
-            let grads = run.grads(step);
-            let slices: Vec<_> = grads.iter().map(Vec::as_slice).collect();
-            let mut params: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
-            optimizer.step(&mut params, &slices).unwrap();
-            for (tensor, reference) in references.iter_mut().enumerate() {
-                if !planned.frozen[tensor] {
-                    let rule = optimizer.group_config(&run.group(tensor)).unwrap();
-                    reference.step(rule, &grads[tensor]);
-                }
-            }
-        }
-        let state = optimizer.state();
-        let oracles = run.oracles(Rounding::NEAREST);
-        for (tensor, (oracle, reference)) in oracles.iter().zip(&references).enumerate() {
-            prop_assert_eq!(bits(&params[tensor]), bits(&reference.params));
-            prop_assert_eq!(state.tensors[tensor].applied_steps, reference.applied_steps);
-            let checked = oracle.check_params(&params[tensor]);
-            prop_assert!(checked.is_ok(), "{:?}", checked);
-            for (slot, expected) in state.tensors[tensor].slots.iter().zip(&reference.slots) {
-                prop_assert_eq!(bits(&slot.values), bits(expected));
-                let checked = oracle.check_slot(&slot.name, &slot.values);
-                prop_assert!(checked.is_ok(), "{:?}", checked);
-            }
-        }
-        // The state carries on in a fresh optimizer.
-        let mut resumed = CpuOptimizer::with_groups(&groups, run.named()).unwrap();
-        resumed.load_state(&state).unwrap();
-        prop_assert_eq!(resumed.state().tensors, state.tensors);
     }
 }
 
