@@ -1,11 +1,18 @@
 //! The simulation on an adapter, held against the terrains in double precision and the twin on the CPU.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests fail by panicking"
+)]
+
+mod twin;
 
 use landscape::counts::Figures;
 use landscape::headless::Stage;
 use landscape::scene::Camera;
 use landscape::settings::{RuleSettings, Settings};
 use landscape::terrain::{Domain, Terrain};
-use wgpu_optim::{AdapterRequest, CpuOptimizer, Gpu, SgdConfig, readback};
+use wgpu_optim::{AdapterRequest, Gpu, SgdConfig, readback};
 
 const SIZE: [u32; 2] = [128, 64];
 
@@ -81,66 +88,14 @@ fn steps_are_those_of_the_rule_down_the_slopes_of_the_terrain() {
     }
 }
 
-/// The same balls on the CPU twin, with slopes in `f32`.
-fn on_the_cpu(settings: &Settings, starts: &[f32], side: usize, steps: u32) -> Vec<f32> {
-    let rule = settings.rules[side].config().unwrap();
-    let mut positions = starts.to_vec();
-    let mut twin = CpuOptimizer::new(rule, [("balls", [positions.len()])]).unwrap();
-    for _ in 0..steps {
-        let slopes = positions
-            .chunks(2)
-            .flat_map(|p| settings.terrain.slope(p[0], p[1]));
-        let slopes: Vec<f32> = slopes.collect();
-        twin.step(&mut [&mut positions], &[&slopes]).unwrap();
-    }
-    positions
-}
-
-fn in_the_deepest(terrain: Terrain, positions: &[f32]) -> Vec<bool> {
-    let balls = positions.chunks(2);
-    balls
-        .map(|p| terrain.is_deepest(f64::from(p[0]), f64::from(p[1])))
-        .collect()
-}
-
 #[test]
 fn momentum_finds_the_deepest_valley_more_often_as_the_twin_says() {
-    const BALLS: u32 = 2001;
-    const STEPS: u32 = 150;
     for terrain in [Terrain::Hills, Terrain::Fractal] {
-        let settings = Settings::new(terrain, BALLS, 3);
+        let settings = Settings::new(terrain, 2001, 3);
         let mut stage = stage(&settings);
         let starts = positions(&stage, 0);
-        let on_gpu = figures_after(&mut stage, STEPS);
-        for side in [0, 1] {
-            // Balls near a ridge go either way by a rounding: those that end elsewhere when they start a thousand
-            // roundings away. The others have to agree.
-            let nudged = |by: f32| -> Vec<f32> {
-                starts
-                    .iter()
-                    .map(|at| at + by * terrain.domain().half_width as f32)
-                    .collect()
-            };
-            let ends = [0.0, 1e-4, -1e-4].map(|by| {
-                in_the_deepest(terrain, &on_the_cpu(&settings, &nudged(by), side, STEPS))
-            });
-            let undecided = (0..BALLS as usize)
-                .filter(|ball| ends.iter().any(|end| end[*ball] != ends[0][*ball]))
-                .count();
-            let expected = ends[0].iter().filter(|is_deepest| **is_deepest).count();
-            let counted = (on_gpu[side].deepest_share * f64::from(BALLS)).round();
-            let apart = (counted - expected as f64).abs();
-            assert!(undecided < BALLS as usize / 10, "{undecided} undecided");
-            assert!(
-                apart <= undecided as f64,
-                "{terrain:?}, side {side}: {counted} on the GPU, {expected} on the CPU, {undecided} undecided"
-            );
-        }
-        let [plain, momentum] = on_gpu.map(|figures| figures.deepest_share);
-        assert!(
-            momentum > 1.5 * plain,
-            "{terrain:?}: {momentum} against {plain}"
-        );
+        let on_gpu = figures_after(&mut stage, 100);
+        twin::agrees(&settings, &starts, 100, on_gpu);
     }
 }
 
@@ -198,7 +153,7 @@ fn figures_are_those_of_the_positions() {
                 (mean_speed - speed).abs() <= (sums + 6.0) * U * speed + 1e-7,
                 "{mean_speed} for {speed}"
             );
-            let deepest = in_the_deepest(terrain, &after)
+            let deepest = twin::in_the_deepest(terrain, &after)
                 .iter()
                 .filter(|is_deepest| **is_deepest)
                 .count();
