@@ -46,8 +46,7 @@ impl Dataset {
         for column in 0..columns {
             let of_training = rows[..train_rows].iter().map(|row| row[column]);
             let mean = of_training.clone().sum::<f64>() / train_rows as f64;
-            let variance =
-                of_training.map(|x| (x - mean).powi(2)).sum::<f64>() / train_rows as f64;
+            let variance = of_training.map(|x| (x - mean).powi(2)).sum::<f64>() / train_rows as f64;
             // A column that says nothing stays at zero.
             let deviation = if variance > 0.0 { variance.sqrt() } else { 1.0 };
             for (value, row) in values.iter_mut().skip(column).step_by(columns).zip(rows) {

@@ -297,9 +297,13 @@ impl Run for EngineRun<'_> {
     /// One encoder, one submit; nothing is read back.
     fn step(&mut self) -> Result<()> {
         let (engine, task) = (self.engine, self.engine.task);
-        let mut encoder = engine.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some("train.batch"),
-        });
+        let mut encoder =
+            engine
+                .gpu
+                .device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                    label: Some("train.batch"),
+                });
         if self.evaluates && self.steps == 0 {
             engine.record_evaluation(&mut encoder, 0);
         }

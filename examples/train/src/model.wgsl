@@ -34,16 +34,24 @@ override outputs_at: u32 = 0;
 @group(0) @binding(6) var<storage, read_write> deltas: array<f32>;
 @group(0) @binding(7) var<storage, read_write> losses: array<f32>;
 
-// The last column of a row is what is to be predicted.
-fn data(row: u32, column: u32) -> f32 {
-    return dataset[order[batch.first + row] * columns + column];
+// Where a row of the batch starts in `dataset`; its last column is what is to be predicted.
+fn data_at(row: u32) -> u32 {
+    return order[batch.first + row] * columns;
 }
 
-fn input(row: u32, i: u32) -> f32 {
+// Where what comes into the layer starts, and one of it.
+fn row_at(row: u32) -> u32 {
     if is_first {
-        return data(row, i);
+        return data_at(row);
     }
-    return activations[inputs_at + row * inputs + i];
+    return inputs_at + row * inputs;
+}
+
+fn input(at: u32) -> f32 {
+    if is_first {
+        return dataset[at];
+    }
+    return activations[at];
 }
 
 fn softsign(z: f32) -> f32 {
@@ -58,9 +66,10 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let row = id.x / outputs;
     let unit = id.x % outputs;
+    let at = row_at(row);
     var sum = params[bias_at + unit];
     for (var i = 0u; i < inputs; i++) {
-        sum += input(row, i) * params[weight_at + i * outputs + unit];
+        sum += input(at + i) * params[weight_at + i * outputs + unit];
     }
     if !is_last {
         sum = softsign(sum);
@@ -76,7 +85,7 @@ var<workgroup> lanes: array<f32, 64>;
 fn loss(@builtin(local_invocation_index) lane: u32) {
     var sum = 0.0;
     for (var row = lane; row < batch.rows; row += 64u) {
-        let error = activations[outputs_at + row] - data(row, columns - 1u);
+        let error = activations[outputs_at + row] - dataset[data_at(row) + columns - 1u];
         deltas[outputs_at + row] = batch.error_weight * error;
         sum += error * error;
     }
@@ -120,7 +129,7 @@ fn gradient(@builtin(global_invocation_id) id: vec3<u32>) {
     var sum = 0.0;
     if i < inputs {
         for (var row = 0u; row < batch.rows; row++) {
-            sum += input(row, i) * deltas[outputs_at + row * outputs + unit];
+            sum += input(row_at(row) + i) * deltas[outputs_at + row * outputs + unit];
         }
         grads[weight_at + id.x] = sum;
     } else {
