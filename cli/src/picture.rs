@@ -103,7 +103,8 @@ pub enum Axis {
 impl Axis {
     fn tick(self, position: f64) -> String {
         match self {
-            Self::Linear => format!("{position}"),
+            // Ticks are multiples, which `f64` may miss by a little.
+            Self::Linear => format!("{}", (position * 1e9).round() / 1e9),
             Self::PowersOfTen if position.fract() == 0.0 && (-3.0..4.0).contains(&position) => {
                 format!("{}", 10_f64.powf(position))
             }

@@ -59,7 +59,7 @@ pub fn compare(
         let mut runs = vec![Vec::new(); devices.len()];
         for start in starts {
             for (device, runs) in devices.iter().zip(&mut runs) {
-                let trained = train(*device, task, (&rule, start), (task.steps(), true), || ())?;
+                let trained = train(*device, (&rule, start), (task.steps(), true))?;
                 runs.push(MeasuredRun {
                     losses: trained.losses,
                     steps: None,
@@ -90,7 +90,7 @@ pub fn compare(
                 let run = &mut runs[index];
                 run.steps = steps_to(&run.losses.train, target, task.steps_per_epoch());
                 if let Some(steps) = run.steps {
-                    let timed = train(*device, task, (&rule, start), (steps, false), || ())?;
+                    let timed = train(*device, (&rule, start), (steps, false))?;
                     run.seconds = Some(timed.seconds);
                 }
                 progress.inc(1);

@@ -177,7 +177,7 @@ fn best_lr(
 
 fn mean_log_loss(task: &Task, rule: &AnyRule, start: &Start) -> Result<f64> {
     let twin = Twin::new(task);
-    let trained = train(&twin, task, (rule, start), (task.steps(), true), || ())?;
+    let trained = train(&twin, (rule, start), (task.steps(), true))?;
     let losses = trained.losses.train;
     let logarithms = losses.iter().map(|loss| f64::from(*loss).ln());
     Ok(logarithms.sum::<f64>() / losses.len() as f64)

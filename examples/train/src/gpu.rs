@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use wgpu_optim::readback::{block_on, download_blocking};
 use wgpu_optim::wgpu::{self, util::DeviceExt as _};
 use wgpu_optim::{AnyRule, Arena, Gpu, GpuOptimizer, Kernels};
@@ -22,14 +22,25 @@ pub struct Engine<'t> {
     kernels: Kernels,
     /// Parameters and gradients. The model's kernels read the ones and write the others where they lie.
     arena: Arena,
-    order: wgpu::Buffer,
-    losses: wgpu::Buffer,
+    buffers: Buffers,
     layers: Vec<LayerPipelines>,
     loss: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
     /// Bytes from one batch to the next.
     batch_stride: u32,
     submissions: Cell<usize>,
+}
+
+/// What the model's kernels read and write beside the arena.
+#[derive(Debug)]
+struct Buffers {
+    /// Every batch there will be, so that the loop has nothing to upload.
+    batches: wgpu::Buffer,
+    dataset: wgpu::Buffer,
+    order: wgpu::Buffer,
+    activations: wgpu::Buffer,
+    deltas: wgpu::Buffer,
+    losses: wgpu::Buffer,
 }
 
 /// What a layer needs of the shader.
@@ -55,80 +66,27 @@ impl<'t> Engine<'t> {
             bail!("the parameters do not fit one buffer of this device");
         };
 
-        // Whoever does not want wgpu to panic on a mistake of its own has it reported.
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let widest: usize = task.model.layers.iter().map(|layer| layer.outputs).sum();
-        let per_row = 4 * (task.data.rows() * widest) as u64;
         let batches: Vec<_> = task.batches().collect();
-        let order_bytes = 4 * (task.data.rows() + task.epochs * task.data.train_rows) as u64;
-        let buffer = |label, size| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        };
-        let order = buffer("train.order", order_bytes);
-        let losses = buffer("train.losses", 4 * batches.len() as u64);
-        let activations = buffer("train.activations", per_row);
-        let deltas = buffer("train.deltas", per_row);
-        let dataset = device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
-            label: Some("train.dataset"),
-            contents: bytemuck::cast_slice(&task.data.values),
-            usage: wgpu::BufferUsages::STORAGE,
-        });
-        // Every batch there will be, so that the loop has nothing to upload.
-        let batch_stride = device.limits().min_uniform_buffer_offset_alignment;
-        let batch_stride = batch_stride.max(size_of::<Batch>() as u32);
-        let mut contents = vec![0; batches.len() * batch_stride as usize];
-        for (entry, batch) in contents.chunks_mut(batch_stride as usize).zip(&batches) {
-            entry[..size_of::<Batch>()].copy_from_slice(bytemuck::bytes_of(batch));
+        // Dynamic offsets are aligned.
+        let alignment = device.limits().min_uniform_buffer_offset_alignment;
+        let batch_stride = alignment.max(size_of::<Batch>() as u32);
+        if batches.len() as u64 * u64::from(batch_stride) > u64::from(u32::MAX) {
+            bail!("{} batches are too many for one buffer", batches.len());
         }
-        let batches = device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
-            label: Some("train.batches"),
-            contents: &contents,
-            usage: wgpu::BufferUsages::UNIFORM,
-        });
-
-        let layout = bindings_layout(device);
-        let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &batches,
-            offset: 0,
-            size: wgpu::BufferSize::new(size_of::<Batch>() as u64),
-        });
-        let buffers = [
-            &dataset,
-            &order,
-            params,
-            grads,
-            &activations,
-            &deltas,
-            &losses,
-        ];
-        let resources = buffers.map(|buffer| buffer.as_entire_binding());
-        let resources = [batch].into_iter().chain(resources);
-        let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
-        let entries: Vec<_> = (0..).zip(resources).map(entry).collect();
-        let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some("train.bindings"),
-            layout: &layout,
-            entries: &entries,
-        });
-        let (layers, loss) = pipelines(device, &layout, task, &arena);
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            return Err(anyhow!(error)).context("the device refuses the model");
-        }
-
+        let (buffers, bindings, layers, loss) = checked(device, || {
+            let buffers = Buffers::new(device, task, &batches, batch_stride);
+            let layout = bindings_layout(device);
+            let bindings = bind(device, &layout, &buffers, params, grads);
+            let (layers, loss) = pipelines(device, &layout, task, &arena);
+            (buffers, bindings, layers, loss)
+        })
+        .context("the device refuses the model")?;
         Ok(Self {
             task,
             name: gpu.adapter.get_info().name,
             kernels,
             arena,
-            order,
-            losses,
+            buffers,
             layers,
             loss,
             bindings,
@@ -161,16 +119,24 @@ impl<'t> Engine<'t> {
     /// # Errors
     /// If the device fails.
     pub fn run(&self, rule: &AnyRule, start: &Start, evaluates: bool) -> Result<EngineRun<'_>> {
+        let optimizer = GpuOptimizer::new(&self.kernels, rule.clone(), &self.arena.bindings())?;
         self.arena.upload_all_params(&start.params)?;
         let order = bytemuck::cast_slice(&start.order);
-        self.gpu.queue.write_buffer(&self.order, 0, order);
+        self.gpu.queue.write_buffer(&self.buffers.order, 0, order);
         Ok(EngineRun {
             engine: self,
-            optimizer: GpuOptimizer::new(&self.kernels, rule.clone(), &self.arena.bindings())?,
+            optimizer,
             steps: 0,
             evaluates,
             last_epoch: None,
             this_epoch: None,
+        })
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        let device = &self.gpu.device;
+        device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("train.batch"),
         })
     }
 
@@ -294,29 +260,30 @@ impl EngineRun<'_> {
 }
 
 impl Run for EngineRun<'_> {
-    /// One encoder, one submit; nothing is read back.
+    /// One encoder, one submit; nothing is uploaded and nothing read back.
     fn step(&mut self) -> Result<()> {
         let (engine, task) = (self.engine, self.engine.task);
-        let mut encoder =
-            engine
-                .gpu
-                .device
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                    label: Some("train.batch"),
-                });
+        let mut encoder = engine.encoder();
         if self.evaluates && self.steps == 0 {
             engine.record_evaluation(&mut encoder, 0);
         }
+
+        // Forward and backward: the gradients, where the optimizer reads them.
         engine.record_gradients(&mut encoder, task.batch(self.steps));
+        // The optimizer: the parameters, where the next forward reads them.
         self.optimizer.step(&mut encoder)?;
+
         self.steps += 1;
-        let ends_epoch = self.steps.is_multiple_of(task.steps_per_epoch());
-        if self.evaluates && ends_epoch {
-            engine.record_evaluation(&mut encoder, self.steps / task.steps_per_epoch());
+        let (epoch, within) = (
+            self.steps / task.steps_per_epoch(),
+            self.steps % task.steps_per_epoch(),
+        );
+        if self.evaluates && within == 0 {
+            engine.record_evaluation(&mut encoder, epoch);
         }
         self.this_epoch = Some(engine.submit(encoder));
 
-        if ends_epoch {
+        if within == 0 {
             // The device may be an epoch behind, not more: what is recorded takes memory.
             let last_epoch = std::mem::replace(&mut self.last_epoch, self.this_epoch.clone());
             engine.wait_for(last_epoch)?;
@@ -329,7 +296,7 @@ impl Run for EngineRun<'_> {
     }
 
     fn losses(&self) -> Result<Losses> {
-        let (Gpu { device, queue, .. }, losses) = (&self.engine.gpu, &self.engine.losses);
+        let (Gpu { device, queue, .. }, losses) = (&self.engine.gpu, &self.engine.buffers.losses);
         let slots = download_blocking(device, queue, losses, 0, losses.size() / 4)?;
         Ok(self.engine.task.losses(&slots, self.steps, self.evaluates))
     }
@@ -338,6 +305,90 @@ impl Run for EngineRun<'_> {
 fn dispatch(pass: &mut wgpu::ComputePass<'_>, pipeline: &wgpu::ComputePipeline, invocations: u32) {
     pass.set_pipeline(pipeline);
     pass.dispatch_workgroups(invocations.div_ceil(WORKGROUP_SIZE), 1, 1);
+}
+
+/// Runs `create` and returns the first error that the device reports meanwhile, which else would be wgpu's panic.
+fn checked<T>(device: &wgpu::Device, create: impl FnOnce() -> T) -> Result<T> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let created = create();
+    let errors = [validation, memory].map(|scope| pollster::block_on(scope.pop()));
+    match errors.into_iter().flatten().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(created),
+    }
+}
+
+impl Buffers {
+    fn new(device: &wgpu::Device, task: &Task, batches: &[Batch], stride: u32) -> Self {
+        let empty = |label, numel: usize| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: 4 * numel as u64,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        let filled = |label, contents, usage| {
+            device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                label: Some(label),
+                contents,
+                usage,
+            })
+        };
+        let mut entries = vec![0; batches.len() * stride as usize];
+        for (entry, batch) in entries.chunks_mut(stride as usize).zip(batches) {
+            entry[..size_of::<Batch>()].copy_from_slice(bytemuck::bytes_of(batch));
+        }
+        let values = bytemuck::cast_slice(&task.data.values);
+        let rows = task.data.rows();
+        let units: usize = task.model.layers.iter().map(|layer| layer.outputs).sum();
+        Self {
+            batches: filled("train.batches", &entries, wgpu::BufferUsages::UNIFORM),
+            dataset: filled("train.dataset", values, wgpu::BufferUsages::STORAGE),
+            order: empty("train.order", rows + task.epochs * task.data.train_rows),
+            activations: empty("train.activations", rows * units),
+            deltas: empty("train.deltas", rows * units),
+            losses: empty("train.losses", batches.len()),
+        }
+    }
+}
+
+/// In the order of `model.wgsl`.
+fn bind(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffers: &Buffers,
+    params: &wgpu::Buffer,
+    grads: &wgpu::Buffer,
+) -> wgpu::BindGroup {
+    let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer: &buffers.batches,
+        offset: 0,
+        size: wgpu::BufferSize::new(size_of::<Batch>() as u64),
+    });
+    let whole = [
+        &buffers.dataset,
+        &buffers.order,
+        params,
+        grads,
+        &buffers.activations,
+        &buffers.deltas,
+        &buffers.losses,
+    ];
+    let whole = whole.map(|buffer| buffer.as_entire_binding());
+    let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
+    let entries: Vec<_> = (0..)
+        .zip([batch].into_iter().chain(whole))
+        .map(entry)
+        .collect();
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("train.bindings"),
+        layout,
+        entries: &entries,
+    })
 }
 
 /// In the order of `model.wgsl`: a batch, what is read, what is written.

@@ -91,12 +91,7 @@ fn main() -> Result<()> {
         compare(&task, &contenders, &starts, &devices, &bar("runs", runs))?
     };
 
-    let title = format!(
-        "Red wines, a network of {} parameters: every rule from the same {} starts",
-        task.model.numel(),
-        starts.len()
-    );
-    let svg = report::picture(&comparison, title)?;
+    let svg = report::picture(&comparison)?;
     let files = [
         ("train.svg", svg.clone().into_bytes()),
         ("train.png", to_png(&svg)?),
@@ -116,13 +111,15 @@ fn main() -> Result<()> {
         starts.len(),
         report::table(&comparison),
     );
-    if devices.len() > 1 {
+    if let [first, second] = devices.as_slice() {
         text += &format!(
             "losses of {} and {}: at most {:.1e} of the loss apart\n",
-            devices[0].name(),
-            devices[1].name(),
+            first.name(),
+            second.name(),
             comparison.apart()
         );
+    } else if args.device == DeviceArg::Auto {
+        text += "no adapter was found: all of this is the CPU twin's\n";
     }
     text += &format!(
         "written to {}: train.svg, train.png, train.csv\n",

@@ -5,17 +5,19 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use wgpu_optim_cli::picture::{self, Axis, Curve, Note, Picture, RGBColor, Side, Stroke, sheet};
 
-use crate::comparison::{Comparison, Measured, least, median};
+use crate::comparison::{Comparison, Measured, MeasuredRun, least, median};
 
 const COLORS: [RGBColor; 7] = [
     picture::INK,
     picture::BLUE,
-    picture::SKY_BLUE,
-    picture::GREEN,
     picture::VERMILION,
+    picture::GREEN,
     picture::ORANGE,
+    picture::SKY_BLUE,
     picture::PINK,
 ];
+/// A prediction of the mean has a loss of 1.
+const MOST_SHOWN: f64 = 1.0;
 
 #[derive(Serialize)]
 struct Row<'c> {
@@ -137,45 +139,41 @@ pub fn csv(comparison: &Comparison, seeds: usize) -> Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// The training losses on the first device, as an SVG: every run thin, the median over the starts thick.
+/// The training losses on the first device, as an SVG: every run thin, and thick the median over the starts of the least
+/// loss so far, which meets the target where half of the runs have.
 ///
 /// # Errors
 /// If the drawing fails.
-pub fn picture(comparison: &Comparison, title: String) -> Result<String> {
-    let epochs = comparison
-        .contenders
-        .first()
-        .map_or(0, |c| c.runs[0][0].losses.train.len());
-    let steps = ((epochs.max(2) - 1) * comparison.steps_per_epoch) as f64;
-    let at = |epoch: usize| (epoch * comparison.steps_per_epoch) as f64;
-    let colors = || COLORS.iter().cycle();
-
-    // What has diverged leaves the paper upwards.
-    let (mut least_shown, most_shown) = (f64::from(comparison.target), 1.5_f64);
+pub fn picture(comparison: &Comparison) -> Result<String> {
+    let target = f64::from(comparison.target);
+    let step_of = |epoch: usize| (epoch * comparison.steps_per_epoch) as f64;
     let (mut thin, mut thick, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-    for (contender, color) in comparison.contenders.iter().zip(colors()) {
-        let losses = |epoch: usize| {
-            let runs = contender.runs[0].iter();
-            runs.map(move |run| f64::from(run.losses.train[epoch]))
+    let mut last_step = 1.0_f64;
+    for (contender, color) in comparison.contenders.iter().zip(COLORS.iter().cycle()) {
+        let losses = |run: &MeasuredRun| {
+            let losses = run.losses.train.iter().copied();
+            losses.map(f64::from).collect()
         };
-        let shown = |loss: f64| if loss < most_shown { loss } else { most_shown };
-        for run in &contender.runs[0] {
-            let losses = run
-                .losses
-                .train
-                .iter()
-                .map(|loss| shown(f64::from(*loss)).log10());
-            let points = losses.enumerate().map(|(epoch, loss)| (at(epoch), loss));
+        let runs: Vec<Vec<f64>> = contender.runs[0].iter().map(losses).collect();
+        for run in &runs {
+            // What jumps, or diverges, leaves the paper.
+            let shown = run.iter().map(|loss| loss.min(MOST_SHOWN));
             thin.push(Curve {
                 label: String::new(),
                 color: faint(*color),
                 stroke: Stroke::Solid(1),
-                points: points.collect(),
+                points: (0..).map(step_of).zip(shown).collect(),
             });
         }
-        let medians = (0..epochs).map(|epoch| shown(median(losses(epoch).map(Some))));
-        let medians: Vec<_> = medians.collect();
-        least_shown = medians.iter().copied().fold(least_shown, f64::min);
+        let so_far =
+            |run: &Vec<f64>, epoch: usize| run[..=epoch].iter().copied().fold(MOST_SHOWN, f64::min);
+        let epochs = runs.first().map_or(0, Vec::len);
+        let medians =
+            (0..epochs).map(|epoch| median(runs.iter().map(|run| Some(so_far(run, epoch)))));
+        let points: Vec<_> = (0..).map(step_of).zip(medians).collect();
+        last_step = points
+            .last()
+            .map_or(last_step, |(step, _)| step.max(last_step));
         let steps = contender.steps();
         thick.push(Curve {
             label: format!(
@@ -186,42 +184,49 @@ pub fn picture(comparison: &Comparison, title: String) -> Result<String> {
             ),
             color: *color,
             stroke: Stroke::Solid(3),
-            points: (0..)
-                .map(at)
-                .zip(medians.iter().map(|loss| loss.log10()))
-                .collect(),
+            points,
         });
         if steps.is_finite() {
             notes.push(Note {
                 text: String::new(),
-                at: (steps, f64::from(comparison.target).log10()),
+                at: (steps, target),
                 side: Side::Below,
                 color: *color,
             });
         }
     }
-    let target = Curve {
-        label: format!("the loss to reach, {:.3}", comparison.target),
+    let to_reach = Curve {
+        label: format!("the loss to reach, {target:.3}"),
         color: picture::GREY,
         stroke: Stroke::Dashed(2),
-        points: vec![
-            (0.0, f64::from(comparison.target).log10()),
-            (steps, f64::from(comparison.target).log10()),
-        ],
+        points: vec![(0.0, target), (last_step, target)],
     };
-    let curves = thin.into_iter().chain(thick).chain([target]).collect();
     let picture = Picture {
-        title,
+        title: title(comparison),
         x_label: "step",
-        y_label: "training loss: squared error over variance",
-        x: 0.0..steps,
-        y: (0.8 * least_shown).log10()..most_shown.log10(),
+        y_label: "training loss; thick: the least so far, median of seeds",
+        x: 0.0..last_step,
+        y: 0.0..MOST_SHOWN,
         x_axis: Axis::Linear,
-        y_axis: Axis::PowersOfTen,
-        curves,
+        y_axis: Axis::Linear,
+        curves: thin.into_iter().chain(thick).chain([to_reach]).collect(),
         notes,
     };
     sheet(1, &[picture])
+}
+
+/// What the second rule makes of the first one's task.
+fn title(comparison: &Comparison) -> String {
+    match comparison.contenders.as_slice() {
+        [first, second, ..] if second.steps().is_finite() => format!(
+            "Scoring red wines: {} takes {:.0} steps to the loss that takes {} {:.0}",
+            second.label,
+            second.steps(),
+            first.label,
+            first.steps()
+        ),
+        _ => "Scoring red wines".to_owned(),
+    }
 }
 
 /// As on paper that shines through.

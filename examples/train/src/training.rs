@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use wgpu_optim::AnyRule;
 
-use crate::task::{Losses, Start, Task};
+use crate::task::{Losses, Start};
 
 /// What can train.
 pub trait Device {
@@ -54,24 +54,19 @@ pub struct Trained {
     pub seconds: f64,
 }
 
-/// Trains for so many steps; calls back after each epoch.
+/// Trains for so many steps.
 ///
 /// # Errors
 /// If the device fails.
 pub fn train(
     device: &dyn Device,
-    task: &Task,
     (rule, start): (&AnyRule, &Start),
     (steps, evaluates): (usize, bool),
-    after_epoch: impl Fn(),
 ) -> Result<Trained> {
     let mut run = device.start(rule, start, evaluates)?;
     let began = Instant::now();
-    for step in 1..=steps {
+    for _ in 0..steps {
         run.step()?;
-        if step % task.steps_per_epoch() == 0 {
-            after_epoch();
-        }
     }
     run.wait()?;
     let seconds = began.elapsed().as_secs_f64();
