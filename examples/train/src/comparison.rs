@@ -124,6 +124,36 @@ impl Comparison {
     }
 }
 
+impl Measured {
+    /// Steps to the target on the first device: the median over the starts, infinite where most never reach it.
+    #[must_use]
+    pub fn steps(&self) -> f64 {
+        median(self.all_steps())
+    }
+
+    /// The least and the most steps of a start, infinite for one that never reaches the target.
+    #[must_use]
+    pub fn least_and_most_steps(&self) -> (f64, f64) {
+        let steps = self.all_steps().map(|steps| steps.unwrap_or(f64::INFINITY));
+        let (least, most) = (f64::INFINITY, f64::NEG_INFINITY);
+        steps.fold((least, most), |(least, most), steps| {
+            (least.min(steps), most.max(steps))
+        })
+    }
+
+    /// The median over the starts of what the losses of a run on the first device come to.
+    #[must_use]
+    pub fn typical(&self, of: impl Fn(&Losses) -> f32) -> f64 {
+        let of_runs = self.runs[0].iter().map(|run| of(&run.losses));
+        median(of_runs.map(|loss| Some(f64::from(loss))))
+    }
+
+    fn all_steps(&self) -> impl Iterator<Item = Option<f64>> {
+        let steps = self.runs[0].iter().map(|run| run.steps);
+        steps.map(|steps| steps.map(|steps| steps as f64))
+    }
+}
+
 /// The steps after which a loss is first at or below the target.
 #[must_use]
 pub fn steps_to(losses: &[f32], target: f32, steps_per_epoch: usize) -> Option<usize> {

@@ -117,7 +117,7 @@ pub fn runs_of_sweep(contenders: &[Contender], starts: usize) -> usize {
 /// over all epochs and starts, on the CPU twin. `progress` counts runs.
 ///
 /// # Errors
-/// If a rule diverges at every learning rate, or the first contender's is to be the same as its own.
+/// If a rule diverges at every learning rate, or the first contender asks for that of the first.
 pub fn learning_rates(
     task: &Task,
     contenders: &[Contender],
@@ -143,36 +143,30 @@ fn best_lr(
     starts: &[Start],
     progress: &ProgressBar,
 ) -> Result<f64> {
-    let mut tried: Vec<(f64, f64)> = Vec::new();
-    let mut candidates = FIRST_LRS.to_vec();
-    for closer in CLOSER.into_iter().map(Some).chain([None]) {
-        let all = candidates
-            .iter()
-            .flat_map(|lr| starts.iter().map(move |start| (*lr, start)));
-        let all: Vec<_> = all.collect();
-        let losses = all.par_iter().map(|(lr, start)| {
-            let loss = mean_log_loss(task, &contender.rule(*lr)?, start);
+    let mean_over_starts = |lr: f64| -> Result<(f64, f64)> {
+        let rule = contender.rule(lr)?;
+        let losses = starts.par_iter().map(|start| {
+            let loss = mean_log_loss(task, &rule, start);
             progress.inc(1);
             loss
         });
         let losses = losses.collect::<Result<Vec<_>>>()?;
-        let of_starts = losses.chunks_exact(starts.len());
-        tried.extend(
-            candidates
-                .iter()
-                .zip(of_starts)
-                .map(|(lr, losses)| (*lr, losses.iter().sum::<f64>() / losses.len() as f64)),
-        );
+        Ok((lr, losses.iter().sum::<f64>() / losses.len() as f64))
+    };
+    let best = |tried: &[(f64, f64)]| {
         let finite = tried.iter().filter(|(_, loss)| loss.is_finite());
         let best = finite.min_by(|(_, a), (_, b)| a.total_cmp(b));
-        let (best, _) =
-            best.ok_or_else(|| anyhow!("{} diverges at every learning rate", contender.label()))?;
-        match closer {
-            Some(factor) => candidates = vec![best / factor, best * factor],
-            None => return Ok(*best),
-        }
+        let diverges = || anyhow!("{} diverges at every learning rate", contender.label());
+        best.map(|(lr, _)| *lr).ok_or_else(diverges)
+    };
+    let lrs = FIRST_LRS.into_par_iter().map(mean_over_starts);
+    let mut tried = lrs.collect::<Result<Vec<_>>>()?;
+    for factor in CLOSER {
+        let lr = best(&tried)?;
+        let lrs = [lr / factor, lr * factor].into_par_iter();
+        tried.extend(lrs.map(mean_over_starts).collect::<Result<Vec<_>>>()?);
     }
-    bail!("no learning rate was tried")
+    best(&tried)
 }
 
 fn mean_log_loss(task: &Task, rule: &AnyRule, start: &Start) -> Result<f64> {

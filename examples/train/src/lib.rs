@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod data;
 pub mod gpu;
 pub mod model;
+pub mod picture;
 pub mod report;
 pub mod task;
 pub mod training;

@@ -13,9 +13,11 @@ use train::cpu::Twin;
 use train::data::Dataset;
 use train::gpu::Engine;
 use train::model::Model;
+use train::picture;
 use train::report;
 use train::task::Task;
 use train::training::Device;
+use wgpu_optim::wgpu::Backends;
 use wgpu_optim::{AdapterRequest, Gpu, GpuError};
 use wgpu_optim_cli::picture::to_png;
 
@@ -91,40 +93,21 @@ fn main() -> Result<()> {
         compare(&task, &contenders, &starts, &devices, &bar("runs", runs))?
     };
 
-    let svg = report::picture(&comparison)?;
+    let svg = picture::svg(&comparison)?;
     let files = [
         ("train.svg", svg.clone().into_bytes()),
         ("train.png", to_png(&svg)?),
-        ("train.csv", report::csv(&comparison, starts.len())?),
+        ("train.csv", report::csv(&comparison)?),
     ];
+    let mut text = report::text(&task, &comparison);
+    if engine.is_none() && args.device == DeviceArg::Auto {
+        text += "there is no adapter: all of this is the CPU twin's\n";
+    }
     for (name, content) in files {
         let file = args.out.join(name);
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+        text += &format!("written: {}\n", file.display());
     }
-    let mut text = format!(
-        "{} wines to train on and {} held out, {} parameters, {} steps of {} rows, {} seeds\n{}\n",
-        task.data.train_rows,
-        task.data.rows() - task.data.train_rows,
-        task.model.numel(),
-        task.steps(),
-        task.batch_rows,
-        starts.len(),
-        report::table(&comparison),
-    );
-    if let [first, second] = devices.as_slice() {
-        text += &format!(
-            "losses of {} and {}: at most {:.1e} of the loss apart\n",
-            first.name(),
-            second.name(),
-            comparison.apart()
-        );
-    } else if args.device == DeviceArg::Auto {
-        text += "no adapter was found: all of this is the CPU twin's\n";
-    }
-    text += &format!(
-        "written to {}: train.svg, train.png, train.csv\n",
-        args.out.display()
-    );
     // A reader that closes the pipe early has read enough.
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -136,7 +119,11 @@ fn open(device: DeviceArg, task: &Task) -> Result<Option<Engine<'_>>> {
     if device == DeviceArg::Cpu {
         return Ok(None);
     }
-    match Gpu::open_blocking(&AdapterRequest::default()) {
+    let request = AdapterRequest {
+        backends: Backends::from_env().unwrap_or(Backends::PRIMARY),
+        ..AdapterRequest::default()
+    };
+    match Gpu::open_blocking(&request) {
         Ok(gpu) => Ok(Some(Engine::new(gpu, task)?)),
         Err(GpuError::NoAdapter { .. }) if device == DeviceArg::Auto => Ok(None),
         Err(error) => Err(error.into()),

@@ -22,7 +22,7 @@ fn table_picture_and_rows_are_written() {
         "--device",
         "cpu",
         "--rules",
-        "plain@0.1,momentum@same,lion:optax@0.01",
+        "plain@0.1,momentum@same,lion:optax@0.01234",
     ];
     let output = run(out.path(), &args, true);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -35,8 +35,8 @@ fn table_picture_and_rows_are_written() {
         "plain descent",
         "momentum 0.9",
         "lion of optax",
-        "0.1000",
-        "0.0100",
+        " 0.1 ",
+        " 0.0123 ",
     ] {
         assert!(text.contains(expected), "{expected} in {text}");
     }
