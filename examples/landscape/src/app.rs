@@ -46,6 +46,10 @@ pub struct App {
 /// `adapter` is text in the name of the one that is wanted.
 pub fn wgpu_options(adapter: Option<String>) -> egui_wgpu::WgpuConfiguration {
     let mut setup = egui_wgpu::WgpuSetupCreateNew::without_display_handle();
+    // Compute shaders: WebGL will not do.
+    if cfg!(target_arch = "wasm32") {
+        setup.instance_descriptor.backends = wgpu::Backends::BROWSER_WEBGPU;
+    }
     if let Some(text) = adapter {
         setup.native_adapter_selector = Some(Arc::new(move |adapters, _surface| {
             let names = adapters.iter().map(|adapter| adapter.get_info().name);
@@ -92,7 +96,9 @@ impl App {
         Ok(Self {
             landscape: Arc::new(Mutex::new(landscape)),
             most_balls: Landscape::most_balls(device),
-            device: format!("{} ({})", info.name, info.backend),
+            device: format!("{} ({})", info.name, info.backend)
+                .trim_start()
+                .to_owned(),
             settings,
             camera: Camera::default(),
             is_paused: false,
