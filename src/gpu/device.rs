@@ -62,7 +62,8 @@ impl Gpu {
         Err(refusal.unwrap_or_else(|| request.no_adapter(&infos)))
     }
 
-    /// Opens this adapter, with those of `features` and of the [`OPTIONAL_FEATURES`] that it has.
+    /// Opens this adapter, with those of `features` and of the [`OPTIONAL_FEATURES`] that it has. A browser's gives one
+    /// device: for another, ask for an adapter again.
     ///
     /// # Errors
     /// [`GpuError::NoDevice`] if it gives no device.

@@ -24,7 +24,8 @@ fn others(name: &str, value: &Value) -> Vec<Value> {
     }
 }
 
-fn built(fields: &Value) -> Option<AnyRule> {
+/// The rule of these fields, if there is one.
+pub fn built(fields: &Value) -> Option<AnyRule> {
     serde_json::from_value(fields.clone()).ok()
 }
 

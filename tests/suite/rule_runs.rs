@@ -8,6 +8,7 @@ use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{AnyRule, ConfigError, CpuOptimizer, GpuOptimizer, ParamGroups};
 
 use crate::cases::values;
+use crate::rule_cases::built;
 
 /// What happens at one step.
 #[derive(Clone, Debug)]

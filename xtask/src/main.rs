@@ -92,8 +92,9 @@ fn main() -> Result<()> {
         }
         Task::Fuzz { seconds } => fuzz::run(&shell, seconds),
         Task::Targets => {
-            targets::prepare(&shell)?;
-            targets::check(&shell)
+            let targets = [&targets::DESKTOPS[..], &[targets::IN_BROWSERS]].concat();
+            targets::prepare(&shell, &targets)?;
+            targets::check(&shell, &targets)
         }
         Task::WebTest { args } => web::test(&shell, &args),
         Task::Web { serve, port } => {
@@ -131,8 +132,9 @@ fn ci(shell: &Shell) -> Result<()> {
     where_it_can_run("tests in a browser", web::prepare_test(shell), || {
         web::test(shell, &[])
     })?;
-    where_it_can_run("other platforms", targets::prepare(shell), || {
-        targets::check(shell)
+    let desktops = &targets::DESKTOPS;
+    where_it_can_run("other platforms", targets::prepare(shell, desktops), || {
+        targets::check(shell, desktops)
     })?;
     let _no_driver = [
         shell.push_env("VK_DRIVER_FILES", "/nonexistent.json"),

@@ -27,6 +27,9 @@ pub const BROWSER: Platform = Platform {
     panics: "panic_abort",
 };
 
+/// Flags of the compiler with which a warning fails a build.
+pub const DENY_WARNINGS: &str = "-D warnings";
+
 /// Debian's compiler, which comes with the sources of the standard library, and so builds it for any platform.
 const DEBIANS: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web-llvm"];
 

@@ -3,29 +3,34 @@
 use anyhow::Result;
 use xshell::Shell;
 
-use crate::platform::{BROWSER, MACOS, Platform, WINDOWS};
+use crate::platform::{BROWSER, DENY_WARNINGS, MACOS, Platform, WINDOWS};
 
-/// What is checked for each platform.
-const TARGETS: [(Platform, &[&str]); 3] = [
+/// A platform, and the packages that are checked for it.
+pub type Target = (Platform, &'static [&'static str]);
+
+/// Those of computers.
+pub const DESKTOPS: [Target; 2] = [
     (WINDOWS, &["wgpu-optim", "wgpu-optim-cli"]),
     (MACOS, &["wgpu-optim", "wgpu-optim-cli"]),
-    (BROWSER, &["wgpu-optim"]),
 ];
 
+/// What runs in a browser, which `cargo xtask web-test` builds too.
+pub const IN_BROWSERS: Target = (BROWSER, &["wgpu-optim"]);
+
 /// Makes sure of compilers and standard libraries.
-pub fn prepare(shell: &Shell) -> Result<()> {
-    TARGETS
+pub fn prepare(shell: &Shell, targets: &[Target]) -> Result<()> {
+    targets
         .iter()
         .try_for_each(|(platform, _)| platform.prepare(shell))
 }
 
-/// Checks all platforms, warnings denied.
-pub fn check(shell: &Shell) -> Result<()> {
-    let _warnings = shell.push_env("RUSTFLAGS", "-D warnings");
-    for (platform, packages) in TARGETS {
+/// Checks packages for their platforms, warnings denied.
+pub fn check(shell: &Shell, targets: &[Target]) -> Result<()> {
+    for (platform, packages) in targets {
         eprintln!("{}: {}", platform.target, packages.join(", "));
         let packages = packages.iter().flat_map(|package| ["--package", package]);
-        platform.cargo(shell, "check")?.args(packages).run()?;
+        let cargo = platform.cargo(shell, "check")?.args(packages);
+        cargo.env("RUSTFLAGS", DENY_WARNINGS).run()?;
     }
     Ok(())
 }

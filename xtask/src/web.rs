@@ -9,7 +9,7 @@ use tiny_http::{Header, Response, Server, StatusCode};
 use xshell::{Shell, cmd};
 
 use crate::adapter::apt_get;
-use crate::platform::{BROWSER, target_dir};
+use crate::platform::{BROWSER, DENY_WARNINGS, target_dir};
 
 /// Seconds that all tests together may take.
 const TEST_TIMEOUT_S: &str = "900";
@@ -44,6 +44,8 @@ pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
     ];
     let cargo = BROWSER.cargo(shell, "test")?.args(test).args(args);
     cargo
+        // As `cargo xtask targets` does, so that this is its check of the library.
+        .env("RUSTFLAGS", DENY_WARNINGS)
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner)
         .env("CHROMEDRIVER", "chromedriver")
         .env("WASM_BINDGEN_TEST_TIMEOUT", TEST_TIMEOUT_S)
@@ -156,13 +158,12 @@ fn tool(shell: &Shell, name: &str) -> Result<PathBuf> {
         "wasm-bindgen-cli {version} is not on this machine: installing it in {}",
         tools.display()
     );
-    // Hardly optimized it takes a third of the time to build, and seconds more to run. It fetches nothing, so it needs no
-    // TLS.
+    // Not optimized it builds in a third of the time and takes seconds longer. It fetches nothing, so it needs no TLS.
     cmd!(
         shell,
         "cargo install --debug --no-default-features --root {tools} wasm-bindgen-cli --version {version}"
     )
-    .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+    .args(["--bin", "wasm-bindgen", "--bin", "wasm-bindgen-test-runner"])
     .env("CARGO_PROFILE_DEV_DEBUG", "false")
     .run()?;
     Ok(installed)

@@ -3,6 +3,8 @@
 use wgpu_optim::AdapterRequest;
 use wgpu_optim::wgpu::{self, Backend, DeviceType, PowerPreference};
 
+use crate::test;
+
 fn adapter(name: &str, device_type: DeviceType, backend: Backend) -> wgpu::AdapterInfo {
     wgpu::AdapterInfo {
         name: name.to_owned(),

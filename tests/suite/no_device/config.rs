@@ -1,6 +1,7 @@
 use wgpu_optim::{Coefficients, ConfigError, MomentumForm, SgdConfig, SgdConfigBuilder, Terms};
 
 use crate::cases::configs;
+use crate::test;
 
 fn base() -> SgdConfigBuilder {
     SgdConfig::builder(0.1).momentum(0.9)

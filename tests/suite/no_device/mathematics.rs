@@ -3,6 +3,8 @@
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{Coefficients, MomentumForm, SgdConfig, Terms};
 
+use crate::test;
+
 /// Positions of one coordinate in double precision, the start first.
 fn run(config: &SgdConfig, start: f64, steps: usize, slope: impl Fn(f64) -> f64) -> Vec<f64> {
     let has = Terms::of(config);

@@ -4,6 +4,7 @@ use wgpu_optim::SgdConfig;
 use wgpu_optim::oracle::{Disagreement, Oracle, Rounding};
 
 use crate::cases::values;
+use crate::test;
 
 fn stepped(steps: usize) -> Oracle {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();

@@ -5,6 +5,8 @@ use wgpu_optim::physics::Particle;
 use wgpu_optim::reference::sgd;
 use wgpu_optim::{Coefficients, ConfigError, MomentumForm, SgdConfig, Terms};
 
+use crate::test;
+
 const PARTICLE: Particle = Particle {
     mass: 2.0,
     friction: 0.5,

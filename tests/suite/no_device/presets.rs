@@ -3,6 +3,7 @@ use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
 
 use crate::cases::values;
 use crate::golden::{optax_and_keras, pytorch};
+use crate::test;
 
 #[test]
 fn presets_have_names() {

@@ -12,6 +12,7 @@ use wgpu_optim::{
 use super::groups::{TENSORS, groups, shapes};
 use crate::cases::values;
 use crate::rule_cases::rules;
+use crate::test;
 
 #[derive(Deserialize)]
 struct PyTorchRun<C> {

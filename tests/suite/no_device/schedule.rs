@@ -6,6 +6,7 @@ use wgpu_optim::schedule::{
 use wgpu_optim::{CpuOptimizer, MomentumForm, SgdConfig};
 
 use crate::cases::{configs, values};
+use crate::test;
 
 /// Compares a schedule with what PyTorch's scheduler sets.
 fn check(name: &str, schedule: impl Fn(u64) -> (f64, f64)) {

@@ -10,6 +10,7 @@ use wgpu_optim::{
 
 use crate::cases::{configs, values};
 use crate::rule_cases::rules;
+use crate::test;
 
 /// Names and sizes; the last is never stepped.
 const TENSORS: [(&str, usize); 4] = [("layer.b", 5), ("a", 33), ("embed.norm", 7), ("never", 2)];
