@@ -1,7 +1,7 @@
 //! `wgpu-optim`: applies optimizer steps to safetensors models and benchmarks GPU against CPU.
 //!
 //! The command as a library, so that it can be run in a process of somebody else's, a fuzzer's for one: [`run`] is all
-//! there is to it.
+//! there is to it, beside the look of its pictures in [`picture`], which the project's examples share.
 
 mod accuracy;
 mod args;
@@ -11,7 +11,7 @@ mod experiments;
 mod files;
 mod info;
 mod interrupt;
-mod picture;
+pub mod picture;
 mod problem;
 mod progress;
 mod rule;

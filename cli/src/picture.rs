@@ -9,17 +9,26 @@ use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
+#[doc(no_inline)]
 pub use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use resvg::{tiny_skia, usvg};
 
+/// Of text and axes.
 pub const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+/// Of what stands back.
 pub const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
+/// Orange.
 pub const ORANGE: RGBColor = RGBColor(0xE6, 0x9F, 0x00);
+/// Sky blue.
 pub const SKY_BLUE: RGBColor = RGBColor(0x56, 0xB4, 0xE9);
+/// Bluish green.
 pub const GREEN: RGBColor = RGBColor(0x00, 0x9E, 0x73);
+/// Blue.
 pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
+/// Vermilion.
 pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
+/// Reddish purple.
 pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
 
 const SIZE: (u32, u32) = (960, 600);
@@ -37,39 +46,53 @@ const LEGEND_COLUMNS: usize = 2;
 /// How a curve is drawn, with its width or radius in pixels.
 #[derive(Clone, Copy)]
 pub enum Stroke {
+    /// A line.
     Solid(u32),
+    /// A line of dashes.
     Dashed(u32),
+    /// A dot at each point.
     Dots(u32),
     /// A solid line with a dot at each point.
     Dotted(u32),
 }
 
+/// Points and how they are drawn.
 pub struct Curve {
     /// Empty for one that the legend leaves out.
     pub label: String,
+    /// Of the stroke.
     pub color: RGBColor,
+    /// Of the curve and of its sample in the legend.
     pub stroke: Stroke,
+    /// As the axes count.
     pub points: Vec<(f64, f64)>,
 }
 
 /// On which side of a point its note stands clear of the curves.
 #[derive(Clone, Copy)]
 pub enum Side {
+    /// To its right.
     Right,
+    /// Under it.
     Below,
 }
 
 /// A ring around a point, and what is to be said about it.
 pub struct Note {
+    /// What is said; may be empty.
     pub text: String,
+    /// The point.
     pub at: (f64, f64),
+    /// Of the text.
     pub side: Side,
+    /// Of both.
     pub color: RGBColor,
 }
 
 /// What the positions along an axis say.
 #[derive(Clone, Copy)]
 pub enum Axis {
+    /// Numbers.
     Linear,
     /// Logarithms to base ten.
     PowersOfTen,
@@ -80,7 +103,8 @@ pub enum Axis {
 impl Axis {
     fn tick(self, position: f64) -> String {
         match self {
-            Self::Linear => format!("{position}"),
+            // Ticks are multiples, which `f64` may miss by a little.
+            Self::Linear => format!("{}", (position * 1e9).round() / 1e9),
             Self::PowersOfTen if position.fract() == 0.0 && (-3.0..4.0).contains(&position) => {
                 format!("{}", 10_f64.powf(position))
             }
@@ -109,19 +133,32 @@ impl Axis {
     }
 }
 
+/// Curves over two axes, with a legend below.
 pub struct Picture {
+    /// Above it.
     pub title: String,
+    /// Below the horizontal axis.
     pub x_label: &'static str,
+    /// Beside the vertical axis.
     pub y_label: &'static str,
+    /// What is shown from left to right.
     pub x: Range<f64>,
+    /// What is shown from bottom to top.
     pub y: Range<f64>,
+    /// What `x` counts.
     pub x_axis: Axis,
+    /// What `y` counts.
     pub y_axis: Axis,
+    /// The later over the earlier.
     pub curves: Vec<Curve>,
+    /// Over all curves.
     pub notes: Vec<Note>,
 }
 
 /// Pictures in rows of so many, as SVG.
+///
+/// # Errors
+/// If the drawing fails.
 pub fn sheet(columns: usize, pictures: &[Picture]) -> Result<String> {
     let mut svg = String::new();
     let rows = pictures.len().div_ceil(columns).max(1);
@@ -152,6 +189,9 @@ pub fn sheet(columns: usize, pictures: &[Picture]) -> Result<String> {
 }
 
 /// An SVG that this module has made as a PNG, with a font of its own: a machine need not have any.
+///
+/// # Errors
+/// If it is no SVG, or of no size.
 pub fn to_png(svg: &str) -> Result<Vec<u8>> {
     let mut options = usvg::Options::default();
     let fonts = options.fontdb_mut();

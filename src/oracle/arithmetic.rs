@@ -101,6 +101,12 @@ impl Bounded {
 pub struct Arithmetic(pub(super) Rounding);
 
 impl Arithmetic {
+    /// That which rounds so.
+    #[must_use]
+    pub const fn new(rounding: Rounding) -> Self {
+        Self(rounding)
+    }
+
     /// A scalar of the step: computed in `f64` and rounded once, to nearest, whatever computes with it.
     #[must_use]
     pub fn scalar(self, value: f64) -> Bounded {
@@ -118,7 +124,8 @@ impl Arithmetic {
 
     /// The sum of terms.
     #[must_use]
-    pub fn sum<const N: usize>(self, terms: [Bounded; N]) -> Bounded {
+    pub fn sum(self, terms: impl AsRef<[Bounded]>) -> Bounded {
+        let terms = terms.as_ref();
         let sum = Bounded {
             exact: terms.iter().map(|term| term.exact).sum(),
             low: terms.iter().map(|term| term.low).sum(),

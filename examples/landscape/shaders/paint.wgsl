@@ -14,7 +14,7 @@ struct Corner {
 // One triangle that covers all.
 @vertex
 fn paint_vertex(@builtin(vertex_index) vertex: u32) -> Corner {
-    let at = vec2(f32(vertex << 1u & 2u), f32(vertex & 2u));
+    let at = vec2(f32((vertex << 1u) & 2u), f32(vertex & 2u));
     return Corner(vec4(2.0 * at.x - 1.0, 1.0 - 2.0 * at.y, 0.0, 1.0), at);
 }
 

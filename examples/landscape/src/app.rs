@@ -23,6 +23,9 @@ const NUMBERS_OF_BALLS: [(u32, &str); 6] = [
     (1 << 24, "16 million"),
 ];
 
+/// Is told what each frame showed.
+type Listener = Box<dyn Fn(&Frame)>;
+
 /// The simulation and what its controls say.
 pub struct App {
     landscape: SharedLandscape,
@@ -36,13 +39,17 @@ pub struct App {
     stop_after: Option<u64>,
     /// Of the settings as they are typed, until they are right.
     problem: Option<String>,
-    is_told: Option<Box<dyn Fn(&Frame)>>,
+    is_told: Option<Listener>,
 }
 
 /// egui's device, with what the kernels and the clock use where the adapter has it, and with the adapter's own limits.
 /// `adapter` is text in the name of the one that is wanted.
 pub fn wgpu_options(adapter: Option<String>) -> egui_wgpu::WgpuConfiguration {
     let mut setup = egui_wgpu::WgpuSetupCreateNew::without_display_handle();
+    // Compute shaders: WebGL will not do.
+    if cfg!(target_arch = "wasm32") {
+        setup.instance_descriptor.backends = wgpu::Backends::BROWSER_WEBGPU;
+    }
     if let Some(text) = adapter {
         setup.native_adapter_selector = Some(Arc::new(move |adapters, _surface| {
             let names = adapters.iter().map(|adapter| adapter.get_info().name);
@@ -89,7 +96,9 @@ impl App {
         Ok(Self {
             landscape: Arc::new(Mutex::new(landscape)),
             most_balls: Landscape::most_balls(device),
-            device: format!("{} ({})", info.name, info.backend),
+            device: format!("{} ({})", info.name, info.backend)
+                .trim_start()
+                .to_owned(),
             settings,
             camera: Camera::default(),
             is_paused: false,

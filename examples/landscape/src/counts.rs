@@ -217,8 +217,13 @@ impl Telemetry {
             encoder.resolve_query_set(queries, 0..TIMESTAMPS, resolved, 0);
             encoder.copy_buffer_to_buffer(resolved, 0, &self.record, TIMES_OFFSET, resolved.size());
         }
-        let is_free = |slot: &&mut Slot| slot.state.load(Ordering::Acquire) == FREE;
-        if let Some(slot) = self.slots.iter_mut().find(is_free) {
+        // One that nobody has asked for since may as well hold this frame.
+        let states = [FREE, RECORDED].into_iter();
+        let mut slot = states.filter_map(|wanted| {
+            let state = |slot: &Slot| slot.state.load(Ordering::Acquire);
+            self.slots.iter().position(|slot| state(slot) == wanted)
+        });
+        if let Some(slot) = slot.next().map(|index| &mut self.slots[index]) {
             encoder.copy_buffer_to_buffer(&self.record, 0, &slot.buffer, 0, RECORD_BYTES);
             slot.state.store(RECORDED, Ordering::Release);
             (slot.run, slot.steps) = (self.run, steps);

@@ -163,7 +163,7 @@ impl Landscape {
     }
 
     /// Records `steps` steps of both sides, and the counts after them: compute passes, one after the other, in the
-    /// engine's encoder. The engine submits.
+    /// engine's encoder. The engine submits. Without a step the figures stay.
     ///
     /// # Errors
     /// On a lost device; see [`wgpu_optim::GpuOptimizer::prepare`].
@@ -172,9 +172,11 @@ impl Landscape {
             self.record_slopes(encoder);
             self.record_update(encoder)?;
         }
+        if steps > 0 || self.steps == 0 {
+            self.steps_in_frame = steps;
+            self.record_counts(encoder);
+        }
         self.steps += u64::from(steps);
-        self.steps_in_frame = steps;
-        self.record_counts(encoder);
         Ok(())
     }
 

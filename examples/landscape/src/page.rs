@@ -4,8 +4,9 @@
 //! newest figures stand as JSON in the element `figures`.
 
 use anyhow::{Context as _, Result, anyhow};
+use eframe::Location;
 use eframe::wasm_bindgen::JsCast as _;
-use eframe::web_sys::{self, Document, HtmlCanvasElement, UrlSearchParams};
+use eframe::web_sys::{self, Document, HtmlCanvasElement};
 
 use crate::app::{self, App};
 use crate::settings::Settings;
@@ -34,7 +35,6 @@ pub fn start() {
 }
 
 async fn run(document: &Document) -> Result<()> {
-    let (settings, frames) = asked()?;
     let element = |id: &str| {
         let found = document.get_element_by_id(id);
         found.with_context(|| format!("the page has no element {id}"))
@@ -46,7 +46,15 @@ async fn run(document: &Document) -> Result<()> {
         wgpu_options: app::wgpu_options(None),
         ..Default::default()
     };
+    let message = element("message")?;
     let create: eframe::AppCreator<'static> = Box::new(move |context| {
+        let (settings, frames) = asked(&context.integration_info.web_info.location)?;
+        if let Some(engine) = &context.wgpu_render_state {
+            engine.device.set_device_lost_callback(move |_, reason| {
+                let text = format!("The browser has taken the GPU away. {reason}");
+                message.set_text_content(Some(&text));
+            });
+        }
         let app = App::new(context, settings)?.with_steps(1, frames);
         Ok(Box::new(app.telling(move |frame| {
             // Numbers and strings only.
@@ -64,17 +72,19 @@ async fn run(document: &Document) -> Result<()> {
 }
 
 /// What the address asks for.
-fn asked() -> Result<(Settings, Option<u64>)> {
-    let window = web_sys::window().context("no window")?;
-    let search = window.location().search().unwrap_or_default();
-    let query = UrlSearchParams::new_with_str(&search);
-    let query = query.map_err(|_| anyhow!("the address has no readable query"))?;
-    let terrain = match query.get("terrain") {
-        Some(name) => Terrain::named(&name).with_context(|| format!("no terrain {name}"))?,
+fn asked(location: &Location) -> Result<(Settings, Option<u64>)> {
+    let value = |name: &str| {
+        location
+            .query_map
+            .get(name)
+            .and_then(|values| values.first())
+    };
+    let terrain = match value("terrain") {
+        Some(name) => Terrain::named(name).with_context(|| format!("no terrain {name}"))?,
         None => Terrain::Hills,
     };
     let number = |name: &str| -> Result<Option<u64>> {
-        let text = query.get(name);
+        let text = value(name);
         let number = text.map(|text| text.parse().with_context(|| format!("{name}={text}")));
         number.transpose()
     };

@@ -37,7 +37,7 @@ impl Camera {
         // Below the terrain, which leaves room for headings above it.
         let target = Vec3::new(0.0, 0.0, 0.26);
         // A narrow picture is as wide as a broad one.
-        let height = 0.78 / aspect.min(1.0);
+        let height = 0.88 / aspect.min(1.0);
         Mat4::perspective_rh(2.0 * (0.5 * height).atan(), aspect, 0.1, 20.0)
             * Mat4::look_at_rh(eye, target, Vec3::Z)
     }
@@ -57,6 +57,9 @@ const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
 const DEPTH: wgpu::TextureFormat = wgpu::TextureFormat::Depth32Float;
 /// As in `shaders/scene.wgsl`.
 const CELLS: u32 = 192;
+
+/// More balls than that are drawn as points.
+const MOST_DISCS: u32 = 100_000;
 
 /// `View` of `shaders/scene.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -164,11 +167,13 @@ impl Scene {
             self.picture = Some(Picture::new(device, &self.painting, size));
         }
         let viewport = [size[0] as f32 / 2.0, size[1] as f32];
-        // Balls as large as leaves half the terrain to be seen; where that is less than a pixel, points that are the
-        // fainter the more there are.
+        // Balls as large as leaves half the terrain to be seen; where that is less than a pixel and there are many, points
+        // that are the fainter the more there are.
         let pixels_per_ball = 0.4 * viewport[0] * viewport[1] / balls as f32;
-        let ball_radius = (0.25 * pixels_per_ball).sqrt().min(0.008 * viewport[1]);
-        self.balls_are_points = ball_radius < 1.2;
+        let ball_radius = (0.25 * pixels_per_ball)
+            .sqrt()
+            .clamp(1.2, 0.008 * viewport[1].max(150.0));
+        self.balls_are_points = balls > MOST_DISCS;
         let alpha = if self.balls_are_points {
             (0.4 * pixels_per_ball).clamp(0.04, 1.0)
         } else {

@@ -1,0 +1,477 @@
+//! The training loop in an engine's own words: its device, its buffers, its passes, and the optimizer in its encoder.
+
+use std::cell::Cell;
+
+use anyhow::{Context as _, Result, bail};
+use wgpu_optim::readback::{block_on, download_blocking};
+use wgpu_optim::wgpu::{self, util::DeviceExt as _};
+use wgpu_optim::{AnyRule, Arena, Gpu, GpuOptimizer, Kernels};
+
+use crate::task::{Batch, Losses, Start, Task};
+use crate::training::{Device, Run};
+
+/// As in `model.wgsl`.
+const WORKGROUP_SIZE: u32 = 64;
+
+/// A device with a task on it: all that runs share.
+#[derive(Debug)]
+pub struct Engine<'t> {
+    task: &'t Task,
+    name: String,
+    gpu: Gpu,
+    kernels: Kernels,
+    /// Parameters and gradients. The model's kernels read the ones and write the others where they lie.
+    arena: Arena,
+    buffers: Buffers,
+    layers: Vec<LayerPipelines>,
+    loss: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    /// Bytes from one batch to the next.
+    batch_stride: u32,
+    submissions: Cell<usize>,
+}
+
+/// What the model's kernels read and write beside the arena.
+#[derive(Debug)]
+struct Buffers {
+    /// Every batch there will be, so that the loop has nothing to upload.
+    batches: wgpu::Buffer,
+    dataset: wgpu::Buffer,
+    order: wgpu::Buffer,
+    activations: wgpu::Buffer,
+    deltas: wgpu::Buffer,
+    losses: wgpu::Buffer,
+}
+
+/// What a layer needs of the shader.
+#[derive(Debug)]
+struct LayerPipelines {
+    forward: wgpu::ComputePipeline,
+    backward: wgpu::ComputePipeline,
+    gradient: wgpu::ComputePipeline,
+    inputs: u32,
+    outputs: u32,
+}
+
+impl<'t> Engine<'t> {
+    /// Compiles the model for a device and puts the data there.
+    ///
+    /// # Errors
+    /// If the task does not fit the device, or the device fails.
+    pub fn new(gpu: Gpu, task: &'t Task) -> Result<Self> {
+        let Gpu { device, queue, .. } = &gpu;
+        let kernels = Kernels::new(device, queue)?; // once per device, shared by its optimizers
+        let arena = Arena::new(device, queue, task.model.tensors())?;
+        let ([params], [grads]) = (arena.params(), arena.grads()) else {
+            bail!("the parameters do not fit one buffer of this device");
+        };
+
+        let batches: Vec<_> = task.batches().collect();
+        // Dynamic offsets are aligned.
+        let alignment = device.limits().min_uniform_buffer_offset_alignment;
+        let batch_stride = alignment.max(size_of::<Batch>() as u32);
+        if batches.len() as u64 * u64::from(batch_stride) > u64::from(u32::MAX) {
+            bail!("{} batches are too many for one buffer", batches.len());
+        }
+        let (buffers, bindings, layers, loss) = checked(device, || {
+            let buffers = Buffers::new(device, task, &batches, batch_stride);
+            let layout = bindings_layout(device);
+            let bindings = bind(device, &layout, &buffers, params, grads);
+            let (layers, loss) = pipelines(device, &layout, task, &arena);
+            (buffers, bindings, layers, loss)
+        })
+        .context("the device refuses the model")?;
+        Ok(Self {
+            task,
+            name: gpu.adapter.get_info().name,
+            kernels,
+            arena,
+            buffers,
+            layers,
+            loss,
+            bindings,
+            batch_stride,
+            submissions: Cell::new(0),
+            gpu,
+        })
+    }
+
+    /// Parameters and gradients as they are.
+    #[must_use]
+    pub const fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The device.
+    #[must_use]
+    pub const fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// How often runs have submitted work.
+    #[must_use]
+    pub fn submissions(&self) -> usize {
+        self.submissions.get()
+    }
+
+    /// A run from this start.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn run(&self, rule: &AnyRule, start: &Start, evaluates: bool) -> Result<EngineRun<'_>> {
+        let optimizer = GpuOptimizer::new(&self.kernels, rule.clone(), &self.arena.bindings())?;
+        self.arena.upload_all_params(&start.params)?;
+        let order = bytemuck::cast_slice(&start.order);
+        self.gpu.queue.write_buffer(&self.buffers.order, 0, order);
+        Ok(EngineRun {
+            engine: self,
+            optimizer,
+            steps: 0,
+            evaluates,
+            last_epoch: None,
+            this_epoch: None,
+        })
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        let device = &self.gpu.device;
+        device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("train.batch"),
+        })
+    }
+
+    /// Records the loss of a batch and what each prediction weighs in it.
+    fn record_loss(&self, pass: &mut wgpu::ComputePass<'_>, batch: Batch) {
+        pass.set_bind_group(0, &self.bindings, &[batch.slot * self.batch_stride]);
+        for layer in &self.layers {
+            dispatch(pass, &layer.forward, batch.rows * layer.outputs);
+        }
+        dispatch(pass, &self.loss, 1);
+    }
+
+    /// Records forward and backward of a batch: its gradients go where the optimizer reads them.
+    fn record_gradients(&self, encoder: &mut wgpu::CommandEncoder, batch: Batch) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("train.gradients"),
+            timestamp_writes: None,
+        });
+        self.record_loss(&mut pass, batch);
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            dispatch(
+                &mut pass,
+                &layer.gradient,
+                (layer.inputs + 1) * layer.outputs,
+            );
+            if index > 0 {
+                dispatch(&mut pass, &layer.backward, batch.rows * layer.inputs);
+            }
+        }
+    }
+
+    /// Records the losses over all rows after so many epochs; they stay on the device until the run is over.
+    fn record_evaluation(&self, encoder: &mut wgpu::CommandEncoder, epoch: usize) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("train.evaluation"),
+            timestamp_writes: None,
+        });
+        for batch in self.task.evaluation(epoch) {
+            self.record_loss(&mut pass, batch);
+        }
+    }
+
+    /// The only place from which a run submits.
+    fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+        self.submissions.set(self.submissions.get() + 1);
+        self.gpu.queue.submit([encoder.finish()])
+    }
+
+    fn wait_for(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        if submission.is_some() {
+            self.gpu.device.poll(wgpu::PollType::Wait {
+                submission_index: submission,
+                timeout: None,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Device for Engine<'_> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn start<'d>(
+        &'d self,
+        rule: &AnyRule,
+        start: &'d Start,
+        evaluates: bool,
+    ) -> Result<Box<dyn Run + 'd>> {
+        Ok(Box::new(self.run(rule, start, evaluates)?))
+    }
+}
+
+/// A run on the device. There is one at a time: it starts in the engine's only arena.
+pub struct EngineRun<'e> {
+    engine: &'e Engine<'e>,
+    optimizer: GpuOptimizer<AnyRule>,
+    steps: usize,
+    evaluates: bool,
+    /// The last submissions of this epoch and of the one before.
+    this_epoch: Option<wgpu::SubmissionIndex>,
+    last_epoch: Option<wgpu::SubmissionIndex>,
+}
+
+impl EngineRun<'_> {
+    /// What steps.
+    #[must_use]
+    pub const fn optimizer(&self) -> &GpuOptimizer<AnyRule> {
+        &self.optimizer
+    }
+
+    /// The gradients of the last step, in the model's order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn grads(&self) -> Result<Vec<Vec<f32>>> {
+        let (gpu, arena) = (&self.engine.gpu, &self.engine.arena);
+        let of = |tensor: &wgpu_optim::ArenaTensor| {
+            let buffer = &arena.grads()[tensor.buffer];
+            let (offset, numel) = (tensor.offset_bytes, tensor.numel);
+            Ok(download_blocking(
+                &gpu.device,
+                &gpu.queue,
+                buffer,
+                offset,
+                numel,
+            )?)
+        };
+        arena.tensors().iter().map(of).collect()
+    }
+
+    /// The parameters, in the model's order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn params(&self) -> Result<Vec<Vec<f32>>> {
+        let download = self.engine.arena.download_all_params();
+        Ok(block_on(&self.engine.gpu.device, download)?)
+    }
+}
+
+impl Run for EngineRun<'_> {
+    /// One encoder, one submit; nothing is uploaded and nothing read back.
+    fn step(&mut self) -> Result<()> {
+        let (engine, task) = (self.engine, self.engine.task);
+        let mut encoder = engine.encoder();
+        if self.evaluates && self.steps == 0 {
+            engine.record_evaluation(&mut encoder, 0);
+        }
+
+        // Forward and backward: the gradients, where the optimizer reads them.
+        engine.record_gradients(&mut encoder, task.batch(self.steps));
+        // The optimizer: the parameters, where the next forward reads them.
+        self.optimizer.step(&mut encoder)?;
+
+        self.steps += 1;
+        let (epoch, within) = (
+            self.steps / task.steps_per_epoch(),
+            self.steps % task.steps_per_epoch(),
+        );
+        if self.evaluates && within == 0 {
+            engine.record_evaluation(&mut encoder, epoch);
+        }
+        self.this_epoch = Some(engine.submit(encoder));
+
+        if within == 0 {
+            // The device may be an epoch behind, not more: what is recorded takes memory.
+            let last_epoch = std::mem::replace(&mut self.last_epoch, self.this_epoch.clone());
+            engine.wait_for(last_epoch)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.engine.wait_for(self.this_epoch.take())
+    }
+
+    fn losses(&self) -> Result<Losses> {
+        let (Gpu { device, queue, .. }, losses) = (&self.engine.gpu, &self.engine.buffers.losses);
+        let slots = download_blocking(device, queue, losses, 0, losses.size() / 4)?;
+        Ok(self.engine.task.losses(&slots, self.steps, self.evaluates))
+    }
+}
+
+fn dispatch(pass: &mut wgpu::ComputePass<'_>, pipeline: &wgpu::ComputePipeline, invocations: u32) {
+    pass.set_pipeline(pipeline);
+    pass.dispatch_workgroups(invocations.div_ceil(WORKGROUP_SIZE), 1, 1);
+}
+
+/// Runs `create` and returns the first error that the device reports meanwhile, which else would be wgpu's panic.
+fn checked<T>(device: &wgpu::Device, create: impl FnOnce() -> T) -> Result<T> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let created = create();
+    let errors = [validation, memory].map(|scope| pollster::block_on(scope.pop()));
+    match errors.into_iter().flatten().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(created),
+    }
+}
+
+impl Buffers {
+    fn new(device: &wgpu::Device, task: &Task, batches: &[Batch], stride: u32) -> Self {
+        let empty = |label, numel: usize| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: 4 * numel as u64,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        let filled = |label, contents, usage| {
+            device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                label: Some(label),
+                contents,
+                usage,
+            })
+        };
+        let mut entries = vec![0; batches.len() * stride as usize];
+        for (entry, batch) in entries.chunks_mut(stride as usize).zip(batches) {
+            entry[..size_of::<Batch>()].copy_from_slice(bytemuck::bytes_of(batch));
+        }
+        let values = bytemuck::cast_slice(&task.data.values);
+        let rows = task.data.rows();
+        let units: usize = task.model.layers.iter().map(|layer| layer.outputs).sum();
+        Self {
+            batches: filled("train.batches", &entries, wgpu::BufferUsages::UNIFORM),
+            dataset: filled("train.dataset", values, wgpu::BufferUsages::STORAGE),
+            order: empty("train.order", rows + task.epochs * task.data.train_rows),
+            activations: empty("train.activations", rows * units),
+            deltas: empty("train.deltas", rows * units),
+            losses: empty("train.losses", batches.len()),
+        }
+    }
+}
+
+/// In the order of `model.wgsl`.
+fn bind(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    buffers: &Buffers,
+    params: &wgpu::Buffer,
+    grads: &wgpu::Buffer,
+) -> wgpu::BindGroup {
+    let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer: &buffers.batches,
+        offset: 0,
+        size: wgpu::BufferSize::new(size_of::<Batch>() as u64),
+    });
+    let whole = [
+        &buffers.dataset,
+        &buffers.order,
+        params,
+        grads,
+        &buffers.activations,
+        &buffers.deltas,
+        &buffers.losses,
+    ];
+    let whole = whole.map(|buffer| buffer.as_entire_binding());
+    let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
+    let entries: Vec<_> = (0..)
+        .zip([batch].into_iter().chain(whole))
+        .map(entry)
+        .collect();
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some("train.bindings"),
+        layout,
+        entries: &entries,
+    })
+}
+
+/// In the order of `model.wgsl`: a batch, what is read, what is written.
+fn bindings_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
+    let read = wgpu::BufferBindingType::Storage { read_only: true };
+    let write = wgpu::BufferBindingType::Storage { read_only: false };
+    let batch = wgpu::BufferBindingType::Uniform;
+    let types = [batch, read, read, read, write, write, write, write];
+    let entry = |(binding, ty)| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: ty == batch,
+            min_binding_size: None,
+        },
+        count: None,
+    };
+    let entries: Vec<_> = (0..).zip(types).map(entry).collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("train.bindings"),
+        entries: &entries,
+    })
+}
+
+/// Those of each layer, and of the loss behind the last.
+fn pipelines(
+    device: &wgpu::Device,
+    layout: &wgpu::BindGroupLayout,
+    task: &Task,
+    arena: &Arena,
+) -> (Vec<LayerPipelines>, wgpu::ComputePipeline) {
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some("train.model"),
+        source: wgpu::ShaderSource::Wgsl(include_str!("model.wgsl").into()),
+    });
+    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some("train.model"),
+        bind_group_layouts: &[Some(layout)],
+        immediate_size: 0,
+    });
+    let pipeline = |entry_point, constants: &[(&str, f64)]| {
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(entry_point),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some(entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                ..Default::default()
+            },
+            cache: None,
+        })
+    };
+    let last = task.model.layers.len() - 1;
+    // Where a layer's rows start among all activations.
+    let mut inputs_at = 0;
+    let mut outputs_at = 0;
+    let mut layers = Vec::new();
+    let mut constants = [("", 0.0); 9];
+    let tensors = arena.tensors().chunks_exact(2);
+    for (index, (layer, tensors)) in task.model.layers.iter().zip(tensors).enumerate() {
+        let elems = |tensor: usize| (tensors[tensor].offset_bytes / 4) as f64;
+        constants = [
+            ("columns", task.data.columns as f64),
+            ("inputs", layer.inputs as f64),
+            ("outputs", layer.outputs as f64),
+            ("is_first", f64::from(index == 0)),
+            ("is_last", f64::from(index == last)),
+            ("weight_at", elems(0)),
+            ("bias_at", elems(1)),
+            ("inputs_at", inputs_at as f64),
+            ("outputs_at", outputs_at as f64),
+        ];
+        layers.push(LayerPipelines {
+            forward: pipeline("forward", &constants),
+            backward: pipeline("backward", &constants),
+            gradient: pipeline("gradient", &constants),
+            inputs: layer.inputs as u32,
+            outputs: layer.outputs as u32,
+        });
+        inputs_at = outputs_at;
+        outputs_at += task.data.rows() * layer.outputs;
+    }
+    (layers, pipeline("loss", &constants))
+}

@@ -1,0 +1,138 @@
+//! What is trained, on what, and in which order: the same for every rule and every device.
+
+use bytemuck::{Pod, Zeroable};
+use fastrand::Rng;
+
+use crate::data::Dataset;
+use crate::model::Model;
+
+/// A network, its data, and how often to go through them.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// What is learnt from.
+    pub data: Dataset,
+    /// What learns.
+    pub model: Model,
+    /// Rows in a batch; the last one of an epoch has what is left.
+    pub batch_rows: usize,
+    /// How often to go through the rows to train on.
+    pub epochs: usize,
+}
+
+/// Some rows, as the shader knows them: `Batch` in `model.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Batch {
+    /// Where its rows start in the order.
+    pub first: u32,
+    /// How many they are.
+    pub rows: u32,
+    /// Where its loss goes.
+    pub slot: u32,
+    /// What the error of a row weighs in the gradient of the mean square. A loss scale would be a factor of it.
+    pub error_weight: f32,
+}
+
+/// What a seed decides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// Parameters to start from, in the model's order.
+    pub params: Vec<Vec<f32>>,
+    /// Every row once, then each epoch's rows as they come: what [`Batch::first`] points into.
+    pub order: Vec<u32>,
+}
+
+/// What was measured of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// Of each batch, before its step.
+    pub batches: Vec<f32>,
+    /// Of all rows to train on, at the start and after each epoch; empty where nobody asked.
+    pub train: Vec<f32>,
+    /// Of all rows held out, likewise.
+    pub held_out: Vec<f32>,
+}
+
+impl Task {
+    /// How many steps an epoch takes.
+    #[must_use]
+    pub const fn steps_per_epoch(&self) -> usize {
+        self.data.train_rows.div_ceil(self.batch_rows)
+    }
+
+    /// How many steps there are.
+    #[must_use]
+    pub const fn steps(&self) -> usize {
+        self.steps_per_epoch() * self.epochs
+    }
+
+    /// The parameters and the order of the rows from this seed.
+    #[must_use]
+    pub fn start(&self, seed: u64) -> Start {
+        let mut rng = Rng::with_seed(seed);
+        let params = self.model.init(&mut rng);
+        let mut order: Vec<_> = (0..self.data.rows() as u32).collect();
+        let mut epoch = order[..self.data.train_rows].to_vec();
+        for _ in 0..self.epochs {
+            rng.shuffle(&mut epoch);
+            order.extend(&epoch);
+        }
+        Start { params, order }
+    }
+
+    /// The rows of a step.
+    #[must_use]
+    pub fn batch(&self, step: usize) -> Batch {
+        let (epoch, index) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let (trained, start) = (self.data.train_rows, index * self.batch_rows);
+        let first = self.data.rows() + epoch * trained + start;
+        Batch::new(first, self.batch_rows.min(trained - start), step)
+    }
+
+    /// All rows to train on and all that are held out, after so many epochs.
+    #[must_use]
+    pub fn evaluation(&self, epoch: usize) -> [Batch; 2] {
+        let slot = self.steps() + 2 * epoch;
+        let (trained, rows) = (self.data.train_rows, self.data.rows());
+        [
+            Batch::new(0, trained, slot),
+            Batch::new(trained, rows - trained, slot + 1),
+        ]
+    }
+
+    /// Every batch, by its slot.
+    pub fn batches(&self) -> impl Iterator<Item = Batch> {
+        let steps = (0..self.steps()).map(|step| self.batch(step));
+        steps.chain((0..=self.epochs).flat_map(|epoch| self.evaluation(epoch)))
+    }
+
+    /// Sorts the losses in the slots by what they are of.
+    #[must_use]
+    pub fn losses(&self, slots: &[f32], steps: usize, evaluated: bool) -> Losses {
+        let evaluations = if evaluated {
+            1 + steps / self.steps_per_epoch()
+        } else {
+            0
+        };
+        let of = |which: usize| {
+            let epochs = 0..evaluations;
+            epochs.map(move |epoch| slots[self.steps() + 2 * epoch + which])
+        };
+        Losses {
+            batches: slots[..steps].to_vec(),
+            train: of(0).collect(),
+            held_out: of(1).collect(),
+        }
+    }
+}
+
+impl Batch {
+    fn new(first: usize, rows: usize, slot: usize) -> Self {
+        Self {
+            first: first as u32,
+            rows: rows as u32,
+            slot: slot as u32,
+            error_weight: 2.0 / rows as f32,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! On an adapter: gradients and steps within their bounds, one submit for each batch, and runs that repeat.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use train::cpu::Twin;
+use train::gpu::Engine;
+use train::task::Task;
+use train::training::{Device, Run as _, train};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Rounding, Textbook as _};
+use wgpu_optim::readback::block_on;
+use wgpu_optim::wgpu;
+use wgpu_optim::{AdapterRequest, AnyRule, CpuOptimizer, Gpu, Rule as _};
+
+use crate::bounds::{exactly, gradients, outside, widest};
+use crate::{rules, task};
+
+/// Two cores are enough for one software adapter at a time.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn engine(task: &Task) -> Engine<'_> {
+    let request = AdapterRequest {
+        backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY),
+        ..AdapterRequest::default()
+    };
+    let gpu = Gpu::open_blocking(&request).unwrap_or_else(|error| {
+        panic!("{error}. This test needs a wgpu adapter; `cargo xtask test` installs one")
+    });
+    Engine::new(gpu, task).unwrap()
+}
+
+/// Of batches that do not divide the data, the last one included, at parameters that training has reached.
+#[test]
+fn gradients_stay_within_their_bound() {
+    let _one = one_at_a_time();
+    for (batch_rows, before) in [(1, 9), (100, 12), (100, 24), (256, 7), (5000, 3)] {
+        let task = task(batch_rows, 10);
+        let start = task.start(5);
+        let engine = engine(&task);
+        let [_, momentum, ..] = rules(0.05);
+        let mut run = engine.run(&momentum, &start, false).unwrap();
+        for _ in 0..before {
+            run.step().unwrap();
+        }
+        let params = exactly(&run.params().unwrap());
+        run.step().unwrap();
+        let at = Arithmetic::new(Rounding::WGSL);
+        let bound = gradients(&task, &start.order, &params, task.batch(before), at);
+        let loss = run.losses().unwrap().batches[before];
+        assert_eq!(outside([&loss], [&bound.loss]), 0);
+        let grads = run.grads().unwrap();
+        let wrong = outside(grads.iter().flatten(), bound.grads.iter().flatten());
+        assert_eq!(wrong, 0, "{batch_rows} rows");
+        // The bound itself is narrow, and of other rows the gradients are others.
+        let other = gradients(&task, &start.order, &params, task.batch(before + 1), at);
+        let wrong = outside(grads.iter().flatten(), other.grads.iter().flatten());
+        assert!(
+            wrong > task.model.numel() / 2 || batch_rows == 5000,
+            "{wrong}"
+        );
+    }
+}
+
+/// Every few steps of a run the twin takes over the device's parameters, state and gradients: the next step of both is
+/// within the oracle's bound of each, whatever the run has come to.
+#[test]
+fn steps_along_a_run_stay_within_the_oracles_bound() {
+    let _one = one_at_a_time();
+    let task = task(100, 4);
+    let start = task.start(11);
+    let engine = engine(&task);
+    for rule in rules(0.05) {
+        let mut run = engine.run(&rule, &start, false).unwrap();
+        let mut twin = CpuOptimizer::new(rule.clone(), task.model.tensors()).unwrap();
+        for step in 0..task.steps() {
+            if step % 7 != 0 {
+                run.step().unwrap();
+                continue;
+            }
+            let before = run.params().unwrap();
+            let state = block_on(&engine.gpu().device, run.optimizer().state()).unwrap();
+            run.step().unwrap();
+            let (after, grads) = (run.params().unwrap(), run.grads().unwrap());
+
+            let mut by_twin = before.clone();
+            let mut params: Vec<_> = by_twin.iter_mut().map(Vec::as_mut_slice).collect();
+            let of_step: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            twin.load_state(&state).unwrap();
+            twin.step(&mut params, &of_step).unwrap();
+            for (index, grads) in grads.iter().enumerate() {
+                let expect = |rounding, params: &[f32]| {
+                    let state = &state.tensors[index];
+                    let mut oracle = Oracle::resume(&rule, &before[index], state, rounding);
+                    oracle.step(&rule, grads);
+                    let agreement = oracle.check_params(params);
+                    agreement.unwrap_or_else(|error| panic!("step {step} of {rule:?}: {error}"));
+                };
+                expect(Rounding::WGSL, &after[index]);
+                expect(Rounding::NEAREST, &by_twin[index]);
+            }
+        }
+    }
+}
+
+/// The whole recurrence, gradients at parameters that are ranges already: from the start on, device and twin are both
+/// within the ranges of the exact run, for as long as these say something. They grow by a factor a step, because the
+/// analysis has to take every error at its worst, so this can be proved of the first steps only. Later ones are held step
+/// by step, above.
+#[test]
+fn first_steps_stay_within_the_bound_of_the_whole_run() {
+    /// Of parameters between -1 and 1.
+    const WIDEST: f64 = 1e-2;
+
+    let _one = one_at_a_time();
+    let task = task(100, 10);
+    let start = task.start(4);
+    let engine = engine(&task);
+    let twin = Twin::new(&task);
+    let [plain, momentum, nesterov, _] = rules(0.01);
+    for (rule, at_least) in [(plain, 40), (momentum, 20), (nesterov, 15)] {
+        let at = Arithmetic::new(Rounding::WGSL);
+        let mut params = exactly(&start.params);
+        let slots = rule.slots().len();
+        let zeros = |values: &Vec<_>| vec![vec![Bounded::default(); slots]; values.len()];
+        let mut state: Vec<_> = params.iter().map(zeros).collect();
+        let mut on_device = engine.run(&rule, &start, false).unwrap();
+        let mut on_twin = twin.run(&rule, &start, false).unwrap();
+        let mut steps = 0;
+        while widest(params.iter().flatten()) < WIDEST {
+            let bound = gradients(&task, &start.order, &params, task.batch(steps), at);
+            steps += 1;
+            for ((params, state), grads) in params.iter_mut().zip(&mut state).zip(&bound.grads) {
+                for ((theta, slots), grad) in params.iter_mut().zip(state).zip(grads) {
+                    rule.bound(steps as u64, at, theta, slots, *grad);
+                }
+            }
+            on_device.step().unwrap();
+            on_twin.step().unwrap();
+            let ranges = || params.iter().flatten();
+            let of_device = on_device.params().unwrap();
+            assert_eq!(outside(of_device.iter().flatten(), ranges()), 0, "{rule:?}");
+            let of_twin = &on_twin.network().params;
+            assert_eq!(outside(of_twin.iter().flatten(), ranges()), 0, "{rule:?}");
+        }
+        assert!(steps >= at_least, "{steps} steps of {rule:?}");
+    }
+}
+
+/// Not a bound but what a run can be relied on for; the bounds are above. Rounding moves a parameter by 3e-6 a step at
+/// most (the first range of the analysis at this learning rate), which 130 steps add up to 4e-4. Where the loss curves
+/// upwards a step shrinks what differs, and along the few steepest directions, where it does not, the learning rate is far
+/// from where it would swing. So losses, whose slopes are of the order of one, agree to a thousandth.
+#[test]
+fn losses_of_device_and_twin_agree() {
+    let _one = one_at_a_time();
+    let task = task(100, 10);
+    let start = task.start(8);
+    let (engine, twin) = (engine(&task), Twin::new(&task));
+    for rule in rules(0.03) {
+        let losses = |device: &dyn Device| {
+            let run = (&rule, &start);
+            let trained = train(device, run, (task.steps(), true));
+            trained.unwrap().losses
+        };
+        let (of_device, of_twin) = (losses(&engine), losses(&twin));
+        let pairs = [
+            (of_device.batches, of_twin.batches),
+            (of_device.train, of_twin.train),
+            (of_device.held_out, of_twin.held_out),
+        ];
+        for (of_device, of_twin) in pairs {
+            assert_eq!(of_device.len(), of_twin.len());
+            for (a, b) in of_device.iter().zip(&of_twin) {
+                assert!((a - b).abs() < 1e-3 * b, "{a} and {b} of {rule:?}");
+            }
+        }
+    }
+}
+
+/// By the engine's count, and by the number that wgpu gives each submission of a device: nobody else submits.
+#[test]
+fn a_batch_is_one_submit() {
+    let _one = one_at_a_time();
+    let task = task(100, 2);
+    let start = task.start(1);
+    let engine = engine(&task);
+    for evaluates in [false, true] {
+        for rule in rules(0.05) {
+            let mut run = engine.run(&rule, &start, evaluates).unwrap();
+            let number = || {
+                let submission = engine.gpu().queue.submit([]);
+                let digits = format!("{submission:?}");
+                let digits: String = digits.chars().filter(char::is_ascii_digit).collect();
+                digits.parse::<usize>().unwrap()
+            };
+            let (counted, numbered) = (engine.submissions(), number());
+            for step in 1..=task.steps() {
+                run.step().unwrap();
+                assert_eq!(engine.submissions() - counted, step);
+            }
+            run.wait().unwrap();
+            assert_eq!(number() - numbered - 1, task.steps());
+        }
+    }
+}
+
+#[test]
+fn runs_repeat_bit_for_bit() {
+    let _one = one_at_a_time();
+    let task = task(300, 4);
+    let (start, other) = (task.start(1), task.start(2));
+    let engine = engine(&task);
+    let run = |rule: &AnyRule, start| {
+        let mut run = engine.run(rule, start, true).unwrap();
+        for _ in 0..task.steps() {
+            run.step().unwrap();
+        }
+        run.wait().unwrap();
+        (run.losses().unwrap(), run.params().unwrap())
+    };
+    for rule in rules(0.05) {
+        let first = run(&rule, &start);
+        assert_ne!(run(&rule, &other), first);
+        assert_eq!(run(&rule, &start), first);
+    }
+}
+
+/// The same configuration as on the twin, on the device.
+#[test]
+fn momentum_takes_half_the_steps_at_most() {
+    let _one = one_at_a_time();
+    let task = task(256, 40);
+    let start = task.start(0);
+    let engine = engine(&task);
+    let [plain, momentum, ..] = rules(0.25);
+    let losses = |rule: &AnyRule| {
+        let run = (rule, &start);
+        let trained = train(&engine, run, (task.steps(), true));
+        trained.unwrap().losses.train
+    };
+    let plain = losses(&plain);
+    let least = plain.iter().copied().fold(f32::INFINITY, f32::min);
+    let epochs = |losses: &[f32]| losses.iter().position(|loss| *loss <= least).unwrap();
+    let (plain, momentum) = (epochs(&plain), epochs(&losses(&momentum)));
+    assert!(2 * momentum <= plain, "{momentum} against {plain} epochs");
+}
