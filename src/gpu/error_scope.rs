@@ -1,6 +1,8 @@
 //! Turns what a device reports while something is created into a `Result`, instead of wgpu's panic.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is caught. In a browser wgpu 30 panics over an internal error that a scope has caught; without one it goes to the
 /// browser's console.
@@ -93,24 +95,33 @@ pub(crate) fn is_lost(device: &wgpu::Device) -> bool {
 
 /// [`is_lost`] for what can wait, in a browser too.
 pub(crate) async fn is_lost_by_waiting(device: &wgpu::Device) -> bool {
-    #[cfg(target_arch = "wasm32")]
-    {
-        use std::sync::Arc;
-        use std::sync::atomic::{AtomicBool, Ordering};
-
-        // Elsewhere there is one callback, which belongs to the caller.
-        if device.adapter_info().backend != wgpu::Backend::BrowserWebGpu {
-            return false;
-        }
-        let lost = Arc::new(AtomicBool::new(false));
-        let here = Arc::clone(&lost);
-        device.set_device_lost_callback(move |_, _| here.store(true, Ordering::Relaxed));
-        // The browser calls back those who ask after the loss too, before it answers what was asked later.
-        let _ = checked_by_waiting(device, || ()).await;
-        lost.load(Ordering::Relaxed)
+    if cfg!(not(target_arch = "wasm32")) {
+        return is_lost(device);
     }
-    #[cfg(not(target_arch = "wasm32"))]
-    is_lost(device)
+    let watch = LossWatch::new(device);
+    // The browser calls back those who ask after the loss too, before it answers what was asked later.
+    let _ = checked_by_waiting(device, || ()).await;
+    watch.has_seen_loss()
+}
+
+/// Is called back by a browser when a device is lost, before anything else runs there. Elsewhere it sees nothing: there
+/// is one callback, which belongs to the caller.
+#[derive(Clone, Debug)]
+pub(crate) struct LossWatch(Arc<AtomicBool>);
+
+impl LossWatch {
+    pub(crate) fn new(device: &wgpu::Device) -> Self {
+        let seen = Arc::new(AtomicBool::new(false));
+        if device.adapter_info().backend == wgpu::Backend::BrowserWebGpu {
+            let seen = Arc::clone(&seen);
+            device.set_device_lost_callback(move |_, _| seen.store(true, Ordering::Relaxed));
+        }
+        Self(seen)
+    }
+
+    pub(crate) fn has_seen_loss(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What to say of a lost device.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::KernelError;
-use super::error_scope::{LOST, checked, is_lost};
+use super::error_scope::{LOST, LossWatch, checked, is_lost};
 use super::scalars::{ScalarPath, Uniforms};
 use super::source::KernelVariant;
 use crate::plan::{DeviceLimits, WORKGROUP_SIZE};
@@ -31,6 +31,7 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     path: ScalarPath,
+    loss: LossWatch,
     scalars_layout: Option<wgpu::BindGroupLayout>,
     compiled: Mutex<Compiled>,
 }
@@ -82,6 +83,7 @@ impl Kernels {
                 device: device.clone(),
                 queue: queue.clone(),
                 path,
+                loss: LossWatch::new(device),
                 scalars_layout,
                 compiled: Mutex::default(),
             }),
@@ -126,6 +128,16 @@ impl Kernels {
     #[must_use]
     pub fn scalar_path(&self) -> ScalarPath {
         self.inner.path
+    }
+
+    /// Whether the device is lost, as far as can be known without waiting.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.has_seen_loss() || is_lost(&self.inner.device)
+    }
+
+    /// Whether a browser has said so: it throws at what maps a buffer then, and wgpu 30 panics.
+    pub(crate) fn has_seen_loss(&self) -> bool {
+        self.inner.loss.has_seen_loss()
     }
 
     pub(crate) fn scalars_layout(&self) -> Option<&wgpu::BindGroupLayout> {

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::binding::{TensorBinding, check_bindings};
 use super::error::{BuildError, StepError};
-use super::error_scope::{LOST, checked, is_lost};
+use super::error_scope::{LOST, checked};
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use super::readback;
+use super::readback::{self, MAPS_AT_CREATION};
 use super::scalars::{UniformRing, Uniforms};
 use super::source::{KernelVariant, check_scalars};
 use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout};
@@ -122,7 +122,7 @@ impl<R: Rule> GpuOptimizer<R> {
         check_bindings(tensors)?;
 
         let device = kernels.device();
-        if is_lost(device) {
+        if kernels.is_lost() {
             return Err(BuildError::Device {
                 message: LOST.to_owned(),
             });
@@ -167,7 +167,7 @@ impl<R: Rule> GpuOptimizer<R> {
             let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
             batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
         }
-        let state = allocate_state(device, &plan, &groups)?;
+        let state = allocate_state(kernels, &plan, &groups)?;
         let (bind_groups, batches, ring) = checked(device, || {
             let bind = |layout: &_, pieces: &[usize]| {
                 bind_pieces(device, layout, &buffers, &plan, &state, pieces)
@@ -348,6 +348,11 @@ impl<R: Rule> GpuOptimizer<R> {
             Uniforms::new(&config.scalars(class.phase), dispatch)
         };
         if let Some(ring) = &mut self.ring {
+            if self.kernels.has_seen_loss() {
+                return Err(StepError::Scalars {
+                    message: LOST.to_owned(),
+                });
+            }
             for (slot, dispatch) in self.dispatches.iter().enumerate() {
                 ring.set(slot, &scalars(dispatch));
             }
@@ -522,10 +527,11 @@ fn pipelines_of<'p>(pipelines: &'p [[Pipelines; 2]], piece: &Piece) -> &'p Pipel
 
 /// A buffer for each piece whose rule keeps slots, with what they start as.
 fn allocate_state<R: Rule>(
-    device: &wgpu::Device,
+    kernels: &Kernels,
     plan: &Plan,
     groups: &Groups<R>,
 ) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
+    let (device, queue) = (kernels.device(), kernels.queue());
     let failed = |message: String| BuildError::Device { message };
     let buffers: Vec<Option<wgpu::Buffer>> = checked(device, || {
         let allocate = |piece: &Piece| {
@@ -538,7 +544,7 @@ fn allocate_state<R: Rule>(
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 // A new buffer is zero.
-                mapped_at_creation: slots.kept().any(|slot| slot.start != 0.0),
+                mapped_at_creation: MAPS_AT_CREATION && slots.kept().any(|slot| slot.start != 0.0),
             }))
         };
         plan.pieces.iter().map(allocate).collect()
@@ -558,12 +564,20 @@ fn allocate_state<R: Rule>(
         if kept().all(|slot| slot.start == 0.0) {
             continue;
         }
+        let sections = kept().enumerate().map(|(index, slot)| {
+            let start = sections.start_bytes(index as u32);
+            (start, vec![slot.start; piece.numel as usize])
+        });
+        if !MAPS_AT_CREATION {
+            for (start, values) in sections {
+                queue.write_buffer(buffer, start, bytemuck::cast_slice(&values));
+            }
+            continue;
+        }
         let mapped = buffer.get_mapped_range_mut(..);
         let mut mapped = mapped.map_err(|error| failed(error.to_string()))?;
-        for (index, slot) in kept().enumerate() {
-            let start = sections.start_bytes(index as u32) as usize;
-            let values = vec![slot.start; piece.numel as usize];
-            let bytes: &[u8] = bytemuck::cast_slice(&values);
+        for (start, values) in sections {
+            let (start, bytes) = (start as usize, bytemuck::cast_slice::<_, u8>(&values));
             mapped
                 .slice(start..start + bytes.len())
                 .copy_from_slice(bytes);

@@ -53,11 +53,15 @@ pub fn upload(
 /// A buffer and some of its bytes.
 pub(crate) type Region<'b> = (&'b wgpu::Buffer, Range<u64>);
 
-/// Overwrites whole regions, on multiples of 4 bytes: `fill` gets a mapped staging buffer of zeros for each. Submits one
-/// copy per region, all together.
+/// Whether buffers are mapped when they are created. In a browser that throws where there is no memory or no device any
+/// more, and wgpu 30 then panics; what is written into the queue does neither.
+pub(crate) const MAPS_AT_CREATION: bool = cfg!(not(target_arch = "wasm32"));
+
+/// Overwrites whole regions, on multiples of 4 bytes: `fill` gets the bytes of each, zeros. Submits one copy per region,
+/// all together.
 ///
 /// Staging buffers of its own, because wgpu gives up the device where it has no memory for those of
-/// `Queue::write_buffer`.
+/// `Queue::write_buffer`; but in a browser.
 ///
 /// # Errors
 /// [`TransferError`] if the device is lost or out of memory; then nothing has been written.
@@ -65,8 +69,18 @@ pub(crate) fn overwrite(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
     regions: &[Region<'_>],
-    fill: impl FnOnce(&mut [wgpu::BufferViewMut]),
+    fill: impl FnOnce(&mut [wgpu::WriteOnly<'_, [u8]>]),
 ) -> Result<(), TransferError> {
+    if !MAPS_AT_CREATION {
+        let zeros = |(_, bytes): &Region<'_>| vec![0; (bytes.end - bytes.start) as usize];
+        let mut staging: Vec<Vec<u8>> = regions.iter().map(zeros).collect();
+        let views = staging.iter_mut().map(Vec::as_mut_slice);
+        fill(&mut views.map(wgpu::WriteOnly::from_mut).collect::<Vec<_>>());
+        for (staging, (buffer, bytes)) in staging.iter().zip(regions) {
+            queue.write_buffer(buffer, bytes.start, staging);
+        }
+        return Ok(());
+    }
     let stage = |(_, bytes): &Region<'_>| {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu_optim.upload"),
@@ -83,7 +97,8 @@ pub(crate) fn overwrite(
     let mut mapped = mapped
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unless_lost(device, error.to_string()))?;
-    fill(&mut mapped);
+    let views = mapped.iter_mut().map(|mapped| mapped.slice(..));
+    fill(&mut views.collect::<Vec<_>>());
     drop(mapped);
     checked(device, || {
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
@@ -95,8 +110,6 @@ pub(crate) fn overwrite(
             encoder.copy_buffer_to_buffer(staging, 0, buffer, bytes.start, size);
         }
         queue.submit([encoder.finish()]);
-        // When the copies are done; a browser takes its time over what is only dropped.
-        staging.iter().for_each(wgpu::Buffer::destroy);
     })
     .map_err(|error| refused(device, &error))
 }

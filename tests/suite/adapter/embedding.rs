@@ -220,28 +220,30 @@ async fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
         bench.queue.submit([encoder.finish()]);
         let state = bench.wait(optimizer.state()).await;
         assert_eq!(state, Err(StateError::Transfer(TransferError::DeviceLost)));
-        // The mapping of the scalars' staging buffers may have failed by now.
+        // By now a browser has told, too.
         let recorded = optimizer.step(&mut bench.encoder());
-        assert!(
-            matches!(recorded, Ok(()) | Err(StepError::Scalars { .. })),
-            "{recorded:?}"
-        );
+        match bench.kernels.scalar_path() {
+            ScalarPath::Immediates => assert_eq!(recorded, Ok(())),
+            ScalarPath::Uniforms => assert!(matches!(recorded, Err(StepError::Scalars { .. }))),
+        }
 
-        let kernels = Kernels::new(&bench.device, &bench.queue);
+        // Nothing new can be built on it.
         let another = GpuOptimizer::new(&bench.kernels, config(), &[whole("a", &params, &grads)]);
+        assert!(
+            matches!(another, Err(BuildError::Device { .. })),
+            "{another:?}"
+        );
+        let kernels = Kernels::new(&bench.device, &bench.queue);
         let arena = Arena::new(&bench.device, &bench.queue, [("a", vec![10])]);
         if cfg!(target_arch = "wasm32") {
-            // Nor does it say that nothing can be built on it.
-            assert!(kernels.is_ok() && another.is_ok() && arena.is_ok());
+            // Those who ask for the first time a browser tells later.
+            kernels.unwrap();
+            arena.unwrap().upload_all_params(&[[1.0; 10]]).unwrap();
             continue;
         }
         assert!(
             matches!(kernels, Err(KernelError::Device { .. })),
             "{kernels:?}"
-        );
-        assert!(
-            matches!(another, Err(BuildError::Device { .. })),
-            "{another:?}"
         );
         assert!(matches!(arena, Err(ArenaError::Device { .. })), "{arena:?}");
     }
