@@ -143,6 +143,41 @@ pub enum BuildError {
     },
 }
 
+/// Tensors to which an optimizer cannot be bound anew. It is as it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RebindError {
+    /// More or fewer tensors than the optimizer has.
+    #[error("the optimizer has {expected} tensors, got {actual}")]
+    Count {
+        /// Tensors of the optimizer.
+        expected: usize,
+        /// Tensors given.
+        actual: usize,
+    },
+    /// A tensor where the optimizer has another.
+    #[error("expected tensor {expected:?}, got {actual:?}")]
+    Name {
+        /// The optimizer's tensor.
+        expected: String,
+        /// The tensor given in its place.
+        actual: String,
+    },
+    /// A tensor of another shape.
+    #[error("tensor {tensor:?}: expected the shape {expected:?}, got {actual:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        expected: Vec<usize>,
+        /// The shape given.
+        actual: Vec<usize>,
+    },
+    /// The buffers cannot be bound.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
 /// A step that was not recorded or not applied. Parameters, state and step counts are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -379,6 +379,24 @@ impl Plan {
     /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
     /// limits are too small to make progress.
     pub fn new(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
+        Self::of_runs(tensors, limits, TensorLayout::is_followed_by)
+    }
+
+    /// The same with each tensor in pieces of its own, whoever its neighbours are: for tensors that move, and may have
+    /// others at the next step. Batches are as in [`new`](Self::new).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn apart(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
+        Self::of_runs(tensors, limits, |_, _| false)
+    }
+
+    /// Cuts runs of tensors of which each one and the next may share a piece.
+    fn of_runs(
+        tensors: &[TensorLayout],
+        limits: &DeviceLimits,
+        may_share: impl Fn(&TensorLayout, &TensorLayout) -> bool,
+    ) -> Result<Self, PlanError> {
         let slots = tensors.iter().map(|tensor| tensor.slots).max();
         let room = Room::new(limits, slots.unwrap_or(0))?;
         for (tensor, layout) in tensors.iter().enumerate() {
@@ -400,7 +418,7 @@ impl Plan {
                 .unwrap_or(u32::MAX)
                 .max(2 * VEC4_ELEMS as u32),
         };
-        for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
+        for run in order.chunk_by(|x, y| may_share(&tensors[*x], &tensors[*y])) {
             plan.add_run(tensors, run, &room)?;
         }
         plan.add_batches(limits.max_storage_buffers);

@@ -15,6 +15,7 @@ mod memory;
 mod parity;
 mod pools;
 mod properties;
+mod rebind;
 #[cfg(feature = "safetensors")]
 mod rules;
 mod transfers;
