@@ -3,7 +3,7 @@
 #[cfg(feature = "safetensors")]
 use crate::files::HeaderError;
 use crate::plan::PlanError;
-use crate::state::DuplicateName;
+use crate::state::{DuplicateName, UnknownTensor};
 
 /// No device could be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -147,22 +147,9 @@ pub enum BuildError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RebindError {
-    /// More or fewer tensors than the optimizer has.
-    #[error("the optimizer has {expected} tensors, got {actual}")]
-    Count {
-        /// Tensors of the optimizer.
-        expected: usize,
-        /// Tensors given.
-        actual: usize,
-    },
-    /// A tensor where the optimizer has another.
-    #[error("expected tensor {expected:?}, got {actual:?}")]
-    Name {
-        /// The optimizer's tensor.
-        expected: String,
-        /// The tensor given in its place.
-        actual: String,
-    },
+    /// A tensor that the optimizer does not have.
+    #[error(transparent)]
+    UnknownTensor(#[from] UnknownTensor),
     /// A tensor of another shape.
     #[error("tensor {tensor:?}: expected the shape {expected:?}, got {actual:?}")]
     Shape {

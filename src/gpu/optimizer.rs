@@ -16,7 +16,7 @@ use crate::plan::{
 };
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
-use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
+use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -132,8 +132,33 @@ impl<R: Rule> GpuOptimizer<R> {
     ) -> Result<Self, BuildError> {
         let names = tensors.iter().map(|t| (t.name.to_owned(), t.shape.clone()));
         let host_tensors = Tensors::new(groups, names)?;
-        check_bindings(tensors)?;
+        Self::bind(kernels, groups, host_tensors, tensors)
+    }
 
+    /// An optimizer of tensors, by name and shape, that lie nowhere yet: [`rebind`](Self::rebind) says where they are.
+    /// Until then steps do nothing, and a state can be loaded.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn unbound<N: Into<String>, S: Into<Vec<usize>>>(
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        tensors: impl IntoIterator<Item = (N, S)>,
+    ) -> Result<Self, BuildError> {
+        let names = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape.into()));
+        Self::bind(kernels, groups, Tensors::new(groups, names)?, &[])
+    }
+
+    /// An optimizer of some tensors, of which these have a place, whose names are known.
+    fn bind(
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        mut host_tensors: Tensors,
+        tensors: &[TensorBinding<'_>],
+    ) -> Result<Self, BuildError> {
+        check_bindings(tensors)?;
         let device = kernels.device();
         if is_lost(device) {
             return Err(BuildError::Device {
@@ -145,10 +170,11 @@ impl<R: Rule> GpuOptimizer<R> {
         let layouts = buffers.layouts_of(tensors, &host_tensors);
         let plan = Plan::new(&layouts, kernels.device_limits())?;
         groups.configs().try_for_each(check_scalars)?;
-        let state = (0..plan.pieces.len()).collect::<Vec<_>>();
-        let state = allocate_state(device, &plan, &groups, &state)?;
+        let all: Vec<_> = (0..plan.pieces.len()).collect();
+        let state = allocate_state(device, &plan, &groups, &all)?;
         let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
         let ring = new_ring(kernels, &plan)?;
+        host_tensors.set_absent(&absent(&layouts));
         Ok(Self {
             kernels: kernels.clone(),
             groups,
@@ -163,8 +189,9 @@ impl<R: Rule> GpuOptimizer<R> {
         })
     }
 
-    /// Binds the same tensors where they lie now, for engines whose pools give them other places from step to step.
-    /// State, step counts and frozen tensors stay as they are.
+    /// Binds tensors where they lie now, for engines whose pools give them other places from step to step. State, step
+    /// counts and frozen tensors stay as they are. A tensor that is not among these has no place until a later call: it
+    /// keeps its state, and steps leave it out as if it were frozen.
     ///
     /// Only bind groups are made whose buffers or offsets have changed. Each tensor is from now on in a piece of its
     /// own, whoever its neighbours are, and small ones still share batches. Its state moves, by copies recorded into
@@ -173,14 +200,14 @@ impl<R: Rule> GpuOptimizer<R> {
     /// it. Compiles what batches of other sizes need, once per device.
     ///
     /// # Errors
-    /// [`RebindError`] if these are other tensors, by name, shape or order, or for what [`BuildError`] says of them; then
-    /// nothing has changed, and nothing has been recorded.
+    /// [`RebindError`] if the optimizer has no tensor of such a name or shape, or for what [`BuildError`] says of them;
+    /// then nothing has changed, and nothing has been recorded.
     pub fn rebind(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         tensors: &[TensorBinding<'_>],
     ) -> Result<(), RebindError> {
-        self.check_same(tensors)?;
+        self.check_known(tensors)?;
         check_bindings(tensors)?;
         let device = self.kernels.device();
         let buffers = Buffers::of(tensors);
@@ -211,33 +238,29 @@ impl<R: Rule> GpuOptimizer<R> {
             }
         }
         (self.plan, self.state, self.bound) = (plan, state, bound);
+        self.tensors.set_absent(&absent(&layouts));
         self.stale = true;
         self.prepared = false;
         Ok(())
     }
 
-    /// Checks that tensors are those of the optimizer.
-    fn check_same(&self, tensors: &[TensorBinding<'_>]) -> Result<(), RebindError> {
-        let own = self.tensors.as_slice();
-        if tensors.len() != own.len() {
-            return Err(RebindError::Count {
-                expected: own.len(),
-                actual: tensors.len(),
-            });
-        }
-        for (own, tensor) in own.iter().zip(tensors) {
-            if own.name != tensor.name {
-                return Err(RebindError::Name {
-                    expected: own.name.clone(),
-                    actual: tensor.name.to_owned(),
-                });
-            }
-            if own.shape != tensor.shape {
+    /// Checks that the optimizer has tensors of these names and shapes, each once.
+    fn check_known(&self, tensors: &[TensorBinding<'_>]) -> Result<(), RebindError> {
+        let mut seen = vec![false; self.tensors.as_slice().len()];
+        for tensor in tensors {
+            let name = || tensor.name.to_owned();
+            let index = self.tensors.index_of(tensor.name);
+            let index = index.ok_or_else(|| UnknownTensor { tensor: name() })?;
+            let expected = &self.tensors.as_slice()[index].shape;
+            if tensor.shape != *expected {
                 return Err(RebindError::Shape {
-                    tensor: own.name.clone(),
-                    expected: own.shape.clone(),
+                    tensor: name(),
+                    expected: expected.clone(),
                     actual: tensor.shape.clone(),
                 });
+            }
+            if std::mem::replace(&mut seen[index], true) {
+                return Err(BuildError::from(DuplicateName { tensor: name() }).into());
             }
         }
         Ok(())
@@ -495,7 +518,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let groups = &self.groups;
         self.dispatches = self.plan.dispatches(|tensor| {
             let tensor = &tensors[tensor];
-            (!tensor.frozen).then(|| Class {
+            (!tensor.is_left_out()).then(|| Class {
                 group: tensor.group,
                 phase: groups.config(tensor.group).phase(tensor.applied_steps),
             })
@@ -650,7 +673,7 @@ impl Bound {
                 bind_group
             };
             for (index, piece) in plan.pieces.iter().enumerate() {
-                if !piece.batched || piece.parts.len() > 1 {
+                if !piece.is_absent && (!piece.batched || piece.parts.len() > 1) {
                     let [separate, shared] = &bound.pipelines[piece.group];
                     let pipelines = if piece.in_one_buffer() {
                         shared
@@ -675,6 +698,11 @@ impl Bound {
     fn pipelines_of(&self, piece: &Piece) -> &Pipelines {
         &self.pipelines[piece.group][usize::from(piece.in_one_buffer())]
     }
+}
+
+/// Which tensors have no place.
+fn absent(layouts: &[TensorLayout]) -> Vec<bool> {
+    layouts.iter().map(|layout| layout.is_absent).collect()
 }
 
 fn refused(error: wgpu::Error) -> BuildError {
@@ -759,10 +787,22 @@ impl<'a> Buffers<'a> {
         Self(buffers)
     }
 
+    /// Of each of the optimizer's tensors, whether it is among these or has no place.
     fn layouts_of(&self, tensors: &[TensorBinding<'_>], host: &Tensors) -> Vec<TensorLayout> {
-        let both = tensors.iter().zip(host.as_slice());
-        both.map(|(tensor, host)| self.layout_of(tensor, host))
-            .collect()
+        let absent = |host: &Tensor| TensorLayout {
+            numel: host.numel,
+            group: host.group,
+            slots: host.slots as u32,
+            is_absent: true,
+            ..TensorLayout::default()
+        };
+        let mut layouts: Vec<_> = host.as_slice().iter().map(absent).collect();
+        for tensor in tensors {
+            if let Some(index) = host.index_of(tensor.name) {
+                layouts[index] = self.layout_of(tensor, &host.as_slice()[index]);
+            }
+        }
+        layouts
     }
 
     fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
@@ -777,6 +817,7 @@ impl<'a> Buffers<'a> {
             padding_elems: tensor.padding_elems,
             group: host.group,
             slots: host.slots as u32,
+            is_absent: false,
         }
     }
 

@@ -102,6 +102,8 @@ pub struct TensorLayout {
     pub group: usize,
     /// Slots of state that its rule keeps, as its whole group; without any it gets none.
     pub slots: u32,
+    /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
+    pub is_absent: bool,
 }
 
 impl TensorLayout {
@@ -112,7 +114,11 @@ impl TensorLayout {
             next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
         };
         let same_group = (next.group, next.slots) == (self.group, self.slots);
-        same_group && follows(self.params, next.params) && follows(self.grads, next.grads)
+        let present = !self.is_absent && !next.is_absent;
+        present
+            && same_group
+            && follows(self.params, next.params)
+            && follows(self.grads, next.grads)
     }
 }
 
@@ -209,6 +215,8 @@ pub struct Piece {
     pub parts: Range<usize>,
     /// Whether it is in one of [`Plan::batches`].
     pub batched: bool,
+    /// Whether its tensor lies nowhere yet, so that there is nothing to bind.
+    pub is_absent: bool,
 }
 
 impl Piece {
@@ -457,6 +465,9 @@ impl Plan {
     ) -> Vec<(Dispatch, C)> {
         let mut dispatches = Vec::new();
         for (index, piece) in self.pieces.iter().enumerate() {
+            if piece.is_absent {
+                continue;
+            }
             if piece.batched && self.class_of_whole(piece, &class_of).is_some() {
                 continue;
             }

@@ -1,7 +1,10 @@
 //! What may be bound anew, and what it costs.
 
 use allocation_counter::measure;
-use wgpu_optim::{BuildError, PlanError, RebindError, TensorBinding};
+use wgpu_optim::{
+    BuildError, DuplicateName, GpuOptimizer, ParamGroups, PlanError, RebindError, SgdConfig,
+    TensorBinding, UnknownTensor,
+};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 
@@ -21,16 +24,11 @@ fn other_tensors_are_named_and_the_optimizer_goes_on() {
         optimizer.step(&mut encoder).unwrap();
         error
     };
-    let expected = RebindError::Count {
-        expected: 2,
-        actual: 1,
-    };
-    assert_eq!(refused(&[a()]), expected);
-    let expected = RebindError::Name {
-        expected: "a".into(),
-        actual: "b".into(),
-    };
-    assert_eq!(refused(&[b(), a()]), expected);
+    let unknown = UnknownTensor { tensor: "c".into() };
+    let c = tensor("c", (params, 256), (grads, 0), 20);
+    assert_eq!(refused(&[a(), c]), unknown.into());
+    let twice = BuildError::from(DuplicateName { tensor: "a".into() });
+    assert_eq!(refused(&[a(), a()]), twice.into());
     let other = tensor("b", (params, 256), (grads, 0), 21);
     let expected = RebindError::Shape {
         tensor: "b".into(),
@@ -54,8 +52,9 @@ fn other_tensors_are_named_and_the_optimizer_goes_on() {
     });
     assert_eq!(refused(&[a(), too_close]), expected.into());
 
+    // In any order.
     let moved = tensor("b", (params, 1024), (grads, 512), 20);
-    optimizer.rebind(&mut encoder, &[a(), moved]).unwrap();
+    optimizer.rebind(&mut encoder, &[moved, a()]).unwrap();
     optimizer.step(&mut encoder).unwrap();
     kernels.queue().submit([encoder.finish()]);
     assert_eq!(optimizer.applied_steps("b"), Some(6));
@@ -83,7 +82,7 @@ fn what_has_not_moved_is_not_bound_again() {
     };
     let mut optimizer = build(&kernels, &at(0)).unwrap();
     let mut encoder = kernels.device().create_command_encoder(&Default::default());
-    let state = |optimizer: &wgpu_optim::GpuOptimizer| -> Vec<_> {
+    let state = |optimizer: &GpuOptimizer| -> Vec<_> {
         let slices = names
             .iter()
             .flat_map(|name| optimizer.state_slices(name, "momentum_buffer"));
@@ -99,4 +98,32 @@ fn what_has_not_moved_is_not_bound_again() {
         "{first} {same} {moved}"
     );
     assert_eq!(state(&optimizer), before, "no state had to move");
+}
+
+#[test]
+fn a_tensor_without_a_place_waits_for_one() {
+    let kernels = kernels();
+    let params = &buffer(&kernels, 4096, STORAGE);
+    let grads = &buffer(&kernels, 4096, STORAGE);
+    let groups = ParamGroups::new(SgdConfig::builder(0.1).momentum(0.9).build().unwrap());
+    let shapes = [("a", [10]), ("b", [20])];
+    let mut optimizer = GpuOptimizer::unbound(&kernels, &groups, shapes).unwrap();
+    let mut encoder = kernels.device().create_command_encoder(&Default::default());
+    let mut step = |optimizer: &mut GpuOptimizer, tensors: &[_]| {
+        optimizer.rebind(&mut encoder, tensors).unwrap();
+        optimizer.step(&mut encoder).unwrap();
+        ["a", "b"].map(|name| optimizer.applied_steps(name).unwrap())
+    };
+    let a = || tensor("a", (params, 0), (grads, 0), 10);
+    let b = || tensor("b", (params, 256), (grads, 256), 20);
+    assert_eq!(step(&mut optimizer, &[]), [0, 0]);
+    assert_eq!(optimizer.dispatches(), 0);
+    assert_eq!(step(&mut optimizer, &[b()]), [0, 1]);
+    assert_eq!(step(&mut optimizer, &[a()]), [1, 1]);
+    optimizer.set_frozen("b", true).unwrap();
+    assert_eq!(step(&mut optimizer, &[b(), a()]), [2, 1]);
+    optimizer.set_frozen("b", false).unwrap();
+    assert_eq!(step(&mut optimizer, &[b(), a()]), [3, 2]);
+    assert_eq!(optimizer.steps(), 5);
+    kernels.queue().submit([encoder.finish()]);
 }
