@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use burn::backend::StreamId;
-use burn::backend::wgpu::{AutoCompiler, WgpuResource};
+use burn::backend::wgpu::AutoCompiler;
 use burn_cubecl::cubecl::client::Client;
-use burn_cubecl::cubecl::storage::ManagedResource;
 use burn_cubecl::cubecl::wgpu::WgpuServer;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::readback::block_on;
@@ -81,10 +80,19 @@ impl<R: Rule> Engine<R> {
         lr: f64,
         tensors: &[Stepped<CubeTensor>],
     ) -> Result<(), StepError> {
+        // Its memory is not given to anyone else until a resource is dropped.
+        let resource = |stepped: &Stepped<CubeTensor>, role, tensor: &CubeTensor| {
+            let resource = client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
+            resource.map_err(|error| StepError::Buffer {
+                param: stepped.path.clone(),
+                role,
+                message: error.to_string(),
+            })
+        };
         let mut places = Vec::with_capacity(tensors.len());
         for tensor in tensors.iter().filter(|tensor| !tensor.shape.contains(&0)) {
-            let params = resource(client, tensor, "params", &tensor.params)?;
-            let grads = resource(client, tensor, "grads", &tensor.grads)?;
+            let params = resource(tensor, "params", &tensor.params)?;
+            let grads = resource(tensor, "grads", &tensor.grads)?;
             places.push((tensor, params, grads));
         }
         flush(client, tensors)?;
@@ -158,22 +166,6 @@ fn knows<R: Rule>(optimizer: &GpuOptimizer<R>, bindings: &[TensorBinding<'_>]) -
     bindings
         .iter()
         .all(|binding| optimizer.applied_steps(binding.name).is_some())
-}
-
-/// Where a tensor lies; its memory is not given to anyone else until this is dropped.
-fn resource<T>(
-    client: &Client,
-    stepped: &Stepped<T>,
-    role: &'static str,
-    tensor: &CubeTensor,
-) -> Result<ManagedResource<WgpuResource>, StepError> {
-    client
-        .get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone())
-        .map_err(|error| StepError::Buffer {
-            param: stepped.path.clone(),
-            role,
-            message: format!("{error}"),
-        })
 }
 
 /// Submits what burn has queued, on every stream that tensors come from.

@@ -85,7 +85,7 @@ mod direct {
             engine: &Arc<Mutex<Engine<R>>>,
             lr: f64,
         ) -> Result<(), StepError> {
-            super::step(engine, lr, &self.tensors, self.copied)
+            step(engine, lr, &self.tensors, self.copied)
         }
     }
 }
@@ -98,7 +98,8 @@ mod fused {
     use std::fmt;
 
     use burn::backend::fusion::custom::{
-        CustomOpIr, HandleContainer, Operation, OperationIr, StreamId, TensorId, TensorIr,
+        CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId, TensorId,
+        TensorIr,
     };
     use burn::backend::fusion::{ExecutionError, FusionBackend, FusionHandle, FusionTensor};
     use burn_cubecl::CubeBackend;
@@ -121,13 +122,14 @@ mod fused {
             stepped: Stepped<FusionTensor<Runtime>>,
         ) -> FusionTensor<Runtime> {
             let params = &stepped.params;
-            let updated = FusionTensor::new(
-                params.client.create_empty_handle(),
-                params.shape.clone(),
-                params.dtype,
-                params.client.clone(),
-                StreamId::current(),
-            );
+            let id = params.client.create_empty_handle();
+            let out = TensorIr::uninit(id, params.shape.clone(), params.dtype);
+            let ir = CustomOpIr::new("wgpu_optim.updated", &[], &[out]);
+            let ir = OperationIr::Custom(ir);
+            let updated = params
+                .client
+                .register(StreamId::current(), ir, Announced)
+                .output();
             self.updated.push(updated.id);
             self.tensors.push(stepped);
             updated
@@ -139,7 +141,7 @@ mod fused {
             lr: f64,
         ) -> Result<(), StepError> {
             let Some(first) = self.tensors.first() else {
-                return super::step(engine, lr, &[], Copied::default());
+                return step(engine, lr, &[], Copied::default());
             };
             let client = first.params.client.clone();
             // A tensor that nobody else has is given away here, and so may be written.
@@ -174,6 +176,19 @@ mod fused {
                     message: "an operation that the step depends on has failed".to_owned(),
                 })
             })
+        }
+    }
+
+    /// The operation that a tensor comes from which is in the module already; the step computes it.
+    #[derive(Debug)]
+    struct Announced;
+
+    impl Operation<Runtime> for Announced {
+        fn execute(
+            &self,
+            _handles: &mut HandleContainer<FusionHandle<Runtime>>,
+        ) -> Result<(), ExecutionError> {
+            Ok(())
         }
     }
 
@@ -212,7 +227,7 @@ mod fused {
                     grads: settle_grads(grads, &mut copied),
                 });
             }
-            let result = super::step(&self.engine, self.lr, &tensors, copied);
+            let result = step(&self.engine, self.lr, &tensors, copied);
             *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             Ok(())
         }
