@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use burn::module::{AutodiffModule as _, Module};
+use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Linear, LinearConfig, Relu};

@@ -1,5 +1,11 @@
 //! Modules of burn's, stepped on burn's device. These tests need a wgpu adapter; a software one will do.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
 mod errors;
 mod order;
 mod records;
@@ -31,6 +37,11 @@ fn momentum() -> SgdConfig {
     SgdConfig::builder(0.1).momentum(0.9).build().unwrap()
 }
 
+/// Learning rate one, so that each step subtracts the gradient.
+fn subtraction() -> SgdConfig {
+    SgdConfig::builder(1.0).build().unwrap()
+}
+
 /// Two slots, one, and none.
 fn rules() -> [AnyRule; 3] {
     [
@@ -55,7 +66,7 @@ fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) ->
 }
 
 fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
+    tensor.into_data().try_to_vec().unwrap()
 }
 
 /// Parameters of odd and even sizes, small and large, of several ranks, one without elements.

@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use wgpu_optim_burn::{Copied, Init as _};
 
-use crate::{Odd, Oracles, gpu, host, momentum, rules, tensor, values};
+use crate::{Odd, Oracles, gpu, host, momentum, rules, subtraction, tensor, values};
 
 #[test]
 fn clones_keep_their_values() {
@@ -71,10 +71,7 @@ fn parameters_that_were_one_tensor_part() {
     let inner = device.clone().inner();
     grads.register(module.first.id, tensor(&[1.0; 1000], [1000], &inner));
     grads.register(module.second.id, tensor(&[-1.0; 1000], [1000], &inner));
-    let plain = wgpu_optim_burn::wgpu_optim::SgdConfig::builder(1.0)
-        .build()
-        .unwrap();
-    let module = plain.init(shared).step(1.0, module, grads).unwrap();
+    let module = subtraction().init(shared).step(1.0, module, grads).unwrap();
     let shifted = |by: f32| start.iter().map(|value| value + by).collect::<Vec<_>>();
     assert_eq!(host(module.first.val()), shifted(-1.0));
     assert_eq!(host(module.second.val()), shifted(1.0));
@@ -111,10 +108,7 @@ fn strided_tensors_are_laid_out() {
         };
         let mut registered = GradientsParams::new();
         registered.register(module.weight.id, grads);
-        let plain = wgpu_optim_burn::wgpu_optim::SgdConfig::builder(1.0)
-            .build()
-            .unwrap();
-        let mut optimizer = plain.init(shared);
+        let mut optimizer = subtraction().init(shared);
         let module = optimizer.step(1.0, module, registered).unwrap();
         assert_eq!(host(module.weight.val()), expected);
         let copied = Copied {

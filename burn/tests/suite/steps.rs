@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use wgpu_optim_burn::wgpu_optim::{ParamGroups, Rule as _};
 use wgpu_optim_burn::{Copied, Init as _, ModuleOptimizer};
 
-use crate::{Odd, Oracles, gpu, host, momentum, rules, values};
+use crate::{Odd, Oracles, gpu, host, momentum, rules, subtraction, values};
 
 #[test]
 fn every_element_is_within_the_bound_and_nothing_is_copied() {
@@ -122,10 +122,7 @@ fn gradients_are_clipped_as_burn_clips_them() {
     let module = Odd::new(device);
     let before = host(module.cube.val());
     let (grads, on_host) = module.grads(0);
-    let plain = wgpu_optim_burn::wgpu_optim::SgdConfig::builder(1.0)
-        .build()
-        .unwrap();
-    let mut optimizer = plain
+    let mut optimizer = subtraction()
         .init(shared)
         .with_grad_clipping(GradientClipping::Value(0.25));
     let after = host(optimizer.step(1.0, module, grads).unwrap().cube.val());

@@ -1,6 +1,6 @@
 //! burn's own kind of test: a small network, by burn's layers and autodiff.
 
-use burn::module::{AutodiffModule as _, Module};
+use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, Relu};
 use burn::optim::GradientsParams;
