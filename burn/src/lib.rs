@@ -68,3 +68,8 @@ pub use device::SharedDevice;
 pub use error::{ShareError, StepError};
 pub use optimizer::{Copied, Init, ModuleOptimizer};
 pub use wgpu_optim;
+
+/// The README's example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
