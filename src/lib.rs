@@ -74,8 +74,8 @@ pub use cpu::{CpuOptimizer, SliceError};
 pub use gpu::ArenaFileError;
 pub use gpu::{
     AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Gpu, GpuError,
-    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, ScalarPath, StateSlice,
-    StepError, TensorBinding, TransferError, adapters, readback,
+    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, RebindError, ScalarPath,
+    StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
 };
 pub use plan::PlanError;
 pub use rules::*;

@@ -3,7 +3,7 @@
 #[cfg(feature = "safetensors")]
 use crate::files::HeaderError;
 use crate::plan::PlanError;
-use crate::state::DuplicateName;
+use crate::state::{DuplicateName, UnknownTensor};
 
 /// No device could be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,6 +141,28 @@ pub enum BuildError {
         /// What wgpu reported.
         message: String,
     },
+}
+
+/// Tensors to which an optimizer cannot be bound anew. It is as it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RebindError {
+    /// A tensor that the optimizer does not have.
+    #[error(transparent)]
+    UnknownTensor(#[from] UnknownTensor),
+    /// A tensor of another shape.
+    #[error("tensor {tensor:?}: expected the shape {expected:?}, got {actual:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        expected: Vec<usize>,
+        /// The shape given.
+        actual: Vec<usize>,
+    },
+    /// The buffers cannot be bound.
+    #[error(transparent)]
+    Build(#[from] BuildError),
 }
 
 /// A step that was not recorded or not applied. Parameters, state and step counts are as they were.

@@ -18,7 +18,9 @@ pub use binding::TensorBinding;
 pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
-pub use error::{ArenaError, BuildError, GpuError, KernelError, StepError, TransferError};
+pub use error::{
+    ArenaError, BuildError, GpuError, KernelError, RebindError, StepError, TransferError,
+};
 pub use kernels::Kernels;
 pub use optimizer::{GpuOptimizer, StateSlice};
 pub use scalars::ScalarPath;

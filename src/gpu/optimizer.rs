@@ -1,19 +1,22 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
 use super::binding::{TensorBinding, check_bindings};
-use super::error::{BuildError, StepError};
+use super::error::{BuildError, RebindError, StepError};
 use super::error_scope::{LOST, checked};
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::readback::{self, MAPS_AT_CREATION};
 use super::scalars::{UniformRing, Uniforms};
 use super::source::{KernelVariant, check_scalars};
-use crate::plan::{Access, Batch, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target, TensorLayout};
+use crate::plan::{
+    Access, Dispatch, ELEM_BYTES, Part, Piece, Place, Plan, Target, TensorLayout, Window,
+};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
-use crate::state::{OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
+use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -51,12 +54,7 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     plan: Plan,
     /// One per piece of the plan, where its rule keeps slots.
     state: Vec<Option<wgpu::Buffer>>,
-    /// One per piece of the plan.
-    bind_groups: Vec<wgpu::BindGroup>,
-    /// One per group, by whether parameters and gradients lie in one buffer.
-    pipelines: Vec<[Pipelines; 2]>,
-    /// Pipeline and bindings of each batch of the plan.
-    batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
+    bound: Bound,
     /// The dispatches of a step.
     dispatches: Vec<(Dispatch, Class)>,
     /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
@@ -85,6 +83,21 @@ struct Pipelines {
     by_access: [wgpu::ComputePipeline; 3],
     layout: wgpu::BindGroupLayout,
 }
+
+/// The pipelines of a plan, and the buffers that they are bound to.
+struct Bound {
+    /// One per group, by whether parameters and gradients lie in one buffer.
+    pipelines: Vec<[Pipelines; 2]>,
+    /// Of each piece that may have a dispatch of its own: a tensor that is alone in a piece of a batch has none.
+    pieces: HashMap<usize, wgpu::BindGroup>,
+    /// Pipeline and bindings of each batch of the plan.
+    batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
+    /// All bind groups, in the order of what they bind.
+    made: Vec<(Binding, wgpu::BindGroup)>,
+}
+
+/// What a bind group binds: a layout, and buffers from a byte offset on, so many bytes.
+type Binding = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64, u64)>);
 
 /// What tensors have in common that share a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +132,33 @@ impl<R: Rule> GpuOptimizer<R> {
     ) -> Result<Self, BuildError> {
         let names = tensors.iter().map(|t| (t.name.to_owned(), t.shape.clone()));
         let host_tensors = Tensors::new(groups, names)?;
-        check_bindings(tensors)?;
+        Self::bind(kernels, groups, host_tensors, tensors)
+    }
 
+    /// An optimizer of tensors, by name and shape, that lie nowhere yet: [`rebind`](Self::rebind) says where they are.
+    /// Until then steps do nothing, and a state can be loaded.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn unbound<N: Into<String>, S: Into<Vec<usize>>>(
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        tensors: impl IntoIterator<Item = (N, S)>,
+    ) -> Result<Self, BuildError> {
+        let names = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape.into()));
+        Self::bind(kernels, groups, Tensors::new(groups, names)?, &[])
+    }
+
+    /// An optimizer of some tensors, of which these have a place, whose names are known.
+    fn bind(
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        mut host_tensors: Tensors,
+        tensors: &[TensorBinding<'_>],
+    ) -> Result<Self, BuildError> {
+        check_bindings(tensors)?;
         let device = kernels.device();
         if kernels.is_lost() {
             return Err(BuildError::Device {
@@ -129,83 +167,142 @@ impl<R: Rule> GpuOptimizer<R> {
         }
         let groups = groups.groups();
         let buffers = Buffers::of(tensors);
-        let layouts: Vec<_> = tensors
-            .iter()
-            .zip(host_tensors.as_slice())
-            .map(|(tensor, host)| buffers.layout_of(tensor, host))
-            .collect();
+        let layouts = buffers.layouts_of(tensors, &host_tensors);
         let plan = Plan::new(&layouts, kernels.device_limits())?;
-
-        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let mut pipelines = Vec::with_capacity(groups.configs().len());
-        for (group, config) in groups.configs().enumerate() {
-            check_scalars(config)?;
-            let build = |in_one_buffer| {
-                let variant = |access| KernelVariant::new(config, access, 1);
-                let pipeline =
-                    |access| kernels.pipeline(variant(access).in_one_buffer(in_one_buffer));
-                let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-                let ((vec4, layout), (vec4_offset, _), (scalar, _)) =
-                    (vec4?, vec4_offset?, scalar?);
-                Ok::<_, BuildError>(Pipelines {
-                    by_access: [vec4, vec4_offset, scalar],
-                    layout,
-                })
-            };
-            let in_one_buffer = |piece: &Piece| piece.group == group && piece.in_one_buffer();
-            let separate = build(false)?;
-            let shared = match plan.pieces.iter().any(in_one_buffer) {
-                true => build(true)?,
-                false => separate.clone(),
-            };
-            pipelines.push([separate, shared]);
-        }
-        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
-        for batch in &plan.batches {
-            let first = &plan.pieces[batch.pieces[0]];
-            let config = groups.config(first.group);
-            let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
-            batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
-        }
-        let state = allocate_state(kernels, &plan, &groups)?;
-        let (bind_groups, batches, ring) = checked(device, || {
-            let bind = |layout: &_, pieces: &[usize]| {
-                bind_pieces(device, layout, &buffers, &plan, &state, pieces)
-            };
-            let bind_piece = |(index, piece)| {
-                let layout = &pipelines_of(&pipelines, piece).layout;
-                bind(layout, &[index])
-            };
-            let pieces = plan.pieces.iter().enumerate();
-            let bind_groups: Vec<_> = pieces.map(bind_piece).collect();
-            let bind_batch = |((pipeline, layout), batch): ((_, wgpu::BindGroupLayout), &Batch)| {
-                (pipeline, bind(&layout, &batch.pieces))
-            };
-            let batches = batch_pipelines.into_iter().zip(&plan.batches);
-            let batches: Vec<_> = batches.map(bind_batch).collect();
-            let ring = kernels
-                .scalars_layout()
-                .map(|layout| UniformRing::new(device, layout, plan.max_dispatches()));
-            (bind_groups, batches, ring)
-        })
-        .map_err(|error| BuildError::Device {
-            message: error.to_string(),
-        })?;
-
+        groups.configs().try_for_each(check_scalars)?;
+        let all: Vec<_> = (0..plan.pieces.len()).collect();
+        let state = allocate_state(kernels, &plan, &groups, &all)?;
+        let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
+        let ring = new_ring(kernels, &plan)?;
+        host_tensors.set_absent(&absent(&layouts));
         Ok(Self {
             kernels: kernels.clone(),
             groups,
             tensors: host_tensors,
             plan,
             state,
-            bind_groups,
-            pipelines,
-            batches,
+            bound,
             dispatches: Vec::new(),
             stale: true,
             prepared: false,
             ring,
         })
+    }
+
+    /// Binds tensors where they lie now, for engines whose pools give them other places from step to step. State, step
+    /// counts and frozen tensors stay as they are. A tensor that is not among these has no place until a later call: it
+    /// keeps its state, and steps leave it out as if it were frozen.
+    ///
+    /// Only bind groups are made whose buffers or offsets have changed. Each tensor is from now on in a piece of its
+    /// own, whoever its neighbours are, and small ones still share batches. Its state moves, by copies recorded into
+    /// `encoder`, only where it shared a piece before, or where its parameters start at another offset modulo the
+    /// device's `min_storage_buffer_offset_alignment`. Submit `encoder` before the next step, or record that step into
+    /// it. Compiles what batches of other sizes need, once per device.
+    ///
+    /// # Errors
+    /// [`RebindError`] if the optimizer has no tensor of such a name or shape, or for what [`BuildError`] says of them;
+    /// then nothing has changed, and nothing has been recorded.
+    pub fn rebind(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &[TensorBinding<'_>],
+    ) -> Result<(), RebindError> {
+        self.check_known(tensors)?;
+        check_bindings(tensors)?;
+        let device = self.kernels.device();
+        let buffers = Buffers::of(tensors);
+        let layouts = buffers.layouts_of(tensors, &self.tensors);
+        let plan = Plan::apart(&layouts, self.kernels.device_limits()).map_err(BuildError::from)?;
+
+        let mut state = vec![None; plan.pieces.len()];
+        let mut moved = Vec::new();
+        for (index, piece) in plan.pieces.iter().enumerate() {
+            match self.state_of_same(&plan, piece) {
+                Some(buffer) => state[index] = Some(buffer.clone()),
+                None if piece.state.is_some() => moved.push(index),
+                None => {}
+            }
+        }
+        let fresh = allocate_state(&self.kernels, &plan, &self.groups, &moved)?;
+        for (index, buffer) in moved.iter().zip(fresh) {
+            state[*index] = buffer;
+        }
+        let made = &self.bound.made;
+        let bound = Bound::new(&self.kernels, &self.groups, &buffers, &plan, &state, made)?;
+        if plan.max_dispatches() > self.plan.max_dispatches() {
+            self.ring = new_ring(&self.kernels, &plan)?;
+        }
+        for index in moved {
+            for to in &plan.parts[plan.pieces[index].parts.clone()] {
+                self.move_state(encoder, &plan, to, state[index].as_ref());
+            }
+        }
+        (self.plan, self.state, self.bound) = (plan, state, bound);
+        self.tensors.set_absent(&absent(&layouts));
+        self.stale = true;
+        self.prepared = false;
+        Ok(())
+    }
+
+    /// Checks that the optimizer has tensors of these names and shapes, each once.
+    fn check_known(&self, tensors: &[TensorBinding<'_>]) -> Result<(), RebindError> {
+        let mut seen = vec![false; self.tensors.as_slice().len()];
+        for tensor in tensors {
+            let name = || tensor.name.to_owned();
+            let index = self.tensors.index_of(tensor.name);
+            let index = index.ok_or_else(|| UnknownTensor { tensor: name() })?;
+            let expected = &self.tensors.as_slice()[index].shape;
+            if tensor.shape != *expected {
+                return Err(RebindError::Shape {
+                    tensor: name(),
+                    expected: expected.clone(),
+                    actual: tensor.shape.clone(),
+                });
+            }
+            if std::mem::replace(&mut seen[index], true) {
+                return Err(BuildError::from(DuplicateName { tensor: name() }).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The state of a piece of another plan, if a piece with the same elements in the same sections has it now.
+    fn state_of_same(&self, plan: &Plan, piece: &Piece) -> Option<&wgpu::Buffer> {
+        let [part] = &plan.parts[piece.parts.clone()] else {
+            return None;
+        };
+        let mut parts = self.plan.parts_of(part.tensor).iter();
+        let before = parts.find(|before| before.elems == part.elems)?;
+        let alone = &self.plan.pieces[before.piece];
+        let same = alone.parts.len() == 1 && alone.state == piece.state;
+        self.state[before.piece].as_ref().filter(|_| same)
+    }
+
+    /// Records the copies that bring the state of a part of another plan into its buffer.
+    fn move_state(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        plan: &Plan,
+        to: &Part,
+        buffer: Option<&wgpu::Buffer>,
+    ) {
+        let slots = self.tensors.as_slice()[to.tensor].slots as u32;
+        for from in self.plan.parts_of(to.tensor) {
+            let start = from.elems.start.max(to.elems.start);
+            let end = from.elems.end.min(to.elems.end);
+            for slot in (0..slots).filter(|_| start < end) {
+                let place = |plan: &Plan, part: &Part| {
+                    let offset = plan.state_offset_bytes(part, slot)?;
+                    Some(offset + (start - part.elems.start) * ELEM_BYTES)
+                };
+                let from_to = place(&self.plan, from).zip(place(plan, to));
+                let buffers = self.state[from.piece].as_ref().zip(buffer);
+                if let (Some((from, to)), Some((source, target))) = (from_to, buffers) {
+                    let size = (end - start) * ELEM_BYTES;
+                    encoder.copy_buffer_to_buffer(source, from, target, to, size);
+                }
+            }
+        }
     }
 
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
@@ -380,11 +477,14 @@ impl<R: Rule> GpuOptimizer<R> {
         for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
                 Target::Piece(piece) => {
-                    let pipelines = pipelines_of(&self.pipelines, &self.plan.pieces[piece]);
+                    let pipelines = self.bound.pipelines_of(&self.plan.pieces[piece]);
                     let pipeline = &pipelines.by_access[dispatch.access as usize];
-                    (pipeline, &self.bind_groups[piece])
+                    (pipeline, &self.bound.pieces[&piece])
                 }
-                Target::Batch { batch, .. } => (&self.batches[batch].0, &self.batches[batch].1),
+                Target::Batch { batch, .. } => {
+                    let (pipeline, bind_group) = &self.bound.batches[batch];
+                    (pipeline, bind_group)
+                }
             };
             if current != Some(pipeline) {
                 pass.set_pipeline(pipeline);
@@ -423,7 +523,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let groups = &self.groups;
         self.dispatches = self.plan.dispatches(|tensor| {
             let tensor = &tensors[tensor];
-            (!tensor.frozen).then(|| Class {
+            (!tensor.is_left_out()).then(|| Class {
                 group: tensor.group,
                 phase: groups.config(tensor.group).phase(tensor.applied_steps),
             })
@@ -520,19 +620,119 @@ impl<R: Rule> fmt::Debug for GpuOptimizer<R> {
     }
 }
 
-/// Those that go over a piece.
-fn pipelines_of<'p>(pipelines: &'p [[Pipelines; 2]], piece: &Piece) -> &'p Pipelines {
-    &pipelines[piece.group][usize::from(piece.in_one_buffer())]
+impl Bound {
+    /// Builds what is not in `made` already.
+    fn new<R: Rule>(
+        kernels: &Kernels,
+        groups: &Groups<R>,
+        buffers: &Buffers<'_>,
+        plan: &Plan,
+        state: &[Option<wgpu::Buffer>],
+        made: &[(Binding, wgpu::BindGroup)],
+    ) -> Result<Self, BuildError> {
+        let device = kernels.device();
+        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
+        let mut pipelines = Vec::with_capacity(groups.configs().len());
+        for (group, config) in groups.configs().enumerate() {
+            let build = |in_one_buffer| {
+                let variant = |access| KernelVariant::new(config, access, 1);
+                let pipeline =
+                    |access| kernels.pipeline(variant(access).in_one_buffer(in_one_buffer));
+                let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
+                let ((vec4, layout), (vec4_offset, _), (scalar, _)) =
+                    (vec4?, vec4_offset?, scalar?);
+                Ok::<_, BuildError>(Pipelines {
+                    by_access: [vec4, vec4_offset, scalar],
+                    layout,
+                })
+            };
+            let in_one_buffer = |piece: &Piece| piece.group == group && piece.in_one_buffer();
+            let separate = build(false)?;
+            let shared = match plan.pieces.iter().any(in_one_buffer) {
+                true => build(true)?,
+                false => separate.clone(),
+            };
+            pipelines.push([separate, shared]);
+        }
+        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
+        for batch in &plan.batches {
+            let first = &plan.pieces[batch.pieces[0]];
+            let config = groups.config(first.group);
+            let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
+            batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
+        }
+        let mut bound = Self {
+            pipelines,
+            pieces: HashMap::new(),
+            batches: Vec::with_capacity(plan.batches.len()),
+            made: Vec::with_capacity(plan.pieces.len()),
+        };
+        checked(device, || {
+            let mut bind = |layout: &wgpu::BindGroupLayout, pieces: &[usize]| {
+                let binding = (layout.clone(), buffers.windows(plan, state, pieces));
+                let bind_group = match made.binary_search_by(|(made, _)| made.cmp(&binding)) {
+                    Ok(index) => made[index].1.clone(),
+                    Err(_) => create_bind_group(device, &binding),
+                };
+                bound.made.push((binding, bind_group.clone()));
+                bind_group
+            };
+            for (index, piece) in plan.pieces.iter().enumerate() {
+                if !piece.is_absent && (!piece.batched || piece.parts.len() > 1) {
+                    let [separate, shared] = &bound.pipelines[piece.group];
+                    let pipelines = if piece.in_one_buffer() {
+                        shared
+                    } else {
+                        separate
+                    };
+                    bound
+                        .pieces
+                        .insert(index, bind(&pipelines.layout, &[index]));
+                }
+            }
+            for ((pipeline, layout), batch) in batch_pipelines.into_iter().zip(&plan.batches) {
+                bound.batches.push((pipeline, bind(&layout, &batch.pieces)));
+            }
+        })
+        .map_err(refused)?;
+        bound.made.sort_unstable();
+        Ok(bound)
+    }
+
+    /// Those that go over a piece.
+    fn pipelines_of(&self, piece: &Piece) -> &Pipelines {
+        &self.pipelines[piece.group][usize::from(piece.in_one_buffer())]
+    }
 }
 
-/// A buffer for each piece whose rule keeps slots, with what they start as.
+/// Which tensors have no place.
+fn absent(layouts: &[TensorLayout]) -> Vec<bool> {
+    layouts.iter().map(|layout| layout.is_absent).collect()
+}
+
+fn refused(error: wgpu::Error) -> BuildError {
+    BuildError::Device {
+        message: error.to_string(),
+    }
+}
+
+/// On the uniform path, a ring with room for the dispatches of any step.
+fn new_ring(kernels: &Kernels, plan: &Plan) -> Result<Option<UniformRing>, BuildError> {
+    let device = kernels.device();
+    let new = |layout| UniformRing::new(device, layout, plan.max_dispatches());
+    checked(device, || kernels.scalars_layout().map(new)).map_err(refused)
+}
+
+/// A buffer for each of some pieces whose rule keeps slots, with what they start as.
 fn allocate_state<R: Rule>(
     kernels: &Kernels,
     plan: &Plan,
     groups: &Groups<R>,
+    pieces: &[usize],
 ) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
     let (device, queue) = (kernels.device(), kernels.queue());
     let failed = |message: String| BuildError::Device { message };
+    let pieces = || pieces.iter().map(|index| &plan.pieces[*index]);
     let buffers: Vec<Option<wgpu::Buffer>> = checked(device, || {
         let allocate = |piece: &Piece| {
             let sections = piece.state?;
@@ -547,15 +747,17 @@ fn allocate_state<R: Rule>(
                 mapped_at_creation: MAPS_AT_CREATION && slots.kept().any(|slot| slot.start != 0.0),
             }))
         };
-        plan.pieces.iter().map(allocate).collect()
+        pieces().map(allocate).collect()
     })
     .map_err(|error| match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
-            bytes: plan.state_bytes(),
+            bytes: pieces()
+                .filter_map(|piece| Some(piece.state?.size_bytes()))
+                .sum(),
         },
         error => failed(error.to_string()),
     })?;
-    for (piece, buffer) in plan.pieces.iter().zip(&buffers) {
+    for (piece, buffer) in pieces().zip(&buffers) {
         let slots = groups.config(piece.group).slots();
         let kept = || slots.kept();
         let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
@@ -599,6 +801,24 @@ impl<'a> Buffers<'a> {
         Self(buffers)
     }
 
+    /// Of each of the optimizer's tensors, whether it is among these or has no place.
+    fn layouts_of(&self, tensors: &[TensorBinding<'_>], host: &Tensors) -> Vec<TensorLayout> {
+        let absent = |host: &Tensor| TensorLayout {
+            numel: host.numel,
+            group: host.group,
+            slots: host.slots as u32,
+            is_absent: true,
+            ..TensorLayout::default()
+        };
+        let mut layouts: Vec<_> = host.as_slice().iter().map(absent).collect();
+        for tensor in tensors {
+            if let Some(index) = host.index_of(tensor.name) {
+                layouts[index] = self.layout_of(tensor, &host.as_slice()[index]);
+            }
+        }
+        layouts
+    }
+
     fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
         let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
             buffer: self.0.partition_point(|other| *other < buffer),
@@ -611,50 +831,44 @@ impl<'a> Buffers<'a> {
             padding_elems: tensor.padding_elems,
             group: host.group,
             slots: host.slots as u32,
+            is_absent: false,
         }
+    }
+
+    /// What pieces bind together: all their parameters, then all their gradients, then all their states.
+    fn windows(
+        &self,
+        plan: &Plan,
+        state: &[Option<wgpu::Buffer>],
+        pieces: &[usize],
+    ) -> Vec<(wgpu::Buffer, u64, u64)> {
+        let window = |buffer: usize, window: Window| {
+            let buffer = self.0[buffer].clone();
+            (buffer, window.offset_bytes, window.size_bytes)
+        };
+        let pieces = || pieces.iter().map(|index| (*index, &plan.pieces[*index]));
+        let params = pieces().map(|(_, piece)| window(piece.params_buffer, piece.params));
+        let grads = pieces().map(|(_, piece)| window(piece.grads_buffer, piece.grads));
+        let state = pieces().filter_map(|(index, piece)| {
+            let buffer = state[index].clone()?;
+            Some((buffer, 0, piece.state?.size_bytes()))
+        });
+        params.chain(grads).chain(state).collect()
     }
 }
 
-/// Binds pieces together: all their parameters, then all their gradients, then all their states.
-fn bind_pieces(
-    device: &wgpu::Device,
-    layout: &wgpu::BindGroupLayout,
-    buffers: &Buffers<'_>,
-    plan: &Plan,
-    state: &[Option<wgpu::Buffer>],
-    pieces: &[usize],
-) -> wgpu::BindGroup {
-    let params = pieces.iter().map(|index| {
-        let piece = &plan.pieces[*index];
-        (
-            buffers.0[piece.params_buffer],
-            piece.params.offset_bytes,
-            piece.params.size_bytes,
-        )
-    });
-    let grads = pieces.iter().map(|index| {
-        let piece = &plan.pieces[*index];
-        (
-            buffers.0[piece.grads_buffer],
-            piece.grads.offset_bytes,
-            piece.grads.size_bytes,
-        )
-    });
-    let state = pieces.iter().filter_map(|index| {
-        let sections = plan.pieces[*index].state?;
-        let buffer = state[*index].as_ref()?;
-        Some((buffer, 0, sections.size_bytes()))
-    });
-    let bind = |(binding, (buffer, offset, size)): (u32, (_, u64, u64))| wgpu::BindGroupEntry {
-        binding,
-        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer,
-            offset,
-            size: wgpu::BufferSize::new(size),
-        }),
-    };
-    let windows = params.chain(grads).chain(state);
-    let entries: Vec<_> = (0..).zip(windows).map(bind).collect();
+fn create_bind_group(device: &wgpu::Device, (layout, windows): &Binding) -> wgpu::BindGroup {
+    let entries: Vec<_> = (0..)
+        .zip(windows)
+        .map(|(binding, (buffer, offset, size))| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset: *offset,
+                size: wgpu::BufferSize::new(*size),
+            }),
+        })
+        .collect();
     device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some("wgpu_optim.tensors"),
         layout,

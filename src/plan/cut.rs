@@ -149,8 +149,9 @@ impl Plan {
                 }),
                 parts: parts_start..self.parts.len(),
                 batched: false,
+                is_absent: first.is_absent,
             };
-            if piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
+            if !piece.is_absent && piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
                 let [params, grads] =
                     [piece.params, piece.grads].map(|window| window.start_bytes());
                 let end = params.min(grads) + numel * ELEM_BYTES;
@@ -175,7 +176,10 @@ impl Plan {
         let joins = |piece: &Piece| {
             let units = piece.numel / piece.batch_access().unit_elems();
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
-            first_elems == 0 && units <= room && piece.numel <= MAX_BATCHED_ELEMS
+            !piece.is_absent
+                && first_elems == 0
+                && units <= room
+                && piece.numel <= MAX_BATCHED_ELEMS
         };
         let kind = |piece: &Piece| {
             let shares = piece.in_one_buffer();

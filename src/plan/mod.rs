@@ -104,6 +104,8 @@ pub struct TensorLayout {
     pub group: usize,
     /// Slots of state that its rule keeps, as its whole group; without any it gets none.
     pub slots: u32,
+    /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
+    pub is_absent: bool,
 }
 
 impl TensorLayout {
@@ -114,7 +116,11 @@ impl TensorLayout {
             next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
         };
         let same_group = (next.group, next.slots) == (self.group, self.slots);
-        same_group && follows(self.params, next.params) && follows(self.grads, next.grads)
+        let present = !self.is_absent && !next.is_absent;
+        present
+            && same_group
+            && follows(self.params, next.params)
+            && follows(self.grads, next.grads)
     }
 }
 
@@ -211,6 +217,8 @@ pub struct Piece {
     pub parts: Range<usize>,
     /// Whether it is in one of [`Plan::batches`].
     pub batched: bool,
+    /// Whether its tensor lies nowhere yet, so that there is nothing to bind.
+    pub is_absent: bool,
 }
 
 impl Piece {
@@ -381,6 +389,24 @@ impl Plan {
     /// [`PlanError`] if an offset is not a multiple of 4 bytes, a tensor ends past the address range, or the
     /// limits are too small to make progress.
     pub fn new(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
+        Self::of_runs(tensors, limits, TensorLayout::is_followed_by)
+    }
+
+    /// The same with each tensor in pieces of its own, whoever its neighbours are: for tensors that move, and may have
+    /// others at the next step. Batches are as in [`new`](Self::new).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn apart(tensors: &[TensorLayout], limits: &DeviceLimits) -> Result<Self, PlanError> {
+        Self::of_runs(tensors, limits, |_, _| false)
+    }
+
+    /// Cuts runs of tensors of which each one and the next may share a piece.
+    fn of_runs(
+        tensors: &[TensorLayout],
+        limits: &DeviceLimits,
+        may_share: impl Fn(&TensorLayout, &TensorLayout) -> bool,
+    ) -> Result<Self, PlanError> {
         let slots = tensors.iter().map(|tensor| tensor.slots).max();
         let room = Room::new(limits, slots.unwrap_or(0))?;
         for (tensor, layout) in tensors.iter().enumerate() {
@@ -402,7 +428,7 @@ impl Plan {
                 .unwrap_or(u32::MAX)
                 .max(2 * VEC4_ELEMS as u32),
         };
-        for run in order.chunk_by(|x, y| tensors[*x].is_followed_by(&tensors[*y])) {
+        for run in order.chunk_by(|x, y| may_share(&tensors[*x], &tensors[*y])) {
             plan.add_run(tensors, run, &room)?;
         }
         plan.add_batches(limits.max_storage_buffers);
@@ -441,6 +467,9 @@ impl Plan {
     ) -> Vec<(Dispatch, C)> {
         let mut dispatches = Vec::new();
         for (index, piece) in self.pieces.iter().enumerate() {
+            if piece.is_absent {
+                continue;
+            }
             if piece.batched && self.class_of_whole(piece, &class_of).is_some() {
                 continue;
             }

@@ -94,6 +94,8 @@ pub(crate) struct Tensor {
     pub(crate) slots: usize,
     pub(crate) applied_steps: u64,
     pub(crate) frozen: bool,
+    /// It lies nowhere at the moment, and is left out as if it were frozen.
+    pub(crate) absent: bool,
 }
 
 /// The tensors of an optimizer, in the order in which they were given, and how far it has come.
@@ -119,6 +121,7 @@ impl Tensors {
                 shape,
                 applied_steps: 0,
                 frozen: false,
+                absent: false,
             }
         };
         let tensors: Vec<_> = tensors.into_iter().map(fresh).collect();
@@ -168,6 +171,12 @@ impl Tensors {
         Ok(before != frozen)
     }
 
+    pub(crate) fn set_absent(&mut self, absent: &[bool]) {
+        for (tensor, absent) in self.tensors.iter_mut().zip(absent) {
+            tensor.absent = *absent;
+        }
+    }
+
     pub(crate) fn set_applied_steps(
         &mut self,
         name: &str,
@@ -177,11 +186,15 @@ impl Tensors {
         Ok(())
     }
 
-    /// Counts a step, and for every tensor that is not frozen an applied one.
+    /// Counts a step, and for every tensor that is not left out an applied one.
     pub(crate) fn count_step(&mut self) {
         // A loaded state may say any number.
         self.steps = self.steps.saturating_add(1);
-        for tensor in self.tensors.iter_mut().filter(|tensor| !tensor.frozen) {
+        for tensor in self
+            .tensors
+            .iter_mut()
+            .filter(|tensor| !tensor.is_left_out())
+        {
             tensor.applied_steps = tensor.applied_steps.saturating_add(1);
         }
     }
@@ -267,6 +280,11 @@ impl Tensors {
 }
 
 impl Tensor {
+    /// Whether the next step leaves it as it is.
+    pub(crate) fn is_left_out(&self) -> bool {
+        self.frozen || self.absent
+    }
+
     /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none.
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();

@@ -26,6 +26,7 @@ mod parity;
 mod pools;
 #[cfg(not(target_arch = "wasm32"))]
 mod properties;
+mod rebind;
 #[cfg(feature = "safetensors")]
 mod rules;
 mod shared;

@@ -3,6 +3,7 @@
 mod allocations;
 mod bindings;
 mod kernels;
+mod rebind;
 
 use wgpu_optim::{BuildError, GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
 

@@ -1,0 +1,191 @@
+//! The step itself: burn's buffers in, one pass submitted.
+
+use std::collections::BTreeSet;
+
+use burn::backend::StreamId;
+use burn::backend::wgpu::AutoCompiler;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::wgpu::WgpuServer;
+use burn_cubecl::tensor::CubeTensor;
+use wgpu_optim::readback::block_on;
+use wgpu_optim::{
+    GpuOptimizer, Kernels, OptimizerState, ParamGroups, Rule, StateError, TensorBinding, wgpu,
+};
+
+use crate::error::StepError;
+use crate::module::Stepped;
+use crate::optimizer::Copied;
+
+/// An optimizer that gets to know its tensors as they come.
+pub(crate) struct Engine<R: Rule> {
+    kernels: Kernels,
+    groups: ParamGroups<R>,
+    /// None before the first step.
+    optimizer: Option<GpuOptimizer<R>>,
+    /// What the next step continues from.
+    record: Option<OptimizerState<R>>,
+    pub(crate) copied: Copied,
+}
+
+impl<R: Rule> Engine<R> {
+    pub(crate) fn new(kernels: &Kernels, groups: ParamGroups<R>) -> Self {
+        Self {
+            kernels: kernels.clone(),
+            groups,
+            optimizer: None,
+            record: None,
+            copied: Copied::default(),
+        }
+    }
+
+    pub(crate) const fn optimizer(&self) -> Option<&GpuOptimizer<R>> {
+        self.optimizer.as_ref()
+    }
+
+    pub(crate) fn load(&mut self, record: OptimizerState<R>) {
+        self.optimizer = None;
+        self.record = Some(record);
+    }
+
+    /// What the optimizer remembers; none before the first step.
+    pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, StateError> {
+        match &self.optimizer {
+            Some(optimizer) => block_on(self.kernels.device(), optimizer.state()).map(Some),
+            None => Ok(self.record.clone()),
+        }
+    }
+
+    /// Records one step over tensors whose elements lie one after the other, and submits it after everything that burn
+    /// has queued so far.
+    pub(crate) fn step(
+        &mut self,
+        lr: f64,
+        tensors: &[Stepped<CubeTensor>],
+        copied: Copied,
+    ) -> Result<(), StepError> {
+        self.copied = copied;
+        let Some(first) = tensors.first() else {
+            return Ok(());
+        };
+        let client = first.params.client.clone();
+        // On burn's own thread and at one go: each question to it would otherwise wait for that thread by itself.
+        client
+            .exclusive(|| self.step_exclusively(&client, lr, tensors))
+            .map_err(runtime)?
+    }
+
+    fn step_exclusively(
+        &mut self,
+        client: &Client,
+        lr: f64,
+        tensors: &[Stepped<CubeTensor>],
+    ) -> Result<(), StepError> {
+        // Its memory is not given to anyone else until a resource is dropped.
+        let resource = |stepped: &Stepped<CubeTensor>, role, tensor: &CubeTensor| {
+            let resource = client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
+            resource.map_err(|error| StepError::Buffer {
+                param: stepped.path.clone(),
+                role,
+                message: error.to_string(),
+            })
+        };
+        let mut places = Vec::with_capacity(tensors.len());
+        for tensor in tensors.iter().filter(|tensor| !tensor.shape.contains(&0)) {
+            let params = resource(tensor, "params", &tensor.params)?;
+            let grads = resource(tensor, "grads", &tensor.grads)?;
+            places.push((tensor, params, grads));
+        }
+        flush(client, tensors)?;
+
+        let bindings: Vec<_> = places
+            .iter()
+            .map(|(tensor, params, grads)| {
+                let (params, grads) = (params.resource(), grads.resource());
+                let shape = tensor.shape.as_slice();
+                TensorBinding::new(&tensor.path, &params.buffer, &grads.buffer, shape)
+                    .at(params.offset, grads.offset)
+            })
+            .collect();
+        let mut optimizer = match self.optimizer.take() {
+            Some(optimizer) if knows(&optimizer, &bindings) => optimizer,
+            known => self.acquainted(known.as_ref(), &bindings)?,
+        };
+        let device = self.kernels.device();
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim_burn.step"),
+        });
+        let recorded = optimizer
+            .set_lr(lr)
+            .map_err(StepError::from)
+            .and_then(|()| Ok(optimizer.rebind(&mut encoder, &bindings)?))
+            .and_then(|()| Ok(optimizer.step(&mut encoder)?));
+        // An error of these leaves it as it was.
+        self.optimizer = Some(optimizer);
+        recorded?;
+        self.kernels.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
+    /// An optimizer that goes on from the record and from one that does not know all of these tensors.
+    fn acquainted(
+        &mut self,
+        known: Option<&GpuOptimizer<R>>,
+        bindings: &[TensorBinding<'_>],
+    ) -> Result<GpuOptimizer<R>, StepError> {
+        let device = self.kernels.device();
+        let record = match known {
+            Some(optimizer) => Some(block_on(device, optimizer.state())?),
+            None => self.record.clone(),
+        };
+        let recorded = record.as_ref().map_or(&[][..], |record| &record.tensors);
+        let fresh = bindings
+            .iter()
+            .filter(|binding| !recorded.iter().any(|entry| entry.name == binding.name))
+            .map(|binding| (binding.name.to_owned(), binding.shape.clone()));
+        let shape_of = |name: &str| bindings.iter().find(|binding| binding.name == name);
+        let names = recorded.iter().map(|entry| {
+            let shape = shape_of(&entry.name).map_or(&entry.shape, |binding| &binding.shape);
+            (entry.name.clone(), shape.clone())
+        });
+        let names: Vec<_> = names.chain(fresh).collect();
+        let mut optimizer = GpuOptimizer::unbound(&self.kernels, &self.groups, names)?;
+        if let Some(mut record) = record {
+            // A record names all tensors, the new ones as they start.
+            let fresh = block_on(device, optimizer.state())?.tensors;
+            record
+                .tensors
+                .extend(fresh.into_iter().skip(record.tensors.len()));
+            optimizer.load_state(&record)?;
+        }
+        self.record = None;
+        Ok(optimizer)
+    }
+}
+
+fn knows<R: Rule>(optimizer: &GpuOptimizer<R>, bindings: &[TensorBinding<'_>]) -> bool {
+    bindings
+        .iter()
+        .all(|binding| optimizer.applied_steps(binding.name).is_some())
+}
+
+/// Submits what burn has queued, on every stream that tensors come from.
+fn flush(client: &Client, tensors: &[Stepped<CubeTensor>]) -> Result<(), StepError> {
+    let streams: BTreeSet<u64> = tensors
+        .iter()
+        .flat_map(|tensor| [&tensor.params, &tensor.grads])
+        .map(|tensor| tensor.handle.stream.value)
+        .chain([StreamId::current().value])
+        .collect();
+    for value in streams {
+        StreamId { value }
+            .executes(|| client.flush())
+            .map_err(runtime)?;
+    }
+    Ok(())
+}
+
+fn runtime(error: impl std::fmt::Display) -> StepError {
+    StepError::Runtime {
+        message: error.to_string(),
+    }
+}

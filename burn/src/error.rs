@@ -1,0 +1,88 @@
+//! What can be wrong with a device and with a step.
+
+use burn::tensor::DType;
+use wgpu_optim::{BuildError, ConfigError, KernelError, RebindError, StateError};
+
+/// A device that cannot be shared.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShareError {
+    /// A device of another backend.
+    #[error("expected a device of burn's wgpu backend, got {actual}")]
+    Backend {
+        /// The device.
+        actual: String,
+    },
+    /// Kernels that cannot be built on it.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// A step that was not made. Parameters, state and step counts are as they were; the module is gone with its last clone.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// A parameter or its gradient on another device, or on another backend.
+    #[error("parameter {param:?}: its {role} are on {actual}, expected them on {expected}")]
+    Device {
+        /// Path of the parameter.
+        param: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// The shared device.
+        expected: String,
+        /// The tensor's.
+        actual: String,
+    },
+    /// A parameter or its gradient of another type than `f32`.
+    #[error("parameter {param:?}: its {role} are {actual:?}, expected F32")]
+    DType {
+        /// Path of the parameter.
+        param: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// The tensor's type.
+        actual: DType,
+    },
+    /// A gradient of another shape than its parameter.
+    #[error("parameter {param:?}: its shape is {expected:?}, that of its gradient {actual:?}")]
+    Shape {
+        /// Path of the parameter.
+        param: String,
+        /// The parameter's shape.
+        expected: Vec<usize>,
+        /// The gradient's.
+        actual: Vec<usize>,
+    },
+    /// Memory that burn did not give.
+    #[error("parameter {param:?}: burn gave no buffer for its {role}: {message}")]
+    Buffer {
+        /// Path of the parameter.
+        param: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// What burn reported.
+        message: String,
+    },
+    /// burn could not execute or submit what it had queued.
+    #[error("burn's runtime failed: {message}")]
+    Runtime {
+        /// What burn reported.
+        message: String,
+    },
+    /// A learning rate that the rule does not take.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Tensors that cannot be stepped on this device.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Tensors that the optimizer cannot be bound to: a parameter that has had another shape before, say.
+    #[error(transparent)]
+    Rebind(#[from] RebindError),
+    /// A loaded record that does not fit, or state that could not be moved.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A step that could not be recorded.
+    #[error(transparent)]
+    Record(#[from] wgpu_optim::StepError),
+}

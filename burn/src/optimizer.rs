@@ -1,0 +1,125 @@
+//! What a user has in place of burn's `ModuleOptimizer`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::grad_clipping::GradientClipping;
+use burn::module::Module;
+use burn::optim::{GradientsParams, LearningRate};
+use wgpu_optim::{OptimizerState, ParamGroups, Rule, StateError};
+
+use crate::device::SharedDevice;
+use crate::engine::Engine;
+use crate::error::StepError;
+use crate::module;
+
+/// Steps the parameters of a burn module by a rule of [`wgpu_optim`].
+///
+/// It is used as burn's own of the same name, and keeps its state on the device. Optimizers are made of configurations
+/// by [`Init::init`], or of parameter groups by [`with_groups`](Self::with_groups).
+pub struct ModuleOptimizer<R: Rule> {
+    shared: SharedDevice,
+    /// burn executes the step on a thread of its own.
+    engine: Arc<Mutex<Engine<R>>>,
+    clipping: Option<GradientClipping>,
+}
+
+/// Makes optimizers of the configurations of [`wgpu_optim`], which are its rules.
+pub trait Init: Rule {
+    /// An optimizer with this configuration. It gets to know its parameters as they come with gradients, and allocates
+    /// their state then.
+    fn init(self, shared: &SharedDevice) -> ModuleOptimizer<Self> {
+        ModuleOptimizer::with_groups(shared, ParamGroups::new(self))
+    }
+}
+
+impl<R: Rule> Init for R {}
+
+/// How many tensors a step had to copy before it, because their memory was shared or strided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Parameters.
+    pub params: usize,
+    /// Gradients.
+    pub grads: usize,
+}
+
+impl<R: Rule> ModuleOptimizer<R> {
+    /// An optimizer with parameter groups, chosen by the paths of parameters.
+    #[must_use]
+    pub fn with_groups(shared: &SharedDevice, groups: ParamGroups<R>) -> Self {
+        Self {
+            shared: shared.clone(),
+            engine: Arc::new(Mutex::new(Engine::new(&shared.kernels, groups))),
+            clipping: None,
+        }
+    }
+
+    /// Clips each gradient before the step, as burn's optimizers do, by operations of burn's.
+    #[must_use]
+    pub fn with_grad_clipping(mut self, clipping: GradientClipping) -> Self {
+        self.clipping = Some(clipping);
+        self
+    }
+
+    /// Updates the parameters that have gradients. Where there are parameter groups, their learning rates keep their
+    /// ratios to `lr`, which is the default group's.
+    ///
+    /// Submits what burn has queued, and then the step. Does not wait for the GPU, but for burn's threads to have
+    /// recorded what was queued.
+    ///
+    /// # Errors
+    /// [`StepError`]; then nothing has been stepped. Pass a clone of the module where you mean to go on with it after an
+    /// error; its parameters are then copied, because a clone keeps its values.
+    pub fn step<M: Module>(
+        &mut self,
+        lr: LearningRate,
+        module: M,
+        mut grads: GradientsParams,
+    ) -> Result<M, StepError> {
+        module::check(&module, &grads, &self.shared.device)?;
+        let (module, pending) = module::take(module, &mut grads, self.clipping.as_ref());
+        pending.step(&self.engine, lr)?;
+        Ok(module)
+    }
+
+    /// What the optimizer remembers of each parameter, by its path; none before the first step. Waits for the GPU.
+    ///
+    /// # Errors
+    /// [`StateError::Transfer`] if the device is lost or out of memory.
+    pub fn to_record(&self) -> Result<Option<OptimizerState<R>>, StateError> {
+        self.engine().record()
+    }
+
+    /// Goes on from a record at the next step, in place of what it remembers now. That step is an error if the record
+    /// does not fit.
+    #[must_use]
+    pub fn load_record(self, record: OptimizerState<R>) -> Self {
+        self.engine().load(record);
+        self
+    }
+
+    /// How many tensors the last step had to copy first.
+    #[must_use]
+    pub fn copied(&self) -> Copied {
+        self.engine().copied
+    }
+
+    /// How many dispatches the last step took.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.engine().optimizer().map_or(0, |o| o.dispatches())
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine<R>> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Rule> fmt::Debug for ModuleOptimizer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModuleOptimizer")
+            .field("optimizer", &self.engine().optimizer())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,235 @@
+//! burn's tensors as its backend has them. With fusion they need not have been computed yet; then the step is an
+//! operation in burn's queue, which is executed at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{BackendTensor, Cube, DispatchTensorKind};
+use burn::tensor::Tensor;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use wgpu_optim::Rule;
+
+use crate::engine::Engine;
+use crate::error::StepError;
+use crate::module::Stepped;
+use crate::optimizer::Copied;
+
+/// The primitive of a tensor without autodiff that has been checked to be on the shared device.
+pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> FloatTensor<Cube> {
+    match tensor.into_dispatch().kind {
+        DispatchTensorKind::Cube(BackendTensor::Float(primitive)) => primitive,
+        other => unreachable!("a float tensor on a checked device is {other:?}"),
+    }
+}
+
+/// A tensor that can be written in place, or copied where it cannot.
+fn settle_params(params: CubeTensor, copied: &mut Copied) -> CubeTensor {
+    let is_strided = params.meta.is_tiled() || !params.is_contiguous();
+    let is_shared = !params.can_mut();
+    copied.params += usize::from(is_strided || is_shared);
+    if is_strided {
+        into_contiguous(params)
+    } else if is_shared {
+        params.copy()
+    } else {
+        params
+    }
+}
+
+fn settle_grads(grads: CubeTensor, copied: &mut Copied) -> CubeTensor {
+    copied.grads += usize::from(grads.meta.is_tiled() || !grads.is_contiguous());
+    into_contiguous(grads)
+}
+
+fn step<R: Rule>(
+    engine: &Mutex<Engine<R>>,
+    lr: f64,
+    tensors: &[Stepped<CubeTensor>],
+    copied: Copied,
+) -> Result<(), StepError> {
+    let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+    engine.step(lr, tensors, copied)
+}
+
+#[cfg(not(feature = "fusion"))]
+pub(crate) use direct::Pending;
+
+#[cfg(not(feature = "fusion"))]
+mod direct {
+    use super::*;
+
+    /// Parameters and gradients on their way to the step.
+    #[derive(Default)]
+    pub(crate) struct Pending {
+        tensors: Vec<Stepped<CubeTensor>>,
+        copied: Copied,
+    }
+
+    impl Pending {
+        /// Returns the tensor that holds the parameters after the step.
+        pub(crate) fn push(&mut self, stepped: Stepped<CubeTensor>) -> CubeTensor {
+            let params = settle_params(stepped.params, &mut self.copied);
+            let grads = settle_grads(stepped.grads, &mut self.copied);
+            self.tensors.push(Stepped {
+                path: stepped.path,
+                shape: stepped.shape,
+                params: params.clone(),
+                grads,
+            });
+            params
+        }
+
+        pub(crate) fn step<R: Rule>(
+            self,
+            engine: &Arc<Mutex<Engine<R>>>,
+            lr: f64,
+        ) -> Result<(), StepError> {
+            step(engine, lr, &self.tensors, self.copied)
+        }
+    }
+}
+
+#[cfg(feature = "fusion")]
+pub(crate) use fused::Pending;
+
+#[cfg(feature = "fusion")]
+mod fused {
+    use std::fmt;
+
+    use burn::backend::fusion::custom::{
+        CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId, TensorId,
+        TensorIr,
+    };
+    use burn::backend::fusion::{ExecutionError, FusionBackend, FusionHandle, FusionTensor};
+    use burn_cubecl::CubeBackend;
+
+    use super::*;
+
+    type Runtime = <CubeBackend as FusionBackend>::FusionRuntime;
+
+    /// Parameters and gradients on their way to the step, and what their updated values will be called.
+    #[derive(Default)]
+    pub(crate) struct Pending {
+        tensors: Vec<Stepped<FusionTensor<Runtime>>>,
+        updated: Vec<TensorId>,
+    }
+
+    impl Pending {
+        /// Returns the tensor that holds the parameters after the step.
+        pub(crate) fn push(
+            &mut self,
+            stepped: Stepped<FusionTensor<Runtime>>,
+        ) -> FusionTensor<Runtime> {
+            let params = &stepped.params;
+            let id = params.client.create_empty_handle();
+            let out = TensorIr::uninit(id, params.shape.clone(), params.dtype);
+            let ir = CustomOpIr::new("wgpu_optim.updated", &[], &[out]);
+            let ir = OperationIr::Custom(ir);
+            let updated = params
+                .client
+                .register(StreamId::current(), ir, Announced)
+                .output();
+            self.updated.push(updated.id);
+            self.tensors.push(stepped);
+            updated
+        }
+
+        pub(crate) fn step<R: Rule>(
+            self,
+            engine: &Arc<Mutex<Engine<R>>>,
+            lr: f64,
+        ) -> Result<(), StepError> {
+            let Some(first) = self.tensors.first() else {
+                return step(engine, lr, &[], Copied::default());
+            };
+            let client = first.params.client.clone();
+            // A tensor that nobody else has is given away here, and so may be written.
+            let ir = |stepped: Stepped<FusionTensor<Runtime>>| Stepped {
+                path: stepped.path,
+                shape: stepped.shape,
+                params: stepped.params.into_ir(),
+                grads: stepped.grads.into_ir(),
+            };
+            let tensors: Vec<_> = self.tensors.into_iter().map(ir).collect();
+            let inputs: Vec<_> = tensors
+                .iter()
+                .flat_map(|stepped| [stepped.params.clone(), stepped.grads.clone()])
+                .collect();
+            let result = Arc::new(Mutex::new(None));
+            let operation = StepOperation {
+                engine: engine.clone(),
+                lr,
+                tensors,
+                updated: self.updated,
+                result: result.clone(),
+            };
+            // What it writes is registered by itself: the tensors are in the module already.
+            let ir = CustomOpIr::new("wgpu_optim.step", &inputs, &[]);
+            client.register(StreamId::current(), OperationIr::Custom(ir), operation);
+            client.try_sync(|| ()).map_err(|error| StepError::Runtime {
+                message: format!("{error:?}"),
+            })?;
+            let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+            result.unwrap_or_else(|| {
+                Err(StepError::Runtime {
+                    message: "an operation that the step depends on has failed".to_owned(),
+                })
+            })
+        }
+    }
+
+    /// The operation that a tensor comes from which is in the module already; the step computes it.
+    #[derive(Debug)]
+    struct Announced;
+
+    impl Operation<Runtime> for Announced {
+        fn execute(
+            &self,
+            _handles: &mut HandleContainer<FusionHandle<Runtime>>,
+        ) -> Result<(), ExecutionError> {
+            Ok(())
+        }
+    }
+
+    struct StepOperation<R: Rule> {
+        engine: Arc<Mutex<Engine<R>>>,
+        lr: f64,
+        tensors: Vec<Stepped<TensorIr>>,
+        updated: Vec<TensorId>,
+        result: Arc<Mutex<Option<Result<(), StepError>>>>,
+    }
+
+    impl<R: Rule> fmt::Debug for StepOperation<R> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("StepOperation")
+                .field("tensors", &self.tensors.len())
+                .finish_non_exhaustive()
+        }
+    }
+
+    impl<R: Rule> Operation<Runtime> for StepOperation<R> {
+        fn execute(
+            &self,
+            handles: &mut HandleContainer<FusionHandle<Runtime>>,
+        ) -> Result<(), ExecutionError> {
+            let mut copied = Copied::default();
+            let mut tensors = Vec::with_capacity(self.tensors.len());
+            for (stepped, updated) in self.tensors.iter().zip(&self.updated) {
+                let params = handles.get_float_tensor::<CubeBackend>(&stepped.params);
+                let grads = handles.get_float_tensor::<CubeBackend>(&stepped.grads);
+                let params = settle_params(params, &mut copied);
+                handles.register_float_tensor::<CubeBackend>(updated, params.clone());
+                tensors.push(Stepped {
+                    path: stepped.path.clone(),
+                    shape: stepped.shape.clone(),
+                    params,
+                    grads: settle_grads(grads, &mut copied),
+                });
+            }
+            let result = step(&self.engine, self.lr, &tensors, copied);
+            *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            Ok(())
+        }
+    }
+}
