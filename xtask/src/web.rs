@@ -29,31 +29,34 @@ pub fn prepare_test(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// Runs the library's tests in headless Chromium, or those whose names hold what `args` say.
+/// Runs the library's tests and those of the landscape in headless Chromium, or those whose names hold what `args` say.
 pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
     prepare_test(shell)?;
     let runner = tool(shell, "wasm-bindgen-test-runner")?;
-    let test = [
+    let library = [
         "--package",
         "wgpu-optim",
         "--features",
         "safetensors",
         "--test",
         "suite",
-        "--",
     ];
-    let cargo = BROWSER.cargo(shell, "test")?.args(test).args(args);
-    cargo
-        // As `cargo xtask targets` does, so that this is its check of the library.
-        .env("RUSTFLAGS", DENY_WARNINGS)
-        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner)
-        .env("CHROMEDRIVER", "chromedriver")
-        .env("WASM_BINDGEN_TEST_TIMEOUT", TEST_TIMEOUT_S)
-        .env(
-            "WASM_BINDGEN_TEST_WEBDRIVER_JSON",
-            crate::root().join("tests/webdriver.json"),
-        )
-        .run()?;
+    let landscape = ["--package", "landscape", "--test", "browser"];
+    for tests in [&library[..], &landscape] {
+        BROWSER
+            .cargo(shell, "test")?
+            .args(tests)
+            .arg("--")
+            .args(args)
+            .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", &runner)
+            .env("CHROMEDRIVER", "chromedriver")
+            .env("WASM_BINDGEN_TEST_TIMEOUT", TEST_TIMEOUT_S)
+            .env(
+                "WASM_BINDGEN_TEST_WEBDRIVER_JSON",
+                crate::root().join("tests/webdriver.json"),
+            )
+            .run()?;
+    }
     Ok(())
 }
 
