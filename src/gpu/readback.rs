@@ -1,6 +1,7 @@
 //! Upload and asynchronous download of `f32` data. Never used by a step.
 //!
-//! In a browser a download is what first says that a device is lost: there wgpu's other calls do as if nothing were.
+//! A browser tells of a lost device when it has its turn: then downloads say so, and steps and new optimizers on kernels
+//! that were there before. All else does there as if nothing were.
 //!
 //! A download, here and elsewhere in the library, finishes under any executor. wgpu calls back only when somebody polls
 //! the device; a browser does so by itself, and in a native program a thread of the download's own waits for it, as

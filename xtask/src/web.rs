@@ -48,6 +48,8 @@ pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
             .args(tests)
             .arg("--")
             .args(args)
+            // As `cargo xtask targets` does, so that this is its check of the library.
+            .env("RUSTFLAGS", DENY_WARNINGS)
             .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", &runner)
             .env("CHROMEDRIVER", "chromedriver")
             .env("WASM_BINDGEN_TEST_TIMEOUT", TEST_TIMEOUT_S)
