@@ -159,7 +159,6 @@ impl<R: Rule> GpuOptimizer<R> {
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
         check_bindings(tensors)?;
-        let device = kernels.device();
         if kernels.is_lost() {
             return Err(BuildError::Device {
                 message: LOST.to_owned(),
@@ -209,7 +208,6 @@ impl<R: Rule> GpuOptimizer<R> {
     ) -> Result<(), RebindError> {
         self.check_known(tensors)?;
         check_bindings(tensors)?;
-        let device = self.kernels.device();
         let buffers = Buffers::of(tensors);
         let layouts = buffers.layouts_of(tensors, &self.tensors);
         let plan = Plan::apart(&layouts, self.kernels.device_limits()).map_err(BuildError::from)?;

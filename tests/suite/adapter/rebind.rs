@@ -1,10 +1,9 @@
 //! Tensors that lie elsewhere at every step.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::block_on;
 use wgpu_optim::{AdamConfig, AnyRule, GpuOptimizer, SgdConfig, SignumConfig, TensorBinding};
 
-use super::Bench;
+use super::{Bench, gpu_test};
 use crate::cases::values;
 
 const CANARY: f32 = 12_345.678;
@@ -85,7 +84,7 @@ impl Model {
 
     /// Lays parameters and these gradients out, calls `step`, and holds everything in the buffers against the oracle
     /// and the canaries between.
-    fn step(
+    async fn step(
         &mut self,
         bench: &Bench,
         rule: &AnyRule,
@@ -112,7 +111,10 @@ impl Model {
             })
             .collect();
         step(&bindings);
-        let mut stepped = [0, 1].map(|buffer| bench.download(&buffers[buffer]));
+        let mut stepped = [
+            bench.download(&buffers[0]).await,
+            bench.download(&buffers[1]).await,
+        ];
         for (tensor, [(buffer, start), _]) in places.iter().enumerate() {
             let range = *start..start + NUMELS[tensor];
             if tensor != FROZEN || seed < 1000 {
@@ -129,14 +131,15 @@ impl Model {
     }
 }
 
-#[test]
-fn state_stays_with_tensors_that_move() {
-    for bench in Bench::both() {
+#[gpu_test]
+async fn state_stays_with_tensors_that_move() {
+    for bench in Bench::both().await {
         for rule in rules() {
             let mut model = Model::new();
             let mut optimizer = None;
             // Neighbours share a piece at first, so that their states have to part.
-            model.step(bench, &rule, &in_a_row(), 0, |bindings| {
+            let places = in_a_row();
+            let first = model.step(bench, &rule, &places, 0, |bindings| {
                 let mut new = GpuOptimizer::new(&bench.kernels, rule.clone(), bindings).unwrap();
                 assert_eq!(new.plan().pieces.len(), 1);
                 let mut encoder = bench.encoder();
@@ -144,6 +147,7 @@ fn state_stays_with_tensors_that_move() {
                 bench.queue.submit([encoder.finish()]);
                 optimizer = Some(new);
             });
+            first.await;
             let mut optimizer = optimizer.unwrap();
             let mut rng = fastrand::Rng::with_seed(7);
             for round in 1..7 {
@@ -154,7 +158,7 @@ fn state_stays_with_tensors_that_move() {
                     .unwrap();
                 let left_out = [4, 5].contains(&round);
                 let seed = if left_out { 1000 * round } else { round };
-                model.step(bench, &rule, &places, seed, |bindings| {
+                let next = model.step(bench, &rule, &places, seed, |bindings| {
                     let mut bindings = bindings.to_vec();
                     if round == 5 {
                         bindings.remove(FROZEN);
@@ -164,8 +168,9 @@ fn state_stays_with_tensors_that_move() {
                     optimizer.step(&mut encoder).unwrap();
                     bench.queue.submit([encoder.finish()]);
                 });
+                next.await;
             }
-            let state = block_on(&bench.device, optimizer.state()).unwrap();
+            let state = bench.wait(optimizer.state()).await.unwrap();
             assert_eq!(state.steps, 7);
             for (tensor, entry) in state.tensors.iter().enumerate() {
                 let frozen = if tensor == FROZEN { 2 } else { 0 };
@@ -180,9 +185,9 @@ fn state_stays_with_tensors_that_move() {
     }
 }
 
-#[test]
-fn a_step_after_a_rebind_takes_the_dispatches_of_new_places() {
-    let bench = Bench::best();
+#[gpu_test]
+async fn a_step_after_a_rebind_takes_the_dispatches_of_new_places() {
+    let bench = Bench::best().await;
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     // As a pool lays them out: each on an alignment of its own, small ones of one size.
     let pool = bench.buffer(64 * 1024);
