@@ -1,10 +1,6 @@
 //! Modules of burn's, stepped on burn's device. These tests need a wgpu adapter; a software one will do.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod errors;
 mod order;
