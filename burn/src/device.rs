@@ -12,6 +12,8 @@ use crate::error::ShareError;
 #[derive(Clone, Debug)]
 pub struct SharedDevice {
     pub(crate) device: Device,
+    /// The same as its backend has it.
+    pub(crate) cube_device: CubeDevice,
     pub(crate) kernels: Kernels,
 }
 
@@ -26,22 +28,17 @@ impl SharedDevice {
     /// [`ShareError`] if it is no device of the wgpu backend, or its limits are too low.
     pub fn new(device: &Device, setup: &WgpuSetup) -> Result<Self, ShareError> {
         let device = device.clone().inner();
-        #[allow(
-            irrefutable_let_patterns,
-            reason = "devices of other backends are there if burn's features are"
-        )]
-        let is_wgpu = if let DispatchDevice::Cube(device) = device.as_dispatch() {
-            matches!(device, CubeDevice::Wgpu(_))
-        } else {
-            false
+        let cube_device = match device.as_dispatch() {
+            DispatchDevice::Cube(cube @ CubeDevice::Wgpu(_)) => cube.clone(),
+            _ => {
+                return Err(ShareError::Backend {
+                    actual: format!("{device:?}"),
+                });
+            }
         };
-        if !is_wgpu {
-            return Err(ShareError::Backend {
-                actual: format!("{device:?}"),
-            });
-        }
         Ok(Self {
             device,
+            cube_device,
             kernels: Kernels::new(&setup.device, &setup.queue)?,
         })
     }

@@ -1,5 +1,7 @@
 //! The way through a module: checks first, then the tensors out and the updated ones in.
 
+use std::collections::HashSet;
+
 use burn::backend::{Cube, GradientCheckpointingStrategy};
 use burn::grad_clipping::GradientClipping;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -18,27 +20,41 @@ pub(crate) struct Stepped<T> {
     pub(crate) grads: T,
 }
 
+/// A parameter that has been found to have a gradient, and its shape.
+pub(crate) struct Expected {
+    pub(crate) id: ParamId,
+    pub(crate) shape: Vec<usize>,
+}
+
 /// Checks every parameter that has a gradient.
 pub(crate) fn check<M: Module>(
     module: &M,
     grads: &GradientsParams,
     device: &Device,
-) -> Result<(), StepError> {
+) -> Result<Vec<Expected>, StepError> {
     let mut checker = Checker {
         path: Vec::new(),
         grads,
         device,
-        result: Ok(()),
+        expected: Vec::new(),
+        seen: HashSet::new(),
+        error: None,
     };
     module.visit(&mut checker);
-    checker.result
+    match checker.error {
+        Some(error) => Err(error),
+        None => Ok(checker.expected),
+    }
 }
 
 struct Checker<'a> {
     path: Vec<String>,
     grads: &'a GradientsParams,
     device: &'a Device,
-    result: Result<(), StepError>,
+    expected: Vec<Expected>,
+    /// A gradient belongs to the first parameter of its identity.
+    seen: HashSet<ParamId>,
+    error: Option<StepError>,
 }
 
 impl Checker<'_> {
@@ -46,7 +62,7 @@ impl Checker<'_> {
         &self,
         params: &Tensor<D>,
         grads: &Tensor<D>,
-    ) -> Result<(), StepError> {
+    ) -> Result<Vec<usize>, StepError> {
         let param = || self.path.join(".");
         for (role, tensor) in [("params", params), ("grads", grads)] {
             // Without regard to autodiff.
@@ -75,7 +91,7 @@ impl Checker<'_> {
                 actual,
             });
         }
-        Ok(())
+        Ok(expected)
     }
 }
 
@@ -89,10 +105,18 @@ impl ModuleVisitor for Checker<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.result.is_ok()
-            && let Some(grads) = self.grads.get::<D>(param.id)
-        {
-            self.result = self.check(param, &grads);
+        if self.error.is_some() || self.seen.contains(&param.id) {
+            return;
+        }
+        if let Some(grads) = self.grads.get::<D>(param.id) {
+            self.seen.insert(param.id);
+            match self.check(param, &grads) {
+                Ok(shape) => self.expected.push(Expected {
+                    id: param.id,
+                    shape,
+                }),
+                Err(error) => self.error = Some(error),
+            }
         }
     }
 }
@@ -102,12 +126,13 @@ pub(crate) fn take<M: Module>(
     module: M,
     grads: &mut GradientsParams,
     clipping: Option<&GradientClipping>,
+    pending: Pending,
 ) -> (M, Pending) {
     let mut taker = Taker {
         path: Vec::new(),
         grads,
         clipping,
-        pending: Pending::default(),
+        pending,
     };
     let module = module.map(&mut taker);
     (module, taker.pending)
@@ -138,12 +163,13 @@ impl ModuleMapper for Taker<'_> {
         }
         let (id, tensor, mapper) = param.consume();
         let autodiff = Autodiff::of(&tensor);
-        let updated = self.pending.push(Stepped {
+        let stepped = Stepped {
             path: self.path.join("."),
             shape: tensor.dims().to_vec(),
             params: primitive::of(tensor.inner()),
             grads: primitive::of(grads.inner()),
-        });
+        };
+        let updated = self.pending.push(id, stepped);
         let updated = Tensor::from_primitive::<Cube>(updated);
         Param::from_mapped_value(id, autodiff.restore(updated, id), mapper)
     }

@@ -12,6 +12,7 @@ use crate::device::SharedDevice;
 use crate::engine::Engine;
 use crate::error::StepError;
 use crate::module;
+use crate::primitive::Pending;
 
 /// Steps the parameters of a burn module by a rule of [`wgpu_optim`].
 ///
@@ -77,8 +78,10 @@ impl<R: Rule> ModuleOptimizer<R> {
         module: M,
         mut grads: GradientsParams,
     ) -> Result<M, StepError> {
-        module::check(&module, &grads, &self.shared.device)?;
-        let (module, pending) = module::take(module, &mut grads, self.clipping.as_ref());
+        let expected = module::check(&module, &grads, &self.shared.device)?;
+        let pending = Pending::new(&expected, &self.shared.cube_device);
+        let clipping = self.clipping.as_ref();
+        let (module, pending) = module::take(module, &mut grads, clipping, pending);
         pending.step(&self.engine, lr)?;
         Ok(module)
     }

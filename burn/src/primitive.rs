@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{BackendTensor, Cube, DispatchTensorKind};
+use burn::module::ParamId;
 use burn::tensor::Tensor;
+use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::Rule;
 
 use crate::engine::Engine;
 use crate::error::StepError;
-use crate::module::Stepped;
+use crate::module::{Expected, Stepped};
 use crate::optimizer::Copied;
 
 /// The primitive of a tensor without autodiff that has been checked to be on the shared device.
@@ -67,8 +69,12 @@ mod direct {
     }
 
     impl Pending {
+        pub(crate) fn new(_expected: &[Expected], _device: &CubeDevice) -> Self {
+            Self::default()
+        }
+
         /// Returns the tensor that holds the parameters after the step.
-        pub(crate) fn push(&mut self, stepped: Stepped<CubeTensor>) -> CubeTensor {
+        pub(crate) fn push(&mut self, _id: ParamId, stepped: Stepped<CubeTensor>) -> CubeTensor {
             let params = settle_params(stepped.params, &mut self.copied);
             let grads = settle_grads(stepped.grads, &mut self.copied);
             self.tensors.push(Stepped {
@@ -95,41 +101,56 @@ pub(crate) use fused::Pending;
 
 #[cfg(feature = "fusion")]
 mod fused {
+    use std::collections::HashMap;
     use std::fmt;
 
     use burn::backend::fusion::custom::{
         CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId, TensorId,
         TensorIr,
     };
-    use burn::backend::fusion::{ExecutionError, FusionBackend, FusionHandle, FusionTensor};
+    use burn::backend::fusion::{
+        Client, ExecutionError, FusionBackend, FusionHandle, FusionTensor, get_client,
+    };
+    use burn::tensor::{DType, Shape};
     use burn_cubecl::CubeBackend;
 
     use super::*;
 
     type Runtime = <CubeBackend as FusionBackend>::FusionRuntime;
 
-    /// Parameters and gradients on their way to the step, and what their updated values will be called.
-    #[derive(Default)]
+    /// Parameters and gradients on their way to the step, and the tensors that will hold their updated values.
     pub(crate) struct Pending {
+        client: Client<Runtime>,
+        announced: HashMap<ParamId, FusionTensor<Runtime>>,
         tensors: Vec<Stepped<FusionTensor<Runtime>>>,
         updated: Vec<TensorId>,
     }
 
     impl Pending {
+        /// Announces to burn all tensors that are expected, as results of one operation.
+        pub(crate) fn new(expected: &[Expected], device: &CubeDevice) -> Self {
+            let client = get_client::<CubeBackend>(device);
+            let shapes = expected.iter().map(|expected| &expected.shape);
+            let ids = expected.iter().map(|expected| expected.id);
+            Self {
+                announced: ids.zip(announce(&client, shapes)).collect(),
+                tensors: Vec::with_capacity(expected.len()),
+                updated: Vec::with_capacity(expected.len()),
+                client,
+            }
+        }
+
         /// Returns the tensor that holds the parameters after the step.
         pub(crate) fn push(
             &mut self,
+            id: ParamId,
             stepped: Stepped<FusionTensor<Runtime>>,
         ) -> FusionTensor<Runtime> {
-            let params = &stepped.params;
-            let id = params.client.create_empty_handle();
-            let out = TensorIr::uninit(id, params.shape.clone(), params.dtype);
-            let ir = CustomOpIr::new("wgpu_optim.updated", &[], &[out]);
-            let ir = OperationIr::Custom(ir);
-            let updated = params
-                .client
-                .register(StreamId::current(), ir, Announced)
-                .output();
+            let updated = match self.announced.remove(&id) {
+                Some(updated) => updated,
+                // A module that is visited otherwise than mapped.
+                None => announce(&self.client, [&stepped.shape]).output(),
+            };
             self.updated.push(updated.id);
             self.tensors.push(stepped);
             updated
@@ -140,10 +161,9 @@ mod fused {
             engine: &Arc<Mutex<Engine<R>>>,
             lr: f64,
         ) -> Result<(), StepError> {
-            let Some(first) = self.tensors.first() else {
+            if self.tensors.is_empty() {
                 return step(engine, lr, &[], Copied::default());
-            };
-            let client = first.params.client.clone();
+            }
             // A tensor that nobody else has is given away here, and so may be written.
             let ir = |stepped: Stepped<FusionTensor<Runtime>>| Stepped {
                 path: stepped.path,
@@ -166,8 +186,10 @@ mod fused {
             };
             // What it writes is registered by itself: the tensors are in the module already.
             let ir = CustomOpIr::new("wgpu_optim.step", &inputs, &[]);
-            client.register(StreamId::current(), OperationIr::Custom(ir), operation);
-            client.try_sync(|| ()).map_err(|error| StepError::Runtime {
+            let ir = OperationIr::Custom(ir);
+            self.client.register(StreamId::current(), ir, operation);
+            let executed = self.client.try_sync(|| ());
+            executed.map_err(|error| StepError::Runtime {
                 message: format!("{error:?}"),
             })?;
             let result = result.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -179,7 +201,20 @@ mod fused {
         }
     }
 
-    /// The operation that a tensor comes from which is in the module already; the step computes it.
+    /// Tensors that burn may use before the step has made them: whatever uses them is executed after it.
+    fn announce<'s>(
+        client: &Client<Runtime>,
+        shapes: impl IntoIterator<Item = &'s Vec<usize>>,
+    ) -> Vec<FusionTensor<Runtime>> {
+        let out = |shape: &Vec<usize>| {
+            let id = client.create_empty_handle();
+            TensorIr::uninit(id, Shape::from(shape.clone()), DType::F32)
+        };
+        let outputs: Vec<_> = shapes.into_iter().map(out).collect();
+        let ir = OperationIr::Custom(CustomOpIr::new("wgpu_optim.announced", &[], &outputs));
+        client.register(StreamId::current(), ir, Announced)
+    }
+
     #[derive(Debug)]
     struct Announced;
 
