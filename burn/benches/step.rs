@@ -1,4 +1,5 @@
-//! A step of a whole module beside burn's own optimizer, in turn: `cargo bench -p wgpu-optim-burn`.
+//! A step of a whole module beside burn's own optimizer, in turn: `cargo bench -p wgpu-optim-burn --bench step`. Words
+//! behind `--` choose tensors and rules: `resnet-50`, `1000x1000`, `momentum`, `adamw`.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -99,6 +100,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("tensors     rule      burn ms  ours ms  burn/ours  dispatches");
 
     let momentum = BurnSgdConfig::new().with_momentum(Some(MomentumConfig::new()));
+    let words: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let is_chosen = |name: &str, rule: &str| {
+        words
+            .iter()
+            .all(|word| [name, rule].contains(&word.as_str()))
+    };
     let cases = [("resnet-50", resnet_50()), ("1000x1000", vec![1000; 1000])];
     for (name, numels) in &cases {
         let rules: [(_, AnyRule, _); 2] = [
@@ -127,6 +137,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             .collect();
         let autodiff = device.clone().autodiff();
         for (rule, config, mut theirs) in rules {
+            if !is_chosen(name, rule) {
+                continue;
+            }
             let mut ours = config.init(&shared);
             let mut our_model = Tensors::random(numels, &autodiff);
             let mut their_model = Tensors::random(numels, &autodiff);
