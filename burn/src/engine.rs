@@ -108,7 +108,13 @@ impl<R: Rule> Engine<R> {
             .collect();
         let mut optimizer = match self.optimizer.take() {
             Some(optimizer) if knows(&optimizer, &bindings) => optimizer,
-            known => self.acquainted(known.as_ref(), &bindings)?,
+            known => match self.acquainted(known.as_ref(), &bindings) {
+                Ok(optimizer) => optimizer,
+                Err(error) => {
+                    self.optimizer = known;
+                    return Err(error);
+                }
+            },
         };
         let device = self.kernels.device();
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {

@@ -30,6 +30,8 @@ pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
 /// Reddish purple.
 pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
+/// Of curves that have none of their own, the ones first that are furthest apart.
+pub const COLORS: [RGBColor; 6] = [BLUE, VERMILION, GREEN, ORANGE, SKY_BLUE, PINK];
 
 const SIZE: (u32, u32) = (960, 600);
 /// plotters draws on whole pixels, which makes stairs of a flat curve: each is so many in the drawing.

@@ -4,6 +4,7 @@ mod arena;
 #[cfg(feature = "safetensors")]
 mod arena_file;
 mod binding;
+mod bound;
 mod device;
 mod error;
 mod error_scope;

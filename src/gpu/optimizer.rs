@@ -1,22 +1,20 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
 use super::binding::{TensorBinding, check_bindings};
+use super::bound::{Bound, Buffers, absent, allocate_state, new_ring};
 use super::error::{BuildError, RebindError, StepError};
-use super::error_scope::{LOST, checked};
+use super::error_scope::LOST;
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use super::readback::{self, MAPS_AT_CREATION};
+use super::readback;
 use super::scalars::{UniformRing, Uniforms};
-use super::source::{KernelVariant, check_scalars};
-use crate::plan::{
-    Access, Dispatch, ELEM_BYTES, Part, Piece, Place, Plan, Target, TensorLayout, Window,
-};
+use super::source::check_scalars;
+use crate::plan::{Dispatch, ELEM_BYTES, Part, Piece, Plan, Target};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
-use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
+use crate::state::{DuplicateName, OptimizerState, StateError, Tensors, UnknownTensor};
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -75,29 +73,6 @@ pub struct StateSlice<'o> {
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
 }
-
-/// Those over the pieces of a group.
-#[derive(Clone)]
-struct Pipelines {
-    /// In the order of [`Access::ALL`].
-    by_access: [wgpu::ComputePipeline; 3],
-    layout: wgpu::BindGroupLayout,
-}
-
-/// The pipelines of a plan, and the buffers that they are bound to.
-struct Bound {
-    /// One per group, by whether parameters and gradients lie in one buffer.
-    pipelines: Vec<[Pipelines; 2]>,
-    /// Of each piece that may have a dispatch of its own: a tensor that is alone in a piece of a batch has none.
-    pieces: HashMap<usize, wgpu::BindGroup>,
-    /// Pipeline and bindings of each batch of the plan.
-    batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
-    /// All bind groups, in the order of what they bind.
-    made: Vec<(Binding, wgpu::BindGroup)>,
-}
-
-/// What a bind group binds: a layout, and buffers from a byte offset on, so many bytes.
-type Binding = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64, u64)>);
 
 /// What tensors have in common that share a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -616,260 +591,4 @@ impl<R: Rule> fmt::Debug for GpuOptimizer<R> {
             .field("pieces", &self.plan.pieces.len())
             .finish_non_exhaustive()
     }
-}
-
-impl Bound {
-    /// Builds what is not in `made` already.
-    fn new<R: Rule>(
-        kernels: &Kernels,
-        groups: &Groups<R>,
-        buffers: &Buffers<'_>,
-        plan: &Plan,
-        state: &[Option<wgpu::Buffer>],
-        made: &[(Binding, wgpu::BindGroup)],
-    ) -> Result<Self, BuildError> {
-        let device = kernels.device();
-        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let mut pipelines = Vec::with_capacity(groups.configs().len());
-        for (group, config) in groups.configs().enumerate() {
-            let build = |in_one_buffer| {
-                let variant = |access| KernelVariant::new(config, access, 1);
-                let pipeline =
-                    |access| kernels.pipeline(variant(access).in_one_buffer(in_one_buffer));
-                let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-                let ((vec4, layout), (vec4_offset, _), (scalar, _)) =
-                    (vec4?, vec4_offset?, scalar?);
-                Ok::<_, BuildError>(Pipelines {
-                    by_access: [vec4, vec4_offset, scalar],
-                    layout,
-                })
-            };
-            let in_one_buffer = |piece: &Piece| piece.group == group && piece.in_one_buffer();
-            let separate = build(false)?;
-            let shared = match plan.pieces.iter().any(in_one_buffer) {
-                true => build(true)?,
-                false => separate.clone(),
-            };
-            pipelines.push([separate, shared]);
-        }
-        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
-        for batch in &plan.batches {
-            let first = &plan.pieces[batch.pieces[0]];
-            let config = groups.config(first.group);
-            let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
-            batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
-        }
-        let mut bound = Self {
-            pipelines,
-            pieces: HashMap::new(),
-            batches: Vec::with_capacity(plan.batches.len()),
-            made: Vec::with_capacity(plan.pieces.len()),
-        };
-        checked(device, || {
-            let mut bind = |layout: &wgpu::BindGroupLayout, pieces: &[usize]| {
-                let binding = (layout.clone(), buffers.windows(plan, state, pieces));
-                let bind_group = match made.binary_search_by(|(made, _)| made.cmp(&binding)) {
-                    Ok(index) => made[index].1.clone(),
-                    Err(_) => create_bind_group(device, &binding),
-                };
-                bound.made.push((binding, bind_group.clone()));
-                bind_group
-            };
-            for (index, piece) in plan.pieces.iter().enumerate() {
-                if !piece.is_absent && (!piece.batched || piece.parts.len() > 1) {
-                    let [separate, shared] = &bound.pipelines[piece.group];
-                    let pipelines = if piece.in_one_buffer() {
-                        shared
-                    } else {
-                        separate
-                    };
-                    bound
-                        .pieces
-                        .insert(index, bind(&pipelines.layout, &[index]));
-                }
-            }
-            for ((pipeline, layout), batch) in batch_pipelines.into_iter().zip(&plan.batches) {
-                bound.batches.push((pipeline, bind(&layout, &batch.pieces)));
-            }
-        })
-        .map_err(refused)?;
-        bound.made.sort_unstable();
-        Ok(bound)
-    }
-
-    /// Those that go over a piece.
-    fn pipelines_of(&self, piece: &Piece) -> &Pipelines {
-        &self.pipelines[piece.group][usize::from(piece.in_one_buffer())]
-    }
-}
-
-/// Which tensors have no place.
-fn absent(layouts: &[TensorLayout]) -> Vec<bool> {
-    layouts.iter().map(|layout| layout.is_absent).collect()
-}
-
-fn refused(error: wgpu::Error) -> BuildError {
-    BuildError::Device {
-        message: error.to_string(),
-    }
-}
-
-/// On the uniform path, a ring with room for the dispatches of any step.
-fn new_ring(kernels: &Kernels, plan: &Plan) -> Result<Option<UniformRing>, BuildError> {
-    let device = kernels.device();
-    let new = |layout| UniformRing::new(device, layout, plan.max_dispatches());
-    checked(device, || kernels.scalars_layout().map(new)).map_err(refused)
-}
-
-/// A buffer for each of some pieces whose rule keeps slots, with what they start as.
-fn allocate_state<R: Rule>(
-    kernels: &Kernels,
-    plan: &Plan,
-    groups: &Groups<R>,
-    pieces: &[usize],
-) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
-    let (device, queue) = (kernels.device(), kernels.queue());
-    let failed = |message: String| BuildError::Device { message };
-    let pieces = || pieces.iter().map(|index| &plan.pieces[*index]);
-    let buffers: Vec<Option<wgpu::Buffer>> = checked(device, || {
-        let allocate = |piece: &Piece| {
-            let sections = piece.state?;
-            let slots = groups.config(piece.group).slots();
-            Some(device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgpu_optim.state"),
-                size: sections.size_bytes(),
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                // A new buffer is zero.
-                mapped_at_creation: MAPS_AT_CREATION && slots.kept().any(|slot| slot.start != 0.0),
-            }))
-        };
-        pieces().map(allocate).collect()
-    })
-    .map_err(|error| match error {
-        wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory {
-            bytes: pieces()
-                .filter_map(|piece| Some(piece.state?.size_bytes()))
-                .sum(),
-        },
-        error => failed(error.to_string()),
-    })?;
-    for (piece, buffer) in pieces().zip(&buffers) {
-        let slots = groups.config(piece.group).slots();
-        let kept = || slots.kept();
-        let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
-            continue;
-        };
-        if kept().all(|slot| slot.start == 0.0) {
-            continue;
-        }
-        let sections = kept().enumerate().map(|(index, slot)| {
-            let start = sections.start_bytes(index as u32);
-            (start, vec![slot.start; piece.numel as usize])
-        });
-        if !MAPS_AT_CREATION {
-            for (start, values) in sections {
-                queue.write_buffer(buffer, start, bytemuck::cast_slice(&values));
-            }
-            continue;
-        }
-        let mapped = buffer.get_mapped_range_mut(..);
-        let mut mapped = mapped.map_err(|error| failed(error.to_string()))?;
-        for (start, values) in sections {
-            let (start, bytes) = (start as usize, bytemuck::cast_slice::<_, u8>(&values));
-            mapped
-                .slice(start..start + bytes.len())
-                .copy_from_slice(bytes);
-        }
-        drop(mapped);
-        buffer.unmap();
-    }
-    Ok(buffers)
-}
-
-/// The callers' buffers, each once, numbered for the planner.
-struct Buffers<'a>(Vec<&'a wgpu::Buffer>);
-
-impl<'a> Buffers<'a> {
-    fn of(tensors: &[TensorBinding<'a>]) -> Self {
-        let mut buffers: Vec<_> = tensors.iter().flat_map(|t| [t.params, t.grads]).collect();
-        buffers.sort_unstable();
-        buffers.dedup();
-        Self(buffers)
-    }
-
-    /// Of each of the optimizer's tensors, whether it is among these or has no place.
-    fn layouts_of(&self, tensors: &[TensorBinding<'_>], host: &Tensors) -> Vec<TensorLayout> {
-        let absent = |host: &Tensor| TensorLayout {
-            numel: host.numel,
-            group: host.group,
-            slots: host.slots as u32,
-            is_absent: true,
-            ..TensorLayout::default()
-        };
-        let mut layouts: Vec<_> = host.as_slice().iter().map(absent).collect();
-        for tensor in tensors {
-            if let Some(index) = host.index_of(tensor.name) {
-                layouts[index] = self.layout_of(tensor, &host.as_slice()[index]);
-            }
-        }
-        layouts
-    }
-
-    fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
-        let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
-            buffer: self.0.partition_point(|other| *other < buffer),
-            offset_bytes,
-        };
-        TensorLayout {
-            numel: host.numel,
-            params: place(tensor.params, tensor.params_offset_bytes),
-            grads: place(tensor.grads, tensor.grads_offset_bytes),
-            padding_elems: tensor.padding_elems,
-            group: host.group,
-            slots: host.slots as u32,
-            is_absent: false,
-        }
-    }
-
-    /// What pieces bind together: all their parameters, then all their gradients, then all their states.
-    fn windows(
-        &self,
-        plan: &Plan,
-        state: &[Option<wgpu::Buffer>],
-        pieces: &[usize],
-    ) -> Vec<(wgpu::Buffer, u64, u64)> {
-        let window = |buffer: usize, window: Window| {
-            let buffer = self.0[buffer].clone();
-            (buffer, window.offset_bytes, window.size_bytes)
-        };
-        let pieces = || pieces.iter().map(|index| (*index, &plan.pieces[*index]));
-        let params = pieces().map(|(_, piece)| window(piece.params_buffer, piece.params));
-        let grads = pieces().map(|(_, piece)| window(piece.grads_buffer, piece.grads));
-        let state = pieces().filter_map(|(index, piece)| {
-            let buffer = state[index].clone()?;
-            Some((buffer, 0, piece.state?.size_bytes()))
-        });
-        params.chain(grads).chain(state).collect()
-    }
-}
-
-fn create_bind_group(device: &wgpu::Device, (layout, windows): &Binding) -> wgpu::BindGroup {
-    let entries: Vec<_> = (0..)
-        .zip(windows)
-        .map(|(binding, (buffer, offset, size))| wgpu::BindGroupEntry {
-            binding,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset: *offset,
-                size: wgpu::BufferSize::new(*size),
-            }),
-        })
-        .collect();
-    device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some("wgpu_optim.tensors"),
-        layout,
-        entries: &entries,
-    })
 }

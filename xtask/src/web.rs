@@ -41,7 +41,13 @@ pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
         "--test",
         "suite",
     ];
-    let landscape = ["--package", "landscape", "--test", "browser"];
+    let landscape = [
+        "--package",
+        "landscape",
+        "--no-default-features",
+        "--test",
+        "browser",
+    ];
     for tests in [&library[..], &landscape] {
         BROWSER
             .cargo(shell, "test")?

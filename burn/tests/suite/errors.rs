@@ -107,6 +107,34 @@ fn a_parameter_that_changes_its_shape_is_named() {
 }
 
 #[test]
+fn what_is_remembered_survives_a_parameter_that_cannot_join() {
+    let (device, shared, _) = gpu();
+    let mut module = Odd::new(device);
+    let mut optimizer = momentum().init(shared);
+    let (mut grads, _) = module.grads(0);
+    grads.remove::<4>(module.cube.id);
+    module = optimizer.step(0.1, module, grads).unwrap();
+    let remembered = optimizer.to_record().unwrap();
+
+    // The cube is new, which makes the optimizer anew, and the matrix is not what it was.
+    let mut changed = module.clone();
+    changed.matrix = burn::module::Param::from_tensor(tensor(&[1.0; 6], [2, 3], device));
+    let (mut grads, _) = module.grads(1);
+    grads.remove::<2>(module.matrix.id);
+    grads.register(
+        changed.matrix.id,
+        tensor(&[1.0; 6], [2, 3], &device.clone().inner()),
+    );
+    let error = optimizer.step(0.1, changed, grads).unwrap_err();
+    assert!(error.to_string().contains("matrix"), "{error}");
+    assert_eq!(optimizer.to_record().unwrap(), remembered);
+
+    let (grads, _) = module.grads(1);
+    optimizer.step(0.1, module, grads).unwrap();
+    assert_eq!(optimizer.to_record().unwrap().unwrap().steps, 2);
+}
+
+#[test]
 fn a_record_of_another_module_is_an_error_at_the_next_step() {
     let (device, shared, _) = gpu();
     let module = Odd::new(device);

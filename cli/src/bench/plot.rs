@@ -8,16 +8,6 @@ use super::paths::Kind;
 use super::report::{Report, Row};
 use crate::picture::{self, Axis, Curve, Picture, RGBColor, Stroke};
 
-/// One colour per device and way to step.
-const COLORS: [RGBColor; 6] = [
-    picture::BLUE,
-    picture::VERMILION,
-    picture::GREEN,
-    picture::ORANGE,
-    picture::SKY_BLUE,
-    picture::PINK,
-];
-
 #[derive(Clone, Copy)]
 enum Format {
     Svg,
@@ -81,7 +71,8 @@ fn panels(report: &Report) -> Vec<Picture> {
 
 /// Every way to make a step on a device, with the colour that it has in all panels.
 fn colored_steps(report: &Report) -> Vec<(&str, Kind, RGBColor)> {
-    let mut colors = COLORS.iter().cycle();
+    // One for each device and way to step.
+    let mut colors = picture::COLORS.iter().cycle();
     let mut steps: Vec<(&str, Kind, RGBColor)> = Vec::new();
     for row in report.rows.iter().filter(|row| row.path.is_step()) {
         let (device, kind) = (row.device.as_str(), row.path);

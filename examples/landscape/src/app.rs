@@ -138,6 +138,9 @@ impl eframe::App for App {
     fn ui(&mut self, ui: &mut Ui, _frame: &mut eframe::Frame) {
         let (frame, so_far) = {
             let mut landscape = self.landscape.lock();
+            if let Some(failure) = landscape.failure() {
+                self.problem = Some(failure.to_owned());
+            }
             (landscape.newest(), landscape.steps())
         };
         if let (Some(listener), Some(frame)) = (&self.is_told, &frame) {

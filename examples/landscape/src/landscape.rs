@@ -25,6 +25,7 @@ pub struct Landscape {
     scene: Scene,
     steps: u64,
     steps_in_frame: u32,
+    failure: Option<String>,
 }
 
 struct Side {
@@ -88,6 +89,7 @@ impl Landscape {
             scene,
             steps: 0,
             steps_in_frame: 0,
+            failure: None,
         })
     }
 
@@ -117,13 +119,16 @@ impl Landscape {
             && settings.balls == old.balls
             && settings.seed == old.seed;
         if is_same_run {
-            for rule in &settings.rules {
-                rule.config()?;
-            }
-            for (side, rule) in self.sides.iter_mut().zip(&settings.rules) {
-                side.population
-                    .set_rule(&self.kernels, self.starts.len(), rule)?;
-            }
+            let numel = self.starts.len();
+            let [left, right] = &mut self.sides;
+            let of_left = left
+                .population
+                .change(&self.kernels, numel, &settings.rules[0])?;
+            let of_right = right
+                .population
+                .change(&self.kernels, numel, &settings.rules[1])?;
+            left.population.apply(of_left)?;
+            right.population.apply(of_right)?;
         } else {
             let device = self.kernels.device();
             let starts = starts_of(device, settings)?;
@@ -146,6 +151,9 @@ impl Landscape {
     }
 
     /// Puts the balls back to where they started, at rest.
+    ///
+    /// # Errors
+    /// The device is lost or out of memory.
     pub fn restart(&mut self) -> Result<()> {
         for side in &mut self.sides {
             side.population.restart(&self.kernels, &self.starts)?;
@@ -241,6 +249,17 @@ impl Landscape {
     /// Draws the recorded picture into the engine's own pass, over its viewport.
     pub fn paint(&self, pass: &mut wgpu::RenderPass<'_>) {
         self.scene.paint(pass);
+    }
+
+    /// Remembers why no step could be recorded; after that there is none.
+    pub fn fail(&mut self, error: &anyhow::Error) {
+        log::error!("no step: {error:#}");
+        self.failure = Some(format!("{error:#}"));
+    }
+
+    /// Why steps have ended, if they have.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// What is known of the newest frame that the device has finished. Waits for nothing.

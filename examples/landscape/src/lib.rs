@@ -8,15 +8,19 @@
 //! device, queue and encoder each frame, [`landscape`] records slopes, steps and counts into it, and [`scene`] draws the
 //! parameter buffers as vertices. Nothing here submits.
 
+#[cfg(feature = "egui")]
 pub mod app;
 pub mod counts;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "egui", not(target_arch = "wasm32")))]
 pub mod headless;
 pub mod landscape;
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(feature = "egui", target_arch = "wasm32"))]
 pub mod page;
 mod population;
 pub mod scene;
 pub mod settings;
+#[cfg(all(feature = "egui", not(target_arch = "wasm32")))]
+pub mod stage;
 pub mod terrain;
+#[cfg(feature = "egui")]
 pub mod view;

@@ -51,9 +51,10 @@ impl Population {
         Ok(())
     }
 
-    /// Goes on under another rule from where the balls are. Another learning rate or momentum keeps what they remember;
-    /// anything else lets them start from rest.
-    pub fn set_rule(&mut self, kernels: &Kernels, numel: usize, rule: &RuleSettings) -> Result<()> {
+    /// What it takes to go on under another rule from where the balls are. Another learning rate or momentum keeps what
+    /// they remember; anything else lets them start from rest.
+    pub fn change(&self, kernels: &Kernels, numel: usize, rule: &RuleSettings) -> Result<Change> {
+        rule.config()?;
         let old = &self.rule;
         let same_but_numbers = RuleSettings {
             lr: old.lr,
@@ -61,18 +62,34 @@ impl Population {
             ..rule.clone()
         };
         let keeps_velocity = (rule.momentum == 0.0) == (old.momentum == 0.0);
-        if same_but_numbers == *old && keeps_velocity && !rule.is_particle() {
-            rule.config()?;
-            self.optimizer.set_lr(rule.lr)?;
-            if rule.rule == RuleSettings::SGD && rule.momentum != 0.0 {
-                self.optimizer.set_momentum(rule.momentum)?;
+        let is_by_numbers = same_but_numbers == *old && keeps_velocity && !rule.is_particle();
+        let anew = || optimizer(kernels, &self.params, &self.grads, numel, rule);
+        Ok(Change {
+            optimizer: (!is_by_numbers).then(anew).transpose()?,
+            rule: rule.clone(),
+        })
+    }
+
+    /// Goes on so.
+    pub fn apply(&mut self, Change { optimizer, rule }: Change) -> Result<()> {
+        match optimizer {
+            Some(optimizer) => self.optimizer = optimizer,
+            None => {
+                self.optimizer.set_lr(rule.lr)?;
+                if rule.rule == RuleSettings::SGD && rule.momentum != 0.0 {
+                    self.optimizer.set_momentum(rule.momentum)?;
+                }
             }
-        } else {
-            self.optimizer = optimizer(kernels, &self.params, &self.grads, numel, rule)?;
         }
-        self.rule = rule.clone();
+        self.rule = rule;
         Ok(())
     }
+}
+
+/// Another rule, checked, and the optimizer for it where that has to be another one.
+pub struct Change {
+    optimizer: Option<GpuOptimizer<AnyRule>>,
+    rule: RuleSettings,
 }
 
 /// All balls are one tensor.

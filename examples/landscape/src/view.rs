@@ -33,8 +33,10 @@ impl CallbackTrait for FrameShape {
         _resources: &mut CallbackResources,
     ) -> Vec<wgpu::CommandBuffer> {
         let mut landscape = self.landscape.lock();
-        if let Err(error) = landscape.record_steps(encoder, self.steps) {
-            log::error!("no step: {error:#}");
+        if landscape.failure().is_none()
+            && let Err(error) = landscape.record_steps(encoder, self.steps)
+        {
+            landscape.fail(&error);
         }
         landscape.record_picture(device, queue, encoder, &self.camera, self.size);
         Vec::new()

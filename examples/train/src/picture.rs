@@ -6,15 +6,6 @@ use wgpu_optim_cli::picture::{self, Axis, Curve, Note, Picture, RGBColor, Side, 
 use crate::comparison::{Comparison, MeasuredRun, median};
 use crate::report::{or_never, short};
 
-const COLORS: [RGBColor; 7] = [
-    picture::INK,
-    picture::BLUE,
-    picture::VERMILION,
-    picture::GREEN,
-    picture::ORANGE,
-    picture::SKY_BLUE,
-    picture::PINK,
-];
 /// A prediction of the mean has a loss of 1.
 const MOST_SHOWN: f64 = 1.0;
 
@@ -28,14 +19,16 @@ pub fn svg(comparison: &Comparison) -> Result<String> {
     let step_of = |epoch: usize| (epoch * comparison.steps_per_epoch) as f64;
     let (mut thin, mut thick, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     let mut last_step = 1.0_f64;
-    for (contender, color) in comparison.contenders.iter().zip(COLORS.iter().cycle()) {
+    // What the others are held against is in ink.
+    let colors = [picture::INK].into_iter().chain(picture::COLORS).cycle();
+    for (contender, color) in comparison.contenders.iter().zip(colors) {
         let runs = &contender.runs[0];
         for run in runs {
             // What jumps, or diverges, leaves the paper.
             let shown = losses(run).map(|loss| loss.min(MOST_SHOWN));
             thin.push(Curve {
                 label: String::new(),
-                color: faint(*color),
+                color: faint(color),
                 stroke: Stroke::Solid(1),
                 points: (0..).map(step_of).zip(shown).collect(),
             });
@@ -60,7 +53,7 @@ pub fn svg(comparison: &Comparison) -> Result<String> {
                 short(contender.lr),
                 or_never(steps, 0)
             ),
-            color: *color,
+            color,
             stroke: Stroke::Solid(3),
             points,
         });
@@ -69,7 +62,7 @@ pub fn svg(comparison: &Comparison) -> Result<String> {
                 text: String::new(),
                 at: (steps, target),
                 side: Side::Below,
-                color: *color,
+                color,
             });
         }
     }
