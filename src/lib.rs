@@ -68,21 +68,25 @@ pub mod oracle;
 pub mod plan;
 mod rules;
 mod state;
+pub mod storage;
 
-pub use cpu::{CpuOptimizer, SliceError};
+pub use cpu::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut};
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{
-    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Gpu, GpuError,
-    GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, RebindError, ScalarPath,
-    StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
+    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Converter, Gpu,
+    GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, RebindError,
+    ScalarPath, StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
 };
 pub use plan::PlanError;
 pub use rules::*;
-pub use state::{DuplicateName, OptimizerState, SlotState, StateError, TensorState, UnknownTensor};
+pub use state::{
+    DuplicateName, OptimizerState, SlotState, StateError, TensorSpec, TensorState, UnknownTensor,
+};
 #[cfg(feature = "safetensors")]
 pub use state::{RecordError, Recorded, SlotEntry, StateFileError, StateRecord};
-pub use wgpu;
+pub use storage::{Masters, Precision, StorageType};
+pub use {half, wgpu};
 
 /// The README's examples are compiled and run as tests.
 #[cfg(doctest)]

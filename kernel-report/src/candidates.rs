@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use wgpu_optim::plan::{Access, WORKGROUP_SIZE};
+use wgpu_optim::storage::Storage;
 use wgpu_optim::{KernelVariant, ScalarPath, SgdConfig};
 
 use crate::kernels::Kernel;
@@ -88,7 +89,7 @@ fn default_kernel(scalars: ScalarPath, access: Access) -> Result<Candidate> {
         kernel: Kernel::new(name, &config, variant, scalars),
         scalars,
         workgroup_size: WORKGROUP_SIZE,
-        elems_per_invocation: access.unit_elems(),
+        elems_per_invocation: access.unit_elems(&Storage::F32),
     })
 }
 

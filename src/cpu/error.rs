@@ -26,4 +26,16 @@ pub enum SliceError {
         /// Elements of the slice.
         actual: usize,
     },
+    /// A slice of another type than the tensor's.
+    #[error("tensor {tensor:?}: expected {role} of {expected}, got {actual}")]
+    Stored {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// What they are stored as.
+        expected: &'static str,
+        /// What was given.
+        actual: &'static str,
+    },
 }

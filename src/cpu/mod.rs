@@ -2,13 +2,20 @@
 
 mod error;
 mod queue;
+mod slices;
+mod stored;
 mod values;
 
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
-use crate::state::{DuplicateName, OptimizerState, StateError, Tensor, Tensors, UnknownTensor};
+use crate::state::{
+    DuplicateName, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
+};
+use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 pub use error::SliceError;
 use queue::Batch;
+use slices::{Grads, Params};
+pub use slices::{TensorSlice, TensorSliceMut};
 use values::Values;
 
 /// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of
@@ -40,9 +47,9 @@ impl<R: Twin> CpuOptimizer<R> {
     ///
     /// # Errors
     /// [`DuplicateName`] if two tensors have the same name.
-    pub fn new<N: Into<String>, S: Into<Vec<usize>>>(
+    pub fn new(
         config: R,
-        tensors: impl IntoIterator<Item = (N, S)>,
+        tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, DuplicateName> {
         Self::with_groups(&ParamGroups::new(config), tensors)
     }
@@ -51,18 +58,17 @@ impl<R: Twin> CpuOptimizer<R> {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_groups<N: Into<String>, S: Into<Vec<usize>>>(
+    pub fn with_groups(
         groups: &ParamGroups<R>,
-        tensors: impl IntoIterator<Item = (N, S)>,
+        tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, DuplicateName> {
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, shape)| (name.into(), shape.into()));
         let tensors = Tensors::new(groups, tensors)?;
         let state_of = |tensor: &Tensor| {
             let slots = groups.config(tensor.group).slots();
+            let (numel, storage) = (tensor.numel as usize, tensor.storage);
             let kept = slots.kept().enumerate();
-            kept.map(|(index, slot)| Values::new(tensor.numel as usize, slot.start, index))
+            kept.map(|(index, slot)| Values::new(numel, storage.state, slot.start, index))
+                .chain(Values::masters(numel, storage.masters, tensor.slots))
                 .collect()
         };
         Ok(Self {
@@ -134,11 +140,54 @@ impl<R: Twin> CpuOptimizer<R> {
     /// Applies one step: `params[i]` moves by `grads[i]`, in the order in which the tensors were given.
     ///
     /// # Errors
-    /// [`SliceError`] if the number of slices or the length of one is not the optimizer's; then nothing has
-    /// been written.
+    /// [`SliceError`] if the number of slices or the length of one is not the optimizer's, or a tensor is not of `f32`;
+    /// then nothing has been written.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), SliceError> {
-        self.check("params", params.iter().map(|slice| slice.len()))?;
-        self.check("grads", grads.iter().map(|slice| slice.len()))?;
+        self.step_slices(params, grads)
+    }
+
+    /// The same over tensors of any types.
+    ///
+    /// ```
+    /// use wgpu_optim::half::bf16;
+    /// use wgpu_optim::{CpuOptimizer, SgdConfig, StorageType, TensorSlice, TensorSliceMut, TensorSpec};
+    ///
+    /// let config = SgdConfig::builder(1e-3).build()?;
+    /// let weight = TensorSpec::new("weight", [2]).stored_as(StorageType::Bf16, StorageType::F32);
+    /// let mut optimizer = CpuOptimizer::new(config, [weight])?;
+    /// let mut weight = [bf16::ONE; 2];
+    /// for _ in 0..4 {
+    ///     // A tenth of what a bf16 can tell from 1: it adds up in the masters.
+    ///     optimizer.step_mixed(&mut [TensorSliceMut::Bf16(&mut weight)], &[TensorSlice::F32(&[0.0, -0.8])])?;
+    /// }
+    /// assert_eq!(weight.map(f32::from), [1.0, 1.0]);
+    /// optimizer.step_mixed(&mut [TensorSliceMut::Bf16(&mut weight)], &[TensorSlice::F32(&[0.0, -0.8])])?;
+    /// assert_eq!(weight.map(f32::from), [1.0, 1.0078125]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SliceError`] if the number of slices, or the length or type of one, is not the optimizer's; then nothing has
+    /// been written.
+    pub fn step_mixed(
+        &mut self,
+        params: &mut [TensorSliceMut<'_>],
+        grads: &[TensorSlice<'_>],
+    ) -> Result<(), SliceError> {
+        self.step_slices(params, grads)
+    }
+
+    fn step_slices<P: Params + Send, G: Grads + Sync>(
+        &mut self,
+        params: &mut [P],
+        grads: &[G],
+    ) -> Result<(), SliceError> {
+        let params_are = params.iter().map(|slice| (slice.len(), slice.storage()));
+        self.check("params", params_are, |tensor| tensor.storage.params)?;
+        let grads_are = grads
+            .iter()
+            .map(|slice| (slice.words().len(), slice.storage()));
+        self.check("grads", grads_are, |tensor| tensor.storage.grads)?;
 
         queue::step(
             &self.groups,
@@ -156,7 +205,13 @@ impl<R: Twin> CpuOptimizer<R> {
     /// A copy of what the optimizer remembers.
     #[must_use]
     pub fn state(&self) -> OptimizerState<R> {
-        let slot_of = |tensor: usize, slot: usize| self.state[tensor][slot].to_vec();
+        let slot_of = |index: usize, slot: usize| {
+            let (tensor, values) = (&self.tensors.as_slice()[index], &self.state[index][slot]);
+            match tensor.storage.masters {
+                Masters::Rest if slot == tensor.slots => values.rests(),
+                _ => values.to_vec(tensor.storage.state),
+            }
+        };
         self.tensors.state(&self.groups, slot_of)
     }
 
@@ -171,11 +226,25 @@ impl<R: Twin> CpuOptimizer<R> {
         for ((tensor, state), entry) in tensors.zip(&matched) {
             let slots = self.groups.config(tensor.group).slots();
             let kept = slots.kept();
-            for (slot, values) in kept.zip(state) {
+            for (slot, values) in kept.zip(&mut *state) {
+                let fresh = std::iter::repeat_n(slot.start, tensor.numel as usize);
                 match entry.slot(slot.name) {
-                    Some(saved) => values.copy_from_slice(saved),
-                    None => values.fill(slot.start),
+                    Some(saved) => values.set(tensor.storage.state, saved.iter().copied()),
+                    None => values.set(tensor.storage.state, fresh),
                 }
+            }
+            let masters = entry.slot(MASTER_PARAMS);
+            match (tensor.storage.masters, &mut state[tensor.slots..]) {
+                (Masters::F32, [values]) => {
+                    let masters = masters.unwrap_or_default().iter();
+                    values.set(StorageType::F32, masters.copied());
+                }
+                (Masters::Rest, [values]) => match (masters, entry.slot(PARAMS_REST)) {
+                    (Some(masters), _) => values.set_rests(rest::of_masters(masters)),
+                    (None, Some(rests)) => values.set_rests(rest::of_values(rests)),
+                    (None, None) => values.set_rests(std::iter::repeat(0)),
+                },
+                _ => {}
             }
         }
         self.tensors.restore_counts(state.steps, &matched);
@@ -185,23 +254,32 @@ impl<R: Twin> CpuOptimizer<R> {
     fn check(
         &self,
         role: &'static str,
-        lengths: impl ExactSizeIterator<Item = usize>,
+        slices: impl ExactSizeIterator<Item = (usize, StorageType)>,
+        expected: impl Fn(&Tensor) -> StorageType,
     ) -> Result<(), SliceError> {
         let tensors = self.tensors.as_slice();
-        if lengths.len() != tensors.len() {
+        if slices.len() != tensors.len() {
             return Err(SliceError::TensorCount {
                 role,
                 expected: tensors.len(),
-                actual: lengths.len(),
+                actual: slices.len(),
             });
         }
-        for (tensor, actual) in tensors.iter().zip(lengths) {
-            if actual as u64 != tensor.numel {
+        for (tensor, (len, storage)) in tensors.iter().zip(slices) {
+            if storage != expected(tensor) {
+                return Err(SliceError::Stored {
+                    tensor: tensor.name.clone(),
+                    role,
+                    expected: expected(tensor).name(),
+                    actual: storage.name(),
+                });
+            }
+            if len as u64 != tensor.numel {
                 return Err(SliceError::Length {
                     tensor: tensor.name.clone(),
                     role,
                     expected: tensor.numel as usize,
-                    actual,
+                    actual: len,
                 });
             }
         }

@@ -5,6 +5,8 @@ use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::slices::{Grads, Params, Words, WordsMut};
+use super::stored::{self, Stored};
 use super::values::Values;
 use crate::rules::{Groups, MAX_SLOTS, Twin};
 use crate::state::Tensor;
@@ -22,30 +24,38 @@ const PARALLEL_ELEMS: usize = 4 * TASK_ELEMS;
 const SPINS: u32 = 4096;
 
 /// Tensors with the slices of each.
-pub(super) struct Batch<'a, 's> {
+pub(super) struct Batch<'a, P, G> {
     pub(super) tensors: &'a [Tensor],
-    pub(super) params: &'a mut [&'s mut [f32]],
-    /// The slots of each.
+    pub(super) params: &'a mut [P],
+    /// The slots of each, and its masters.
     pub(super) state: &'a mut [Vec<Values>],
-    pub(super) grads: &'a [&'a [f32]],
+    pub(super) grads: &'a [G],
 }
+
+/// The slots of a rule, and behind them the masters.
+const MAX_SECTIONS: usize = MAX_SLOTS + 1;
 
 /// One tensor, or a part of it.
 struct Part<'a> {
     tensor: &'a Tensor,
-    params: &'a mut [f32],
-    /// As many as its rule keeps, then empty ones.
-    state: [&'a mut [f32]; MAX_SLOTS],
-    grads: &'a [f32],
+    /// Its first element.
+    start: usize,
+    params: WordsMut<'a>,
+    /// As many as there are, then empty ones.
+    state: [WordsMut<'a>; MAX_SECTIONS],
+    grads: Words<'a>,
 }
 
-enum Task<'a, 's> {
-    Batch(Batch<'a, 's>),
+enum Task<'a, P, G> {
+    Batch(Batch<'a, P, G>),
     Part(Part<'a>),
 }
 
 /// Applies one step to every tensor that is not frozen.
-pub(super) fn step<R: Twin>(groups: &Groups<R>, batch: Batch<'_, '_>) {
+pub(super) fn step<R: Twin, P: Params + Send, G: Grads + Sync>(
+    groups: &Groups<R>,
+    batch: Batch<'_, P, G>,
+) {
     let numel: usize = batch.tensors.iter().map(work_of).sum();
     let tasks = numel.div_ceil(TASK_ELEMS);
     let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
@@ -89,15 +99,15 @@ fn work_of(tensor: &Tensor) -> usize {
     }
 }
 
-struct Queue<'a, 's> {
-    batch: Batch<'a, 's>,
+struct Queue<'a, P, G> {
+    batch: Batch<'a, P, G>,
     /// What is left of a tensor that is handed out in parts.
     part: Option<Part<'a>>,
 }
 
-impl<'a, 's> Queue<'a, 's> {
+impl<'a, P: Params, G: Grads> Queue<'a, P, G> {
     /// The next part of a large tensor, or as many small ones as make a task.
-    fn take(&mut self) -> Option<Task<'a, 's>> {
+    fn take(&mut self) -> Option<Task<'a, P, G>> {
         if let Some(part) = self.part.take() {
             let (first, rest) = part.split(TASK_ELEMS);
             self.part = rest;
@@ -117,7 +127,7 @@ impl<'a, 's> Queue<'a, 's> {
     }
 }
 
-impl<'a, 's> Batch<'a, 's> {
+impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
     /// Takes the first `count` tensors out.
     fn split_off(&mut self, count: usize) -> Self {
         let count = count.min(self.tensors.len());
@@ -143,15 +153,16 @@ impl<'a, 's> Batch<'a, 's> {
         let slices = self.params.iter_mut().zip(self.state).zip(self.grads);
         let tensors = self.tensors.iter().zip(slices);
         tensors.map(|(tensor, ((params, state), grads))| {
-            let mut slots = state.iter_mut();
+            let mut sections = state.iter_mut();
             Part {
                 tensor,
-                params,
-                state: std::array::from_fn(|_| match slots.next() {
-                    Some(values) => &mut **values,
-                    None => &mut [],
+                start: 0,
+                params: params.words(),
+                state: std::array::from_fn(|_| match sections.next() {
+                    Some(values) => values.words(),
+                    None => WordsMut::F32(&mut []),
                 }),
-                grads,
+                grads: grads.words(),
             }
         })
     }
@@ -164,38 +175,55 @@ impl<'a, 's> Batch<'a, 's> {
 }
 
 impl Part<'_> {
-    fn step<R: Twin>(mut self, groups: &Groups<R>) {
-        let config = groups.config(self.tensor.group);
-        let phase = config.phase(self.tensor.applied_steps);
-        let kept = &mut self.state[..self.tensor.slots];
-        config.step(phase, self.params, kept, self.grads);
+    fn step<R: Twin>(self, groups: &Groups<R>) {
+        let Self {
+            tensor,
+            start,
+            params,
+            mut state,
+            grads,
+        } = self;
+        let config = groups.config(tensor.group);
+        let phase = config.phase(tensor.applied_steps);
+        let sections = tensor.slots + usize::from(tensor.has_masters());
+        let stored = Stored {
+            storage: tensor.storage,
+            is_fresh: tensor.fresh_masters,
+            key: tensor.key(groups.rounding(tensor.group)),
+            start,
+        };
+        stored::step(config, phase, stored, params, &mut state[..sections], grads);
     }
 
     /// The first `elems` elements, and the rest if there is one.
     fn split(self, elems: usize) -> (Self, Option<Self>) {
         let elems = elems.min(self.params.len());
-        let (params, later_params) = self.params.split_at_mut(elems);
+        let (params, later_params) = self.params.split_at(elems);
         let (grads, later_grads) = self.grads.split_at(elems);
-        let (mut state, mut later_state) = (self.state.map(Some), [const { None }; MAX_SLOTS]);
+        let (mut state, mut later_state) = (self.state.map(Some), [const { None }; MAX_SECTIONS]);
         for (first, later) in state.iter_mut().zip(&mut later_state) {
-            if let Some(slot) = first.take() {
-                let (now, rest) = slot.split_at_mut(elems.min(slot.len()));
+            if let Some(section) = first.take() {
+                let mid = elems.min(section.len());
+                let (now, rest) = section.split_at(mid);
                 (*first, *later) = (Some(now), Some(rest));
             }
         }
-        let tensor = self.tensor;
+        let nothing = || WordsMut::F32(&mut []);
+        let (tensor, start) = (self.tensor, self.start);
         let first = Self {
             tensor,
+            start,
             params,
-            state: state.map(Option::unwrap_or_default),
+            state: state.map(|section| section.unwrap_or_else(nothing)),
             grads,
         };
         let rest = Self {
             tensor,
+            start: start + elems,
             params: later_params,
-            state: later_state.map(Option::unwrap_or_default),
+            state: later_state.map(|section| section.unwrap_or_else(nothing)),
             grads: later_grads,
         };
-        (first, (!rest.params.is_empty()).then_some(rest))
+        (first, (rest.params.len() > 0).then_some(rest))
     }
 }

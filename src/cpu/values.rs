@@ -1,46 +1,117 @@
-//! Where a slot of a tensor's state lies in memory.
+//! Where a section of a tensor's state lies in memory: a slot, or the masters.
 
-use std::ops::{Deref, DerefMut};
+use super::slices::WordsMut;
+use crate::storage::{Masters, StorageType, bf16, f16};
 
 /// A quarter of a page. Large allocations all start alike in their pages, and arrays that are walked side by side then
 /// meet in the same sets of the caches and the same banks of the memory; a slot stays out of step with what is before it.
-const STAGGER_ELEMS: usize = 256;
+const STAGGER_BYTES: usize = 1024;
 
 /// From how many elements on that matters.
 const LARGE_ELEMS: usize = 64 * 1024;
 
-/// The values of one slot of one tensor.
+/// The values of one slot of one tensor, or its masters.
 #[derive(Clone, Debug)]
 pub(super) struct Values {
-    storage: Vec<f32>,
+    storage: Storage,
     start: usize,
 }
 
+#[derive(Clone, Debug)]
+enum Storage {
+    F32(Vec<f32>),
+    Half(Vec<u16>),
+}
+
 impl Values {
-    /// For the slot of this index, all of one value.
-    pub(super) fn new(numel: usize, value: f32, slot: usize) -> Self {
+    /// For the section of this index, all of one value.
+    pub(super) fn new(numel: usize, of: StorageType, value: f32, index: usize) -> Self {
+        let elem_bytes = of.bytes() as usize;
         let start = if numel < LARGE_ELEMS {
             0
         } else {
-            (slot + 1) * STAGGER_ELEMS
+            (index + 1) * STAGGER_BYTES / elem_bytes
         };
-        Self {
-            storage: vec![value; start + numel],
-            start,
+        let len = start + numel;
+        let bits = value.to_bits();
+        let storage = match of {
+            StorageType::F32 => Storage::F32(vec![value; len]),
+            StorageType::Bf16 => Storage::Half(vec![bf16::nearest(bits); len]),
+            StorageType::F16 => Storage::Half(vec![f16::nearest(bits); len]),
+        };
+        Self { storage, start }
+    }
+
+    /// Masters, which start as what they are in the parameters.
+    pub(super) fn masters(numel: usize, masters: Masters, index: usize) -> Option<Self> {
+        match masters {
+            Masters::None => None,
+            Masters::F32 => Some(Self::new(numel, StorageType::F32, 0.0, index)),
+            // Nothing is left of what is a bf16.
+            Masters::Rest => Some(Self::new(numel, StorageType::Bf16, 0.0, index)),
         }
     }
-}
 
-impl Deref for Values {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.storage[self.start..]
+    pub(super) fn words(&mut self) -> WordsMut<'_> {
+        match &mut self.storage {
+            Storage::F32(values) => WordsMut::F32(&mut values[self.start..]),
+            Storage::Half(values) => WordsMut::Half(&mut values[self.start..]),
+        }
     }
-}
 
-impl DerefMut for Values {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.storage[self.start..]
+    /// A copy of rests, as a state has them.
+    pub(super) fn rests(&self) -> Vec<f32> {
+        match &self.storage {
+            Storage::F32(_) => Vec::new(),
+            Storage::Half(values) => values[self.start..]
+                .iter()
+                .copied()
+                .map(f32::from)
+                .collect(),
+        }
+    }
+
+    /// A copy as `f32`.
+    pub(super) fn to_vec(&self, of: StorageType) -> Vec<f32> {
+        match &self.storage {
+            Storage::F32(values) => values[self.start..].to_vec(),
+            Storage::Half(values) => {
+                let unpack = match of {
+                    StorageType::F16 => f16::unpack,
+                    _ => bf16::unpack,
+                };
+                let values = values[self.start..].iter();
+                values.map(|half| f32::from_bits(unpack(*half))).collect()
+            }
+        }
+    }
+
+    /// Takes over values, rounded to the nearest.
+    pub(super) fn set(&mut self, of: StorageType, values: impl Iterator<Item = f32>) {
+        let nearest = match of {
+            StorageType::F16 => f16::nearest,
+            _ => bf16::nearest,
+        };
+        match self.words() {
+            WordsMut::F32(slice) => slice
+                .iter_mut()
+                .zip(values)
+                .for_each(|(to, value)| *to = value),
+            WordsMut::Half(slice) => {
+                for (to, value) in slice.iter_mut().zip(values) {
+                    *to = nearest(value.to_bits());
+                }
+            }
+        }
+    }
+
+    /// Takes over rests.
+    pub(super) fn set_rests(&mut self, rests: impl Iterator<Item = u16>) {
+        if let WordsMut::Half(slice) = self.words() {
+            slice
+                .iter_mut()
+                .zip(rests)
+                .for_each(|(to, rest)| *to = rest);
+        }
     }
 }

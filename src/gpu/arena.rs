@@ -10,6 +10,7 @@ use super::readback::{self, Region};
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
 use crate::rules::{ParamGroups, Rule};
 use crate::state::DuplicateName;
+use crate::storage::StorageType;
 
 /// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
 /// each where a buffer may not be that large).
@@ -259,8 +260,10 @@ impl Arena {
             .map(|tensor| TensorBinding {
                 name: &tensor.name,
                 params: &self.params[tensor.buffer],
+                params_type: StorageType::F32,
                 params_offset_bytes: tensor.offset_bytes,
                 grads: &self.grads[tensor.buffer],
+                grads_type: StorageType::F32,
                 grads_offset_bytes: self.grads_start_bytes(tensor.buffer) + tensor.offset_bytes,
                 shape: tensor.shape.clone(),
                 padding_elems: tensor.padding_elems,

@@ -1,12 +1,13 @@
 //! Tensors in the caller's buffers, and what must hold of them.
 
 use super::error::BuildError;
-use crate::plan::ELEM_BYTES;
-use crate::state::numel;
+use crate::state::{TensorSpec, numel};
+use crate::storage::StorageType;
 
 /// One named tensor in buffers that the caller owns.
 ///
-/// The elements are `f32`, one after the other. Parameters are read and written, gradients only read. Both buffers need
+/// The elements are `f32`, or what [`stored_as`](Self::stored_as) says, one after the other. Those of 16 bits are bound by
+/// the word: a buffer has to reach to the end of the word that the last one lies in. Parameters are read and written, gradients only read. Both buffers need
 /// `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of another
 /// `wgpu::Instance` from one of this). Several tensors may share a buffer, and a tensor's parameters and gradients may,
 /// as pools of engines have them; the parameters must not overlap each other or any tensor's gradients. In one buffer
@@ -19,11 +20,15 @@ pub struct TensorBinding<'a> {
     pub name: &'a str,
     /// Buffer of the parameters.
     pub params: &'a wgpu::Buffer,
-    /// Byte offset of the first parameter, a multiple of 4.
+    /// What the parameters are stored as.
+    pub params_type: StorageType,
+    /// Byte offset of the first parameter, a multiple of an element's.
     pub params_offset_bytes: u64,
     /// Buffer of the gradients.
     pub grads: &'a wgpu::Buffer,
-    /// Byte offset of the first gradient, a multiple of 4.
+    /// What the gradients are stored as.
+    pub grads_type: StorageType,
+    /// Byte offset of the first gradient, a multiple of an element's.
     pub grads_offset_bytes: u64,
     /// Its shape, first dimension first; its elements may be none.
     pub shape: Vec<usize>,
@@ -44,15 +49,25 @@ impl<'a> TensorBinding<'a> {
         Self {
             name,
             params,
+            params_type: StorageType::F32,
             params_offset_bytes: 0,
             grads,
+            grads_type: StorageType::F32,
             grads_offset_bytes: 0,
             shape: shape.into(),
             padding_elems: 0,
         }
     }
 
-    /// The same tensor at other byte offsets, multiples of 4.
+    /// The same tensor with other types of parameters and gradients.
+    #[must_use]
+    pub fn stored_as(mut self, params_type: StorageType, grads_type: StorageType) -> Self {
+        self.params_type = params_type;
+        self.grads_type = grads_type;
+        self
+    }
+
+    /// The same tensor at other byte offsets, multiples of an element's.
     #[must_use]
     pub fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
         self.params_offset_bytes = params_offset_bytes;
@@ -67,10 +82,15 @@ impl<'a> TensorBinding<'a> {
     }
 
     /// Bytes from the first element to the end of the padding, if that fits into the address range.
-    fn extent_bytes(&self) -> Option<u64> {
+    fn extent_bytes(&self, of: StorageType) -> Option<u64> {
         self.numel()
             .checked_add(self.padding_elems)?
-            .checked_mul(ELEM_BYTES)
+            .checked_mul(of.bytes())
+    }
+
+    /// What it is, wherever it lies.
+    pub(crate) fn spec(&self) -> TensorSpec {
+        TensorSpec::new(self.name, self.shape.clone()).stored_as(self.params_type, self.grads_type)
     }
 }
 
@@ -82,9 +102,19 @@ pub(crate) fn check_bindings(tensors: &[TensorBinding<'_>]) -> Result<(), BuildE
 
 fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
     let name = || tensor.name.to_owned();
-    for (role, buffer, offset_bytes) in [
-        ("params", tensor.params, tensor.params_offset_bytes),
-        ("grads", tensor.grads, tensor.grads_offset_bytes),
+    for (role, buffer, of, offset_bytes) in [
+        (
+            "params",
+            tensor.params,
+            tensor.params_type,
+            tensor.params_offset_bytes,
+        ),
+        (
+            "grads",
+            tensor.grads,
+            tensor.grads_type,
+            tensor.grads_offset_bytes,
+        ),
     ] {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(BuildError::MissingUsage {
@@ -94,22 +124,24 @@ fn check_binding(tensor: &TensorBinding<'_>) -> Result<(), BuildError> {
                 actual: buffer.usage(),
             });
         }
-        if !offset_bytes.is_multiple_of(ELEM_BYTES) {
+        if !offset_bytes.is_multiple_of(of.bytes()) {
             return Err(BuildError::Misaligned {
                 tensor: name(),
                 role,
                 offset_bytes,
+                elem_bytes: of.bytes(),
             });
         }
         let end = tensor
-            .extent_bytes()
-            .and_then(|bytes| bytes.checked_add(offset_bytes));
+            .extent_bytes(of)
+            .and_then(|bytes| bytes.checked_add(offset_bytes)?.checked_next_multiple_of(4));
         if end.is_none_or(|end| end > buffer.size()) {
             return Err(BuildError::OutOfBounds {
                 tensor: name(),
                 role,
                 offset_bytes,
                 numel: tensor.numel().saturating_add(tensor.padding_elems),
+                storage: of.name(),
                 buffer_bytes: buffer.size(),
             });
         }
@@ -133,16 +165,17 @@ fn check_overlap(tensors: &[TensorBinding<'_>]) -> Result<(), BuildError> {
         .iter()
         .filter(|tensor| tensor.numel() > 0)
         .flat_map(|tensor| {
-            let slice = |buffer, start: u64, writes| Slice {
+            let slice = |buffer, of, start: u64, writes| Slice {
                 buffer,
                 start,
-                end: start + tensor.extent_bytes().unwrap_or(u64::MAX - start),
+                end: start + tensor.extent_bytes(of).unwrap_or(u64::MAX - start),
                 tensor: tensor.name,
                 writes,
             };
+            let (params, grads) = (tensor.params_offset_bytes, tensor.grads_offset_bytes);
             [
-                slice(tensor.params, tensor.params_offset_bytes, true),
-                slice(tensor.grads, tensor.grads_offset_bytes, false),
+                slice(tensor.params, tensor.params_type, params, true),
+                slice(tensor.grads, tensor.grads_type, grads, false),
             ]
         })
         .collect();

@@ -12,9 +12,9 @@ use super::source::KernelVariant;
 use crate::plan::{Access, Piece, Place, Plan, TensorLayout, Window};
 use crate::rules::{Groups, Rule};
 use crate::state::{Tensor, Tensors};
+use crate::storage::Storage;
 
-/// Those over the pieces of a group.
-#[derive(Clone)]
+/// Those over pieces of one kind.
 pub(super) struct Pipelines {
     /// In the order of [`Access::ALL`].
     pub(super) by_access: [wgpu::ComputePipeline; 3],
@@ -23,8 +23,10 @@ pub(super) struct Pipelines {
 
 /// The pipelines of a plan, and the buffers that they are bound to.
 pub(super) struct Bound {
-    /// One per group, by whether parameters and gradients lie in one buffer.
-    pipelines: Vec<[Pipelines; 2]>,
+    /// By the kinds of pieces that there are.
+    pipelines: Vec<Pipelines>,
+    /// Of each piece, an index into `pipelines`.
+    kinds: Vec<usize>,
     /// Of each piece that may have a dispatch of its own: a tensor that is alone in a piece of a batch has none.
     pub(super) pieces: HashMap<usize, wgpu::BindGroup>,
     /// Pipeline and bindings of each batch of the plan.
@@ -47,38 +49,32 @@ impl Bound {
         made: &[(Binding, wgpu::BindGroup)],
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
-        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let mut pipelines = Vec::with_capacity(groups.configs().len());
-        for (group, config) in groups.configs().enumerate() {
-            let build = |in_one_buffer| {
-                let variant = |access| KernelVariant::new(config, access, 1);
-                let pipeline =
-                    |access| kernels.pipeline(variant(access).in_one_buffer(in_one_buffer));
-                let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-                let ((vec4, layout), (vec4_offset, _), (scalar, _)) =
-                    (vec4?, vec4_offset?, scalar?);
-                Ok::<_, BuildError>(Pipelines {
-                    by_access: [vec4, vec4_offset, scalar],
-                    layout,
-                })
-            };
-            let in_one_buffer = |piece: &Piece| piece.group == group && piece.in_one_buffer();
-            let separate = build(false)?;
-            let shared = match plan.pieces.iter().any(in_one_buffer) {
-                true => build(true)?,
-                false => separate.clone(),
-            };
-            pipelines.push([separate, shared]);
+        let (kinds, of_pieces) = kinds(groups.configs().len(), &plan.pieces);
+        let mut pipelines = Vec::with_capacity(kinds.len());
+        for kind in kinds {
+            let config = groups.config(kind.group);
+            // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
+            let variant = |access| KernelVariant::new(config, access, 1).stored(kind.storage);
+            let pipeline =
+                |access| kernels.pipeline(variant(access).in_one_buffer(kind.in_one_buffer));
+            let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
+            let ((vec4, layout), (vec4_offset, _), (scalar, _)) = (vec4?, vec4_offset?, scalar?);
+            pipelines.push(Pipelines {
+                by_access: [vec4, vec4_offset, scalar],
+                layout,
+            });
         }
         let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
         for batch in &plan.batches {
             let first = &plan.pieces[batch.pieces[0]];
             let config = groups.config(first.group);
             let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
+            let variant = variant.stored(first.storage);
             batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
         }
         let mut bound = Self {
             pipelines,
+            kinds: of_pieces,
             pieces: HashMap::new(),
             batches: Vec::with_capacity(plan.batches.len()),
             made: Vec::with_capacity(plan.pieces.len()),
@@ -95,15 +91,8 @@ impl Bound {
             };
             for (index, piece) in plan.pieces.iter().enumerate() {
                 if !piece.is_absent && (!piece.batched || piece.parts.len() > 1) {
-                    let [separate, shared] = &bound.pipelines[piece.group];
-                    let pipelines = if piece.in_one_buffer() {
-                        shared
-                    } else {
-                        separate
-                    };
-                    bound
-                        .pieces
-                        .insert(index, bind(&pipelines.layout, &[index]));
+                    let layout = &bound.pipelines[bound.kinds[index]].layout;
+                    bound.pieces.insert(index, bind(layout, &[index]));
                 }
             }
             for ((pipeline, layout), batch) in batch_pipelines.into_iter().zip(&plan.batches) {
@@ -116,9 +105,52 @@ impl Bound {
     }
 
     /// Those that go over a piece.
-    pub(super) fn pipelines_of(&self, piece: &Piece) -> &Pipelines {
-        &self.pipelines[piece.group][usize::from(piece.in_one_buffer())]
+    pub(super) fn pipelines_of(&self, piece: usize) -> &Pipelines {
+        &self.pipelines[self.kind_of(piece)]
     }
+
+    /// Which pieces share them.
+    pub(super) fn kind_of(&self, piece: usize) -> usize {
+        self.kinds[piece]
+    }
+}
+
+/// What pieces have in common that share pipelines.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    group: usize,
+    in_one_buffer: bool,
+    storage: Storage,
+}
+
+/// The kinds of pieces, and of each piece which it is. A group without pieces has one too, so that what is wrong with its
+/// rule is found.
+fn kinds(groups: usize, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
+    let mut kinds: Vec<Kind> = Vec::new();
+    let mut index_of = |kind: Kind| {
+        let index = kinds.iter().position(|other| *other == kind);
+        index.unwrap_or_else(|| {
+            kinds.push(kind);
+            kinds.len() - 1
+        })
+    };
+    let kind_of = |piece: &Piece| Kind {
+        group: piece.group,
+        in_one_buffer: !piece.is_absent && piece.in_one_buffer(),
+        storage: piece.storage,
+    };
+    let of_pieces = pieces.iter().map(|piece| index_of(kind_of(piece)));
+    let of_pieces = of_pieces.collect();
+    for group in 0..groups {
+        if pieces.iter().all(|piece| piece.group != group) {
+            index_of(Kind {
+                group,
+                in_one_buffer: false,
+                storage: Storage::F32,
+            });
+        }
+    }
+    (kinds, of_pieces)
 }
 
 /// Which tensors have no place.
@@ -182,23 +214,29 @@ pub(super) fn allocate_state<R: Rule>(
         if kept().all(|slot| slot.start == 0.0) {
             continue;
         }
-        let sections = kept().enumerate().map(|(index, slot)| {
-            let start = sections.start_bytes(index as u32);
-            (start, vec![slot.start; piece.numel as usize])
+        // Whole sections: a single value of 16 bits may start within a word.
+        let sections = (0..).zip(kept()).map(|(index, slot)| {
+            let elem_bytes = sections.elem_bytes(index);
+            let slack = u64::from(sections.first_elem) * elem_bytes;
+            let start = sections.start_bytes(index) - slack;
+            let section_bytes = u64::from(sections.section_elems) * elem_bytes;
+            let size = section_bytes.min(sections.size_bytes() - start);
+            let values = std::iter::repeat_n(slot.start, (size / elem_bytes) as usize);
+            (start, sections.storage.state.encode(values))
         });
         if !MAPS_AT_CREATION {
-            for (start, values) in sections {
-                queue.write_buffer(buffer, start, bytemuck::cast_slice(&values));
+            for (start, bytes) in sections {
+                queue.write_buffer(buffer, start, &bytes);
             }
             continue;
         }
         let mapped = buffer.get_mapped_range_mut(..);
         let mut mapped = mapped.map_err(|error| failed(error.to_string()))?;
-        for (start, values) in sections {
-            let (start, bytes) = (start as usize, bytemuck::cast_slice::<_, u8>(&values));
+        for (start, bytes) in sections {
+            let start = start as usize;
             mapped
                 .slice(start..start + bytes.len())
-                .copy_from_slice(bytes);
+                .copy_from_slice(&bytes);
         }
         drop(mapped);
         buffer.unmap();
@@ -227,6 +265,7 @@ impl<'a> Buffers<'a> {
             numel: host.numel,
             group: host.group,
             slots: host.slots as u32,
+            storage: host.storage,
             is_absent: true,
             ..TensorLayout::default()
         };
@@ -251,6 +290,7 @@ impl<'a> Buffers<'a> {
             padding_elems: tensor.padding_elems,
             group: host.group,
             slots: host.slots as u32,
+            storage: host.storage,
             is_absent: false,
         }
     }

@@ -73,7 +73,9 @@ pub enum BuildError {
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
     /// A byte offset that does not fall on an element.
-    #[error("tensor {tensor:?}: {role} offset is {offset_bytes} bytes, expected a multiple of 4")]
+    #[error(
+        "tensor {tensor:?}: {role} offset is {offset_bytes} bytes, expected a multiple of {elem_bytes}"
+    )]
     Misaligned {
         /// The tensor.
         tensor: String,
@@ -81,10 +83,12 @@ pub enum BuildError {
         role: &'static str,
         /// The offset.
         offset_bytes: u64,
+        /// Bytes of an element.
+        elem_bytes: u64,
     },
     /// The slice ends past its buffer.
     #[error(
-        "tensor {tensor:?}: {role} need {numel} elements from byte {offset_bytes}, \
+        "tensor {tensor:?}: {role} need {numel} elements of {storage} from byte {offset_bytes}, \
          but the buffer has {buffer_bytes} bytes"
     )]
     OutOfBounds {
@@ -96,6 +100,8 @@ pub enum BuildError {
         offset_bytes: u64,
         /// Elements in the slice.
         numel: u64,
+        /// What they are stored as.
+        storage: &'static str,
         /// Size of the buffer.
         buffer_bytes: u64,
     },
@@ -159,6 +165,25 @@ pub enum RebindError {
         expected: Vec<usize>,
         /// The shape given.
         actual: Vec<usize>,
+    },
+    /// A tensor that is stored otherwise.
+    #[error("tensor {tensor:?}: expected {role} of {expected}, got {actual}")]
+    Stored {
+        /// The tensor.
+        tensor: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// What they are stored as.
+        expected: &'static str,
+        /// What was given.
+        actual: &'static str,
+    },
+    /// State of 16 bits whose place would change by half a word, which no copy can do: parameters that started on an even
+    /// element and now start on an odd one, or the other way round.
+    #[error("tensor {tensor:?}: its state of 16 bits cannot move by half a word")]
+    HalfWord {
+        /// The tensor.
+        tensor: String,
     },
     /// The buffers cannot be bound.
     #[error(transparent)]

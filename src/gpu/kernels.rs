@@ -198,7 +198,7 @@ impl Inner {
             label: Some(&label),
             bind_group_layouts: &groups[..1 + usize::from(scalars.is_some())],
             immediate_size: match path {
-                ScalarPath::Immediates => Uniforms::bytes(variant.scalars()),
+                ScalarPath::Immediates => Uniforms::bytes(variant.scalars(), variant.is_wide()),
                 ScalarPath::Uniforms => 0,
             },
         });

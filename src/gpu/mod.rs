@@ -5,6 +5,7 @@ mod arena;
 mod arena_file;
 mod binding;
 mod bound;
+mod convert;
 mod device;
 mod error;
 mod error_scope;
@@ -13,9 +14,11 @@ mod optimizer;
 pub mod readback;
 mod scalars;
 mod source;
+mod wide;
 
 pub use arena::{Arena, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
+pub use convert::Converter;
 pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;

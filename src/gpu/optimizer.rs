@@ -9,12 +9,15 @@ use super::error::{BuildError, RebindError, StepError};
 use super::error_scope::LOST;
 use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::readback;
-use super::scalars::{UniformRing, Uniforms};
+use super::scalars::{UniformRing, Uniforms, WideScalars};
 use super::source::check_scalars;
 use crate::plan::{Dispatch, ELEM_BYTES, Part, Piece, Plan, Target};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
-use crate::state::{DuplicateName, OptimizerState, StateError, Tensors, UnknownTensor};
+use crate::state::{
+    DuplicateName, OptimizerState, StateError, TensorSpec, TensorState, Tensors, UnknownTensor,
+};
+use crate::storage::{Key, MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
@@ -72,6 +75,8 @@ pub struct StateSlice<'o> {
     pub buffer: &'o wgpu::Buffer,
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
+    /// What they are stored as.
+    pub storage: StorageType,
 }
 
 /// What tensors have in common that share a dispatch.
@@ -80,6 +85,10 @@ struct Class {
     group: usize,
     /// As their rule counts steps.
     phase: u64,
+    /// Their masters start as their parameters.
+    is_fresh: bool,
+    /// The tensor, where something is rounded by random bits of its own.
+    tensor: Option<usize>,
 }
 
 impl<R: Rule> GpuOptimizer<R> {
@@ -105,8 +114,8 @@ impl<R: Rule> GpuOptimizer<R> {
         groups: &ParamGroups<R>,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
-        let names = tensors.iter().map(|t| (t.name.to_owned(), t.shape.clone()));
-        let host_tensors = Tensors::new(groups, names)?;
+        let specs = tensors.iter().map(TensorBinding::spec);
+        let host_tensors = Tensors::new(groups, specs)?;
         Self::bind(kernels, groups, host_tensors, tensors)
     }
 
@@ -115,15 +124,12 @@ impl<R: Rule> GpuOptimizer<R> {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn unbound<N: Into<String>, S: Into<Vec<usize>>>(
+    pub fn unbound(
         kernels: &Kernels,
         groups: &ParamGroups<R>,
-        tensors: impl IntoIterator<Item = (N, S)>,
+        tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, BuildError> {
-        let names = tensors
-            .into_iter()
-            .map(|(name, shape)| (name.into(), shape.into()));
-        Self::bind(kernels, groups, Tensors::new(groups, names)?, &[])
+        Self::bind(kernels, groups, Tensors::new(groups, tensors)?, &[])
     }
 
     /// An optimizer of some tensors, of which these have a place, whose names are known.
@@ -196,6 +202,11 @@ impl<R: Rule> GpuOptimizer<R> {
                 None => {}
             }
         }
+        for index in &moved {
+            for part in &plan.parts[plan.pieces[*index].parts.clone()] {
+                self.check_moves(&plan, part)?;
+            }
+        }
         let fresh = allocate_state(&self.kernels, &plan, &self.groups, &moved)?;
         for (index, buffer) in moved.iter().zip(fresh) {
             state[*index] = buffer;
@@ -232,6 +243,20 @@ impl<R: Rule> GpuOptimizer<R> {
                     actual: tensor.shape.clone(),
                 });
             }
+            let storage = self.tensors.as_slice()[index].storage;
+            for (role, expected, actual) in [
+                ("params", storage.params, tensor.params_type),
+                ("grads", storage.grads, tensor.grads_type),
+            ] {
+                if expected != actual {
+                    return Err(RebindError::Stored {
+                        tensor: name(),
+                        role,
+                        expected: expected.name(),
+                        actual: actual.name(),
+                    });
+                }
+            }
             if std::mem::replace(&mut seen[index], true) {
                 return Err(BuildError::from(DuplicateName { tensor: name() }).into());
             }
@@ -251,6 +276,43 @@ impl<R: Rule> GpuOptimizer<R> {
         self.state[before.piece].as_ref().filter(|_| same)
     }
 
+    /// The copies that bring the state of a part of another plan into its buffer: from which piece and byte, to which
+    /// byte, how many.
+    fn moves_to<'o>(
+        &'o self,
+        plan: &'o Plan,
+        to: &'o Part,
+    ) -> impl Iterator<Item = (usize, u64, u64, u64)> + 'o {
+        let tensor = &self.tensors.as_slice()[to.tensor];
+        let sections = tensor.slots as u32 + u32::from(tensor.has_masters());
+        let parts = self.plan.parts_of(to.tensor).iter();
+        let pairs = parts.flat_map(move |from| (0..sections).map(move |slot| (from, slot)));
+        pairs.filter_map(move |(from, slot)| {
+            let start = from.elems.start.max(to.elems.start);
+            let end = from.elems.end.min(to.elems.end);
+            let elem_bytes = plan.pieces[to.piece].state?.elem_bytes(slot);
+            let place = |plan: &Plan, part: &Part| {
+                let offset = plan.state_offset_bytes(part, slot)?;
+                Some(offset + (start - part.elems.start) * elem_bytes)
+            };
+            let (from_bytes, to_bytes) = place(&self.plan, from).zip(place(plan, to))?;
+            // What shares the last word is nobody's.
+            let size = (end.checked_sub(start)? * elem_bytes).next_multiple_of(4);
+            (size > 0).then_some((from.piece, from_bytes, to_bytes, size))
+        })
+    }
+
+    /// Checks that the state of a part can move: copies are by the word.
+    fn check_moves(&self, plan: &Plan, to: &Part) -> Result<(), RebindError> {
+        let mut moves = self.moves_to(plan, to);
+        if moves.any(|(_, from, to, _)| !from.is_multiple_of(4) || !to.is_multiple_of(4)) {
+            return Err(RebindError::HalfWord {
+                tensor: self.tensors.as_slice()[to.tensor].name.clone(),
+            });
+        }
+        Ok(())
+    }
+
     /// Records the copies that bring the state of a part of another plan into its buffer.
     fn move_state(
         &self,
@@ -259,21 +321,9 @@ impl<R: Rule> GpuOptimizer<R> {
         to: &Part,
         buffer: Option<&wgpu::Buffer>,
     ) {
-        let slots = self.tensors.as_slice()[to.tensor].slots as u32;
-        for from in self.plan.parts_of(to.tensor) {
-            let start = from.elems.start.max(to.elems.start);
-            let end = from.elems.end.min(to.elems.end);
-            for slot in (0..slots).filter(|_| start < end) {
-                let place = |plan: &Plan, part: &Part| {
-                    let offset = plan.state_offset_bytes(part, slot)?;
-                    Some(offset + (start - part.elems.start) * ELEM_BYTES)
-                };
-                let from_to = place(&self.plan, from).zip(place(plan, to));
-                let buffers = self.state[from.piece].as_ref().zip(buffer);
-                if let (Some((from, to)), Some((source, target))) = (from_to, buffers) {
-                    let size = (end - start) * ELEM_BYTES;
-                    encoder.copy_buffer_to_buffer(source, from, target, to, size);
-                }
+        for (piece, from, to, size) in self.moves_to(plan, to) {
+            if let Some((source, target)) = self.state[piece].as_ref().zip(buffer) {
+                encoder.copy_buffer_to_buffer(source, from, target, to, size);
             }
         }
     }
@@ -346,10 +396,14 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
     /// its place within an encoder of its own. Nothing where the rule keeps no such slot, or there is no such tensor.
+    /// [`MASTER_PARAMS`] are a slot where they are `f32`.
     pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
         let slot = self.tensors.get(tensor).and_then(|tensor| {
             let slots = self.groups.config(tensor.group).slots();
-            slots.kept().position(|kept| kept.name == slot)
+            let masters = tensor.storage.masters == Masters::F32;
+            let mut kept = slots.kept();
+            let position = kept.position(|kept| kept.name == slot);
+            position.or((masters && slot == MASTER_PARAMS).then_some(tensor.slots))
         });
         let parts = self
             .tensors
@@ -361,6 +415,10 @@ impl<R: Rule> GpuOptimizer<R> {
                 elems: part.elems.clone(),
                 buffer: self.state[part.piece].as_ref()?,
                 offset_bytes: self.plan.state_offset_bytes(part, slot? as u32)?,
+                storage: match self.plan.pieces[part.piece].state?.slots {
+                    slots if slots == slot? as u32 => StorageType::F32,
+                    _ => self.plan.pieces[part.piece].storage.state,
+                },
             })
         })
     }
@@ -413,18 +471,15 @@ impl<R: Rule> GpuOptimizer<R> {
     /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.
     pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
         self.refresh_dispatches();
-        let scalars = |(dispatch, class): &(Dispatch, Class)| {
-            let config = self.groups.config(class.group);
-            Uniforms::new(&config.scalars(class.phase), dispatch)
-        };
         if let Some(ring) = &mut self.ring {
             if self.kernels.has_seen_loss() {
                 return Err(StepError::Scalars {
                     message: LOST.to_owned(),
                 });
             }
-            for (slot, dispatch) in self.dispatches.iter().enumerate() {
-                ring.set(slot, &scalars(dispatch));
+            let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
+            for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
+                ring.set(slot, &uniforms(groups, tensors, plan, dispatch, class));
             }
             ring.record(self.kernels.device(), encoder)?;
         }
@@ -450,7 +505,7 @@ impl<R: Rule> GpuOptimizer<R> {
         for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
                 Target::Piece(piece) => {
-                    let pipelines = self.bound.pipelines_of(&self.plan.pieces[piece]);
+                    let pipelines = self.bound.pipelines_of(piece);
                     let pipeline = &pipelines.by_access[dispatch.access as usize];
                     (pipeline, &self.bound.pieces[&piece])
                 }
@@ -467,8 +522,8 @@ impl<R: Rule> GpuOptimizer<R> {
             match &self.ring {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => {
-                    let config = self.groups.config(class.group);
-                    let uniforms = Uniforms::new(&config.scalars(class.phase), dispatch);
+                    let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
+                    let uniforms = uniforms(groups, tensors, plan, dispatch, class);
                     pass.set_immediates(0, uniforms.as_bytes());
                 }
             }
@@ -481,6 +536,8 @@ impl<R: Rule> GpuOptimizer<R> {
             // Where a phase lasts, tensors meet that were in different ones.
             self.stale |= next != class.phase && config.phase(next.saturating_add(1)) == next;
             class.phase = next;
+            // Those meet that had masters already.
+            self.stale |= std::mem::take(&mut class.is_fresh);
         }
         self.prepared = false;
         self.tensors.count_step();
@@ -494,19 +551,20 @@ impl<R: Rule> GpuOptimizer<R> {
         }
         let tensors = self.tensors.as_slice();
         let groups = &self.groups;
-        self.dispatches = self.plan.dispatches(|tensor| {
-            let tensor = &tensors[tensor];
+        self.dispatches = self.plan.dispatches(|index| {
+            let tensor = &tensors[index];
             (!tensor.is_left_out()).then(|| Class {
                 group: tensor.group,
                 phase: groups.config(tensor.group).phase(tensor.applied_steps),
+                is_fresh: tensor.storage.masters == Masters::F32 && tensor.fresh_masters,
+                tensor: tensor.storage.is_stochastic.then_some(index),
             })
         });
         // So that each pipeline is set once; batches come by group already.
         self.dispatches
             .sort_by_key(|(dispatch, class)| match dispatch.target {
                 Target::Piece(piece) => {
-                    let in_one_buffer = self.plan.pieces[piece].in_one_buffer();
-                    Some((dispatch.access, class.group, in_one_buffer))
+                    Some((dispatch.access, class.group, self.bound.kind_of(piece)))
                 }
                 Target::Batch { .. } => None,
             });
@@ -524,63 +582,145 @@ impl<R: Rule> GpuOptimizer<R> {
         for buffer in &self.state {
             states.push(match buffer {
                 Some(buffer) => {
-                    let numel = buffer.size() / ELEM_BYTES;
-                    readback::download(device, queue, buffer, 0, numel).await?
+                    let words = buffer.size() / ELEM_BYTES;
+                    readback::read(device, queue, buffer, 0, words, <[u8]>::to_vec).await?
                 }
                 None => Vec::new(),
             });
         }
         let slot_of = |tensor: usize, slot: usize| {
+            let values_of = |part: &Part| {
+                let sections = self.plan.pieces[part.piece].state?;
+                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)? as usize;
+                let numel = part.numel() as usize;
+                let elem_bytes = sections.elem_bytes(slot as u32) as usize;
+                let size = numel * elem_bytes;
+                let bytes = &states[part.piece][offset_bytes..offset_bytes + size];
+                let is_rests = slot == sections.slots as usize && elem_bytes == 2;
+                Some(if is_rests {
+                    rest::decode(bytes)
+                } else if elem_bytes == 2 {
+                    sections.storage.state.decode(bytes)
+                } else {
+                    StorageType::F32.decode(bytes)
+                })
+            };
             let parts = self.plan.parts_of(tensor).iter();
-            let values = parts.filter_map(|part| {
-                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)?;
-                let start = (offset_bytes / ELEM_BYTES) as usize;
-                Some(&states[part.piece][start..start + part.numel() as usize])
-            });
-            values.flatten().copied().collect()
+            parts.filter_map(values_of).flatten().collect()
         };
         Ok(self.tensors.state(&self.groups, slot_of))
     }
 
-    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh. Takes effect
-    /// before the commands of the next submission.
+    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
+    /// parameters at the next step. Takes effect before the commands of the next submission.
+    ///
+    /// Masters have to go with the parameters: of those that are `f32` the next step makes the parameters, and rests are
+    /// what the parameters leave. Where rests are kept, a state that has [`MASTER_PARAMS`] will do, too.
     ///
     /// # Errors
     /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
     /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
     pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
         let matched = self.tensors.match_state(state, &self.groups)?;
-        for (tensor, entry) in matched.iter().enumerate() {
-            let group = self.tensors.as_slice()[tensor].group;
-            let slots = self.groups.config(group).slots();
-            let kept = slots.kept();
-            for (index, slot) in kept.enumerate() {
-                let saved = entry.slot(slot.name);
-                for part in self.plan.parts_of(tensor) {
-                    let buffer = self.state[part.piece].as_ref();
-                    let place = buffer.zip(self.plan.state_offset_bytes(part, index as u32));
-                    let Some((buffer, offset)) = place else {
-                        continue;
-                    };
-                    let elems = part.elems.start as usize..part.elems.end as usize;
-                    let fresh;
-                    let values = match saved {
-                        Some(saved) => &saved[elems],
-                        None => {
-                            fresh = vec![slot.start; elems.len()];
-                            &fresh
-                        }
-                    };
-                    let (device, queue) = (self.kernels.device(), self.kernels.queue());
-                    readback::upload(device, queue, buffer, offset, values)?;
-                }
-            }
+        for index in 0..self.plan.pieces.len() {
+            self.load_piece(index, &matched)?;
         }
         self.tensors.restore_counts(state.steps, &matched);
         self.stale = true;
         self.prepared = false;
         Ok(())
     }
+
+    /// Uploads the state of a piece.
+    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), StateError> {
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let piece = &self.plan.pieces[index];
+        let Some((buffer, sections)) = self.state[index].as_ref().zip(piece.state) else {
+            return Ok(());
+        };
+        // Neighbours share words of 16-bit values, so those go up in one.
+        let mut whole = vec![
+            0_u8;
+            if piece.storage.is_f32() {
+                0
+            } else {
+                buffer.size() as usize
+            }
+        ];
+        for part in &self.plan.parts[piece.parts.clone()] {
+            let entry = matched[part.tensor];
+            let elems = part.elems.start as usize..part.elems.end as usize;
+            let slots = self.groups.config(piece.group).slots();
+            let kept = slots.kept().map(|slot| (slot.name, slot.start));
+            let masters = (piece.storage.masters.slot(), 0.0);
+            let sections = kept.chain([masters]).take(sections.len() as usize);
+            for (slot, (name, start)) in (0..).zip(sections) {
+                let Some(offset) = self.plan.state_offset_bytes(part, slot) else {
+                    continue;
+                };
+                let fresh;
+                let values = match entry.slot(name) {
+                    Some(saved) => &saved[elems.clone()],
+                    None => {
+                        fresh = vec![start; elems.len()];
+                        &fresh
+                    }
+                };
+                if piece.storage.is_f32() {
+                    readback::upload(device, queue, buffer, offset, values)?;
+                    continue;
+                }
+                let masters = entry.slot(MASTER_PARAMS).map(|saved| &saved[elems.clone()]);
+                let bytes = match name {
+                    PARAMS_REST => match masters {
+                        Some(masters) => rest::encode(rest::of_masters(masters)),
+                        None => rest::encode(rest::of_values(values)),
+                    },
+                    MASTER_PARAMS => StorageType::F32.encode(values.iter().copied()),
+                    _ => piece.storage.state.encode(values.iter().copied()),
+                };
+                whole[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        if !whole.is_empty() {
+            readback::upload_bytes(device, queue, buffer, 0, &whole)?;
+        }
+        Ok(())
+    }
+}
+
+/// The scalars of a dispatch over tensors of a class.
+fn uniforms<R: Rule>(
+    groups: &Groups<R>,
+    tensors: &Tensors,
+    plan: &Plan,
+    dispatch: &Dispatch,
+    class: &Class,
+) -> Uniforms {
+    let piece = match dispatch.target {
+        Target::Piece(piece) => piece,
+        Target::Batch { batch, .. } => plan.batches[batch].pieces[0],
+    };
+    let piece = &plan.pieces[piece];
+    let wide = (!piece.storage.is_f32()).then(|| {
+        let tensor = class.tensor.map(|index| &tensors.as_slice()[index]);
+        let parts = plan.parts[piece.parts.clone()].iter();
+        let index = parts
+            .filter(|part| class.tensor == Some(part.tensor))
+            .map(|part| {
+                let before = part.start + piece.params.first_elem;
+                (part.elems.start as u32).wrapping_sub(before)
+            });
+        WideScalars {
+            is_fresh: class.is_fresh,
+            index: { index }.next().unwrap_or(0),
+            key: tensor.map_or_else(Key::default, |tensor| {
+                tensor.key(groups.rounding(class.group))
+            }),
+        }
+    });
+    let config = groups.config(class.group);
+    Uniforms::new(&config.scalars(class.phase), dispatch, wide)
 }
 
 impl<R: Rule> fmt::Debug for GpuOptimizer<R> {

@@ -51,6 +51,20 @@ pub fn upload(
     .map_err(|error| refused(device, &error))
 }
 
+/// [`upload`] of whole words, whatever they hold.
+pub(crate) fn upload_bytes(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset_bytes: u64,
+    bytes: &[u8],
+) -> Result<(), TransferError> {
+    let words = (bytes.len() as u64).div_ceil(ELEM_BYTES);
+    check(buffer, offset_bytes, words, wgpu::BufferUsages::COPY_DST)?;
+    checked(device, || queue.write_buffer(buffer, offset_bytes, bytes))
+        .map_err(|error| refused(device, &error))
+}
+
 /// A buffer and some of its bytes.
 pub(crate) type Region<'b> = (&'b wgpu::Buffer, Range<u64>);
 

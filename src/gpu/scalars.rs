@@ -7,6 +7,7 @@ use super::error::StepError;
 use super::error_scope::checked;
 use crate::plan::{Dispatch, Target};
 use crate::rules::{MAX_SCALARS, Scalars};
+use crate::storage::Key;
 
 /// The road that the scalars of a step take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,23 +51,40 @@ pub(crate) const FRAME_SCALARS: [&str; 8] = [
     "section",
 ];
 
+/// What it needs besides where something is stored in 16 bits.
+pub(crate) const WIDE_SCALARS: [&str; 6] = ["begin", "end", "fresh", "index", "key_x", "key_y"];
+
+/// Most words of `k`.
+const MAX_WORDS: usize = MAX_SCALARS + FRAME_SCALARS.len() + WIDE_SCALARS.len();
+
+/// What a dispatch over values of 16 bits says of its tensors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WideScalars {
+    /// Whether their masters start as their parameters.
+    pub(crate) is_fresh: bool,
+    /// The tensor's element at the start of the window, modulo 2^32.
+    pub(crate) index: u32,
+    pub(crate) key: Key,
+}
+
 /// Twin of the WGSL struct of the same name: a rule's scalars, and behind them those of the frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Uniforms {
-    words: [u32; MAX_SCALARS + FRAME_SCALARS.len()],
+    words: [u32; MAX_WORDS],
     len: usize,
 }
 
 impl Uniforms {
     /// With as many scalars as any rule may have.
-    pub(crate) const MAX_BYTES: u32 = Self::bytes(MAX_SCALARS);
+    pub(crate) const MAX_BYTES: u32 = Self::bytes(MAX_SCALARS, true);
 
-    /// With so many scalars of a rule.
-    pub(crate) const fn bytes(scalars: usize) -> u32 {
-        ((scalars + FRAME_SCALARS.len()) * size_of::<u32>()) as u32
+    /// With so many scalars of a rule, over values of 16 bits or not.
+    pub(crate) const fn bytes(scalars: usize, is_wide: bool) -> u32 {
+        let wide = if is_wide { WIDE_SCALARS.len() } else { 0 };
+        ((scalars + FRAME_SCALARS.len() + wide) * size_of::<u32>()) as u32
     }
 
-    pub(crate) fn new(scalars: &Scalars, dispatch: &Dispatch) -> Self {
+    pub(crate) fn new(scalars: &Scalars, dispatch: &Dispatch, wide: Option<WideScalars>) -> Self {
         let mask = match dispatch.target {
             Target::Piece(_) => 0,
             Target::Batch { mask, .. } => mask,
@@ -81,12 +99,23 @@ impl Uniforms {
             mask,
             dispatch.section,
         ];
-        let rule = scalars.as_slice();
-        let len = rule.len() + frame.len();
-        let mut words = [0; MAX_SCALARS + FRAME_SCALARS.len()];
-        words[..rule.len()].copy_from_slice(bytemuck::cast_slice(rule));
-        words[rule.len()..len].copy_from_slice(&frame);
-        Self { words, len }
+        let mut uniforms = Self {
+            words: [0; MAX_WORDS],
+            len: 0,
+        };
+        uniforms.push(bytemuck::cast_slice(scalars.as_slice()));
+        uniforms.push(&frame);
+        if let Some(wide) = wide {
+            let ([begin, end], Key([x, y])) = (dispatch.elems, wide.key);
+            uniforms.push(&[begin, end, wide.is_fresh.into(), wide.index, x, y]);
+        }
+        uniforms
+    }
+
+    fn push(&mut self, words: &[u32]) {
+        let end = self.len + words.len();
+        self.words[self.len..end].copy_from_slice(words);
+        self.len = end;
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {

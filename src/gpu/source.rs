@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 
 use super::error::KernelError;
-use super::scalars::{FRAME_SCALARS, ScalarPath};
+use super::scalars::{FRAME_SCALARS, ScalarPath, WIDE_SCALARS};
+use super::wide::{self, Arrays};
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
+use crate::storage::Storage;
 
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
 /// inspect the WGSL themselves.
@@ -14,6 +16,7 @@ pub struct KernelVariant {
     rule: RuleSource,
     access: Access,
     tensors: usize,
+    storage: Storage,
     in_one_buffer: bool,
 }
 
@@ -46,13 +49,12 @@ impl RuleSource {
         kept.map(|(name, _)| *name)
     }
 
-    /// The rule and what surrounds it, for a tensor that is alone in its dispatch.
-    fn piece(&self, path: ScalarPath) -> String {
+    /// The rule, and the declarations of its scalars and slots.
+    fn declarations(&self, path: ScalarPath, storage: &Storage) -> String {
         let scalars = match path {
             ScalarPath::Immediates => include_str!("../../shaders/frame/scalars_immediate.wgsl"),
             ScalarPath::Uniforms => include_str!("../../shaders/frame/scalars_uniform.wgsl"),
         };
-        let frame = include_str!("../../shaders/frame/piece.wgsl").replace("RULE", self.stem);
         let members = |names: &mut dyn Iterator<Item = (String, &str)>| {
             // A struct of WGSL has a member at least.
             let members = names.map(|(name, kind)| format!("    {name}: {kind},\n"));
@@ -64,7 +66,9 @@ impl RuleSource {
             }
         };
         let rules = self.scalars.iter();
-        let frames = FRAME_SCALARS.map(|name| (name.to_owned(), "u32"));
+        let wide = WIDE_SCALARS.iter().filter(|_| !storage.is_f32());
+        let frames = FRAME_SCALARS.iter().chain(wide);
+        let frames = frames.map(|name| ((*name).to_owned(), "u32"));
         let uniforms = rules
             .clone()
             .map(|name| (format!("rule_{name}"), "f32"))
@@ -91,9 +95,6 @@ impl RuleSource {
             "fn rule_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
             scalars_of_rule.join(", ")
         );
-        let vec4 = self.loads_and_stores("vec4", "state", "k.section", |value| value);
-        let element = |value| value + ".x";
-        let scalar = self.loads_and_stores("scalar", "state_scalar", "k.section", element);
         // The rule first, so that errors in it count its own lines.
         [
             &self.wgsl,
@@ -101,30 +102,66 @@ impl RuleSource {
             scalars,
             &structs.concat(),
             &scalars_of_rule,
-            &frame,
-            &vec4,
-            &scalar,
         ]
         .concat()
     }
 
+    /// The rule and what surrounds it, for a tensor that is alone in its dispatch.
+    fn piece(&self, path: ScalarPath, storage: &Storage) -> String {
+        let declarations = self.declarations(path, storage);
+        if !storage.is_f32() {
+            let frame = include_str!("../../shaders/frame/wide.wgsl").replace("RULE", self.stem);
+            let slots: Vec<_> = self.kept().collect();
+            let arrays = Arrays {
+                suffix: "",
+                section: "k.section",
+                storage: *storage,
+                slots: &slots,
+            };
+            return declarations + &frame + &wide::conversions(storage) + &arrays.with_ends();
+        }
+        let frame = include_str!("../../shaders/frame/piece.wgsl").replace("RULE", self.stem);
+        let vec4 = self.loads_and_stores("vec4", "state", "k.section", |value| value);
+        let element = |value| value + ".x";
+        let scalar = self.loads_and_stores("scalar", "state_scalar", "k.section", element);
+        declarations + &frame + &vec4 + &scalar
+    }
+
     /// The same for batches of so many tensors.
-    fn batch(&self, path: ScalarPath, access: Access, tensors: usize) -> String {
+    fn batch(&self, path: ScalarPath, access: Access, tensors: usize, storage: &Storage) -> String {
         let unit = match access {
+            _ if !storage.is_f32() => "",
             Access::Vec4 | Access::Vec4Offset => include_str!("../../shaders/frame/unit_vec4.wgsl"),
             Access::Scalar => include_str!("../../shaders/frame/unit_scalar.wgsl"),
         };
         let stem = self.stem;
-        let mut wgsl = format!("{}{unit}const BATCH = {tensors};\n", self.piece(path));
+        let piece = self.piece(path, storage);
+        let mut wgsl = format!("{piece}{unit}const BATCH = {tensors};\n");
         let mut calls = String::new();
+        let slots: Vec<_> = self.kept().collect();
         for tensor in 0..tensors {
-            wgsl += &include_str!("../../shaders/frame/batch.wgsl")
+            let frame = if storage.is_f32() {
+                include_str!("../../shaders/frame/batch.wgsl")
+            } else {
+                include_str!("../../shaders/frame/wide_batch.wgsl")
+            };
+            wgsl += &frame
                 .replace("RULE", stem)
                 .replace("TENSOR", &tensor.to_string());
-            let section = format!("section_of(arrayLength(&params_{tensor}))");
-            let stored = |value| format!("stored({value})");
-            let (name, state) = (tensor.to_string(), format!("state_{tensor}"));
-            wgsl += &self.loads_and_stores(&name, &state, &section, stored);
+            if storage.is_f32() {
+                let section = format!("section_of(arrayLength(&params_{tensor}))");
+                let stored = |value| format!("stored({value})");
+                let (name, state) = (tensor.to_string(), format!("state_{tensor}"));
+                wgsl += &self.loads_and_stores(&name, &state, &section, stored);
+            } else {
+                let arrays = Arrays {
+                    suffix: &format!("_{tensor}"),
+                    section: &format!("units_{tensor}()"),
+                    storage: *storage,
+                    slots: &slots,
+                };
+                wgsl += &arrays.of_batch();
+            }
             calls += &format!("    {stem}_{tensor}(invocation.x);\n");
         }
         wgsl + &format!(
@@ -179,8 +216,16 @@ impl KernelVariant {
             rule: RuleSource::of(rule),
             access,
             tensors,
+            storage: Storage::F32,
             in_one_buffer: false,
         }
+    }
+
+    /// The same over values that are stored like this.
+    #[must_use]
+    pub fn stored(mut self, storage: Storage) -> Self {
+        self.storage = storage;
+        self
     }
 
     /// The same for parameters and gradients in one buffer, which is then bound for writing throughout.
@@ -195,7 +240,11 @@ impl KernelVariant {
     }
 
     pub(super) fn has_state(&self) -> bool {
-        self.rule.kept().next().is_some()
+        self.rule.kept().next().is_some() || self.storage.masters_bytes().is_some()
+    }
+
+    pub(super) const fn is_wide(&self) -> bool {
+        !self.storage.is_f32()
     }
 
     pub(super) const fn tensors(&self) -> usize {
@@ -211,8 +260,11 @@ impl KernelVariant {
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
         let source = match self.tensors {
-            0..=1 => self.rule.piece(path),
-            tensors => self.rule.batch(path, self.access, tensors),
+            0..=1 => self.rule.piece(path, &self.storage),
+            tensors => {
+                let (access, storage) = (self.access, &self.storage);
+                self.rule.batch(path, access, tensors, storage)
+            }
         };
         match self.in_one_buffer {
             true => source.replace("var<storage, read> grads", "var<storage, read_write> grads"),
@@ -263,6 +315,7 @@ mod tests {
     use crate::rules::{
         AdamConfig, AmsGrad, AnyRule, MomentumForm, RmsPropConfig, SgdConfig, Terms,
     };
+    use crate::storage::{Masters, Precision, Rounding, StorageType};
 
     fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
         let module = naga::front::wgsl::parse_str(wgsl)
@@ -436,7 +489,7 @@ mod tests {
                 let batched = batched.map(|access| (access, MAX_BATCH_PIECES as usize));
                 for (access, tensors) in alone.into_iter().chain(batched) {
                     let variant = KernelVariant::new(&config, access, tensors);
-                    let elems = u64::from(access.unit_elems()) * tensors as u64;
+                    let elems = u64::from(access.unit_elems(&Storage::F32)) * tensors as u64;
                     assert_eq!(
                         bytes_moved(&variant, path),
                         config.bytes_per_elem() * elems,
@@ -445,6 +498,89 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every way to store a tensor whose rule keeps so many slots, but for that all of f32.
+    fn storages(slots: usize) -> BTreeSet<Storage> {
+        let mut storages = BTreeSet::new();
+        let types = StorageType::ALL;
+        let pairs = types.into_iter().flat_map(|p| types.map(|g| (p, g)));
+        for (params, grads) in pairs {
+            for (state, masters) in types
+                .into_iter()
+                .flat_map(|s| [Masters::None, Masters::F32, Masters::Rest].map(|m| (s, m)))
+            {
+                for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 0 }] {
+                    let precision = Precision {
+                        state,
+                        masters,
+                        rounding,
+                    };
+                    storages.insert(Storage::new(params, grads, slots, &precision));
+                }
+            }
+        }
+        storages.retain(|storage| !storage.is_f32());
+        storages
+    }
+
+    /// One configuration of each rule.
+    fn kinds() -> Vec<AnyRule> {
+        let mut kinds: Vec<AnyRule> = Vec::new();
+        for config in configs() {
+            if kinds.iter().all(|other| other.stem() != config.stem()) {
+                kinds.push(config);
+            }
+        }
+        kinds
+    }
+
+    #[test]
+    fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
+        for config in kinds() {
+            let slots = config.slots().kept().count();
+            for storage in storages(slots) {
+                let all = [
+                    (Access::Vec4, 1),
+                    (Access::Vec4Offset, 1),
+                    (Access::Scalar, 1),
+                    (Access::Vec4, 3),
+                ];
+                // Rules differ in what is around four elements, and the frame knows of that their slots alone.
+                let all = if slots == 2 { &all[..] } else { &all[..1] };
+                for (access, tensors) in all.iter().copied() {
+                    let variant = KernelVariant::new(&config, access, tensors).stored(storage);
+                    let path = PATHS[tensors % 2];
+                    let bytes = bytes_moved(&variant, path);
+                    // The ends read words that they write half of.
+                    if access != Access::Scalar {
+                        let elems = u64::from(storage.unit_elems()) * tensors as u64;
+                        let expected = storage.bytes_per_elem(slots as u64) * elems;
+                        assert_eq!(bytes, expected, "{variant:?}");
+                    }
+                    let shared = variant.in_one_buffer(true);
+                    parse(path, &shared.source(path));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_uniforms_of_sixteen_bits_lie_in_rust_as_in_wgsl() {
+        let config = &configs()[0];
+        let storage = storages(1).pop_first().unwrap();
+        let variant = KernelVariant::new(config, Access::Vec4, 1).stored(storage);
+        let (module, _) = parse(PATHS[0], &variant.source(PATHS[0]));
+        let mut types = module.types.iter();
+        let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("Uniforms"));
+        let naga::TypeInner::Struct { members, span } = &uniforms.unwrap().1.inner else {
+            unreachable!("Uniforms is a struct")
+        };
+        assert_eq!(*span, Uniforms::bytes(variant.scalars(), true));
+        let names = members.iter().skip(variant.scalars());
+        let names = names.map(|member| member.name.clone().unwrap());
+        let frame = FRAME_SCALARS.iter().chain(&WIDE_SCALARS);
+        assert!(names.eq(frame.map(|name| (*name).to_owned())));
     }
 
     #[test]
@@ -499,7 +635,7 @@ mod tests {
                 .iter()
                 .map(|member| (member.name.clone().unwrap(), member.offset));
             assert!(theirs.eq(names.into_iter().zip(offsets)));
-            assert_eq!(*span, Uniforms::bytes(variant.scalars()));
+            assert_eq!(*span, Uniforms::bytes(variant.scalars(), false));
             assert_eq!(config.scalars(0).as_slice().len(), variant.scalars());
         }
     }

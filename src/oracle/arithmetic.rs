@@ -29,6 +29,38 @@ impl Bounded {
         Self { exact, low, high }
     }
 
+    /// What becomes of it by a function of `f32` that never falls, as a rounding is.
+    #[must_use]
+    pub(super) fn through(self, rising: impl Fn(f32) -> f32) -> Self {
+        self.between(&rising, &rising)
+            .with_exact(rising(self.exact as f32))
+    }
+
+    /// What becomes of it where it goes down by one function at most and up by another.
+    pub(super) fn between(self, down: impl Fn(f32) -> f32, up: impl Fn(f32) -> f32) -> Self {
+        // The twin is an f32 in the range, whose ends are none.
+        let below = |value: f64| match value as f32 {
+            near if f64::from(near) > value => near.next_down(),
+            near => near,
+        };
+        let above = |value: f64| match value as f32 {
+            near if f64::from(near) < value => near.next_up(),
+            near => near,
+        };
+        Self {
+            low: down(below(self.low)).into(),
+            high: up(above(self.high)).into(),
+            ..self
+        }
+    }
+
+    fn with_exact(self, exact: f32) -> Self {
+        Self {
+            exact: exact.into(),
+            ..self
+        }
+    }
+
     /// How far a twin of this value may be off on its side.
     pub(super) fn bound(self, twin: f64) -> f64 {
         if twin < self.exact {

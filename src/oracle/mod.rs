@@ -34,6 +34,7 @@ pub use arithmetic::{Arithmetic, Bounded};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{AnyRule, MAX_SLOTS, Rule, Slots, every_rule};
 use crate::state::TensorState;
+use crate::storage::{MASTER_PARAMS, Masters, Storage, StorageType, rest};
 
 /// How the arithmetic under test rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,6 +96,33 @@ struct Element {
 }
 
 impl Element {
+    /// Rounds what is stored in 16 bits. Masters are not.
+    fn store(&mut self, storage: &Storage) {
+        let stored = |value: Bounded, of: StorageType| match of {
+            StorageType::F32 => value,
+            of if storage.is_stochastic => {
+                value.between(|low| of.next(low, false), |high| of.next(high, true))
+            }
+            of => value.through(|value| of.rounded(value)),
+        };
+        if storage.masters == Masters::None {
+            self.theta = stored(self.theta, storage.params);
+        }
+        self.slots = self.slots.map(|slot| stored(slot, storage.state));
+    }
+
+    /// The parameter, where the element is its master.
+    fn params(&self, storage: &Storage) -> Bounded {
+        match storage.masters {
+            Masters::None => self.theta,
+            Masters::F32 => self.theta.through(|value| storage.params.rounded(value)),
+            Masters::Rest => self.theta.through(|value| {
+                let (half, _) = rest::split(value.to_bits());
+                half::bf16::from_bits(half).into()
+            }),
+        }
+    }
+
     fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Rounding, grad: f32) {
         let mut theta = self.theta.exact;
         let mut slots = self.slots.map(|slot| slot.exact);
@@ -136,6 +164,7 @@ pub struct Oracle<R = SgdConfig> {
     applied_steps: u64,
     /// Of the last step; their order is that of the slots' values.
     slots: Option<Slots>,
+    storage: Storage,
     rule: PhantomData<R>,
 }
 
@@ -152,8 +181,18 @@ impl<R: Textbook> Oracle<R> {
             rounding,
             applied_steps: 0,
             slots: None,
+            storage: Storage::F32,
             rule: PhantomData,
         }
+    }
+
+    /// The same for values that are stored like this: each is rounded when it is stored, in the exact trajectory as in its
+    /// twin's range. Rounding to the nearest never falls where its argument rises, so a range goes to the range between
+    /// its rounded ends; random bits reach the next value on either side. The parameters are those of 16 bits as `f32`.
+    #[must_use]
+    pub fn stored(mut self, storage: Storage) -> Self {
+        self.storage = storage;
+        self
     }
 
     /// Starts from these parameters and the state that a rule of this configuration left of them.
@@ -176,7 +215,7 @@ impl<R: Textbook> Oracle<R> {
         let slots = config.slots();
         for element in &mut self.elements {
             for (value, slot) in element.slots.iter_mut().zip(&*slots) {
-                *value = Bounded::exactly(slot.start);
+                *value = Bounded::exactly(self.storage.state.rounded(slot.start));
             }
         }
         self.slots = Some(slots);
@@ -190,6 +229,7 @@ impl<R: Textbook> Oracle<R> {
         self.applied_steps += 1;
         for (element, grad) in self.elements.iter_mut().zip(grads) {
             element.step(config, self.applied_steps, self.rounding, *grad);
+            element.store(&self.storage);
         }
     }
 
@@ -217,8 +257,17 @@ impl<R: Textbook> Oracle<R> {
     /// # Errors
     /// [`Disagreement`] naming the element that exceeds its bound the most.
     pub fn check_params(&self, actual: &[f32]) -> Result<Agreement, Disagreement> {
-        let expected = self.elements.iter().map(|element| element.theta);
-        check("params", expected, actual)
+        let params = |element: &Element| element.params(&self.storage);
+        check("params", self.elements.iter().map(params), actual)
+    }
+
+    /// Compares every master, as a state of [`Masters::F32`] has them.
+    ///
+    /// # Errors
+    /// [`Disagreement`] naming the element that exceeds its bound the most.
+    pub fn check_masters(&self, actual: &[f32]) -> Result<Agreement, Disagreement> {
+        let masters = self.elements.iter().map(|element| element.theta);
+        check(MASTER_PARAMS, masters, actual)
     }
 
     /// Compares every value of a slot.

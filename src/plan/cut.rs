@@ -1,11 +1,10 @@
 //! How runs of tensors become pieces, and small pieces batches.
 
 use super::{
-    BATCH_WORKGROUP_SIZE, Batch, DeviceLimits, ELEM_BYTES, MAX_BATCH_PIECES, Part, Piece, Plan,
-    PlanError, Sections, TensorLayout, VEC4_ELEMS, WORKGROUP_SIZE, Window,
+    BATCH_WORKGROUP_SIZE, Batch, DeviceLimits, MAX_BATCH_PIECES, Part, Piece, Plan, PlanError,
+    Sections, TensorLayout, VEC4_BYTES, WORKGROUP_SIZE, Window,
 };
-
-const VEC4_BYTES: u64 = VEC4_ELEMS * ELEM_BYTES;
+use crate::storage::StorageType;
 
 /// Most elements of a piece that joins a batch. On software adapters, where a dispatch costs as much as ten thousand
 /// elements, batches win up to here; on any, larger pieces fill a GPU by themselves.
@@ -22,8 +21,12 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// For pieces of at most so many slots.
-    pub(super) fn new(limits: &DeviceLimits, slots: u32) -> Result<Self, PlanError> {
+    /// For pieces of at most so many sections, whose elements take so many bytes at least.
+    pub(super) fn new(
+        limits: &DeviceLimits,
+        sections: u32,
+        shortest_bytes: u64,
+    ) -> Result<Self, PlanError> {
         let room = Self {
             max_piece_bytes: limits
                 .max_binding_bytes
@@ -34,8 +37,9 @@ impl Room {
                 .saturating_pow(2)
                 .saturating_mul(WORKGROUP_SIZE.into()),
         };
-        // One aligned step beyond the slack in front of it, in every section.
-        let required = 2 * room.alignment_bytes * u64::from(slots.max(1));
+        // One aligned step of what is shortest beyond the slack in front of it, in every section of what is longest.
+        let step_elems = room.alignment_bytes / shortest_bytes;
+        let required = 2 * step_elems * StorageType::F32.bytes() * u64::from(sections.max(1));
         if room.max_piece_bytes < required {
             return Err(PlanError::LimitTooLow {
                 limit: "max_storage_buffer_binding_size",
@@ -43,7 +47,7 @@ impl Room {
                 actual: room.max_piece_bytes,
             });
         }
-        if room.max_grid_units < room.alignment_bytes / ELEM_BYTES {
+        if room.max_grid_units < step_elems {
             return Err(PlanError::LimitTooLow {
                 limit: "max_compute_workgroups_per_dimension",
                 required: 1,
@@ -54,20 +58,26 @@ impl Room {
     }
 
     /// How many of `numel` elements fit into one piece that starts at these offsets.
-    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64, slots: u32) -> u64 {
-        let slacks = [params_bytes, grads_bytes].map(|bytes| bytes % self.alignment_bytes);
-        // Every section starts with the slack of the parameters, on 16 bytes.
-        let max_section_bytes =
-            self.max_piece_bytes / u64::from(slots.max(1)) / VEC4_BYTES * VEC4_BYTES;
-        let max_section_bytes = if slots > 1 {
-            max_section_bytes
-        } else {
-            self.max_piece_bytes
+    fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64, like: &TensorLayout) -> u64 {
+        let storage = &like.storage;
+        let unit_elems = u64::from(storage.unit_elems());
+        let slacks = [
+            params_bytes % self.alignment_bytes / storage.params.bytes(),
+            grads_bytes % self.alignment_bytes / storage.grads.bytes(),
+        ];
+        let in_binding = |elem_bytes| self.max_piece_bytes / elem_bytes;
+        // Every section starts with the slack of the parameters, and ends with a unit but for the last.
+        let sections_bytes = Sections::bytes_per_elem(like.slots, storage);
+        let max_section_elems = match like.sections() {
+            0 => u64::MAX,
+            1 => in_binding(sections_bytes),
+            _ => in_binding(sections_bytes) / unit_elems * unit_elems,
         };
-        let max_binding_elems =
-            (self.max_piece_bytes - slacks[1]).min(max_section_bytes - slacks[0]) / ELEM_BYTES;
-        let max_dispatch_elems = if slacks[0] % VEC4_BYTES == slacks[1] % VEC4_BYTES {
-            self.max_grid_units.saturating_mul(VEC4_ELEMS)
+        let max_binding_elems = (in_binding(storage.params.bytes()).min(max_section_elems)
+            - slacks[0])
+            .min(in_binding(storage.grads.bytes()) - slacks[1]);
+        let max_dispatch_elems = if slacks[0] % unit_elems == slacks[1] % unit_elems {
+            self.max_grid_units.saturating_mul(unit_elems)
         } else {
             self.max_grid_units
         };
@@ -75,8 +85,9 @@ impl Room {
         if numel <= max_elems {
             numel
         } else {
-            // Whole alignment steps keep the slack the same in every piece.
-            max_elems - max_elems % (self.alignment_bytes / ELEM_BYTES)
+            // Whole alignment steps, of what is shortest, keep the slack the same in every piece.
+            let shortest = storage.params.bytes().min(storage.grads.bytes());
+            max_elems - max_elems % (self.alignment_bytes / shortest)
         }
     }
 }
@@ -98,9 +109,10 @@ impl Plan {
         // The tensor being cut, and how much of it lies in earlier pieces.
         let (mut member, mut done) = (0, 0);
         while start < run_numel && member < run.len() {
-            let params_start = first.params.offset_bytes + start * ELEM_BYTES;
-            let grads_start = first.grads.offset_bytes + start * ELEM_BYTES;
-            let numel = room.fitting(run_numel - start, params_start, grads_start, first.slots);
+            let storage = first.storage;
+            let params_start = first.params.offset_bytes + start * storage.params.bytes();
+            let grads_start = first.grads.offset_bytes + start * storage.grads.bytes();
+            let numel = room.fitting(run_numel - start, params_start, grads_start, first);
             let parts_start = self.parts.len();
             // Tensors, or what is left of the first, until the piece is full.
             let mut position = 0;
@@ -135,30 +147,34 @@ impl Plan {
             if parts_start == self.parts.len() {
                 continue;
             }
-            let window = |bytes| Window::over(bytes, numel, room.alignment_bytes);
+            let window = |bytes, of: StorageType| {
+                Window::over(bytes, numel, of.bytes(), room.alignment_bytes)
+            };
+            let params = window(params_start, storage.params);
             let piece = Piece {
                 numel: numel as u32,
                 group: first.group,
+                storage,
                 params_buffer: first.params.buffer,
-                params: window(params_start),
+                params,
                 grads_buffer: first.grads.buffer,
-                grads: window(grads_start),
-                state: (first.slots > 0).then(|| {
-                    let window = window(params_start % room.alignment_bytes);
-                    Sections::new(window, numel as u32, first.slots)
-                }),
+                grads: window(grads_start, storage.grads),
+                state: (first.sections() > 0)
+                    .then(|| Sections::new(params.first_elem, numel as u32, first.slots, storage)),
                 parts: parts_start..self.parts.len(),
                 batched: false,
                 is_absent: first.is_absent,
             };
             if !piece.is_absent && piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
-                let [params, grads] =
-                    [piece.params, piece.grads].map(|window| window.start_bytes());
-                let end = params.min(grads) + numel * ELEM_BYTES;
+                let end = if params_start < grads_start {
+                    params_start + numel * storage.params.bytes()
+                } else {
+                    grads_start + numel * storage.grads.bytes()
+                };
                 return Err(PlanError::TooClose {
                     tensor: self.parts[parts_start].tensor,
-                    params_offset_bytes: params,
-                    grads_offset_bytes: grads,
+                    params_offset_bytes: params_start,
+                    grads_offset_bytes: grads_start,
                     least_offset_bytes: end.next_multiple_of(room.alignment_bytes),
                 });
             }
@@ -174,7 +190,10 @@ impl Plan {
             .max_workgroups_per_dimension
             .saturating_mul(BATCH_WORKGROUP_SIZE);
         let joins = |piece: &Piece| {
-            let units = piece.numel / piece.batch_access().unit_elems();
+            let Some(access) = piece.batch_access() else {
+                return false;
+            };
+            let units = piece.numel / piece.unit_elems(access);
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
             !piece.is_absent
                 && first_elems == 0
@@ -182,8 +201,9 @@ impl Plan {
                 && piece.numel <= MAX_BATCHED_ELEMS
         };
         let kind = |piece: &Piece| {
-            let shares = piece.in_one_buffer();
-            (piece.group, piece.bindings(), piece.batch_access(), shares)
+            let (shares, storage) = (piece.in_one_buffer(), piece.storage);
+            let access = piece.batch_access();
+            (piece.group, piece.bindings(), access, shares, storage)
         };
         let pieces = self.pieces.iter().enumerate();
         let mut waiting: Vec<_> = pieces
@@ -211,7 +231,7 @@ impl Plan {
                 size += 1;
             }
             let (batch, rest) = waiting.split_at(size.max(1));
-            if batch.len() > 1 {
+            if let Some(access) = access.filter(|_| batch.len() > 1) {
                 for piece in batch {
                     self.pieces[*piece].batched = true;
                 }
@@ -224,17 +244,22 @@ impl Plan {
 }
 
 pub(super) fn check_layout(tensor: usize, layout: &TensorLayout) -> Result<(), PlanError> {
-    for place in [layout.params, layout.grads] {
-        if !place.offset_bytes.is_multiple_of(ELEM_BYTES) {
+    let storage = layout.storage;
+    for (place, elem_bytes) in [
+        (layout.params, storage.params.bytes()),
+        (layout.grads, storage.grads.bytes()),
+    ] {
+        if !place.offset_bytes.is_multiple_of(elem_bytes) {
             return Err(PlanError::Misaligned {
                 tensor,
                 offset_bytes: place.offset_bytes,
+                elem_bytes,
             });
         }
         let end = layout
             .numel
             .checked_add(layout.padding_elems)
-            .and_then(|numel| numel.checked_mul(ELEM_BYTES))
+            .and_then(|numel| numel.checked_mul(elem_bytes))
             .and_then(|bytes| bytes.checked_add(place.offset_bytes));
         if end.is_none() {
             return Err(PlanError::TooLarge {

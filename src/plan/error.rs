@@ -5,12 +5,14 @@
 #[non_exhaustive]
 pub enum PlanError {
     /// A byte offset that does not fall on an element.
-    #[error("tensor {tensor}: byte offset {offset_bytes} is not a multiple of 4")]
+    #[error("tensor {tensor}: byte offset {offset_bytes} is not a multiple of {elem_bytes}")]
     Misaligned {
         /// Index of the tensor.
         tensor: usize,
         /// The offset.
         offset_bytes: u64,
+        /// Bytes of an element.
+        elem_bytes: u64,
     },
     /// The tensor ends past the 64-bit address range.
     #[error("tensor {tensor}: {numel} elements end past the address range")]

@@ -9,6 +9,8 @@ use std::ops::Range;
 use cut::{Room, check_layout};
 pub use error::PlanError;
 
+use crate::storage::Storage;
+
 /// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/frame/piece.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;
 
@@ -18,8 +20,11 @@ pub const BATCH_WORKGROUP_SIZE: u32 = 128;
 /// Bytes of one `f32`.
 pub const ELEM_BYTES: u64 = 4;
 
-/// Elements that one invocation of a vec4 entry point updates.
-const VEC4_ELEMS: u64 = 4;
+/// What one load or store of a vec4 entry point moves.
+const VEC4_BYTES: u64 = 16;
+
+/// The largest unit of an entry point.
+const MAX_UNIT_ELEMS: u32 = 8;
 
 /// Most pieces in a batch: with ten, a dispatch costs each no more than its elements do.
 pub(crate) const MAX_BATCH_PIECES: u32 = 10;
@@ -102,25 +107,33 @@ pub struct TensorLayout {
     /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
     /// piece.
     pub group: usize,
-    /// Slots of state that its rule keeps, as its whole group; without any it gets none.
+    /// Slots of state that its rule keeps, as its whole group; without any, and without masters, it gets none.
     pub slots: u32,
+    /// How its values are stored.
+    pub storage: Storage,
     /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
     pub is_absent: bool,
 }
 
 impl TensorLayout {
-    /// Whether `next` starts where this one and its padding end, in both buffers, and is in the same group.
+    /// Whether `next` starts where this one and its padding end, in both buffers, is in the same group and stored alike.
     fn is_followed_by(&self, next: &Self) -> bool {
-        let extent_bytes = (self.numel + self.padding_elems) * ELEM_BYTES;
-        let follows = |place: Place, next: Place| {
-            next.buffer == place.buffer && next.offset_bytes == place.offset_bytes + extent_bytes
+        let extent_elems = self.numel + self.padding_elems;
+        let follows = |place: Place, next: Place, elem_bytes: u64| {
+            let end = place.offset_bytes + extent_elems * elem_bytes;
+            next.buffer == place.buffer && next.offset_bytes == end
         };
-        let same_group = (next.group, next.slots) == (self.group, self.slots);
+        let kind = |layout: &Self| (layout.group, layout.slots, layout.storage);
         let present = !self.is_absent && !next.is_absent;
         present
-            && same_group
-            && follows(self.params, next.params)
-            && follows(self.grads, next.grads)
+            && kind(self) == kind(next)
+            && follows(self.params, next.params, self.storage.params.bytes())
+            && follows(self.grads, next.grads, self.storage.grads.bytes())
+    }
+
+    /// Sections of its state: the slots, and behind them the masters.
+    fn sections(&self) -> u32 {
+        self.slots + u32::from(self.storage.masters_bytes().is_some())
     }
 }
 
@@ -129,7 +142,7 @@ impl TensorLayout {
 pub struct Window {
     /// Byte offset in the buffer, a multiple of the offset alignment.
     pub offset_bytes: u64,
-    /// Bytes from there to the end of the piece.
+    /// Bytes from there to the end of the piece, whole words.
     pub size_bytes: u64,
     /// Elements between the start of the window and the first element of the piece.
     pub first_elem: u32,
@@ -137,12 +150,12 @@ pub struct Window {
 
 impl Window {
     /// The window over `numel` elements from byte `start_bytes`.
-    fn over(start_bytes: u64, numel: u64, alignment_bytes: u64) -> Self {
+    fn over(start_bytes: u64, numel: u64, elem_bytes: u64, alignment_bytes: u64) -> Self {
         let slack_bytes = start_bytes % alignment_bytes;
         Self {
             offset_bytes: start_bytes - slack_bytes,
-            size_bytes: slack_bytes + numel * ELEM_BYTES,
-            first_elem: (slack_bytes / ELEM_BYTES) as u32,
+            size_bytes: words(slack_bytes + numel * elem_bytes),
+            first_elem: (slack_bytes / elem_bytes) as u32,
         }
     }
 
@@ -151,46 +164,73 @@ impl Window {
         let end = |window: &Self| window.offset_bytes + window.size_bytes;
         self.offset_bytes < end(other) && other.offset_bytes < end(self)
     }
-
-    /// Byte offset in the buffer of the first element of the piece.
-    #[must_use]
-    pub fn start_bytes(&self) -> u64 {
-        self.offset_bytes + u64::from(self.first_elem) * ELEM_BYTES
-    }
 }
 
-/// The state of a piece: a section for each slot, one after the other in one buffer.
+/// Bytes, rounded up to what may be bound.
+const fn words(bytes: u64) -> u64 {
+    bytes.next_multiple_of(4)
+}
+
+/// The state of a piece: a section for each slot, and one for the masters behind them, one after the other in one
+/// buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sections {
-    /// The first section. The elements lie in it where the parameters lie in their window.
-    pub first: Window,
-    /// How many there are, one at least.
+    /// Elements between the start of each and the first element of the piece: as many as in the parameters' window.
+    pub first_elem: u32,
+    /// Number of elements of the piece.
+    pub numel: u32,
+    /// How many are of the rule's slots.
     pub slots: u32,
-    /// Elements from the start of one to the start of the next, a multiple of four.
+    /// Elements from the start of one to the start of the next, a multiple of the kernel's unit.
     pub section_elems: u32,
+    /// What is in them.
+    pub storage: Storage,
 }
 
 impl Sections {
-    fn new(first: Window, numel: u32, slots: u32) -> Self {
+    fn new(first_elem: u32, numel: u32, slots: u32, storage: Storage) -> Self {
         Self {
-            first,
+            first_elem,
+            numel,
             slots,
-            section_elems: (first.first_elem + numel).next_multiple_of(VEC4_ELEMS as u32),
+            section_elems: (first_elem + numel).next_multiple_of(storage.unit_elems()),
+            storage,
         }
     }
 
-    /// Bytes of all sections.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        let before_last = u64::from(self.slots - 1) * u64::from(self.section_elems);
-        before_last * ELEM_BYTES + self.first.size_bytes
+    /// Bytes of one element in all sections together.
+    fn bytes_per_elem(slots: u32, storage: &Storage) -> u64 {
+        u64::from(slots) * storage.state.bytes() + storage.masters_bytes().unwrap_or(0)
     }
 
-    /// Byte offset of the piece's first element in the section of a slot.
+    /// Bytes of all sections: the last one ends with the piece.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let masters = self.storage.masters_bytes();
+        let last = self.slots - u32::from(masters.is_none());
+        let elem_bytes = masters.unwrap_or(self.storage.state.bytes());
+        words(self.start_bytes(last) + u64::from(self.numel) * elem_bytes)
+    }
+
+    /// Byte offset of the piece's first element in the section of a slot; after the last slot's comes that of the
+    /// masters.
     #[must_use]
     pub fn start_bytes(&self, slot: u32) -> u64 {
-        let before = u64::from(slot) * u64::from(self.section_elems);
-        before * ELEM_BYTES + self.first.start_bytes()
+        let before = u64::from(slot) * u64::from(self.section_elems) * self.storage.state.bytes();
+        before + u64::from(self.first_elem) * self.elem_bytes(slot)
+    }
+
+    /// Bytes of an element in the section of a slot.
+    #[must_use]
+    pub fn elem_bytes(&self, slot: u32) -> u64 {
+        let masters = self.storage.masters_bytes();
+        let masters = masters.filter(|_| slot == self.slots);
+        masters.unwrap_or(self.storage.state.bytes())
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u32 {
+        self.slots + u32::from(self.storage.masters_bytes().is_some())
     }
 }
 
@@ -202,6 +242,8 @@ pub struct Piece {
     pub numel: u32,
     /// The parameter group of its tensors.
     pub group: usize,
+    /// How its tensors are stored.
+    pub storage: Storage,
     /// Buffer of the parameters.
     pub params_buffer: usize,
     /// Its window there.
@@ -227,12 +269,21 @@ impl Piece {
         if self.state.is_some() { 3 } else { 2 }
     }
 
-    /// How a batch reaches its elements: a batch leaves no ends to a second dispatch.
-    fn batch_access(&self) -> Access {
-        if self.numel.is_multiple_of(VEC4_ELEMS as u32) {
-            Access::Vec4
+    /// Elements that one invocation of an entry point updates; the unit of a dispatch's positions and counts.
+    #[must_use]
+    pub const fn unit_elems(&self, access: Access) -> u32 {
+        access.unit_elems(&self.storage)
+    }
+
+    /// How a batch reaches its elements, if it can be in one: a batch leaves no ends to a second dispatch, and has one
+    /// key to random bits.
+    fn batch_access(&self) -> Option<Access> {
+        if self.storage.is_stochastic {
+            None
+        } else if self.numel.is_multiple_of(self.storage.unit_elems()) {
+            Some(Access::Vec4)
         } else {
-            Access::Scalar
+            self.storage.is_f32().then_some(Access::Scalar)
         }
     }
 
@@ -288,12 +339,13 @@ impl Part {
 /// How a dispatch reaches its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
-    /// Four elements per invocation, through 16-byte loads and stores.
+    /// Four elements per invocation, through 16-byte loads and stores; eight where something is stored in 16 bits.
     Vec4,
     /// The same, but further on than the windows start.
     Vec4Offset,
-    /// One element per invocation: what is left at either end of a vec4 run, and pieces whose parameters and
-    /// gradients do not line up with each other modulo four elements.
+    /// What is left at either end of a vec4 run, and pieces whose parameters and gradients do not line up with each other
+    /// modulo its unit: one element per invocation, or the two that may share a word where something is stored in 16
+    /// bits.
     Scalar,
 }
 
@@ -301,12 +353,13 @@ impl Access {
     /// Every access, in the order in which a step dispatches them.
     pub const ALL: [Self; 3] = [Self::Vec4, Self::Vec4Offset, Self::Scalar];
 
-    /// Elements per invocation; the unit of a dispatch's positions and counts.
+    /// Elements per invocation over what is stored like this; the unit of a dispatch's positions and counts.
     #[must_use]
-    pub const fn unit_elems(self) -> u32 {
+    pub const fn unit_elems(self, storage: &Storage) -> u32 {
         match self {
-            Self::Vec4 | Self::Vec4Offset => 4,
-            Self::Scalar => 1,
+            Self::Vec4 | Self::Vec4Offset => storage.unit_elems(),
+            Self::Scalar if storage.is_f32() => 1,
+            Self::Scalar => 2,
         }
     }
 }
@@ -334,7 +387,7 @@ pub struct Dispatch {
     pub access: Access,
     /// First unit in the parameter window and in the first section of the state.
     pub first: u32,
-    /// How much further on the first unit is in the gradient window, modulo 2^32.
+    /// How much further on the first unit is in the gradient window, modulo 2^32; [`Access::Scalar`] counts elements.
     pub grads_shift: u32,
     /// Number of units updated; in a batch, of the largest piece.
     pub count: u32,
@@ -342,9 +395,12 @@ pub struct Dispatch {
     pub head: u32,
     /// Units left out after them ([`Access::Scalar`] only).
     pub gap: u32,
-    /// Units from one section of the state to the next; zero where there are none, and in a batch, whose tensors each
-    /// have their own.
+    /// Units from one section of the state to the next, elements with [`Access::Scalar`]; zero where there are none, and
+    /// in a batch, whose tensors each have their own.
     pub section: u32,
+    /// The elements that it may update, counted from the start of the parameter window. At either end a unit of two may
+    /// hold one that it leaves as it is.
+    pub elems: [u32; 2],
     /// Workgroups in x and y.
     pub workgroups: [u32; 2],
 }
@@ -407,8 +463,10 @@ impl Plan {
         limits: &DeviceLimits,
         may_share: impl Fn(&TensorLayout, &TensorLayout) -> bool,
     ) -> Result<Self, PlanError> {
-        let slots = tensors.iter().map(|tensor| tensor.slots).max();
-        let room = Room::new(limits, slots.unwrap_or(0))?;
+        let sections = tensors.iter().map(TensorLayout::sections).max();
+        let is_f32 = tensors.iter().all(|tensor| tensor.storage.is_f32());
+        let shortest_bytes = if is_f32 { ELEM_BYTES } else { 2 };
+        let room = Room::new(limits, sections.unwrap_or(0), shortest_bytes)?;
         for (tensor, layout) in tensors.iter().enumerate() {
             check_layout(tensor, layout)?;
         }
@@ -426,7 +484,7 @@ impl Plan {
             max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
             max_dispatch_elems: u32::try_from(limits.max_dispatch_elems)
                 .unwrap_or(u32::MAX)
-                .max(2 * VEC4_ELEMS as u32),
+                .max(MAX_UNIT_ELEMS),
         };
         for run in order.chunk_by(|x, y| may_share(&tensors[*x], &tensors[*y])) {
             plan.add_run(tensors, run, &room)?;
@@ -448,12 +506,13 @@ impl Plan {
         sections.map(|sections| sections.size_bytes()).sum()
     }
 
-    /// Byte offset of a part's first element of a slot in its piece's state buffer, if there is one.
+    /// Byte offset of a part's first element of a slot in its piece's state buffer, if there is one; after the last
+    /// slot come the masters.
     #[must_use]
     pub fn state_offset_bytes(&self, part: &Part, slot: u32) -> Option<u64> {
         let sections = self.pieces[part.piece].state?;
-        let start_bytes = u64::from(part.start) * ELEM_BYTES;
-        (slot < sections.slots).then(|| sections.start_bytes(slot) + start_bytes)
+        let start_bytes = u64::from(part.start) * sections.elem_bytes(slot);
+        (slot < sections.len()).then(|| sections.start_bytes(slot) + start_bytes)
     }
 
     /// The dispatches of one step: those of pieces sorted by access, so that the pipeline changes at most twice, then
@@ -510,8 +569,11 @@ impl Plan {
     /// The most dispatches that a step can take, whatever the classes.
     #[must_use]
     pub fn max_dispatches(&self) -> usize {
-        // Every part may be of a class of its own (a batch only takes fewer), and each full dispatch may come short of the ceiling by three.
-        let full = |piece: &Piece| piece.numel / (self.max_dispatch_elems - 3);
+        // Every part may be of a class of its own (a batch only takes fewer), and each full dispatch may come short of the
+        // ceiling by all but one element of a unit.
+        let full = |piece: &Piece| {
+            piece.numel / (self.max_dispatch_elems - (piece.storage.unit_elems() - 1))
+        };
         let cuts: usize = self.pieces.iter().map(|piece| full(piece) as usize).sum();
         2 * (self.parts.len() + cuts)
     }
@@ -522,7 +584,7 @@ impl Plan {
             return end;
         }
         let stop = start + self.max_dispatch_elems;
-        stop - (piece.params.first_elem + stop) % VEC4_ELEMS as u32
+        stop - (piece.params.first_elem + stop) % piece.storage.unit_elems()
     }
 
     /// The class of a piece, if all its tensors are of one and none is left out.
@@ -543,7 +605,7 @@ impl Plan {
         let Batch { pieces, access } = &self.batches[batch];
         // They are sorted by size.
         let largest = &self.pieces[pieces[mask.ilog2() as usize]];
-        let count = largest.numel / access.unit_elems();
+        let count = largest.numel / largest.unit_elems(*access);
         Dispatch {
             target: Target::Batch { batch, mask },
             access: *access,
@@ -553,6 +615,7 @@ impl Plan {
             head: 0,
             gap: 0,
             section: 0,
+            elems: [0, largest.numel],
             workgroups: [count.div_ceil(BATCH_WORKGROUP_SIZE), 1],
         }
     }
@@ -560,19 +623,19 @@ impl Plan {
     /// The vec4 dispatch and the scalar dispatch that together cover elements of a piece.
     fn cover(&self, piece: usize, elems: Range<u32>) -> [Option<Dispatch>; 2] {
         let windows = &self.pieces[piece];
+        let unit_elems = windows.storage.unit_elems();
         let numel = elems.end - elems.start;
         let first = windows.params.first_elem + elems.start;
         let grads_shift = windows
             .grads
             .first_elem
             .wrapping_sub(windows.params.first_elem);
-        let head = (VEC4_ELEMS as u32 - first % 4) % 4;
-        let vec4_count = if grads_shift.is_multiple_of(4) {
-            numel.saturating_sub(head) / 4
+        let head = (unit_elems - first % unit_elems) % unit_elems;
+        let vec4_count = if grads_shift.is_multiple_of(unit_elems) {
+            numel.saturating_sub(head) / unit_elems
         } else {
             0
         };
-        let rest = numel - 4 * vec4_count;
         let section_elems = windows.state.map_or(0, |sections| sections.section_elems);
         let vec4 = Dispatch {
             target: Target::Piece(piece),
@@ -581,24 +644,33 @@ impl Plan {
             } else {
                 Access::Vec4Offset
             },
-            first: (first + head) / 4,
-            grads_shift: (grads_shift as i32 / 4) as u32,
+            first: (first + head) / unit_elems,
+            grads_shift: (grads_shift as i32 / unit_elems as i32) as u32,
             count: vec4_count,
             head: 0,
             gap: 0,
-            section: section_elems / VEC4_ELEMS as u32,
+            section: section_elems / unit_elems,
+            elems: [first, first + numel],
             workgroups: grid(vec4_count, self.max_workgroups_per_dimension),
         };
+        let scalar_elems = windows.unit_elems(Access::Scalar);
+        let first_unit = first / scalar_elems;
+        let units = (first + numel).div_ceil(scalar_elems) - first_unit;
+        let gap = vec4_count * (unit_elems / scalar_elems);
         let scalar = Dispatch {
             target: Target::Piece(piece),
             access: Access::Scalar,
-            first,
+            first: first_unit,
             grads_shift,
-            count: rest,
-            head: if vec4_count > 0 { head } else { rest },
-            gap: 4 * vec4_count,
+            count: units - gap,
+            head: match vec4_count {
+                0 => units,
+                _ => (first + head) / scalar_elems - first_unit,
+            },
+            gap,
             section: section_elems,
-            workgroups: grid(rest, self.max_workgroups_per_dimension),
+            elems: [first, first + numel],
+            workgroups: grid(units - gap, self.max_workgroups_per_dimension),
         };
         [vec4, scalar].map(|dispatch| (dispatch.count > 0).then_some(dispatch))
     }

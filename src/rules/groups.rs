@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::sgd::SgdConfig;
 use super::{ConfigError, GroupError, Real, Rule};
+use crate::storage::{Precision, Rounding};
 
 /// Name of the group of all tensors that no other group takes.
 const DEFAULT: &str = "default";
@@ -39,6 +40,7 @@ impl<R: Rule> ParamGroups<R> {
             name: DEFAULT.to_owned(),
             config,
             lr_factor: Some(1.0),
+            precision: Precision::default(),
         };
         Self {
             groups: vec![(group, Box::new(|_| true))],
@@ -85,8 +87,37 @@ impl<R: Rule> ParamGroups<R> {
             name,
             config,
             lr_factor,
+            precision: self.groups[0].0.precision,
         };
         self.groups.push((group, Box::new(takes)));
+        Ok(self)
+    }
+
+    /// Sets how tensors are remembered and rounded, in every group that there is and in those that are added later.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        for (group, _) in &mut self.groups {
+            group.precision = precision;
+        }
+        self
+    }
+
+    /// Sets how the tensors of one group are remembered and rounded. The group of all others is `default`, whose
+    /// precision those get that are added later.
+    ///
+    /// # Errors
+    /// [`GroupError::Unknown`] if there is no such group.
+    pub fn with_group_precision(
+        mut self,
+        name: &str,
+        precision: Precision,
+    ) -> Result<Self, GroupError> {
+        let mut groups = self.groups.iter_mut();
+        let group = groups.find(|(group, _)| group.name == name);
+        let (group, _) = group.ok_or_else(|| GroupError::Unknown {
+            group: name.to_owned(),
+        })?;
+        group.precision = precision;
         Ok(self)
     }
 
@@ -100,6 +131,10 @@ impl<R: Rule> ParamGroups<R> {
 
     pub(crate) fn config(&self, index: usize) -> &R {
         &self.groups[index].0.config
+    }
+
+    pub(crate) fn precision(&self, index: usize) -> &Precision {
+        &self.groups[index].0.precision
     }
 
     pub(crate) fn groups(&self) -> Groups<R> {
@@ -121,6 +156,7 @@ struct Group<R> {
     config: R,
     /// Learning rate over the default group's, if there is such a ratio.
     lr_factor: Option<f64>,
+    precision: Precision,
 }
 
 /// The groups of an optimizer with their hyper-parameters of the next step; the default group first.
@@ -139,6 +175,11 @@ impl<R: Rule> Groups<R> {
 
     pub(crate) fn config(&self, index: usize) -> &R {
         &self.0[index].config
+    }
+
+    /// How the tensors of a group are rounded.
+    pub(crate) fn rounding(&self, index: usize) -> Rounding {
+        self.0[index].precision.rounding
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&R> {

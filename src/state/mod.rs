@@ -14,6 +14,7 @@ use std::collections::HashMap;
 
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
+use crate::storage::{Key, MASTER_PARAMS, Masters, PARAMS_REST, Rounding, Storage, StorageType};
 pub use error::{DuplicateName, StateError};
 #[cfg(feature = "safetensors")]
 pub use {
@@ -76,6 +77,47 @@ pub struct UnknownTensor {
     pub tensor: String,
 }
 
+/// A tensor that an optimizer is to step, before it lies anywhere: `("weight", [10, 20])` is one of `f32`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name, used in errors and states; unique within an optimizer.
+    pub name: String,
+    /// Its shape, first dimension first.
+    pub shape: Vec<usize>,
+    /// What its parameters are stored as.
+    pub params_type: StorageType,
+    /// What its gradients are stored as.
+    pub grads_type: StorageType,
+}
+
+impl TensorSpec {
+    /// A tensor whose parameters and gradients are `f32`.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.into(),
+            params_type: StorageType::F32,
+            grads_type: StorageType::F32,
+        }
+    }
+
+    /// The same tensor, stored otherwise.
+    #[must_use]
+    pub fn stored_as(self, params_type: StorageType, grads_type: StorageType) -> Self {
+        Self {
+            params_type,
+            grads_type,
+            ..self
+        }
+    }
+}
+
+impl<N: Into<String>, S: Into<Vec<usize>>> From<(N, S)> for TensorSpec {
+    fn from((name, shape): (N, S)) -> Self {
+        Self::new(name, shape)
+    }
+}
+
 /// Number of elements, the product of a shape; the largest number where that does not fit.
 pub(crate) fn numel(shape: &[usize]) -> u64 {
     shape
@@ -92,7 +134,10 @@ pub(crate) struct Tensor {
     pub(crate) group: usize,
     /// How many slots its group keeps.
     pub(crate) slots: usize,
+    pub(crate) storage: Storage,
     pub(crate) applied_steps: u64,
+    /// Its masters start as its parameters at its next step.
+    pub(crate) fresh_masters: bool,
     pub(crate) frozen: bool,
     /// It lies nowhere at the moment, and is left out as if it were frozen.
     pub(crate) absent: bool,
@@ -109,22 +154,26 @@ pub(crate) struct Tensors {
 impl Tensors {
     pub(crate) fn new<R: Rule>(
         groups: &ParamGroups<R>,
-        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+        tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, DuplicateName> {
-        let fresh = |(name, shape): (String, Vec<usize>)| {
-            let group = groups.index_of(&name);
+        let fresh = |spec: TensorSpec| {
+            let group = groups.index_of(&spec.name);
+            let slots = groups.config(group).slots().kept().count();
+            let precision = groups.precision(group);
             Tensor {
                 group,
-                slots: groups.config(group).slots().kept().count(),
-                name,
-                numel: numel(&shape),
-                shape,
+                slots,
+                storage: Storage::new(spec.params_type, spec.grads_type, slots, precision),
+                name: spec.name,
+                numel: numel(&spec.shape),
+                shape: spec.shape,
                 applied_steps: 0,
+                fresh_masters: true,
                 frozen: false,
                 absent: false,
             }
         };
-        let tensors: Vec<_> = tensors.into_iter().map(fresh).collect();
+        let tensors: Vec<_> = tensors.into_iter().map(Into::into).map(fresh).collect();
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (index, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), index).is_some() {
@@ -196,10 +245,12 @@ impl Tensors {
             .filter(|tensor| !tensor.is_left_out())
         {
             tensor.applied_steps = tensor.applied_steps.saturating_add(1);
+            tensor.fresh_masters = false;
         }
     }
 
-    /// What the optimizer remembers; `slot_of` is asked for the slots that tensors keep which have been updated.
+    /// What the optimizer remembers; `slot_of` is asked for the slots that tensors keep which have been updated, and
+    /// behind the last of them for the masters.
     pub(crate) fn state<R: Rule>(
         &self,
         groups: &Groups<R>,
@@ -208,9 +259,9 @@ impl Tensors {
         let tensor_state = |(index, tensor): (usize, &Tensor)| {
             let config = groups.config(tensor.group);
             let slots = config.slots();
-            let kept = slots
-                .iter()
-                .filter(|slot| slot.is_kept && tensor.applied_steps > 0);
+            let kept = slots.kept().map(|slot| slot.name);
+            let masters = tensor.has_masters().then(|| tensor.storage.masters.slot());
+            let kept = kept.chain(masters).filter(|_| tensor.applied_steps > 0);
             TensorState {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
@@ -218,8 +269,8 @@ impl Tensors {
                 meaning: config.meaning(),
                 slots: kept
                     .enumerate()
-                    .map(|(slot, kept)| SlotState {
-                        name: kept.name.to_owned(),
+                    .map(|(slot, name)| SlotState {
+                        name: name.to_owned(),
                         values: slot_of(index, slot),
                     })
                     .collect(),
@@ -275,6 +326,7 @@ impl Tensors {
         for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
             let fresh = tensor.slots > 0 && entry.slots.is_empty();
             tensor.applied_steps = if fresh { 0 } else { entry.applied_steps };
+            tensor.fresh_masters = entry.slot(MASTER_PARAMS).is_none();
         }
     }
 }
@@ -285,7 +337,22 @@ impl Tensor {
         self.frozen || self.absent
     }
 
-    /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none.
+    /// Whether it remembers its parameters as `f32`, in one way or another.
+    pub(crate) fn has_masters(&self) -> bool {
+        self.storage.masters != Masters::None
+    }
+
+    /// The random bits of its next step, if anything is rounded by them.
+    pub(crate) fn key(&self, rounding: Rounding) -> Key {
+        match rounding {
+            Rounding::Stochastic { seed } if self.storage.is_stochastic => {
+                Key::new(seed, &self.name, self.applied_steps)
+            }
+            _ => Key::default(),
+        }
+    }
+
+    /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none. Masters may be missing.
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();
         let expected = config.meaning();
@@ -299,7 +366,12 @@ impl Tensor {
         let slots = config.slots();
         let kept = || slots.kept();
         for slot in &entry.slots {
-            if !kept().any(|kept| kept.name == slot.name) {
+            let is_masters = match self.storage.masters {
+                Masters::None => false,
+                Masters::F32 => slot.name == MASTER_PARAMS,
+                Masters::Rest => [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name),
+            };
+            if !is_masters && !kept().any(|kept| kept.name == slot.name) {
                 return Err(StateError::UnexpectedSlot {
                     tensor: tensor(),
                     slot: slot.name.clone(),

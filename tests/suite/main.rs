@@ -25,6 +25,7 @@ mod random;
 mod rule_cases;
 #[cfg(all(feature = "safetensors", not(target_arch = "wasm32")))]
 mod rule_runs;
+mod stored;
 
 /// A test that waits for nothing, natively or in a browser.
 #[cfg(not(target_arch = "wasm32"))]

@@ -108,14 +108,9 @@ async fn an_engines_own_limits_are_kept() {
         let tensors: Vec<_> = names.into_iter().zip(TENSORS).map(binding).collect();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(0.9), &tensors).unwrap();
         for piece in &optimizer.plan().pieces {
-            for window in [
-                Some(piece.params),
-                Some(piece.grads),
-                piece.state.map(|s| s.first),
-            ]
-            .into_iter()
-            .flatten()
-            {
+            let state_bytes = piece.state.map_or(0, |state| state.size_bytes());
+            assert!(state_bytes <= limits.max_storage_buffer_binding_size);
+            for window in [piece.params, piece.grads] {
                 assert!(window.size_bytes <= limits.max_storage_buffer_binding_size);
                 let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
                 assert_eq!(window.offset_bytes % alignment, 0);

@@ -30,6 +30,8 @@ mod rebind;
 #[cfg(feature = "safetensors")]
 mod rules;
 mod shared;
+#[cfg(feature = "safetensors")]
+mod storage;
 mod transfers;
 mod vertices;
 

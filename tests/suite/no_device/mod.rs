@@ -8,6 +8,8 @@ mod files;
 mod golden;
 pub mod groups;
 mod mathematics;
+#[cfg(not(target_arch = "wasm32"))]
+mod mixed;
 mod oracle;
 mod physics;
 #[cfg(not(target_arch = "wasm32"))]
@@ -22,3 +24,4 @@ mod rules;
 mod schedule;
 #[cfg(feature = "safetensors")]
 mod state_file;
+pub mod storage;

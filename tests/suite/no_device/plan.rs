@@ -3,7 +3,8 @@ use wgpu_optim::plan::{
     Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
     TensorLayout, WORKGROUP_SIZE, Window,
 };
-use wgpu_optim::{PlanError, wgpu};
+use wgpu_optim::storage::Storage;
+use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
 const COMMON: DeviceLimits = DeviceLimits {
@@ -15,7 +16,6 @@ const COMMON: DeviceLimits = DeviceLimits {
     max_dispatch_elems: u64::MAX,
 };
 
-/// A tensor in buffers of its own.
 /// A group without state among groups with more and more of it.
 fn slots_of(group: usize) -> u32 {
     match group {
@@ -24,6 +24,7 @@ fn slots_of(group: usize) -> u32 {
     }
 }
 
+/// A tensor in buffers of its own.
 fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> TensorLayout {
     TensorLayout {
         numel,
@@ -50,6 +51,27 @@ fn scattered(tensors: &[TensorLayout]) -> Vec<TensorLayout> {
     tensors
 }
 
+/// Every way to store a tensor whose rule keeps slots.
+fn storages() -> Vec<Storage> {
+    let types = StorageType::ALL;
+    let mut storages = Vec::new();
+    for (params, grads) in types.iter().flat_map(|p| types.map(|g| (*p, g))) {
+        for state in types {
+            for masters in [Masters::None, Masters::F32, Masters::Rest] {
+                let precision = Precision {
+                    state,
+                    masters,
+                    ..Precision::default()
+                };
+                storages.push(Storage::new(params, grads, 1, &precision));
+            }
+        }
+    }
+    storages.sort_unstable();
+    storages.dedup();
+    storages
+}
+
 /// Tensors one after the other in two buffers, from byte `start` on.
 fn contiguous(sizes: &[(u64, u64)], start: u64) -> Vec<TensorLayout> {
     let mut next = start;
@@ -73,9 +95,10 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
             let pieces = plan.batches[batch].pieces.iter().enumerate();
             let taking_part = pieces.filter(|(position, _)| mask >> position & 1 == 1);
             let elements = |piece: usize| {
-                let units = plan.pieces[piece].numel / d.access.unit_elems();
+                let unit_elems = plan.pieces[piece].unit_elems(d.access);
+                let units = plan.pieces[piece].numel / unit_elems;
                 let reached = units.min(d.workgroups[0] * BATCH_WORKGROUP_SIZE);
-                (0..u64::from(reached * d.access.unit_elems())).collect()
+                (0..u64::from(reached * unit_elems)).collect()
             };
             taking_part
                 .map(|(_, piece)| (*piece, elements(*piece)))
@@ -86,7 +109,12 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
 
 fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
     let piece = &plan.pieces[piece];
-    let per_unit = u64::from(d.access.unit_elems());
+    let per_unit = u64::from(piece.unit_elems(d.access));
+    // Scalar dispatches count sections and the shift in elements.
+    let unit_of_shift = match d.access {
+        Access::Scalar => 1,
+        _ => per_unit,
+    };
     let mut elements = Vec::new();
     for y in 0..d.workgroups[1] {
         for x in 0..d.workgroups[0] * WORKGROUP_SIZE {
@@ -102,18 +130,23 @@ fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
                 _ => (d.first, d.grads_shift),
             };
             for lane in 0..per_unit {
-                let in_window = |first: u32, window: &Window| {
-                    (u64::from(first) + unit) * per_unit + lane - u64::from(window.first_elem)
-                };
-                let element = in_window(first, &piece.params);
+                let at = (u64::from(first) + unit) * per_unit + lane;
+                // Of two that share a word one may be another's.
+                if !(d.elems[0]..d.elems[1]).contains(&(at as u32)) {
+                    assert!(d.access == Access::Scalar && per_unit == 2);
+                    continue;
+                }
+                let element = at - u64::from(piece.params.first_elem);
                 if let Some(state) = &piece.state {
-                    assert_eq!(element, in_window(first, &state.first));
+                    assert_eq!(element, at - u64::from(state.first_elem));
                     assert_eq!(
-                        u64::from(d.section) * per_unit,
+                        u64::from(d.section) * unit_of_shift,
                         u64::from(state.section_elems)
                     );
                 }
-                assert_eq!(element, in_window(first.wrapping_add(shift), &piece.grads));
+                let shift = i64::from(shift as i32) * unit_of_shift as i64;
+                let in_grads = at as i64 + shift - i64::from(piece.grads.first_elem);
+                assert_eq!(element as i64, in_grads);
                 elements.push(element);
             }
         }
@@ -138,23 +171,31 @@ fn check_plan(
                 "parts follow each other"
             );
             assert!(part.numel() > 0 && part.start + part.numel() + part.padding <= piece.numel);
-            let at = |place: &Place, window: &Window| {
-                let bytes = window.start_bytes() + u64::from(part.start) * ELEM_BYTES;
-                assert_eq!(bytes, place.offset_bytes + part.elems.start * ELEM_BYTES);
+            let at = |place: &Place, window: &Window, of: StorageType| {
+                let elems = u64::from(window.first_elem + part.start);
+                let bytes = window.offset_bytes + elems * of.bytes();
+                assert_eq!(bytes, place.offset_bytes + part.elems.start * of.bytes());
             };
-            at(&layout.params, &piece.params);
-            at(&layout.grads, &piece.grads);
+            assert_eq!(piece.storage, layout.storage);
+            at(&layout.params, &piece.params, layout.storage.params);
+            at(&layout.grads, &piece.grads, layout.storage.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
             assert_eq!(piece.grads_buffer, layout.grads.buffer);
             assert_eq!(piece.state.map_or(0, |state| state.slots), layout.slots);
-            for slot in 0..layout.slots {
+            let sections = layout.slots + u32::from(layout.storage.masters != Masters::None);
+            for slot in 0..sections {
                 let at = plan.state_offset_bytes(part, slot).unwrap();
-                assert_eq!(at % ELEM_BYTES, 0);
-                assert!(
-                    at + u64::from(part.numel()) * ELEM_BYTES <= piece.state.unwrap().size_bytes()
-                );
+                let state = piece.state.unwrap();
+                let elem_bytes = match layout.storage.masters {
+                    Masters::F32 if slot == layout.slots => 4,
+                    Masters::Rest if slot == layout.slots => 2,
+                    _ => layout.storage.state.bytes(),
+                };
+                assert_eq!(state.elem_bytes(slot), elem_bytes);
+                assert_eq!(at % elem_bytes, 0);
+                assert!(at + u64::from(part.numel()) * elem_bytes <= state.size_bytes());
             }
-            assert_eq!(plan.state_offset_bytes(part, layout.slots), None);
+            assert_eq!(plan.state_offset_bytes(part, sections), None);
             next = part.elems.end;
         }
         assert_eq!(next, layout.numel, "every element lies in a part");
@@ -166,26 +207,32 @@ fn check_plan(
             piece.params_buffer == piece.grads_buffer
         );
         check_bindings(&plan, &[piece]);
-        for window in [&piece.params, &piece.grads]
-            .into_iter()
-            .chain(piece.state.as_ref().map(|state| &state.first))
-        {
+        let storage = piece.storage;
+        for (window, of) in [
+            (&piece.params, storage.params),
+            (&piece.grads, storage.grads),
+        ] {
             assert_eq!(window.offset_bytes % limits.offset_alignment_bytes, 0);
             assert!(window.size_bytes <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
-            assert_eq!(
-                window.size_bytes,
-                u64::from(window.first_elem + piece.numel) * ELEM_BYTES
-            );
+            let bytes = u64::from(window.first_elem + piece.numel) * of.bytes();
+            assert_eq!(window.size_bytes, bytes.next_multiple_of(4));
         }
         if let Some(state) = &piece.state {
-            assert_eq!(state.first.first_elem, piece.params.first_elem);
-            assert_eq!(state.first.offset_bytes, 0, "in a buffer of its own");
+            assert_eq!(state.first_elem, piece.params.first_elem);
             assert!(state.size_bytes() <= limits.max_binding_bytes.min(limits.max_buffer_bytes));
-            assert!(state.section_elems.is_multiple_of(4));
-            for slot in 1..state.slots {
-                let apart = state.start_bytes(slot) - state.start_bytes(slot - 1);
-                assert!(apart >= u64::from(piece.numel) * ELEM_BYTES);
-                assert_eq!(apart, u64::from(state.section_elems) * ELEM_BYTES);
+            assert!(
+                state
+                    .section_elems
+                    .is_multiple_of(piece.unit_elems(Access::Vec4))
+            );
+            assert!(state.section_elems >= state.first_elem + piece.numel);
+            let section_of = |slot| {
+                state.start_bytes(slot) - u64::from(state.first_elem) * state.elem_bytes(slot)
+            };
+            for slot in 1..state.slots + u32::from(storage.masters != Masters::None) {
+                let apart = section_of(slot) - section_of(slot - 1);
+                let elem_bytes = state.elem_bytes(slot - 1);
+                assert_eq!(apart, u64::from(state.section_elems) * elem_bytes);
             }
         }
     }
@@ -269,19 +316,17 @@ fn check_batches(plan: &Plan, limits: &DeviceLimits) {
             .iter()
             .map(|piece| &plan.pieces[*piece])
             .collect();
-        let windows = |piece: &Piece| {
-            [piece.params, piece.grads]
-                .into_iter()
-                .chain(piece.state.map(|state| state.first))
-        };
-        let bindings = pieces.iter().flat_map(|piece| windows(piece)).count();
+        let bindings = |piece: &&Piece| if piece.state.is_some() { 3 } else { 2 };
+        let bindings: usize = pieces.iter().map(bindings).sum();
         assert!(bindings <= limits.max_storage_buffers as usize);
         for (piece, index) in pieces.iter().zip(&batch.pieces) {
             times[*index] += 1;
-            assert!(windows(piece).all(|window| window.first_elem == 0));
+            assert_eq!(piece.params.first_elem + piece.grads.first_elem, 0);
+            assert_eq!(piece.storage, pieces[0].storage);
+            assert!(!piece.storage.is_stochastic);
             assert_eq!(piece.group, pieces[0].group);
             assert_eq!(piece.state.is_some(), pieces[0].state.is_some());
-            assert!(piece.numel.is_multiple_of(batch.access.unit_elems()));
+            assert!(piece.numel.is_multiple_of(piece.unit_elems(batch.access)));
             assert_eq!(piece.in_one_buffer(), pieces[0].in_one_buffer());
         }
         check_bindings(plan, &pieces);
@@ -375,6 +420,58 @@ proptest! {
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
         together.reverse();
         check_plan(&together, &limits, &all);
+    }
+
+    #[test]
+    fn elements_of_sixteen_bits_are_updated_exactly_once_within_the_limits(
+        sizes in prop::collection::vec((0u64..3000, 0u64..200, 0u64..200, any::<bool>()), 1..6),
+        follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>(), 0usize..3), 0..12),
+        starts in (0u64..200, 0u64..200),
+        storage in prop::sample::select(storages()),
+        is_stochastic in any::<bool>(),
+        alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
+        max_storage_buffers in 3u32..40,
+        binding_steps in 16u64..80,
+        max_workgroups_per_dimension in 1u32..5,
+        max_dispatch_elems in prop_oneof![8u64..100, 100u64..5000, Just(u64::MAX)],
+    ) {
+        let storage = Storage { is_stochastic: is_stochastic && !storage.is_f32(), ..storage };
+        let step = alignment.max(16);
+        let limits = DeviceLimits {
+            max_binding_bytes: binding_steps * step,
+            max_buffer_bytes: 2 * binding_steps * step,
+            offset_alignment_bytes: alignment,
+            max_storage_buffers,
+            max_workgroups_per_dimension,
+            max_dispatch_elems,
+        };
+        let stored = |numel, params: u64, grads: u64| TensorLayout {
+            storage,
+            ..tensor(numel, params * storage.params.bytes(), grads * storage.grads.bytes())
+        };
+        let apart: Vec<_> = sizes
+            .into_iter()
+            .map(|(n, p, g, same)| stored(n, p, if same { p } else { g }))
+            .collect();
+        check_plan(&scattered(&apart), &limits, &all);
+        check_plan(&scattered(&apart), &COMMON, &all);
+
+        let (mut params, mut grads) = starts;
+        let together: Vec<_> = follow
+            .iter()
+            .map(|(numel, padding_elems, _, group)| {
+                let layout = TensorLayout {
+                    padding_elems: *padding_elems,
+                    group: *group,
+                    slots: 1 + *group as u32 % 3,
+                    ..stored(*numel, params, grads)
+                };
+                params += numel + padding_elems;
+                grads += numel + padding_elems;
+                layout
+            })
+            .collect();
+        check_plan(&together, &limits, &|tensor| follow[tensor].2);
     }
 
     #[test]
@@ -522,7 +619,8 @@ fn limits_without_bounds_leave_those_of_indices_and_drivers() {
             assert!(
                 x.max(y) <= 65_535 && x * y * u64::from(WORKGROUP_SIZE) >= dispatch.count.into()
             );
-            updated += u64::from(dispatch.count) * u64::from(dispatch.access.unit_elems());
+            let unit_elems = dispatch.access.unit_elems(&Storage::F32);
+            updated += u64::from(dispatch.count) * u64::from(unit_elems);
         }
         assert_eq!(updated, numel);
     }
@@ -647,7 +745,8 @@ fn what_cannot_be_planned_is_said() {
         refused,
         Err(PlanError::Misaligned {
             tensor: 1,
-            offset_bytes: 6
+            offset_bytes: 6,
+            elem_bytes: 4,
         })
     );
     let refused = Plan::new(&[tensor(u64::MAX / 4, 8, 0)], &COMMON);

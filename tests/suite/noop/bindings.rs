@@ -57,6 +57,7 @@ fn mistakes_are_named_and_the_next_list_builds() {
             tensor: name(),
             role,
             offset_bytes: 42,
+            elem_bytes: 4,
         };
         assert_eq!(refused(&[good(), bad]), expected);
     }
@@ -71,6 +72,7 @@ fn mistakes_are_named_and_the_next_list_builds() {
             role,
             offset_bytes,
             numel,
+            storage: "f32",
             buffer_bytes: 400,
         };
         assert_eq!(refused(&[good(), bad]), expected);

@@ -1,0 +1,166 @@
+//! The values of a tensor in memory, by what they are stored as.
+
+use half::slice::HalfFloatSliceExt as _;
+use half::{bf16, f16};
+
+use crate::storage::StorageType;
+
+/// The values of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum TensorSlice<'a> {
+    /// As [`StorageType::F32`].
+    F32(&'a [f32]),
+    /// As [`StorageType::Bf16`].
+    Bf16(&'a [bf16]),
+    /// As [`StorageType::F16`].
+    F16(&'a [f16]),
+}
+
+/// The values of a tensor, to be written.
+#[derive(Debug)]
+pub enum TensorSliceMut<'a> {
+    /// As [`StorageType::F32`].
+    F32(&'a mut [f32]),
+    /// As [`StorageType::Bf16`].
+    Bf16(&'a mut [bf16]),
+    /// As [`StorageType::F16`].
+    F16(&'a mut [f16]),
+}
+
+/// Slices of gradients, whatever the caller has them in.
+pub(super) trait Grads {
+    fn storage(&self) -> StorageType;
+    fn words(&self) -> Words<'_>;
+}
+
+/// Slices of parameters.
+pub(super) trait Params {
+    fn storage(&self) -> StorageType;
+    fn len(&self) -> usize;
+    fn words(&mut self) -> WordsMut<'_>;
+}
+
+/// Values by their bits.
+#[derive(Clone, Copy)]
+pub(super) enum Words<'a> {
+    F32(&'a [f32]),
+    Half(&'a [u16]),
+}
+
+/// Values by their bits, to be written.
+pub(super) enum WordsMut<'a> {
+    F32(&'a mut [f32]),
+    Half(&'a mut [u16]),
+}
+
+impl Grads for &[f32] {
+    fn storage(&self) -> StorageType {
+        StorageType::F32
+    }
+
+    fn words(&self) -> Words<'_> {
+        Words::F32(self)
+    }
+}
+
+impl Grads for TensorSlice<'_> {
+    fn storage(&self) -> StorageType {
+        match self {
+            Self::F32(_) => StorageType::F32,
+            Self::Bf16(_) => StorageType::Bf16,
+            Self::F16(_) => StorageType::F16,
+        }
+    }
+
+    fn words(&self) -> Words<'_> {
+        match self {
+            Self::F32(slice) => Words::F32(slice),
+            Self::Bf16(slice) => Words::Half(slice.reinterpret_cast()),
+            Self::F16(slice) => Words::Half(slice.reinterpret_cast()),
+        }
+    }
+}
+
+impl Params for &mut [f32] {
+    fn storage(&self) -> StorageType {
+        StorageType::F32
+    }
+
+    fn len(&self) -> usize {
+        <[f32]>::len(self)
+    }
+
+    fn words(&mut self) -> WordsMut<'_> {
+        WordsMut::F32(self)
+    }
+}
+
+impl Params for TensorSliceMut<'_> {
+    fn storage(&self) -> StorageType {
+        match self {
+            Self::F32(_) => StorageType::F32,
+            Self::Bf16(_) => StorageType::Bf16,
+            Self::F16(_) => StorageType::F16,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.len(),
+            Self::Bf16(slice) => slice.len(),
+            Self::F16(slice) => slice.len(),
+        }
+    }
+
+    fn words(&mut self) -> WordsMut<'_> {
+        match self {
+            Self::F32(slice) => WordsMut::F32(slice),
+            Self::Bf16(slice) => WordsMut::Half(slice.reinterpret_cast_mut()),
+            Self::F16(slice) => WordsMut::Half(slice.reinterpret_cast_mut()),
+        }
+    }
+}
+
+impl<'a> Words<'a> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.len(),
+            Self::Half(slice) => slice.len(),
+        }
+    }
+
+    pub(super) fn split_at(self, mid: usize) -> (Self, Self) {
+        match self {
+            Self::F32(slice) => {
+                let (first, rest) = slice.split_at(mid);
+                (Self::F32(first), Self::F32(rest))
+            }
+            Self::Half(slice) => {
+                let (first, rest) = slice.split_at(mid);
+                (Self::Half(first), Self::Half(rest))
+            }
+        }
+    }
+}
+
+impl<'a> WordsMut<'a> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::F32(slice) => slice.len(),
+            Self::Half(slice) => slice.len(),
+        }
+    }
+
+    pub(super) fn split_at(self, mid: usize) -> (Self, Self) {
+        match self {
+            Self::F32(slice) => {
+                let (first, rest) = slice.split_at_mut(mid);
+                (Self::F32(first), Self::F32(rest))
+            }
+            Self::Half(slice) => {
+                let (first, rest) = slice.split_at_mut(mid);
+                (Self::Half(first), Self::Half(rest))
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A twin's step over values that are not stored as it computes: a block at a time, through `f32` that stay in the
+//! first-level cache.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::slices::{Words, WordsMut};
+use crate::rules::{MAX_SLOTS, Twin};
+use crate::storage::{Key, Masters, Storage, StorageType, bf16, f16, rest};
+
+/// Elements of a block: with two slots, four arrays of 4 KiB.
+const BLOCK_ELEMS: usize = 1024;
+
+type Block = [f32; BLOCK_ELEMS];
+
+/// What a step needs to know of a tensor beside its values.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) storage: Storage,
+    /// Its masters start as its parameters.
+    pub(super) is_fresh: bool,
+    pub(super) key: Key,
+    /// The tensor's element that comes first.
+    pub(super) start: usize,
+}
+
+/// One step of a rule over some elements of a tensor: `state` has the slots that it keeps, and behind them the masters,
+/// if there are any.
+pub(super) fn step<R: Twin>(
+    config: &R,
+    phase: u64,
+    stored: Stored,
+    mut params: WordsMut<'_>,
+    state: &mut [WordsMut<'_>],
+    grads: Words<'_>,
+) {
+    let storage = stored.storage;
+    if storage.is_f32() {
+        return step_f32(config, phase, params, state, grads);
+    }
+    let has_masters = usize::from(storage.masters != Masters::None);
+    let (slots, masters) = state.split_at_mut(state.len() - has_masters);
+    let mut blocks: [Block; 2 + MAX_SLOTS] = [[0.0; BLOCK_ELEMS]; 2 + MAX_SLOTS];
+    for start in (0..params.len()).step_by(BLOCK_ELEMS) {
+        let elems = start..params.len().min(start + BLOCK_ELEMS);
+        let [theta, g, unpacked @ ..] = &mut blocks;
+        let (theta, g) = (&mut theta[..elems.len()], &mut g[..elems.len()]);
+        let g = match grads {
+            Words::F32(grads) => &grads[elems.clone()],
+            Words::Half(grads) => {
+                unpack(storage.grads, &grads[elems.clone()], g);
+                g
+            }
+        };
+        let mut values: [&mut [f32]; MAX_SLOTS] = Default::default();
+        let kept = slots.len();
+        let blocks = unpacked.iter_mut().zip(slots.iter_mut());
+        for (values, (unpacked, slot)) in values.iter_mut().zip(blocks) {
+            *values = match slot {
+                WordsMut::F32(slot) => &mut slot[elems.clone()],
+                WordsMut::Half(slot) => {
+                    let unpacked = &mut unpacked[..elems.len()];
+                    unpack(storage.state, &slot[elems.clone()], unpacked);
+                    unpacked
+                }
+            };
+        }
+        let mut update = |theta: &mut [f32]| config.step(phase, theta, &mut values[..kept], g);
+        let random = |number| {
+            storage.is_stochastic.then_some(Random {
+                key: stored.key,
+                first: (stored.start + start) as u32,
+                number,
+            })
+        };
+        match (&mut params, &mut *masters) {
+            (WordsMut::F32(params), _) => update(&mut params[elems.clone()]),
+            (WordsMut::Half(params), []) => {
+                let params = &mut params[elems.clone()];
+                unpack(storage.params, params, theta);
+                update(theta);
+                round(storage.params, theta, random(0), params);
+            }
+            (WordsMut::Half(params), [WordsMut::F32(masters), ..]) => {
+                let (params, masters) = (&mut params[elems.clone()], &mut masters[elems.clone()]);
+                if stored.is_fresh {
+                    unpack(storage.params, params, masters);
+                }
+                update(masters);
+                round(storage.params, masters, None, params);
+            }
+            (WordsMut::Half(params), [WordsMut::Half(rests), ..]) => {
+                let (params, rests) = (&mut params[elems.clone()], &mut rests[elems.clone()]);
+                Arch::new().dispatch(Join(params, rests, theta));
+                update(theta);
+                Arch::new().dispatch(Split(theta, params, rests));
+            }
+        }
+        for ((number, slot), unpacked) in (1..).zip(slots.iter_mut()).zip(unpacked) {
+            if let WordsMut::Half(slot) = slot {
+                let (slot, values) = (&mut slot[elems.clone()], &unpacked[..elems.len()]);
+                round(storage.state, values, random(number), slot);
+            }
+        }
+    }
+}
+
+/// The twin's own step, over all elements at once.
+fn step_f32<R: Twin>(
+    config: &R,
+    phase: u64,
+    params: WordsMut<'_>,
+    state: &mut [WordsMut<'_>],
+    grads: Words<'_>,
+) {
+    let (mut values, kept): ([&mut [f32]; MAX_SLOTS], _) = (Default::default(), state.len());
+    for (values, slot) in values.iter_mut().zip(state) {
+        if let WordsMut::F32(slot) = slot {
+            *values = slot;
+        }
+    }
+    if let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) {
+        config.step(phase, params, &mut values[..kept], grads);
+    }
+}
+
+fn unpack(of: StorageType, halves: &[u16], to: &mut [f32]) {
+    Arch::new().dispatch(Unpack { of, halves, to });
+}
+
+struct Unpack<'a> {
+    of: StorageType,
+    halves: &'a [u16],
+    to: &'a mut [f32],
+}
+
+impl WithSimd for Unpack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let pairs = self.to.iter_mut().zip(self.halves);
+        match self.of {
+            StorageType::F16 => {
+                pairs.for_each(|(to, half)| *to = f32::from_bits(f16::unpack(*half)))
+            }
+            _ => pairs.for_each(|(to, half)| *to = f32::from_bits(bf16::unpack(*half))),
+        }
+    }
+}
+
+/// Random bits for values that follow each other.
+#[derive(Clone, Copy)]
+struct Random {
+    key: Key,
+    /// The tensor's element that comes first.
+    first: u32,
+    number: u32,
+}
+
+/// To the nearest, if there are no random bits.
+fn round(of: StorageType, values: &[f32], random: Option<Random>, halves: &mut [u16]) {
+    Arch::new().dispatch(Round {
+        of,
+        values,
+        random,
+        halves,
+    });
+}
+
+struct Round<'a> {
+    of: StorageType,
+    values: &'a [f32],
+    random: Option<Random>,
+    halves: &'a mut [u16],
+}
+
+impl WithSimd for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self {
+            of,
+            values,
+            random,
+            halves: to,
+        } = self;
+        let bits = to.iter_mut().zip(values);
+        let bits = bits.map(|(to, value)| (to, value.to_bits()));
+        match (of, random) {
+            (StorageType::F16, None) => bits.for_each(|(to, bits)| *to = f16::nearest(bits)),
+            (_, None) => bits.for_each(|(to, bits)| *to = bf16::nearest(bits)),
+            (of, Some(Random { key, first, number })) => {
+                let bits = (0_u32..).zip(bits).map(|(index, (to, bits))| {
+                    let random = key.random(first.wrapping_add(index), number);
+                    (to, bits, random)
+                });
+                match of {
+                    StorageType::F16 => {
+                        bits.for_each(|(to, bits, random)| *to = f16::stochastic(bits, random));
+                    }
+                    _ => bits.for_each(|(to, bits, random)| *to = bf16::stochastic(bits, random)),
+                }
+            }
+        }
+    }
+}
+
+/// Halves and rests into values.
+struct Join<'a>(&'a [u16], &'a [u16], &'a mut [f32]);
+
+impl WithSimd for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(halves, rests, to) = self;
+        for ((to, half), rest) in to.iter_mut().zip(halves).zip(rests) {
+            *to = f32::from_bits(rest::join(*half, *rest));
+        }
+    }
+}
+
+/// Values into halves and rests.
+struct Split<'a>(&'a [f32], &'a mut [u16], &'a mut [u16]);
+
+impl WithSimd for Split<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(values, halves, rests) = self;
+        for ((value, half), rest) in values.iter().zip(halves).zip(rests) {
+            (*half, *rest) = rest::split(value.to_bits());
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! How values lie in memory: storage types, rounding to them, masters.
+//!
+//! Kernels and twins compute in `f32`, whatever is stored. A value of sixteen bits is unpacked exactly when it is loaded,
+//! and rounded once when it is stored, in integers, so that every adapter and the CPU give the same bits for the same
+//! `f32`. No device feature is needed: two values lie in a word, the first in its lower half.
+//!
+//! | [`Precision`] of 16-bit parameters | bytes per element beside gradients and slots | what is lost |
+//! |---|---|---|
+//! | [`Masters::F32`] | 10, at a tensor's first step 8 | nothing: the parameters are the masters, rounded |
+//! | [`Masters::Rest`], bf16 only | 8 | nothing |
+//! | [`Masters::None`], [`Rounding::Nearest`] | 4 | updates below half a unit in the last place |
+//! | [`Masters::None`], [`Rounding::Stochastic`] | 4 | nothing in the mean |
+
+pub mod bf16;
+pub mod f16;
+mod random;
+pub mod rest;
+
+pub use random::Key;
+
+/// What a value is stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StorageType {
+    /// IEEE's binary32.
+    #[default]
+    F32,
+    /// The upper half of an `f32`: its range, and 8 bits of precision.
+    Bf16,
+    /// IEEE's binary16: 11 bits of precision, 65,504 at most.
+    F16,
+}
+
+impl StorageType {
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+
+    /// Bytes of a value.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// Its name: `f32`, `bf16`, `f16`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Values as they lie in memory, rounded to the nearest.
+    pub(crate) fn encode(self, values: impl Iterator<Item = f32>) -> Vec<u8> {
+        let bits = values.map(f32::to_bits);
+        match self {
+            Self::F32 => bits.flat_map(u32::to_ne_bytes).collect(),
+            Self::Bf16 => bits.map(bf16::nearest).flat_map(u16::to_ne_bytes).collect(),
+            Self::F16 => bits.map(f16::nearest).flat_map(u16::to_ne_bytes).collect(),
+        }
+    }
+
+    /// Values that lie in memory.
+    pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let halves = || bytemuck::pod_collect_to_vec::<u8, u16>(bytes).into_iter();
+        match self {
+            Self::F32 => bytemuck::pod_collect_to_vec(bytes),
+            Self::Bf16 => halves().map(bf16::unpack).map(f32::from_bits).collect(),
+            Self::F16 => halves().map(f16::unpack).map(f32::from_bits).collect(),
+        }
+    }
+
+    /// The stored value next to a value that is not below it, or not above it.
+    pub(crate) fn next(self, value: f32, upwards: bool) -> f32 {
+        let near = self.rounded(value);
+        let is_beyond = if upwards {
+            near >= value
+        } else {
+            near <= value
+        };
+        let nearest = match self {
+            _ if is_beyond || value.is_nan() => return near,
+            Self::F32 => return value,
+            Self::Bf16 => bf16::nearest,
+            Self::F16 => f16::nearest,
+        };
+        let half = nearest(value.to_bits());
+        let magnitude = i32::from(half & 0x7fff);
+        let number = if half & 0x8000 == 0 {
+            magnitude
+        } else {
+            -magnitude
+        };
+        let number = if upwards { number + 1 } else { number - 1 };
+        let sign = if number < 0 { 0x8000 } else { 0 };
+        let half = sign | number.unsigned_abs() as u16;
+        f32::from_bits(match self {
+            Self::F16 => f16::unpack(half),
+            _ => bf16::unpack(half),
+        })
+    }
+
+    /// What a value becomes when it is stored and loaded, rounded to the nearest.
+    #[must_use]
+    pub const fn rounded(self, value: f32) -> f32 {
+        let bits = value.to_bits();
+        f32::from_bits(match self {
+            Self::F32 => bits,
+            Self::Bf16 => bf16::unpack(bf16::nearest(bits)),
+            Self::F16 => f16::unpack(f16::nearest(bits)),
+        })
+    }
+}
+
+/// How exactly a tensor with 16-bit parameters remembers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Masters {
+    /// As they are stored.
+    None,
+    /// As `f32`, in a slot named [`MASTER_PARAMS`] that starts as the parameters at the tensor's first step. What is
+    /// in the parameters afterwards is only written.
+    #[default]
+    F32,
+    /// By the sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
+    /// another bf16, the parameter is the larger of both in magnitude. f16, which leaves more than sixteen bits, has
+    /// masters in `f32`.
+    Rest,
+}
+
+/// The slot of a state that holds [`Masters::F32`].
+pub const MASTER_PARAMS: &str = "master_params";
+
+/// The slot of a state that holds [`Masters::Rest`]: whole numbers below 2^16, the lower halves of the masters' bits. With
+/// a parameter each makes up a master by [`rest::join`].
+pub const PARAMS_REST: &str = "params_rest";
+
+impl Masters {
+    /// The slot of a state that holds them; of none it has no name.
+    #[must_use]
+    pub const fn slot(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::F32 => MASTER_PARAMS,
+            Self::Rest => PARAMS_REST,
+        }
+    }
+}
+
+/// How a value is rounded to sixteen bits when it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// To the nearest, to the even one of two that are as near.
+    #[default]
+    Nearest,
+    /// To either neighbour, as often as the other is far: right in the mean, where the nearest would stand still. The
+    /// random bits are those of the seed, the tensor's name, the number of steps applied to it and the element's index
+    /// in it modulo 2^32, so a run repeated is the same run on any device that computes the same `f32`.
+    ///
+    /// Parameters that have masters are rounded to the nearest. A tensor takes a dispatch of its own.
+    Stochastic {
+        /// Of the whole run.
+        seed: u64,
+    },
+}
+
+/// How the tensors of a parameter group are remembered, and rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Precision {
+    /// What the rule's slots are stored as.
+    pub state: StorageType,
+    /// Of 16-bit parameters; those of 32 bits have none.
+    pub masters: Masters,
+    /// Of what is stored in 16 bits.
+    pub rounding: Rounding,
+}
+
+/// How one tensor and its state are stored; by default as `f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Storage {
+    /// The parameters.
+    pub params: StorageType,
+    /// The gradients.
+    pub grads: StorageType,
+    /// The rule's slots.
+    pub state: StorageType,
+    /// How the parameters are remembered.
+    pub masters: Masters,
+    /// Whether anything is rounded by random bits.
+    pub is_stochastic: bool,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self::F32
+    }
+}
+
+impl Storage {
+    /// Everything as `f32`.
+    pub const F32: Self = Self {
+        params: StorageType::F32,
+        grads: StorageType::F32,
+        state: StorageType::F32,
+        masters: Masters::None,
+        is_stochastic: false,
+    };
+
+    /// Of a tensor whose rule keeps so many slots, in a group of some precision.
+    #[must_use]
+    pub fn new(
+        params: StorageType,
+        grads: StorageType,
+        slots: usize,
+        precision: &Precision,
+    ) -> Self {
+        let is_f32 = params == StorageType::F32;
+        let masters = match (params, precision.masters) {
+            (StorageType::F32, _) => Masters::None,
+            (StorageType::F16, Masters::Rest) => Masters::F32,
+            (_, masters) => masters,
+        };
+        let state = if slots == 0 {
+            StorageType::F32
+        } else {
+            precision.state
+        };
+        let rounds = (!is_f32 && masters == Masters::None) || state != StorageType::F32;
+        Self {
+            params,
+            grads,
+            state,
+            masters,
+            is_stochastic: rounds && precision.rounding != Rounding::Nearest,
+        }
+    }
+
+    /// Whether everything is `f32`.
+    #[must_use]
+    pub const fn is_f32(&self) -> bool {
+        self.unit_elems() == 4
+    }
+
+    /// Elements that one invocation updates: as many as 16 bytes of the smallest hold.
+    #[must_use]
+    pub const fn unit_elems(&self) -> u32 {
+        match (self.params, self.grads, self.state) {
+            (StorageType::F32, StorageType::F32, StorageType::F32) => 4,
+            _ => 8,
+        }
+    }
+
+    /// What the masters' section of the state holds a value in, if there is one.
+    #[must_use]
+    pub const fn masters_bytes(&self) -> Option<u64> {
+        match self.masters {
+            Masters::None => None,
+            Masters::F32 => Some(4),
+            Masters::Rest => Some(2),
+        }
+    }
+
+    /// Bytes that one step moves per element, for a rule that keeps so many slots: the parameters, each slot and the
+    /// masters read and written, the gradient read. Parameters that have `f32` masters are only written.
+    #[must_use]
+    pub const fn bytes_per_elem(&self, slots: u64) -> u64 {
+        let params = match self.masters {
+            Masters::None => 2 * self.params.bytes(),
+            Masters::F32 => self.params.bytes() + 2 * 4,
+            Masters::Rest => 2 * self.params.bytes() + 2 * 2,
+        };
+        params + self.grads.bytes() + 2 * slots * self.state.bytes()
+    }
+}

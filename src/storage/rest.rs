@@ -1,0 +1,51 @@
+//! A bf16 and what it leaves of an f32: sixteen bits that make up the f32 again, exactly. Twin of
+//! `shaders/storage/rest.wgsl`, same names, same statement order.
+//!
+//! An even bf16 is the nearest of 65,537 numbers, ties to even, and sixteen bits tell 65,536 of them apart. So of two
+//! that are as near this takes the larger in magnitude.
+
+/// The bf16 and the rest of an f32 by its bits. NaN stays NaN, and becomes quiet.
+#[must_use]
+#[inline(always)]
+pub const fn split(bits: u32) -> (u16, u16) {
+    let rest = bits as u16;
+    let half = if bits & 0x7fff_ffff > 0x7f80_0000 {
+        (bits >> 16 | 0x0040) as u16
+    } else {
+        ((bits >> 16) + (bits >> 15 & 1)) as u16
+    };
+    (half, rest)
+}
+
+/// The bits of the f32 that was split.
+#[must_use]
+#[inline(always)]
+pub const fn join(half: u16, rest: u16) -> u32 {
+    let carried = if half & 0x7fff > 0x7f80 {
+        0
+    } else {
+        rest >> 15
+    };
+    (half.wrapping_sub(carried) as u32) << 16 | rest as u32
+}
+
+/// Rests as a state has them, whole numbers.
+pub(crate) fn decode(bytes: &[u8]) -> Vec<f32> {
+    let rests = bytemuck::pod_collect_to_vec::<u8, u16>(bytes);
+    rests.into_iter().map(f32::from).collect()
+}
+
+/// What a state has, as rests.
+pub(crate) fn of_values(values: &[f32]) -> impl Iterator<Item = u16> {
+    values.iter().map(|value| *value as u16)
+}
+
+/// What bf16 leave of masters.
+pub(crate) fn of_masters(masters: &[f32]) -> impl Iterator<Item = u16> {
+    masters.iter().map(|master| split(master.to_bits()).1)
+}
+
+/// Rests as they lie in memory.
+pub(crate) fn encode(rests: impl Iterator<Item = u16>) -> Vec<u8> {
+    rests.flat_map(u16::to_ne_bytes).collect()
+}

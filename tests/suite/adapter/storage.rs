@@ -1,0 +1,529 @@
+//! Sixteen bits on a real adapter: conversions bit for bit, every rule over every way to store against the oracle, masters.
+
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, bf16, f16, rest};
+use wgpu_optim::{
+    AnyRule, Converter, GpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig,
+    StorageType, TensorBinding, wgpu,
+};
+
+use super::{Bench, gpu_test};
+use crate::cases::{LRS, values};
+use crate::stored::{Stored, all, decode, encode, rounded};
+
+const CANARY: u8 = 0xa5;
+
+impl Bench {
+    /// A buffer of whole words that starts with these bytes.
+    fn buffer_of_bytes(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let words = bytes.len().next_multiple_of(4);
+        let buffer = self.buffer(words / 4);
+        let mut whole = bytes.to_vec();
+        whole.resize(words, CANARY);
+        self.queue.write_buffer(&buffer, 0, &whole);
+        buffer
+    }
+
+    async fn bytes(&self, buffer: &wgpu::Buffer) -> Vec<u8> {
+        bytemuck::cast_slice(&self.download(buffer).await).to_vec()
+    }
+
+    /// Bytes of one type, as another.
+    async fn converted(&self, from: StorageType, to: StorageType, bytes: &[u8]) -> Vec<u8> {
+        let numel = bytes.len() / from.bytes() as usize;
+        let source = self.buffer_of_bytes(bytes);
+        let target = self.buffer_of_bytes(&vec![CANARY; numel * to.bytes() as usize]);
+        let conversion = TensorBinding::new("x", &target, &source, [numel]).stored_as(to, from);
+        let mut converter = Converter::new(&self.kernels, &[conversion]).unwrap();
+        let mut encoder = self.encoder();
+        converter.record(&mut encoder).unwrap();
+        self.queue.submit([encoder.finish()]);
+        let mut bytes = self.bytes(&target).await;
+        let rest = bytes.split_off(numel * to.bytes() as usize);
+        assert!(rest.iter().all(|byte| *byte == CANARY));
+        bytes
+    }
+}
+
+type Unpack = fn(u16) -> u32;
+type Nearest = fn(u32) -> u16;
+
+const TYPES: [(StorageType, Unpack, Nearest); 2] = [
+    (StorageType::Bf16, bf16::unpack, bf16::nearest),
+    (StorageType::F16, f16::unpack, f16::nearest),
+];
+
+#[gpu_test]
+async fn all_of_sixteen_bits_survive_load_and_store() {
+    for bench in Bench::both().await {
+        for (of, unpack, nearest) in TYPES {
+            let halves: Vec<u16> = (0..=u16::MAX).collect();
+            let bytes = bytemuck::cast_slice(&halves);
+            let words = bench.converted(of, StorageType::F32, bytes).await;
+            let words: Vec<u32> = bytemuck::pod_collect_to_vec(&words);
+            for (half, word) in halves.iter().zip(&words) {
+                let expected = unpack(*half);
+                assert_eq!(*word, expected, "{of:?} {half:#06x}: {word:#010x}");
+            }
+            let again = bench.converted(of, of, bytes).await;
+            let again: Vec<u16> = bytemuck::pod_collect_to_vec(&again);
+            for (half, again) in halves.iter().zip(&again) {
+                assert_eq!(*again, nearest(unpack(*half)), "{of:?} {half:#06x}");
+            }
+        }
+    }
+}
+
+#[gpu_test]
+async fn the_nearest_is_the_twins_on_every_exponent_tie_and_carry() {
+    let bench = Bench::best().await;
+    let bits: Vec<u32> = crate::no_device::storage::patterns().collect();
+    for (of, _, nearest) in TYPES {
+        let bytes = bytemuck::cast_slice(&bits);
+        let halves = bench.converted(StorageType::F32, of, bytes).await;
+        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&halves);
+        for (bits, half) in bits.iter().zip(&halves) {
+            let expected = nearest(*bits);
+            assert_eq!(*half, expected, "{of:?} of {bits:#010x}: {half:#06x}");
+        }
+    }
+}
+
+/// Tensors of a run in one buffer of parameters and one of gradients, with canaries between.
+struct Scattered {
+    numels: Vec<usize>,
+    /// In elements.
+    starts: Vec<usize>,
+    shift: usize,
+    params: Vec<Vec<f32>>,
+    grads: Vec<Vec<f32>>,
+}
+
+impl Scattered {
+    /// Gradients start as far modulo a unit as parameters, or not.
+    fn new(stored: &Stored, numels: Vec<usize>, first: usize, shift: usize) -> Self {
+        let mut next = first;
+        let start = |numel: &usize| {
+            let start = next;
+            next += numel + 3;
+            start
+        };
+        let of = |of, seed| move |numel: &usize| rounded(of, &values(seed + *numel as u64, *numel));
+        Self {
+            starts: numels.iter().map(start).collect(),
+            shift,
+            params: numels.iter().map(of(stored.params, 0)).collect(),
+            grads: numels.iter().map(of(stored.grads, 77)).collect(),
+            numels,
+        }
+    }
+
+    /// All of one buffer, the values of each tensor where they lie and canaries elsewhere.
+    fn bytes(&self, of: StorageType, values: &[Vec<f32>], shift: usize) -> Vec<u8> {
+        let size = of.bytes() as usize;
+        let end = self.starts.last().unwrap() + self.numels.last().unwrap() + shift + 9;
+        let mut bytes = vec![CANARY; end * size];
+        for (start, values) in self.starts.iter().zip(values) {
+            let at = (start + shift) * size;
+            bytes[at..at + values.len() * size].copy_from_slice(&encode(of, values));
+        }
+        bytes
+    }
+
+    fn params_bytes(&self, stored: &Stored) -> Vec<u8> {
+        self.bytes(stored.params, &self.params, 0)
+    }
+
+    fn grads_bytes(&self, stored: &Stored) -> Vec<u8> {
+        self.bytes(stored.grads, &self.grads, self.shift)
+    }
+
+    fn names(&self) -> Vec<String> {
+        (0..self.numels.len())
+            .map(|index| index.to_string())
+            .collect()
+    }
+
+    fn bindings<'a>(
+        &self,
+        stored: &Stored,
+        names: &'a [String],
+        params: &'a wgpu::Buffer,
+        grads: &'a wgpu::Buffer,
+    ) -> Vec<TensorBinding<'a>> {
+        let tensors = names.iter().zip(self.starts.iter().zip(&self.numels));
+        tensors
+            .map(|(name, (start, numel))| {
+                let params_at = *start as u64 * stored.params.bytes();
+                let grads_at = (start + self.shift) as u64 * stored.grads.bytes();
+                TensorBinding::new(name, params, grads, [*numel])
+                    .stored_as(stored.params, stored.grads)
+                    .at(params_at, grads_at)
+            })
+            .collect()
+    }
+
+    /// The values of each tensor, after a look at the canaries.
+    fn split(&self, of: StorageType, bytes: &[u8]) -> Vec<Vec<f32>> {
+        let size = of.bytes() as usize;
+        let mut rest = bytes.to_vec();
+        let tensors = self.starts.iter().zip(&self.numels);
+        let values = tensors
+            .map(|(start, numel)| {
+                let at = start * size..(start + numel) * size;
+                let values = decode(of, &bytes[at.clone()]);
+                rest[at].fill(CANARY);
+                values
+            })
+            .collect();
+        assert!(rest.iter().all(|byte| *byte == CANARY));
+        values
+    }
+}
+
+fn sizes() -> Vec<usize> {
+    (0..=18).chain([255, 256, 1031, 4099]).collect()
+}
+
+/// Steps over scattered tensors, one of which misses a step, each held against the oracle.
+async fn follow(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
+    let here = format!("{config:?} {stored:?}");
+    let shift = [0, 8, 1, 3][case % 4];
+    let tensors = Scattered::new(stored, sizes(), case % 5, shift);
+    let params = bench.buffer_of_bytes(&tensors.params_bytes(stored));
+    let grads = bench.buffer_of_bytes(&tensors.grads_bytes(stored));
+    let names = tensors.names();
+    let bindings = tensors.bindings(stored, &names, &params, &grads);
+    let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
+    let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
+    let slots = config.slots().kept().count();
+    let storage = stored.storage(slots);
+    let mut oracles: Vec<_> = tensors
+        .params
+        .iter()
+        .map(|params| Oracle::new(params, Rounding::WGSL).stored(storage))
+        .collect();
+    for (step, lr) in LRS.into_iter().enumerate() {
+        optimizer.set_frozen("7", step == 1).unwrap();
+        optimizer.set_lr(lr).unwrap();
+        let mut encoder = bench.encoder();
+        optimizer.step(&mut encoder).unwrap();
+        bench.queue.submit([encoder.finish()]);
+        for (tensor, oracle) in oracles.iter_mut().enumerate() {
+            if tensor != 7 || step != 1 {
+                oracle.step(optimizer.config(), &tensors.grads[tensor]);
+            }
+        }
+    }
+    let mut stepped = bench.bytes(&params).await;
+    stepped.truncate(tensors.params_bytes(stored).len());
+    let stepped = tensors.split(stored.params, &stepped);
+    let mut left = bench.bytes(&grads).await;
+    left.truncate(tensors.grads_bytes(stored).len());
+    assert_eq!(left, tensors.grads_bytes(stored), "gradients are only read");
+    let state = bench.wait(optimizer.state()).await.unwrap();
+    for (tensor, oracle) in oracles.iter().enumerate() {
+        let numel = tensors.numels[tensor];
+        let fail = |e| panic!("{here}, {numel} elements: {e}");
+        oracle
+            .check_params(&stepped[tensor])
+            .unwrap_or_else(|e| fail(e.to_string()));
+        let state = &state.tensors[tensor];
+        let masters = usize::from(storage.masters != Masters::None);
+        assert_eq!(state.slots.len(), slots + masters, "{here}");
+        for slot in &state.slots {
+            match slot.name.as_str() {
+                MASTER_PARAMS => oracle.check_masters(&slot.values),
+                PARAMS_REST => {
+                    let pairs = stepped[tensor].iter().zip(&slot.values);
+                    let masters = pairs.map(|(param, rest)| {
+                        let half = (param.to_bits() >> 16) as u16;
+                        f32::from_bits(rest::join(half, *rest as u16))
+                    });
+                    oracle.check_masters(&masters.collect::<Vec<_>>())
+                }
+                name => oracle.check_slot(name, &slot.values),
+            }
+            .unwrap_or_else(|e| fail(e.to_string()));
+        }
+    }
+}
+
+/// Every rule, and every way to store; all pairs of both where `WGPU_OPTIM_TEST_ALL` is set, which takes minutes of
+/// compiling, else one in seven. The twins go through all of them (`no_device::mixed`).
+#[gpu_test]
+async fn every_rule_and_every_way_to_store() {
+    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
+        Some(_) => 1,
+        None => 7,
+    };
+    let bench = Bench::best().await;
+    let mut rules: Vec<AnyRule> = Vec::new();
+    for preset in AnyRule::presets() {
+        if rules
+            .iter()
+            .all(|rule| rule.stem() != (preset.config)(0.1).unwrap().stem())
+        {
+            rules.push((preset.config)(0.05).unwrap());
+        }
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
+            if (index + case) % every == 0 {
+                follow(bench, rule, stored, index + case).await;
+            }
+        }
+    }
+}
+
+#[gpu_test]
+async fn every_way_to_store_on_both_roads_of_the_scalars() {
+    for (road, bench) in Bench::both().await.enumerate() {
+        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
+        let rule = rule.build().unwrap().into();
+        for (case, stored) in all(1).iter().enumerate().skip(road).step_by(2) {
+            follow(bench, &rule, stored, case).await;
+        }
+    }
+}
+
+/// One run of a tensor: its parameters and what is remembered of them, as bits.
+async fn run(
+    bench: &Bench,
+    precision: Precision,
+    params_type: StorageType,
+    host_params: &[f32],
+    host_grads: &[Vec<f32>],
+) -> (Vec<u8>, Vec<u32>) {
+    let grads_type = match params_type {
+        StorageType::F32 => StorageType::F32,
+        _ => StorageType::Bf16,
+    };
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let params = bench.buffer_of_bytes(&encode(params_type, host_params));
+    let grads = bench.buffer_of_bytes(&encode(grads_type, &host_grads[0]));
+    let tensor = TensorBinding::new("weight", &params, &grads, [host_params.len()]);
+    let tensor = tensor.stored_as(params_type, grads_type);
+    let groups = ParamGroups::new(config).with_precision(precision);
+    let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &[tensor]).unwrap();
+    for values in host_grads {
+        let mut bytes = encode(grads_type, values);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bench.queue.write_buffer(&grads, 0, &bytes);
+        let mut encoder = bench.encoder();
+        optimizer.step(&mut encoder).unwrap();
+        bench.queue.submit([encoder.finish()]);
+    }
+    let mut bytes = bench.bytes(&params).await;
+    bytes.truncate(host_params.len() * params_type.bytes() as usize);
+    let state = bench.wait(optimizer.state()).await.unwrap();
+    let state = &state.tensors[0];
+    let masters = match (state.slot(MASTER_PARAMS), state.slot(PARAMS_REST)) {
+        (Some(masters), _) => masters.iter().map(|value| value.to_bits()).collect(),
+        (None, Some(rests)) => {
+            let halves = bytemuck::pod_collect_to_vec::<u8, u16>(&bytes);
+            let pairs = halves.into_iter().zip(rests);
+            pairs
+                .map(|(half, rest)| rest::join(half, *rest as u16))
+                .collect()
+        }
+        (None, None) => bytemuck::pod_collect_to_vec(&bytes),
+    };
+    (bytes, masters)
+}
+
+#[gpu_test]
+async fn masters_are_the_run_in_f32_bit_for_bit_and_rests_are_the_masters() {
+    for bench in Bench::both().await {
+        let numel = 5003;
+        let start = rounded(StorageType::Bf16, &values(1, numel));
+        let grads: Vec<_> = (0..12)
+            .map(|step| rounded(StorageType::Bf16, &values(100 + step, numel)))
+            .collect();
+        let precision = |masters| Precision {
+            masters,
+            ..Precision::default()
+        };
+        let none = precision(Masters::None);
+        let (_, in_f32) = run(bench, none, StorageType::F32, &start, &grads).await;
+        let with_masters = precision(Masters::F32);
+        let (params, masters) = run(bench, with_masters, StorageType::Bf16, &start, &grads).await;
+        assert_eq!(masters, in_f32);
+        let nearest = masters.iter().map(|bits| bf16::nearest(*bits));
+        let params: Vec<u16> = bytemuck::pod_collect_to_vec(&params);
+        assert!(params.iter().copied().eq(nearest));
+        let with_rests = precision(Masters::Rest);
+        let (halves, rests) = run(bench, with_rests, StorageType::Bf16, &start, &grads).await;
+        assert_eq!(rests, in_f32);
+        let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&halves);
+        for ((half, param), master) in halves.iter().zip(&params).zip(&masters) {
+            assert!(half == param || master & 0xffff == 0x8000);
+        }
+    }
+}
+
+/// A step whose arithmetic is exact, so that adapters and the twin round the same `f32`.
+#[gpu_test]
+async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
+    let bench = Bench::best().await;
+    let numel = 9001;
+    let precision = Precision {
+        masters: Masters::None,
+        rounding: storage::Rounding::Stochastic { seed: 5 },
+        ..Precision::default()
+    };
+    let config = SgdConfig::builder(0.125).build().unwrap();
+    for (of, unpack, _) in TYPES {
+        let start = rounded(of, &values(3, numel));
+        let grads = rounded(StorageType::Bf16, &values(4, numel))
+            .iter()
+            .map(|grad| grad / 512.0)
+            .collect::<Vec<_>>();
+        // An exact product, and a sum that no compiler can round in two ways.
+        let expected = |step: u64, params: &[u16]| -> Vec<u16> {
+            let key = storage::Key::new(5, "weight", step);
+            let pairs = (0..).zip(params.iter().zip(&grads));
+            pairs
+                .map(|(index, (param, grad))| {
+                    let theta = f32::from_bits(unpack(*param)) - 0.125 * grad;
+                    let random = key.random(index, 0);
+                    match of {
+                        StorageType::F16 => f16::stochastic(theta.to_bits(), random),
+                        _ => bf16::stochastic(theta.to_bits(), random),
+                    }
+                })
+                .collect()
+        };
+        for (max_dispatch_elems, at) in [(1 << 20, 0), (1 << 20, 5), (64, 3), (1000, 8)] {
+            let size = of.bytes() as usize;
+            let mut bytes = vec![0; at * size];
+            bytes.extend(encode(of, &start));
+            let params = bench.buffer_of_bytes(&bytes);
+            let grads = bench.buffer_of(&grads);
+            let kernels = bench.kernels.clone();
+            let kernels = kernels.with_max_dispatch_elems(max_dispatch_elems);
+            let tensor = TensorBinding::new("weight", &params, &grads, [numel])
+                .stored_as(of, StorageType::F32)
+                .at((at * size) as u64, 0);
+            let groups = ParamGroups::new(config.clone()).with_precision(precision);
+            let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[tensor]).unwrap();
+            let mut host: Vec<u16> = bytemuck::pod_collect_to_vec(&encode(of, &start));
+            for step in 0..3 {
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+                host = expected(step, &host);
+                let bytes = bench.bytes(&params).await;
+                let there: Vec<u16> =
+                    bytemuck::pod_collect_to_vec(&bytes[at * size..(at + numel) * size]);
+                assert_eq!(there, host, "{of:?}, step {step}, at {at}");
+            }
+        }
+    }
+}
+
+#[gpu_test]
+async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
+    let bench = Bench::best().await;
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    for (case, stored) in all(2).iter().enumerate().step_by(4) {
+        let tensors = Scattered::new(stored, vec![7, 64, 1031], case % 5, case % 3);
+        let names = tensors.names();
+        let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
+        let grads = bench.buffer_of_bytes(&tensors.grads_bytes(stored));
+        let params = bench.buffer_of_bytes(&tensors.params_bytes(stored));
+        let bindings = tensors.bindings(stored, &names, &params, &grads);
+        let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
+        let step = |optimizer: &mut GpuOptimizer<AnyRule>| {
+            let mut encoder = bench.encoder();
+            optimizer.step(&mut encoder).unwrap();
+            bench.queue.submit([encoder.finish()]);
+        };
+        step(&mut optimizer);
+        step(&mut optimizer);
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        let then = bench.buffer_of_bytes(&bench.bytes(&params).await);
+        let bindings = tensors.bindings(stored, &names, &then, &grads);
+        let mut other = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
+        other.load_state(&state).unwrap();
+        assert_eq!(
+            bench.wait(other.state()).await.unwrap(),
+            state,
+            "{stored:?}"
+        );
+        step(&mut optimizer);
+        step(&mut other);
+        assert_eq!(bench.bytes(&params).await, bench.bytes(&then).await);
+        let [state, others] = [&optimizer, &other].map(GpuOptimizer::state);
+        assert_eq!(
+            bench.wait(state).await.unwrap(),
+            bench.wait(others).await.unwrap()
+        );
+    }
+}
+
+/// Small tensors in buffers of their own share dispatches, those of a whole number of units.
+#[gpu_test]
+async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
+    for (road, bench) in Bench::both().await.enumerate() {
+        let config = AnyRule::preset("adamw", None, 0.05).unwrap();
+        for stored in all(2).into_iter().skip(road).step_by(4) {
+            let numels = [8, 64, 1000, 4096, 12];
+            let host: Vec<_> = numels
+                .iter()
+                .map(|numel| {
+                    let of = |of, seed| rounded(of, &values(seed + *numel as u64, *numel));
+                    (of(stored.params, 0), of(stored.grads, 9))
+                })
+                .collect();
+            let buffers: Vec<_> = host
+                .iter()
+                .map(|(params, grads)| {
+                    let params = bench.buffer_of_bytes(&encode(stored.params, params));
+                    (params, bench.buffer_of_bytes(&encode(stored.grads, grads)))
+                })
+                .collect();
+            let names: Vec<_> = numels.iter().map(usize::to_string).collect();
+            let tensors: Vec<_> = names
+                .iter()
+                .zip(numels)
+                .zip(&buffers)
+                .map(|((name, numel), (params, grads))| {
+                    let tensor = TensorBinding::new(name, params, grads, [numel]);
+                    tensor.stored_as(stored.params, stored.grads)
+                })
+                .collect();
+            let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
+            let mut optimizer =
+                GpuOptimizer::with_groups(&bench.kernels, &groups, &tensors).unwrap();
+            let storage = stored.storage(2);
+            let mut oracles: Vec<_> = host
+                .iter()
+                .map(|(params, _)| Oracle::new(params, Rounding::WGSL).stored(storage))
+                .collect();
+            for step in 0..3 {
+                // A mask with a hole.
+                optimizer.set_frozen("64", step == 1).unwrap();
+                let mut encoder = bench.encoder();
+                optimizer.step(&mut encoder).unwrap();
+                bench.queue.submit([encoder.finish()]);
+                for (tensor, oracle) in oracles.iter_mut().enumerate() {
+                    if tensor != 1 || step != 1 {
+                        oracle.step(&config, &host[tensor].1);
+                    }
+                }
+            }
+            if !storage.is_stochastic {
+                let batches = &optimizer.plan().batches;
+                assert!(!batches.is_empty(), "{stored:?}");
+            }
+            for ((params, _), oracle) in buffers.iter().zip(&oracles) {
+                let mut bytes = bench.bytes(params).await;
+                bytes.truncate(oracle.params().len() * stored.params.bytes() as usize);
+                oracle
+                    .check_params(&decode(stored.params, &bytes))
+                    .unwrap_or_else(|e| panic!("{stored:?}: {e}"));
+            }
+        }
+    }
+}

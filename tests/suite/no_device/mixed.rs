@@ -1,0 +1,303 @@
+//! The CPU twin over tensors that are not stored as f32.
+
+use wgpu_optim::half;
+use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
+use wgpu_optim::{
+    AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig, SliceError,
+    StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+};
+
+use crate::cases::{LRS, values};
+use crate::stored::{Stored, all, encode};
+
+/// A tensor as its type has it.
+#[derive(Clone, Debug, PartialEq)]
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<half::bf16>),
+    F16(Vec<half::f16>),
+}
+
+impl Values {
+    fn new(of: StorageType, values: &[f32]) -> Self {
+        let halves = || bytemuck::pod_collect_to_vec::<u8, u16>(&encode(of, values)).into_iter();
+        match of {
+            StorageType::F32 => Self::F32(values.to_vec()),
+            StorageType::Bf16 => Self::Bf16(halves().map(half::bf16::from_bits).collect()),
+            StorageType::F16 => Self::F16(halves().map(half::f16::from_bits).collect()),
+        }
+    }
+
+    fn slice(&self) -> TensorSlice<'_> {
+        match self {
+            Self::F32(values) => TensorSlice::F32(values),
+            Self::Bf16(values) => TensorSlice::Bf16(values),
+            Self::F16(values) => TensorSlice::F16(values),
+        }
+    }
+
+    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
+        match self {
+            Self::F32(values) => TensorSliceMut::F32(values),
+            Self::Bf16(values) => TensorSliceMut::Bf16(values),
+            Self::F16(values) => TensorSliceMut::F16(values),
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        }
+    }
+}
+
+fn optimizer(config: &AnyRule, stored: &Stored, numels: &[usize]) -> CpuOptimizer<AnyRule> {
+    let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
+    let tensors = numels.iter().map(|numel| {
+        TensorSpec::new(numel.to_string(), [*numel]).stored_as(stored.params, stored.grads)
+    });
+    CpuOptimizer::with_groups(&groups, tensors).unwrap()
+}
+
+fn start(stored: &Stored, numels: &[usize]) -> (Vec<Values>, Vec<Values>) {
+    let of = |of, seed| move |numel: &usize| Values::new(of, &values(seed + *numel as u64, *numel));
+    (
+        numels.iter().map(of(stored.params, 0)).collect(),
+        numels.iter().map(of(stored.grads, 50)).collect(),
+    )
+}
+
+fn step(optimizer: &mut CpuOptimizer<AnyRule>, params: &mut [Values], grads: &[Values]) {
+    let mut params: Vec<_> = params.iter_mut().map(Values::slice_mut).collect();
+    let grads: Vec<_> = grads.iter().map(Values::slice).collect();
+    optimizer.step_mixed(&mut params, &grads).unwrap();
+}
+
+#[test]
+fn every_rule_over_every_way_to_store_stays_within_its_bound() {
+    let numels = [0, 1, 2, 31, 32, 33, 1023, 1024, 1025];
+    for preset in AnyRule::presets() {
+        let config = (preset.config)(0.05).unwrap();
+        let slots = config.slots().kept().count();
+        for stored in all(slots) {
+            let mut optimizer = optimizer(&config, &stored, &numels);
+            let (mut params, grads) = start(&stored, &numels);
+            let mut oracles: Vec<_> = params
+                .iter()
+                .map(|params| {
+                    let oracle = Oracle::new(&params.to_f32(), Rounding::NEAREST);
+                    oracle.stored(stored.storage(slots))
+                })
+                .collect();
+            for lr in LRS {
+                optimizer.set_lr(lr).unwrap();
+                step(&mut optimizer, &mut params, &grads);
+                for (oracle, grads) in oracles.iter_mut().zip(&grads) {
+                    oracle.step(optimizer.config(), &grads.to_f32());
+                }
+            }
+            let state = optimizer.state();
+            for ((params, oracle), state) in params.iter().zip(&oracles).zip(&state.tensors) {
+                let params = params.to_f32();
+                let fail = |e| panic!("{config:?} {stored:?}: {e}");
+                oracle.check_params(&params).unwrap_or_else(fail);
+                for slot in &state.slots {
+                    match slot.name.as_str() {
+                        MASTER_PARAMS => oracle.check_masters(&slot.values),
+                        PARAMS_REST => oracle.check_masters(&joined(&params, &slot.values)),
+                        name => oracle.check_slot(name, &slot.values),
+                    }
+                    .unwrap_or_else(fail);
+                }
+            }
+        }
+    }
+}
+
+/// Masters, of parameters and what those leave of them.
+fn joined(params: &[f32], rests: &[f32]) -> Vec<f32> {
+    let pairs = params.iter().zip(rests);
+    pairs
+        .map(|(param, rest)| {
+            f32::from_bits(rest::join((param.to_bits() >> 16) as u16, *rest as u16))
+        })
+        .collect()
+}
+
+/// Large enough for several threads and for tensors in parts, which start at other elements.
+#[test]
+fn however_many_threads_there_are() {
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let numels = [300_001, 5, 70_000];
+    for stored in all(2) {
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let mut optimizer = optimizer(&config, &stored, &numels);
+            let (mut params, grads) = start(&stored, &numels);
+            pool.install(|| {
+                for _ in 0..2 {
+                    step(&mut optimizer, &mut params, &grads);
+                }
+            });
+            (params, optimizer.state())
+        };
+        assert!(run(1) == run(4), "{stored:?}");
+    }
+}
+
+#[test]
+fn masters_are_the_run_in_f32_and_rests_are_the_masters() {
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let numels = [4099];
+    let with = |masters| Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::Bf16,
+        precision: Precision {
+            masters,
+            ..Precision::default()
+        },
+    };
+    let (start, grads) = start(&with(Masters::None), &numels);
+    let mut in_f32 = start[0].to_f32();
+    let mut reference = CpuOptimizer::new(config.clone(), [("4099", [4099])]).unwrap();
+    let mut runs = [Masters::F32, Masters::Rest]
+        .map(|masters| (optimizer(&config, &with(masters), &numels), start.clone()));
+    for _ in 0..20 {
+        reference
+            .step(&mut [&mut in_f32], &[&grads[0].to_f32()])
+            .unwrap();
+        for (optimizer, params) in &mut runs {
+            step(optimizer, params, &grads);
+        }
+    }
+    let [(masters, params), (rests, halves)] = runs;
+    let state = masters.state();
+    assert_eq!(state.tensors[0].slot(MASTER_PARAMS), Some(&in_f32[..]));
+    assert_eq!(params[0], Values::new(StorageType::Bf16, &in_f32));
+    let state = rests.state();
+    let rests = state.tensors[0].slot(PARAMS_REST).unwrap();
+    assert_eq!(joined(&halves[0].to_f32(), rests), in_f32);
+}
+
+/// Updates below half a unit in the last place: the nearest stands still, masters and random bits do not.
+#[test]
+fn what_is_too_small_for_bf16_adds_up_in_masters_and_in_the_mean() {
+    let config: AnyRule = SgdConfig::builder(1e-3).build().unwrap().into();
+    let numel = 4096;
+    let after = |masters, rounding| {
+        let stored = Stored {
+            params: StorageType::Bf16,
+            grads: StorageType::F32,
+            precision: Precision {
+                masters,
+                rounding,
+                ..Precision::default()
+            },
+        };
+        let mut optimizer = optimizer(&config, &stored, &[numel]);
+        let mut params = [Values::new(StorageType::Bf16, &vec![1.0; numel])];
+        // A thousand steps of 1e-4 each, where bf16 goes by 2^-7 from one on.
+        let grads = [Values::F32(vec![-0.1; numel])];
+        for _ in 0..1000 {
+            step(&mut optimizer, &mut params, &grads);
+        }
+        let params = params[0].to_f32();
+        params.iter().sum::<f32>() / numel as f32
+    };
+    let nearest = storage::Rounding::Nearest;
+    assert_eq!(after(Masters::None, nearest), 1.0);
+    // 1.1, and within half a unit in the last place of it.
+    for masters in [Masters::F32, Masters::Rest] {
+        assert!((after(masters, nearest) - 1.1).abs() <= 1.0 / 256.0);
+    }
+    let random = storage::Rounding::Stochastic { seed: 1 };
+    let mean = after(Masters::None, random);
+    // Each parameter is a sum of a thousand independent errors, uniform at most, of at most a unit: the mean over all
+    // of them strays by that over the root of their number; five times that is never seen.
+    let deviation = (1000.0 / 4.0_f32).sqrt() / 128.0 / (numel as f32).sqrt();
+    assert!((mean - 1.1).abs() < 5.0 * deviation, "{mean}");
+}
+
+#[test]
+fn a_state_goes_on_where_it_was_and_masters_become_rests() {
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    for stored in all(2) {
+        let numels = [77, 4];
+        let (mut params, grads) = start(&stored, &numels);
+        let mut optimizer_then = optimizer(&config, &stored, &numels);
+        step(&mut optimizer_then, &mut params, &grads);
+        let state = optimizer_then.state();
+        let mut other = optimizer(&config, &stored, &numels);
+        other.load_state(&state).unwrap();
+        assert_eq!(other.state(), state);
+        let mut others = params.clone();
+        step(&mut optimizer_then, &mut params, &grads);
+        step(&mut other, &mut others, &grads);
+        assert_eq!(params, others, "{stored:?}");
+        assert_eq!(optimizer_then.state(), other.state());
+    }
+    let with = |masters| Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::F16,
+        precision: Precision {
+            masters,
+            ..Precision::default()
+        },
+    };
+    let (mut params, grads) = start(&with(Masters::F32), &[100]);
+    let mut masters = optimizer(&config, &with(Masters::F32), &[100]);
+    step(&mut masters, &mut params, &grads);
+    let mut rests = optimizer(&config, &with(Masters::Rest), &[100]);
+    rests.load_state(&masters.state()).unwrap();
+    let mut others = params.clone();
+    step(&mut masters, &mut params, &grads);
+    step(&mut rests, &mut others, &grads);
+    let state = rests.state();
+    let joined = joined(
+        &others[0].to_f32(),
+        state.tensors[0].slot(PARAMS_REST).unwrap(),
+    );
+    assert_eq!(
+        masters.state().tensors[0].slot(MASTER_PARAMS),
+        Some(&joined[..])
+    );
+}
+
+#[test]
+fn slices_of_other_types_are_refused_by_name() {
+    let config: AnyRule = SgdConfig::builder(0.1).build().unwrap().into();
+    let stored = Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::F32,
+        precision: Precision::default(),
+    };
+    let mut optimizer = optimizer(&config, &stored, &[3]);
+    let expected = SliceError::Stored {
+        tensor: "3".to_owned(),
+        role: "params",
+        expected: "bf16",
+        actual: "f32",
+    };
+    let refused = optimizer.step(&mut [&mut [0.0; 3]], &[&[1.0; 3]]);
+    assert_eq!(refused, Err(expected));
+    let mut params = Values::new(StorageType::Bf16, &[1.0; 3]);
+    let grads = Values::new(StorageType::F16, &[1.0; 3]);
+    let refused = optimizer.step_mixed(&mut [params.slice_mut()], &[grads.slice()]);
+    assert!(matches!(
+        refused,
+        Err(SliceError::Stored {
+            role: "grads",
+            expected: "f32",
+            actual: "f16",
+            ..
+        })
+    ));
+    assert_eq!(params.to_f32(), [1.0; 3]);
+    assert_eq!(optimizer.steps(), 0);
+}
