@@ -405,7 +405,7 @@ async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
             let tensor = TensorBinding::new("weight", &params, &grads, [numel])
                 .stored_as(of, StorageType::F32)
                 .at((at * size) as u64, 0);
-            let groups = ParamGroups::new(config.clone()).with_precision(precision);
+            let groups = ParamGroups::new(config).with_precision(precision);
             let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[tensor]).unwrap();
             let mut host: Vec<u16> = bytemuck::pod_collect_to_vec(&encode(of, &start));
             for step in 0..3 {
