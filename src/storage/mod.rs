@@ -15,8 +15,10 @@ pub mod bf16;
 pub mod f16;
 mod random;
 pub mod rest;
+mod slices;
 
 pub use random::Key;
+pub use slices::{Random, round, unpack};
 
 /// What a value is stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
