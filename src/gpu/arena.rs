@@ -1,5 +1,6 @@
 //! Many tensors in few buffers, laid out so that one dispatch updates them all.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use super::readback::{self, Region};
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
 use crate::rules::{ParamGroups, Rule};
 use crate::state::DuplicateName;
-use crate::storage::StorageType;
+use crate::storage::{Storage, StorageType};
 
 /// Named tensors side by side in a parameter buffer and a gradient buffer of the same layout (more than one of
 /// each where a buffer may not be that large).
@@ -50,7 +51,9 @@ pub struct Arena {
     by_name: HashMap<String, usize>,
     params: Vec<wgpu::Buffer>,
     grads: Vec<wgpu::Buffer>,
-    /// Bytes of the parameters in each buffer, and of the gradients in theirs.
+    params_type: StorageType,
+    grads_type: StorageType,
+    /// Bytes of the parameters in each buffer.
     buffer_bytes: Vec<u64>,
     /// Whether `grads` are the buffers of `params`, and the gradients come after the parameters there.
     is_pooled: bool,
@@ -70,19 +73,14 @@ pub struct ArenaTensor {
     pub numel: u64,
     /// Which of the arena's buffers it lies in, the same for parameters and gradients.
     pub buffer: usize,
-    /// Byte offset of its first element there, aligned for a binding.
+    /// Byte offset of its first parameter there, aligned for a binding; of its first gradient see
+    /// [`Arena::grads_offset_bytes`].
     pub offset_bytes: u64,
     /// Elements between its end and the next tensor's start.
     pub padding_elems: u64,
 }
 
 impl ArenaTensor {
-    /// Its bytes in its buffer.
-    fn bytes(&self) -> Range<usize> {
-        let end = self.offset_bytes + self.numel * ELEM_BYTES;
-        self.offset_bytes as usize..end as usize
-    }
-
     fn check_len(&self, values: &[f32]) -> Result<(), ArenaError> {
         if values.len() as u64 == self.numel {
             return Ok(());
@@ -110,6 +108,26 @@ impl Arena {
         Self::allocate(device, queue, layout, false)
     }
 
+    /// The same with parameters and gradients of these types. What is uploaded and downloaded is `f32`, rounded to the
+    /// nearest and unpacked on the host.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn stored_as<N: Into<String>, S: Into<Vec<usize>>>(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        tensors: impl IntoIterator<Item = (N, S)>,
+        params_type: StorageType,
+        grads_type: StorageType,
+    ) -> Result<Self, ArenaError> {
+        let named = tensors
+            .into_iter()
+            .map(|(name, shape)| (name.into(), shape.into()));
+        let (tensors, types) = (named.collect(), [params_type, grads_type]);
+        let layout = ArenaLayout::in_order(tensors, |_| 0, types, &device.limits())?;
+        Self::allocate(device, queue, layout, false)
+    }
+
     /// The same with the tensors of each parameter group side by side, so that a group takes one dispatch per
     /// binding's worth of elements.
     ///
@@ -125,7 +143,8 @@ impl Arena {
             .into_iter()
             .map(|(name, shape)| (name.into(), shape.into()));
         let group_of = |name: &str| groups.index_of(name);
-        let layout = ArenaLayout::in_order(named.collect(), group_of, &device.limits())?;
+        let (tensors, types) = (named.collect(), [StorageType::F32; 2]);
+        let layout = ArenaLayout::in_order(tensors, group_of, types, &device.limits())?;
         Self::allocate(device, queue, layout, false)
     }
 
@@ -155,13 +174,19 @@ impl Arena {
         is_pooled: bool,
     ) -> Result<Self, ArenaError> {
         let sizes = &layout.buffer_bytes;
+        let [params_bytes, grads_bytes] =
+            [layout.params_type, layout.grads_type].map(StorageType::bytes);
+        let grads_sizes: Vec<_> = sizes
+            .iter()
+            .map(|size| size / params_bytes * grads_bytes)
+            .collect();
         let regions = if is_pooled { 2 } else { 1 };
         if is_lost(device) {
             return Err(ArenaError::Device {
                 message: LOST.to_owned(),
             });
         }
-        let allocate = |label: &'static str| {
+        let allocate = |label: &'static str, sizes: &[u64]| {
             let buffers = checked(device, || {
                 let allocate = |size: &u64| {
                     device.create_buffer(&wgpu::BufferDescriptor {
@@ -177,17 +202,17 @@ impl Arena {
             });
             buffers.map_err(|error| match error {
                 wgpu::Error::OutOfMemory { .. } => ArenaError::OutOfMemory {
-                    bytes: 2 * sizes.iter().sum::<u64>(),
+                    bytes: layout.buffer_bytes.iter().chain(&grads_sizes).sum(),
                 },
                 error => ArenaError::Device {
                     message: error.to_string(),
                 },
             })
         };
-        let params: Vec<_> = allocate("wgpu_optim.arena.params")?;
+        let params: Vec<_> = allocate("wgpu_optim.arena.params", sizes)?;
         let grads = match is_pooled {
             true => params.clone(),
-            false => allocate("wgpu_optim.arena.grads")?,
+            false => allocate("wgpu_optim.arena.grads", &grads_sizes)?,
         };
         let names = layout.tensors.iter().enumerate();
         Ok(Self {
@@ -199,6 +224,8 @@ impl Arena {
             params,
             grads,
             is_pooled,
+            params_type: layout.params_type,
+            grads_type: layout.grads_type,
             buffer_bytes: layout.buffer_bytes,
             tensors: layout.tensors,
             #[cfg(feature = "safetensors")]
@@ -218,14 +245,20 @@ impl Arena {
         &self.params
     }
 
-    /// The gradient buffers, of the same sizes; of a [`pooled`](Self::pooled) arena those of the parameters.
+    /// The gradient buffers, of as many elements; of a [`pooled`](Self::pooled) arena those of the parameters.
     #[must_use]
     pub fn grads(&self) -> &[wgpu::Buffer] {
         &self.grads
     }
 
-    /// Where the gradients start in each gradient buffer, in bytes: zero, but in a [`pooled`](Self::pooled) arena. A
-    /// tensor's lie [`ArenaTensor::offset_bytes`] further on.
+    /// Where a tensor's gradients start in their buffer, in bytes.
+    #[must_use]
+    pub fn grads_offset_bytes(&self, tensor: &ArenaTensor) -> u64 {
+        let elems = tensor.offset_bytes / self.params_type.bytes();
+        self.grads_start_bytes(tensor.buffer) + elems * self.grads_type.bytes()
+    }
+
+    /// Where the gradients start in each gradient buffer, in bytes: zero, but in a [`pooled`](Self::pooled) arena.
     #[must_use]
     pub fn grads_start_bytes(&self, buffer: usize) -> u64 {
         if self.is_pooled {
@@ -236,20 +269,32 @@ impl Arena {
     }
 
     /// The parameters' regions, one in each buffer: the buffer, and their bytes there.
-    fn params_regions(&self) -> Vec<Region<'_>> {
+    fn params_regions(&self) -> Regions<'_> {
         let regions = self.params.iter().zip(&self.buffer_bytes);
-        regions.map(|(buffer, bytes)| (buffer, 0..*bytes)).collect()
+        Regions {
+            regions: regions.map(|(buffer, bytes)| (buffer, 0..*bytes)).collect(),
+            of: self.params_type,
+        }
     }
 
     /// The gradients' regions.
-    fn grads_regions(&self) -> Vec<Region<'_>> {
+    fn grads_regions(&self) -> Regions<'_> {
         let regions = self.grads.iter().zip(&self.buffer_bytes).enumerate();
-        regions
-            .map(|(index, (buffer, bytes))| {
-                let start = self.grads_start_bytes(index);
-                (buffer, start..start + bytes)
-            })
-            .collect()
+        let region = |(index, (buffer, bytes)): (usize, (_, &u64))| {
+            let start = self.grads_start_bytes(index);
+            let elems = bytes / self.params_type.bytes();
+            (buffer, start..start + elems * self.grads_type.bytes())
+        };
+        Regions {
+            regions: regions.map(region).collect(),
+            of: self.grads_type,
+        }
+    }
+
+    /// A tensor's bytes in a region of values of this type.
+    fn bytes_of(&self, tensor: &ArenaTensor, of: StorageType) -> Range<usize> {
+        let start = tensor.offset_bytes / self.params_type.bytes() * of.bytes();
+        start as usize..(start + tensor.numel * of.bytes()) as usize
     }
 
     /// Every tensor for an optimizer.
@@ -260,11 +305,11 @@ impl Arena {
             .map(|tensor| TensorBinding {
                 name: &tensor.name,
                 params: &self.params[tensor.buffer],
-                params_type: StorageType::F32,
+                params_type: self.params_type,
                 params_offset_bytes: tensor.offset_bytes,
                 grads: &self.grads[tensor.buffer],
-                grads_type: StorageType::F32,
-                grads_offset_bytes: self.grads_start_bytes(tensor.buffer) + tensor.offset_bytes,
+                grads_type: self.grads_type,
+                grads_offset_bytes: self.grads_offset_bytes(tensor),
                 shape: tensor.shape.clone(),
                 padding_elems: tensor.padding_elems,
             })
@@ -312,8 +357,11 @@ impl Arena {
     pub async fn download_params(&self, tensor: &str) -> Result<Vec<f32>, ArenaError> {
         let tensor = self.tensor(tensor)?;
         let buffer = &self.params[tensor.buffer];
-        let (offset_bytes, numel) = (tensor.offset_bytes, tensor.numel);
-        Ok(readback::download(&self.device, &self.queue, buffer, offset_bytes, numel).await?)
+        let bytes = self.bytes_of(tensor, self.params_type);
+        let words = (bytes.len() as u64).div_ceil(ELEM_BYTES);
+        let decode = |words: &[u8]| self.params_type.decode(&words[..bytes.len()]);
+        let (device, queue, start) = (&self.device, &self.queue, bytes.start as u64);
+        Ok(readback::read(device, queue, buffer, start, words, decode).await?)
     }
 
     /// Reads all parameters, tensor by tensor in order, in one transfer per buffer; see [`readback::download`].
@@ -327,7 +375,8 @@ impl Arena {
             let split = |bytes: &[u8]| {
                 let tensors = self.tensors.iter().zip(&mut values);
                 for (tensor, values) in tensors.filter(|(tensor, _)| tensor.buffer == index) {
-                    *values = bytemuck::pod_collect_to_vec(&bytes[tensor.bytes()]);
+                    let of = self.params_type;
+                    *values = of.decode(&bytes[self.bytes_of(tensor, of)]);
                 }
             };
             readback::read(&self.device, &self.queue, buffer, 0, numel, split).await?;
@@ -346,21 +395,29 @@ impl Arena {
 
     fn upload(
         &self,
-        regions: &[Region<'_>],
+        regions: &Regions<'_>,
         tensor: &str,
         values: &[f32],
     ) -> Result<(), ArenaError> {
         let tensor = self.tensor(tensor)?;
         tensor.check_len(values)?;
-        let (buffer, region) = &regions[tensor.buffer];
-        let start = region.start + tensor.offset_bytes;
+        let (buffer, region) = &regions.regions[tensor.buffer];
+        let start = region.start + self.bytes_of(tensor, regions.of).start as u64;
         let (device, queue) = (&self.device, &self.queue);
-        Ok(readback::upload(device, queue, buffer, start, values)?)
+        Ok(match regions.of {
+            StorageType::F32 => readback::upload(device, queue, buffer, start, values)?,
+            of => {
+                let mut bytes = of.encode(values.iter().copied());
+                // What shares the last word is padding.
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                readback::upload_bytes(device, queue, buffer, start, &bytes)?;
+            }
+        })
     }
 
     fn upload_all(
         &self,
-        regions: &[Region<'_>],
+        regions: &Regions<'_>,
         values: &[impl AsRef<[f32]>],
     ) -> Result<(), ArenaError> {
         if values.len() != self.tensors.len() {
@@ -372,7 +429,10 @@ impl Arena {
         for (tensor, values) in self.tensors.iter().zip(values) {
             tensor.check_len(values.as_ref())?;
         }
-        let bytes = values.iter().map(|v| bytemuck::cast_slice(v.as_ref()));
+        let bytes = values.iter().map(|values| match regions.of {
+            StorageType::F32 => Cow::Borrowed(bytemuck::cast_slice(values.as_ref())),
+            of => Cow::Owned(of.encode(values.as_ref().iter().copied())),
+        });
         Ok(self.overwrite(regions, bytes)?)
     }
 
@@ -382,21 +442,27 @@ impl Arena {
         &self,
         bytes: impl Iterator<Item = &'b [u8]>,
     ) -> Result<(), TransferError> {
-        self.overwrite(&self.params_regions(), bytes)
+        self.overwrite(&self.params_regions(), bytes.map(Cow::Borrowed))
     }
 
     fn overwrite<'b>(
         &self,
-        regions: &[Region<'_>],
-        bytes: impl Iterator<Item = &'b [u8]>,
+        regions: &Regions<'_>,
+        bytes: impl Iterator<Item = Cow<'b, [u8]>>,
     ) -> Result<(), TransferError> {
-        readback::overwrite(&self.device, &self.queue, regions, |mapped| {
+        readback::overwrite(&self.device, &self.queue, &regions.regions, |mapped| {
             for (tensor, bytes) in self.tensors.iter().zip(bytes) {
-                let mut buffer = mapped[tensor.buffer].slice(tensor.bytes());
-                buffer.copy_from_slice(bytes);
+                let place = self.bytes_of(tensor, regions.of);
+                mapped[tensor.buffer].slice(place).copy_from_slice(&bytes);
             }
         })
     }
+}
+
+/// All parameters or all gradients.
+struct Regions<'a> {
+    regions: Vec<Region<'a>>,
+    of: StorageType,
 }
 
 /// Where the tensors of an [`Arena`] lie: pure numbers, for planning without a device.
@@ -404,7 +470,11 @@ impl Arena {
 pub struct ArenaLayout {
     /// The tensors, in the order in which they were given.
     pub tensors: Vec<ArenaTensor>,
-    /// Size of each parameter buffer, and of the gradient buffer beside it.
+    /// What the parameters are stored as.
+    pub params_type: StorageType,
+    /// What the gradients are stored as.
+    pub grads_type: StorageType,
+    /// Size of each parameter buffer; the gradient buffer beside it has room for as many elements.
     pub buffer_bytes: Vec<u64>,
 }
 
@@ -434,24 +504,30 @@ impl ArenaLayout {
         let named = tensors
             .into_iter()
             .map(|(name, shape)| (name.into(), shape.into()));
-        Self::in_order(named.collect(), |_| 0, limits)
+        Self::in_order(named.collect(), |_| 0, [StorageType::F32; 2], limits)
     }
 
-    /// The tensors as the planner wants them, for a rule that keeps so many slots (one for momentum); the gradient
-    /// buffers are numbered after the parameter buffers.
+    /// The tensors as the planner wants them, for a rule that keeps so many slots (one for momentum) as `f32`, without
+    /// masters; the gradient buffers are numbered after the parameter buffers.
     #[must_use]
     pub fn tensor_layouts(&self, slots: u32) -> Vec<TensorLayout> {
         let layout = |tensor: &ArenaTensor| {
-            let place = |buffer| Place {
+            let elems = tensor.offset_bytes / self.params_type.bytes();
+            let place = |buffer, of: StorageType| Place {
                 buffer,
-                offset_bytes: tensor.offset_bytes,
+                offset_bytes: elems * of.bytes(),
             };
             TensorLayout {
                 numel: tensor.numel,
-                params: place(tensor.buffer),
-                grads: place(self.buffer_bytes.len() + tensor.buffer),
+                params: place(tensor.buffer, self.params_type),
+                grads: place(self.buffer_bytes.len() + tensor.buffer, self.grads_type),
                 padding_elems: tensor.padding_elems,
                 slots,
+                storage: Storage {
+                    params: self.params_type,
+                    grads: self.grads_type,
+                    ..Storage::F32
+                },
                 ..TensorLayout::default()
             }
         };
@@ -462,12 +538,18 @@ impl ArenaLayout {
     fn in_order(
         tensors: Vec<(String, Vec<usize>)>,
         rank: impl Fn(&str) -> usize,
+        [params_type, grads_type]: [StorageType; 2],
         limits: &wgpu::Limits,
     ) -> Result<Self, ArenaError> {
+        let (shortest, longest) = match [params_type.bytes(), grads_type.bytes()] {
+            [params, grads] if params < grads => (params, grads),
+            [params, grads] => (grads, params),
+        };
         let mut in_memory: Vec<_> = (0..tensors.len()).collect();
         in_memory.sort_by_cached_key(|index| rank(&tensors[*index].0));
-        // A vec4 at least, so that neighbours lie in step modulo four.
+        // A vec4 at least of what is shortest, so that neighbours lie in step modulo its elements.
         let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(4 * ELEM_BYTES);
+        let alignment_elems = alignment / shortest;
         let fresh = |(name, shape): (String, Vec<usize>)| ArenaTensor {
             name,
             shape,
@@ -484,38 +566,38 @@ impl ArenaLayout {
             }
             .into());
         }
+        // In elements.
         let mut sizes = vec![0_u64];
         for index in in_memory {
             let tensor = &mut laid_out[index];
             let mut dims = tensor.shape.iter();
             let numel = dims.try_fold(1_u64, |numel, dim| numel.checked_mul(*dim as u64));
-            let size = numel
-                .and_then(|numel| numel.checked_mul(ELEM_BYTES))
-                .and_then(|bytes| bytes.checked_next_multiple_of(alignment));
-            let (Some(numel), Some(size)) = (numel, size.filter(|s| *s <= limits.max_buffer_size))
-            else {
+            let elems = numel.and_then(|numel| numel.checked_next_multiple_of(alignment_elems));
+            let size = elems.and_then(|elems| elems.checked_mul(longest));
+            let fitting = size.filter(|size| *size <= limits.max_buffer_size);
+            let (Some(numel), Some(elems), Some(_)) = (numel, elems, fitting) else {
                 return Err(ArenaError::TooLarge {
                     tensor: tensor.name.clone(),
                     bytes: size.unwrap_or(u64::MAX),
                     max_buffer_bytes: limits.max_buffer_size,
                 });
             };
-            if sizes[sizes.len() - 1] + size > limits.max_buffer_size {
+            if (sizes[sizes.len() - 1] + elems) * longest > limits.max_buffer_size {
                 sizes.push(0);
             }
             tensor.numel = numel;
             tensor.buffer = sizes.len() - 1;
-            tensor.offset_bytes = sizes[tensor.buffer];
-            tensor.padding_elems = size / ELEM_BYTES - numel;
-            sizes[tensor.buffer] += size;
+            tensor.offset_bytes = sizes[tensor.buffer] * params_type.bytes();
+            tensor.padding_elems = elems - numel;
+            sizes[tensor.buffer] += elems;
         }
         // A buffer of nothing cannot be bound, but an empty arena is still an arena.
-        for size in &mut sizes {
-            *size = (*size).max(alignment);
-        }
+        let bytes = |elems: u64| elems.max(alignment_elems) * params_type.bytes();
         Ok(Self {
             tensors: laid_out,
-            buffer_bytes: sizes,
+            params_type,
+            grads_type,
+            buffer_bytes: sizes.into_iter().map(bytes).collect(),
         })
     }
 }
