@@ -9,6 +9,7 @@ use serde::Serialize;
 use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
 
 use crate::rule::{self, FieldArgs, RuleArgs};
+use crate::storage::StorageArgs;
 
 /// Optimizer steps on GPU and CPU: momentum and its family, Adam and others. Without a command: bench.
 #[derive(Debug, Parser)]
@@ -150,6 +151,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "OLD.json")]
     pub compare: Option<PathBuf>,
     #[command(flatten)]
+    pub storage: StorageArgs,
+    #[command(flatten)]
     pub fields: FieldArgs,
 }
 
@@ -169,6 +172,7 @@ impl Default for BenchArgs {
             csv: None,
             plot: None,
             compare: None,
+            storage: StorageArgs::default(),
             fields: FieldArgs::default(),
         }
     }

@@ -10,12 +10,15 @@ mod plot;
 mod report;
 mod stream;
 mod timing;
+mod wide_copy;
+mod wide_stream;
 
 use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
+use wgpu_optim::Rule as _;
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice, Opened};
@@ -75,9 +78,11 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
     for (rule, config) in &rules {
         for sizes in &grid {
-            let problem = Problem::new(config.clone(), sizes.clone());
+            let stored = args.storage.stored();
+            let problem = Problem::new(config.clone(), sizes.clone()).stored(stored);
+            let name = format!("{rule}{}", stored.suffix(config.slots().kept().count()));
             let case = Case {
-                rule,
+                rule: &name,
                 tensors: sizes.len(),
                 numel: problem.numel(),
             };

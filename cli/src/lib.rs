@@ -16,6 +16,7 @@ mod problem;
 mod progress;
 mod rule;
 mod step;
+mod storage;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};

@@ -2,14 +2,18 @@
 
 use anyhow::anyhow;
 use rayon::prelude::*;
+use wgpu_optim::half::{bf16, f16};
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
+use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AnyRule, Arena, ConfigError, CpuOptimizer, GpuOptimizer, OptimizerState, Rule as _, Slot,
-    Twin as _, readback, wgpu,
+    AnyRule, Arena, ConfigError, CpuOptimizer, GpuOptimizer, OptimizerState, ParamGroups,
+    Rule as _, Slot, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin as _, readback,
+    wgpu,
 };
 
 use crate::Failure;
 use crate::backend::OpenGpu;
+use crate::storage::Stored;
 
 /// Learning rates of the steps that are checked, as multiples of the configuration's.
 const CHECKED_LRS: [f64; 3] = [1.0, 0.3, 2.0];
@@ -46,6 +50,7 @@ pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
 /// A configuration, and tensors to step through with it, one after the other.
 pub struct Problem {
     config: AnyRule,
+    stored: Stored,
     /// Elements of each tensor.
     sizes: Vec<usize>,
     start: Vec<f32>,
@@ -65,10 +70,39 @@ impl Problem {
         };
         Self {
             config,
+            stored: Stored::default(),
             sizes,
             start: values(LARGEST_PARAM),
             grads: values(LARGEST_GRAD),
         }
+    }
+
+    /// The same with tensors that are stored otherwise.
+    pub fn stored(mut self, stored: Stored) -> Self {
+        let round = |of: StorageType, values: &mut [f32]| {
+            values
+                .iter_mut()
+                .for_each(|value| *value = of.rounded(*value));
+        };
+        round(stored.params, &mut self.start);
+        round(stored.grads, &mut self.grads);
+        self.stored = stored;
+        self
+    }
+
+    /// How the tensors and the rule's slots are stored.
+    pub fn storage(&self) -> Storage {
+        self.stored.storage(self.config.slots().kept().count())
+    }
+
+    /// Bytes that one step moves per element.
+    pub fn bytes_per_elem(&self) -> u64 {
+        let slots = self.config.slots().kept().count();
+        self.storage().bytes_per_elem(slots as u64)
+    }
+
+    fn groups(&self) -> ParamGroups<AnyRule> {
+        ParamGroups::new(self.config.clone()).with_precision(self.stored.precision)
     }
 
     pub fn config(&self) -> &AnyRule {
@@ -143,7 +177,8 @@ impl Problem {
         let compare_chunk = |index: usize| -> Result<Agreement, Disagreement> {
             let start = index * CHUNK;
             let range = start..self.start.len().min(start + CHUNK);
-            let mut oracle = Oracle::new(&self.start[range.clone()], rounding);
+            let oracle = Oracle::new(&self.start[range.clone()], rounding);
+            let mut oracle = oracle.stored(self.storage());
             for config in &configs {
                 oracle.step(config, &self.grads[range.clone()]);
             }
@@ -214,13 +249,15 @@ pub struct OnGpu<'a> {
 impl<'a> OnGpu<'a> {
     pub fn new(open: &'a OpenGpu, problem: &'a Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
-        let arena = Arena::new(device, queue, problem.named()).map_err(Failure::failed)?;
+        let Storage { params, grads, .. } = problem.storage();
+        let arena = Arena::stored_as(device, queue, problem.named(), params, grads)
+            .map_err(Failure::failed)?;
         let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
         arena.upload_all_params(&start).map_err(Failure::failed)?;
         arena.upload_all_grads(&grads).map_err(Failure::failed)?;
-        let config = problem.config.clone();
-        let optimizer =
-            GpuOptimizer::new(&open.kernels, config, &arena.bindings()).map_err(Failure::failed)?;
+        let groups = problem.groups();
+        let optimizer = GpuOptimizer::with_groups(&open.kernels, &groups, &arena.bindings())
+            .map_err(Failure::failed)?;
         Ok(Self {
             open,
             problem,
@@ -264,19 +301,66 @@ impl Stepper for OnGpu<'_> {
     }
 }
 
+/// A tensor in memory.
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Values {
+    fn new(of: StorageType, values: &[f32]) -> Self {
+        match of {
+            StorageType::F32 => Self::F32(values.to_vec()),
+            StorageType::Bf16 => Self::Bf16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
+            StorageType::F16 => Self::F16(values.iter().map(|v| f16::from_f32(*v)).collect()),
+        }
+    }
+
+    fn slice(&self) -> TensorSlice<'_> {
+        match self {
+            Self::F32(values) => TensorSlice::F32(values),
+            Self::Bf16(values) => TensorSlice::Bf16(values),
+            Self::F16(values) => TensorSlice::F16(values),
+        }
+    }
+
+    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
+        match self {
+            Self::F32(values) => TensorSliceMut::F32(values),
+            Self::Bf16(values) => TensorSliceMut::Bf16(values),
+            Self::F16(values) => TensorSliceMut::F16(values),
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        }
+    }
+}
+
 pub struct OnCpu<'a> {
     problem: &'a Problem,
-    params: Vec<Vec<f32>>,
-    grads: Vec<Vec<f32>>,
+    params: Vec<Values>,
+    grads: Vec<Values>,
     optimizer: CpuOptimizer<AnyRule>,
 }
 
 impl<'a> OnCpu<'a> {
     pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
+        let Storage { params, grads, .. } = problem.storage();
+        let specs = problem
+            .named()
+            .map(|(name, shape)| TensorSpec::new(name, shape).stored_as(params, grads));
         let optimizer =
-            CpuOptimizer::new(problem.config.clone(), problem.named()).map_err(Failure::failed)?;
+            CpuOptimizer::with_groups(&problem.groups(), specs).map_err(Failure::failed)?;
         let values = problem.values();
-        let (params, grads) = values.map(|(p, g)| (p.to_vec(), g.to_vec())).unzip();
+        let (params, grads) = values
+            .map(|(p, g)| (Values::new(params, p), Values::new(grads, g)))
+            .unzip();
         Ok(Self {
             problem,
             params,
@@ -289,16 +373,17 @@ impl<'a> OnCpu<'a> {
 impl Stepper for OnCpu<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
-        let mut params: Vec<_> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
-        let grads: Vec<_> = self.grads.iter().map(Vec::as_slice).collect();
+        let mut params: Vec<_> = self.params.iter_mut().map(Values::slice_mut).collect();
+        let grads: Vec<_> = self.grads.iter().map(Values::slice).collect();
         self.optimizer
-            .step(&mut params, &grads)
+            .step_mixed(&mut params, &grads)
             .map_err(Failure::failed)
     }
 
     fn results(&self) -> Result<Results, Failure> {
+        let params: Vec<_> = self.params.iter().map(Values::to_f32).collect();
         Ok(Results {
-            params: self.params.concat(),
+            params: params.concat(),
             slots: self.problem.slots_in(&self.optimizer.state()),
         })
     }

@@ -297,6 +297,13 @@ impl Arena {
         start as usize..(start + tensor.numel * of.bytes()) as usize
     }
 
+    /// The tensors as the planner wants them, for a rule that keeps so many slots, where they are stored like this; the
+    /// gradient buffers are numbered after the parameter buffers.
+    #[must_use]
+    pub fn layouts(&self, slots: u32, storage: Storage) -> Vec<TensorLayout> {
+        layouts(&self.tensors, self.params.len(), slots, storage)
+    }
+
     /// Every tensor for an optimizer.
     #[must_use]
     pub fn bindings(&self) -> Vec<TensorBinding<'_>> {
@@ -404,7 +411,7 @@ impl Arena {
         let (buffer, region) = &regions.regions[tensor.buffer];
         let start = region.start + self.bytes_of(tensor, regions.of).start as u64;
         let (device, queue) = (&self.device, &self.queue);
-        Ok(match regions.of {
+        match regions.of {
             StorageType::F32 => readback::upload(device, queue, buffer, start, values)?,
             of => {
                 let mut bytes = of.encode(values.iter().copied());
@@ -412,7 +419,8 @@ impl Arena {
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
                 readback::upload_bytes(device, queue, buffer, start, &bytes)?;
             }
-        })
+        }
+        Ok(())
     }
 
     fn upload_all(
@@ -511,27 +519,12 @@ impl ArenaLayout {
     /// masters; the gradient buffers are numbered after the parameter buffers.
     #[must_use]
     pub fn tensor_layouts(&self, slots: u32) -> Vec<TensorLayout> {
-        let layout = |tensor: &ArenaTensor| {
-            let elems = tensor.offset_bytes / self.params_type.bytes();
-            let place = |buffer, of: StorageType| Place {
-                buffer,
-                offset_bytes: elems * of.bytes(),
-            };
-            TensorLayout {
-                numel: tensor.numel,
-                params: place(tensor.buffer, self.params_type),
-                grads: place(self.buffer_bytes.len() + tensor.buffer, self.grads_type),
-                padding_elems: tensor.padding_elems,
-                slots,
-                storage: Storage {
-                    params: self.params_type,
-                    grads: self.grads_type,
-                    ..Storage::F32
-                },
-                ..TensorLayout::default()
-            }
+        let storage = Storage {
+            params: self.params_type,
+            grads: self.grads_type,
+            ..Storage::F32
         };
-        self.tensors.iter().map(layout).collect()
+        layouts(&self.tensors, self.buffer_bytes.len(), slots, storage)
     }
 
     /// In the order of their ranks in memory, and in the order given in the list.
@@ -600,4 +593,30 @@ impl ArenaLayout {
             buffer_bytes: sizes.into_iter().map(bytes).collect(),
         })
     }
+}
+
+/// Tensors of an arena with so many parameter buffers, behind which its gradient buffers are counted.
+fn layouts(
+    tensors: &[ArenaTensor],
+    buffers: usize,
+    slots: u32,
+    storage: Storage,
+) -> Vec<TensorLayout> {
+    let layout = |tensor: &ArenaTensor| {
+        let elems = tensor.offset_bytes / storage.params.bytes();
+        let place = |buffer, of: StorageType| Place {
+            buffer,
+            offset_bytes: elems * of.bytes(),
+        };
+        TensorLayout {
+            numel: tensor.numel,
+            params: place(tensor.buffer, storage.params),
+            grads: place(buffers + tensor.buffer, storage.grads),
+            padding_elems: tensor.padding_elems,
+            slots,
+            storage,
+            ..TensorLayout::default()
+        }
+    };
+    tensors.iter().map(layout).collect()
 }

@@ -10,6 +10,8 @@ use wgpu_optim::{Rule as _, readback, wgpu};
 use super::elementwise::{Elementwise, Pipelines};
 use super::stream::Stream;
 use super::timing::{GpuClock, GpuWork, Sample, time};
+use super::wide_copy::WideCopy;
+use super::wide_stream::WideStream;
 use crate::Failure;
 use crate::backend::OpenGpu;
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
@@ -154,7 +156,11 @@ impl<'a> Setup<'a> {
     }
 
     fn copies(&self) -> usize {
-        let bytes = 4 * (2 + self.slots()) * self.problem.numel();
+        let storage = self.problem.storage();
+        let of_state = self.slots() as u64 * storage.state.bytes();
+        let masters = storage.masters_bytes().unwrap_or(0);
+        let bytes = storage.params.bytes() + storage.grads.bytes() + of_state + masters;
+        let bytes = bytes as usize * self.problem.numel();
         match self.hot {
             true => 1,
             false => CYCLED_BYTES.div_ceil(bytes).min(MAX_COPIES),
@@ -177,7 +183,7 @@ impl<'a> Setup<'a> {
     /// Everything that is timed on the CPU, each step checked first.
     pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
         let (problem, lr) = (self.problem, self.problem.config().lr());
-        let path = |kind| self.path(kind, "CPU", problem.config().bytes_per_elem());
+        let path = |kind| self.path(kind, "CPU", problem.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
         let mut stream = path(Kind::Stream);
         let mut reference = path(Kind::Reference);
@@ -190,15 +196,12 @@ impl<'a> Setup<'a> {
             let run = move || time(|| stepper.step(lr));
             twin.runs.push(Box::new(run));
 
-            let mut arrays = Stream::new(self.slots(), problem.grads());
-            let run = move || {
-                time(|| {
-                    arrays.run();
-                    Ok(())
-                })
-            };
-            stream.runs.push(Box::new(run));
+            stream.runs.push(self.stream());
 
+            // It knows f32 alone.
+            if !problem.storage().is_f32() {
+                continue;
+            }
             let mut stepper = OnReference::new(problem);
             if copy == 0 {
                 let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
@@ -207,19 +210,38 @@ impl<'a> Setup<'a> {
             let run = move || time(|| stepper.step(lr));
             reference.runs.push(Box::new(run));
         }
-        Ok(vec![twin, stream, reference])
+        let paths = [twin, stream, reference].into_iter();
+        Ok(paths.filter(|path| !path.runs.is_empty()).collect())
+    }
+
+    /// A copy of the step's accesses in memory.
+    fn stream(&self) -> Run<'a> {
+        let (problem, slots, storage) = (self.problem, self.slots(), self.problem.storage());
+        let mut run: Box<dyn FnMut()> = if storage.is_f32() {
+            let mut arrays = Stream::new(slots, problem.grads());
+            Box::new(move || arrays.run())
+        } else {
+            let mut arrays = WideStream::new(&storage, slots, problem.numel());
+            Box::new(move || arrays.run())
+        };
+        Box::new(move || {
+            time(|| {
+                run();
+                Ok(())
+            })
+        })
     }
 
     /// Everything that is timed on one adapter, each step checked first.
     pub fn gpu_paths(&self, rig: &'a Rig) -> Result<Vec<Path<'a>>, Failure> {
         let (problem, open) = (self.problem, &rig.open);
-        let of_rule = problem.config().bytes_per_elem();
+        let (of_rule, storage) = (problem.bytes_per_elem(), problem.storage());
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
         let mut fused = path(Kind::Fused, of_rule);
         let mut copy = path(Kind::Copy, of_rule);
         let mut unfused = path(Kind::Unfused, 0);
-        let mut upload = path(Kind::UploadGrads, 4);
-        let mut download = path(Kind::DownloadParams, 4);
+        let mut upload = path(Kind::UploadGrads, storage.grads.bytes());
+        let mut download = path(Kind::DownloadParams, storage.params.bytes());
         for index in 0..self.copies() {
             let mut stepper = OnGpu::new(open, problem)?;
             if index == 0 {
@@ -247,6 +269,12 @@ impl<'a> Setup<'a> {
             download.runs.push(Box::new(run));
             fused.runs.push(on_gpu(rig, stepper));
 
+            if !storage.is_f32() {
+                let kernel = WideCopy::new(open, problem).map_err(Failure::Failed)?;
+                copy.dispatches = Some(kernel.dispatches());
+                copy.runs.push(on_gpu(rig, kernel));
+                continue;
+            }
             let kernel =
                 Elementwise::copy(open, &rig.pipelines, problem).map_err(Failure::Failed)?;
             copy.dispatches = Some(kernel.dispatches());

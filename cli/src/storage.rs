@@ -1,0 +1,106 @@
+//! How tensors are stored, as it is typed.
+
+use clap::{Args as ClapArgs, ValueEnum};
+use wgpu_optim::storage::Storage;
+use wgpu_optim::{Masters, Precision, StorageType};
+
+/// How the tensors of a measurement are given, and how they are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stored {
+    pub params: StorageType,
+    pub grads: StorageType,
+    pub precision: Precision,
+}
+
+impl Stored {
+    /// Of a rule that keeps so many slots.
+    pub fn storage(&self, slots: usize) -> Storage {
+        Storage::new(self.params, self.grads, slots, &self.precision)
+    }
+
+    /// What differs from `f32`, for the name of a measurement.
+    pub fn suffix(&self, slots: usize) -> String {
+        let storage = self.storage(slots);
+        let roles = [
+            (storage.params, "params"),
+            (storage.grads, "grads"),
+            (storage.state, "state"),
+        ];
+        let narrow = roles.iter().filter(|(of, _)| *of != StorageType::F32);
+        let mut suffix: String = narrow
+            .map(|(of, role)| format!(", {} {role}", of.name()))
+            .collect();
+        match storage.masters {
+            Masters::F32 => suffix += ", f32 masters",
+            Masters::Rest => suffix += ", rests",
+            Masters::None => {}
+        }
+        suffix
+    }
+}
+
+/// What a value is stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for StorageType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+            Dtype::F16 => Self::F16,
+        }
+    }
+}
+
+/// What is remembered of parameters of 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MastersKind {
+    /// The parameters as F32
+    #[default]
+    F32,
+    /// Of BF16, the 16 bits that they leave of the F32; of F16, the F32
+    Rest,
+    /// Nothing
+    None,
+}
+
+#[derive(Clone, Debug, Default, ClapArgs)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageArgs {
+    /// What the parameters are stored as
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
+    pub params_dtype: Dtype,
+    /// What the gradients are stored as
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
+    pub grads_dtype: Dtype,
+    /// What the rule's state is stored as
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
+    pub state_dtype: Dtype,
+    /// What is remembered of parameters of 16 bits
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub masters: MastersKind,
+}
+
+impl StorageArgs {
+    pub fn stored(&self) -> Stored {
+        Stored {
+            params: self.params_dtype.into(),
+            grads: self.grads_dtype.into(),
+            precision: Precision {
+                state: self.state_dtype.into(),
+                masters: match self.masters {
+                    MastersKind::F32 => Masters::F32,
+                    MastersKind::Rest => Masters::Rest,
+                    MastersKind::None => Masters::None,
+                },
+                ..Precision::default()
+            },
+        }
+    }
+}
