@@ -96,7 +96,7 @@ fn copy_kernel() -> Result<Candidate> {
         entry_point: "copy_two".to_owned(),
         constants: Vec::new(),
         bounds_checks: true,
-        slots: 1,
+        accesses: [3, 2],
     };
     let module = parse(&kernel.wgsl)?;
     let mut entry_points = module.entry_points.iter();

@@ -86,7 +86,7 @@ fn default_kernel(scalars: ScalarPath, access: Access) -> Result<Candidate> {
     let variant = KernelVariant::new(&config, access, 1);
     let name = format!("{WORKGROUP_SIZE} x 1 vec4 (default)");
     Ok(Candidate {
-        kernel: Kernel::new(name, &config, variant, scalars),
+        kernel: Kernel::new(name, &config, variant, &Storage::F32, scalars),
         scalars,
         workgroup_size: WORKGROUP_SIZE,
         elems_per_invocation: access.unit_elems(&Storage::F32),

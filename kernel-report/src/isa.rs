@@ -259,10 +259,18 @@ mod tests {
     #[test]
     fn no_recorded_kernel_spills_or_waits_between_loads_or_accesses_more_than_its_tensors() {
         let kernels = kernels::all().unwrap().into_iter();
-        let slots: HashMap<_, _> = kernels.map(|kernel| (kernel.name, kernel.slots)).collect();
+        let accesses: HashMap<_, _> = kernels
+            .map(|kernel| (kernel.name, kernel.accesses))
+            .collect();
         for (family, kernel, figures) in recorded().rows {
             let row = format!("{family} {kernel} {figures:?}");
             assert_eq!(figures.spills, 0, "{row}");
+            // Ends of 16 bits read the words that they write half of.
+            let is_wide = kernel.contains("f16");
+            if is_wide && kernel.contains("scalar.") {
+                assert_eq!((figures.loads_16, figures.stores_16), (0, 0), "{row}");
+                continue;
+            }
             // The tensors of a batch follow each other, with waits between them.
             let tensors = if kernel.contains(".batch") {
                 kernels::BATCH as u64
@@ -270,9 +278,7 @@ mod tests {
                 assert_eq!(figures.waits, 0, "{row}");
                 1
             };
-            // Parameters and slots are loaded and stored, gradients loaded.
-            let slots = slots[&kernel] as u64;
-            let (loads, stores) = ((2 + slots) * tensors, (1 + slots) * tensors);
+            let [loads, stores] = accesses[&kernel].map(|accesses| accesses * tensors);
             let expected = if kernel.contains("scalar.") {
                 [0, 0, loads, stores, 0]
             } else {

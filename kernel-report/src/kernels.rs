@@ -3,9 +3,10 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
+use wgpu_optim::storage::{Rounding, Storage};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, KernelVariant, MomentumForm, RmsPropConfig, Rule, ScalarPath,
-    SgdConfig, SgdConfigBuilder,
+    AdamConfig, AmsGrad, AnyRule, KernelVariant, Masters, MomentumForm, Precision, RmsPropConfig,
+    Rule, ScalarPath, SgdConfig, SgdConfigBuilder, StorageType,
 };
 
 /// A shader with one of its entry points: what a compiler gets.
@@ -17,16 +18,22 @@ pub struct Kernel {
     pub constants: Vec<(String, f64)>,
     /// As `wgpu::ShaderRuntimeChecks` has it.
     pub bounds_checks: bool,
-    /// That its rule keeps.
-    pub slots: usize,
+    /// Loads and stores of a tensor, of 16 bytes but for the ends.
+    pub accesses: [u64; 2],
 }
 
 impl Kernel {
     /// A kernel as the library compiles it.
-    pub fn new(name: String, rule: &impl Rule, variant: KernelVariant, path: ScalarPath) -> Self {
+    pub fn new(
+        name: String,
+        rule: &impl Rule,
+        variant: KernelVariant,
+        storage: &Storage,
+        path: ScalarPath,
+    ) -> Self {
         Self {
             name,
-            slots: rule.slots().kept().count(),
+            accesses: accesses(storage, rule.slots().kept().count() as u64),
             wgsl: variant.source(path),
             entry_point: variant.entry_point(),
             constants: variant
@@ -37,6 +44,14 @@ impl Kernel {
             bounds_checks: true,
         }
     }
+}
+
+/// The gradient is loaded, parameters, slots and masters are loaded and stored.
+fn accesses(storage: &Storage, slots: u64) -> [u64; 2] {
+    let vec4s = |elem_bytes: u64| u64::from(storage.unit_elems()) * elem_bytes / 16;
+    let masters = vec4s(storage.masters_bytes().unwrap_or(0));
+    let stored = vec4s(storage.params.bytes()) + slots * vec4s(storage.state.bytes()) + masters;
+    [vec4s(storage.grads.bytes()) + stored, stored]
 }
 
 /// A configuration for every set of terms that the forms make in practice.
@@ -86,25 +101,67 @@ pub fn all() -> Result<Vec<Kernel>> {
     kernels.extend(of_rule("adamw_amsgrad", &amsgrad.build()?));
     let rmsprop = RmsPropConfig::builder(0.1).momentum(0.9).centered(true);
     kernels.extend(of_rule("rmsprop_all", &rmsprop.build()?));
+    let heavy_ball = SgdConfig::builder(0.1).momentum(0.9).build()?;
+    for (name, storage) in storages() {
+        let rule = format!("heavy_ball_{name}");
+        kernels.extend(of_storage(&rule, &heavy_ball, storage));
+        let adamw = AdamConfig::adamw(0.1).build()?;
+        kernels.extend(of_storage(&format!("adamw_{name}"), &adamw, storage));
+    }
     Ok(kernels)
 }
 
+/// Ways to store that people use: gradients alone, parameters with masters, everything in 16 bits.
+fn storages() -> Vec<(&'static str, Storage)> {
+    use StorageType::{Bf16, F16, F32};
+    let with = |params, grads, state, masters, rounding| {
+        let precision = Precision {
+            state,
+            masters,
+            rounding,
+        };
+        Storage::new(params, grads, 1, &precision)
+    };
+    let random = Rounding::Stochastic { seed: 0 };
+    let nearest = Rounding::Nearest;
+    vec![
+        ("bf16_grads", with(F32, Bf16, F32, Masters::None, nearest)),
+        ("bf16_masters", with(Bf16, Bf16, F32, Masters::F32, nearest)),
+        ("bf16_rests", with(Bf16, Bf16, F32, Masters::Rest, nearest)),
+        ("bf16", with(Bf16, Bf16, Bf16, Masters::None, nearest)),
+        ("bf16_random", with(Bf16, Bf16, Bf16, Masters::None, random)),
+        ("f16_masters", with(F16, F16, F32, Masters::F32, nearest)),
+        ("f16", with(F16, F16, F16, Masters::None, nearest)),
+    ]
+}
+
 fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
+    of_storage(form, rule, Storage::F32)
+}
+
+fn of_storage(form: &str, rule: &impl Rule, storage: Storage) -> Vec<Kernel> {
     let mut kernels = Vec::new();
-    for (access_name, access, tensors) in [
+    let accesses = [
         ("vec4", Access::Vec4, 1),
         ("vec4_offset", Access::Vec4Offset, 1),
         ("scalar", Access::Scalar, 1),
         ("batch_vec4", Access::Vec4, BATCH),
         ("batch_scalar", Access::Scalar, BATCH),
-    ] {
+    ];
+    // Values of 16 bits share words, so a batch has no scalar one, and those with random bits are in none.
+    let accesses = match (storage.is_f32(), storage.is_stochastic) {
+        (true, _) => &accesses[..],
+        (false, false) => &accesses[..4],
+        (false, true) => &accesses[..3],
+    };
+    for (access_name, access, tensors) in accesses.iter().copied() {
         for (path, path_name) in [
             (ScalarPath::Immediates, "immediates"),
             (ScalarPath::Uniforms, "uniforms"),
         ] {
-            let variant = KernelVariant::new(rule, access, tensors);
+            let variant = KernelVariant::new(rule, access, tensors).stored(storage);
             let name = format!("{form}.{access_name}.{path_name}");
-            kernels.push(Kernel::new(name, rule, variant, path));
+            kernels.push(Kernel::new(name, rule, variant, &storage, path));
         }
     }
     kernels

@@ -1,4 +1,4 @@
-//! `experiments`: three claims about momentum, and a walk by different rules, measured and drawn.
+//! `experiments`: three claims about momentum, a walk by different rules, and what sixteen bits lose, measured and drawn.
 //!
 //! All numbers come out of the library's own updates, in `f64` where they are of momentum alone; only what they are
 //! compared with is written here.
@@ -7,6 +7,7 @@ mod convergence;
 mod energy;
 mod hill;
 mod rules;
+mod sixteen_bits;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,13 +31,14 @@ struct Summary {
     energy: Vec<energy::Run>,
     hill: Vec<hill::Run>,
     rules: Vec<rules::Run>,
+    sixteen_bits: Vec<sixteen_bits::Run>,
 }
 
 pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let dir = &args.out;
     fs::create_dir_all(dir).with_context(|| format!("cannot write into {}", dir.display()))?;
-    let files = ["convergence", "energy", "hill", "rules"]
+    let files = ["convergence", "energy", "hill", "rules", "sixteen_bits"]
         .into_iter()
         .flat_map(|name| [format!("{name}.svg"), format!("{name}.csv")])
         .map(|name| dir.join(name))
@@ -53,6 +55,8 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
     let hill = hill::run().map_err(Failure::failed)?;
     interrupt.check()?;
     let rules = rules::run().map_err(Failure::Failed)?;
+    interrupt.check()?;
+    let sixteen_bits = sixteen_bits::run().map_err(Failure::Failed)?;
     let contents = [
         sheet(1, &[convergence::picture(&convergence)]).map(String::into_bytes),
         csv(convergence::rows(&convergence)),
@@ -62,6 +66,8 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         csv(hill::rows(&hill)),
         sheet(3, &rules::pictures(&rules)).map(String::into_bytes),
         csv(rules::rows(&rules)),
+        sheet(1, &[sixteen_bits::picture(&sixteen_bits)]).map(String::into_bytes),
+        csv(sixteen_bits::rows(&sixteen_bits)),
     ];
     for (output, content) in outputs.iter().zip(contents) {
         output.write_all_at(&content.map_err(Failure::Failed)?, 0)?;
@@ -78,6 +84,7 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
         energy,
         hill,
         rules,
+        sixteen_bits,
     };
     print(common, &summary, summary.to_text())
 }
@@ -128,6 +135,17 @@ impl Summary {
                 run.rule.name(),
                 run.lr,
                 run.loss,
+            );
+        }
+        text += "a thousand steps too small for bf16, mean of the parameters\n";
+        for run in &self.sixteen_bits {
+            let _ = writeln!(
+                text,
+                "  {:<12} {:.4}, exactly {:.4}, deviation {:.4}",
+                run.method.name(),
+                run.mean,
+                run.exact,
+                run.deviation,
             );
         }
         text += "written\n";

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::wgpu_optim;
 
-const NAMES: [&str; 4] = ["convergence", "energy", "hill", "rules"];
+const NAMES: [&str; 5] = ["convergence", "energy", "hill", "rules", "sixteen_bits"];
 
 fn experiments(out: &Path) -> assert_cmd::Command {
     let mut command = wgpu_optim();
@@ -42,6 +42,7 @@ fn pictures_tables_and_summary() {
         ("energy", "relative_energy", 4 * 1001),
         ("hill", "position", 2 * 501),
         ("rules", "loss", 15 * 301),
+        ("sixteen_bits", "mean", 4 * 1001),
     ] {
         let svg = fs::read_to_string(out.join(name).with_extension("svg")).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
@@ -55,9 +56,9 @@ fn pictures_tables_and_summary() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2 * NAMES.len());
 
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(summary["files"].as_array().unwrap().len(), 8);
+    assert_eq!(summary["files"].as_array().unwrap().len(), 10);
     let count = |name: &str| summary[name].as_array().unwrap().len();
-    assert_eq!(NAMES.map(count), [6, 4, 2, 15]);
+    assert_eq!(NAMES.map(count), [6, 4, 2, 15, 4]);
     for run in summary["convergence"].as_array().unwrap() {
         let rate = |name: &str| run[name].as_f64().unwrap();
         assert!((rate("measured_rate") - rate("theoretical_rate")).abs() < 1e-3);
