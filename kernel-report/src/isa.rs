@@ -275,7 +275,9 @@ mod tests {
             let tensors = if kernel.contains(".batch") {
                 kernels::BATCH as u64
             } else {
-                assert_eq!(figures.waits, 0, "{row}");
+                // Parameters are unpacked in a branch of a tensor's first step, before other loads.
+                let has_first_step = kernel.contains("_masters");
+                assert!(figures.waits == 0 || has_first_step, "{row}");
                 1
             };
             let [loads, stores] = accesses[&kernel].map(|accesses| accesses * tensors);
