@@ -33,7 +33,7 @@ fn good() -> Workspace {
 }
 
 /// Runs a step that has to be refused with a line that holds all of `words`.
-fn refused(workspace: &Workspace, args: &[&str], words: &[&str]) {
+pub fn refused(workspace: &Workspace, args: &[&str], words: &[&str]) {
     let before = workspace.snapshot();
     let mut step = workspace.step();
     step.args(["--device", "cpu"]).args(args);
@@ -274,14 +274,19 @@ fn gradients_that_do_not_fit() {
     with(
         "a",
         Tensor {
-            dtype: Dtype::F16,
+            dtype: Dtype::F64,
             shape: vec![2, 3],
-            bytes: vec![0; 12],
+            bytes: vec![0; 48],
         },
     );
-    refused(&workspace, &STEP, &["\"a\"", "gradient", "F16", "F32"]);
+    let expected = "expected F32, BF16 or F16";
+    refused(&workspace, &STEP, &["\"a\"", "gradient", "F64", expected]);
     with("ids", Tensor::f32(&[2], &[1.0; 2]));
-    refused(&workspace, &STEP, &["\"ids\"", "parameter", "I64", "F32"]);
+    refused(
+        &workspace,
+        &STEP,
+        &["\"ids\"", "parameter", "I64", expected],
+    );
 }
 
 #[test]
