@@ -447,7 +447,7 @@ fn masters_that_would_be_lost_are_refused() {
     // In F32 there is nothing that they would be masters of.
     as_f32(&good).write(&workspace.path("params"));
     grads_of(&good, 1).write(&workspace.path("grads"));
-    let words = ["\"BF16.BF16\"", "master_params", "its parameters are F32"];
+    let words = ["\"BF16.F32\"", "master_params", "its parameters are F32"];
     refused(&workspace, &RESUME, &words);
 }
 
@@ -480,7 +480,7 @@ fn options_that_do_not_go_together_are_refused() {
             &["--masters", "none", "--rounding", "up"],
             ["--rounding", "nearest, stochastic"],
         ),
-        (&["--seed", "-1"], ["--seed", "-1"]),
+        (&["--seed=-1"], ["--seed", "-1"]),
         (&["--seed", "18446744073709551616"], ["--seed", "184"]),
     ] {
         refused(&workspace, &[&STEP[..], args].concat(), &words);
