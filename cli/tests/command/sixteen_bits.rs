@@ -88,7 +88,7 @@ fn go_on(workspace: &Workspace) {
 
 /// Three rounds over a model and over the same values as F32: masters and slots are those of the F32 model bit for bit,
 /// and the parameters are the masters, rounded.
-pub fn check_masters(
+fn check_masters(
     device: &str,
     start: &Model,
     flags: &[&str],
@@ -136,6 +136,28 @@ pub fn check_masters(
         go_on(&mixed);
         go_on(&full);
     }
+}
+
+/// The same over a model whose F32 tensors are stored as BF16, and its gradients, too.
+pub fn check_as_bf16(device: &str, model: &Model) {
+    let as_bf16 = |tensor: &Tensor| Tensor::stored_as(Dtype::BF16, &tensor.shape, &tensor.values());
+    let mut start = model.clone();
+    for tensor in start.tensors.values_mut() {
+        if tensor.dtype == Dtype::F32 {
+            *tensor = as_bf16(tensor);
+        }
+    }
+    check_masters(device, &start, &STEP, |start, seed| {
+        let mut grads = start.clone();
+        grads
+            .tensors
+            .retain(|_, tensor| tensor.dtype == Dtype::BF16);
+        for tensor in grads.tensors.values_mut() {
+            let values = values(seed, tensor.shape.iter().product());
+            *tensor = as_bf16(&Tensor::f32(&tensor.shape, &values));
+        }
+        grads
+    });
 }
 
 #[test]
