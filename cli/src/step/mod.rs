@@ -7,7 +7,6 @@ mod plan;
 mod stream;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -73,7 +72,7 @@ struct SixteenBitsReport {
     tensors: usize,
     masters: MastersArg,
     /// The file that holds the masters.
-    masters_in: Option<PathBuf>,
+    masters_in: Option<String>,
     rounding: RoundingArg,
     /// Of stochastic rounding.
     seed: Option<u64>,
@@ -312,7 +311,7 @@ impl SixteenBitsReport {
         Self {
             tensors: tensors.filter(|tensor| tensor.is_16_bits()).count(),
             masters: args.masters,
-            masters_in: with_masters.then(|| args.out_state.clone()),
+            masters_in: with_masters.then(|| args.out_state.display().to_string()),
             rounding: args.rounding.unwrap_or_default(),
             seed: match precision.rounding {
                 Rounding::Nearest => None,
@@ -323,7 +322,7 @@ impl SixteenBitsReport {
 
     fn to_text(&self) -> String {
         let how = match (&self.masters_in, self.seed) {
-            (Some(file), _) => format!("masters in {}", file.display()),
+            (Some(file), _) => format!("masters in {file}"),
             (None, None) => "no masters, rounded to the nearest".to_owned(),
             (None, Some(seed)) => format!("no masters, rounded stochastically, seed {seed}"),
         };

@@ -159,7 +159,7 @@ struct Worker<'w> {
     progress: &'w Progress,
     /// Values of 16 bits on their way from a file or to one.
     halves: Vec<u16>,
-    /// What they should be.
+    /// What masters are as parameters.
     rounded: Vec<u16>,
 }
 
@@ -228,10 +228,8 @@ impl Worker<'_> {
         }
         let fresh = |segment: &Segment| {
             let Update { tensor, params, .. } = update_of(segment);
-            tensor
-                .masters
-                .is_none()
-                .then_some((*params, tensor.storage.params))
+            let params = (*params, tensor.storage.params);
+            tensor.masters.is_none().then_some(params)
         };
         self.read(runs(segments, fresh), &mut values.params)?;
         for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
