@@ -1,10 +1,10 @@
 //! States as safetensors files (feature `safetensors`).
 //!
 //! A state file holds an F32 tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been
-//! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps`
-//! (a JSON map from tensor name to count) and, where the slots of some tensors mean something else than the rule's,
-//! `meanings` (a JSON map from their names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still
-//! read.
+//! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are
+//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
+//! count) and, where the slots of some tensors mean something else than the rule's, `meanings` (a JSON map from their
+//! names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

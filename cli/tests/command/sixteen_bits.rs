@@ -378,7 +378,36 @@ fn random_bits_are_those_of_the_seed() {
     }
 }
 
-/// Two steps of 16 bits, with their files.
+#[test]
+fn repeated_steps_are_rounded_in_between() {
+    for device in DEVICES {
+        for rule in ["sgd --momentum 0.9 --dampening 0.5", "adamw"] {
+            for rounding in ["nearest", "stochastic"] {
+                let flags = format!("--rule {rule} --masters none --rounding {rounding}");
+                let workspace = Workspace::new();
+                let model = every_mix(&[77]);
+                grads_of(&model, 1).write(&workspace.path("grads"));
+                let step = |args: &[&str]| {
+                    let mut step = workspace.step();
+                    step.args(["--device", device, "--lr", "1e-3"])
+                        .args(flags.split_whitespace())
+                        .args(args);
+                    step.assert().success();
+                    go_on(&workspace);
+                    ["params", "state"].map(|name| fs::read(workspace.path(name)).unwrap())
+                };
+                model.write(&workspace.path("params"));
+                let at_once = step(&["--repeat", "3"]);
+                model.write(&workspace.path("params"));
+                step(&[]);
+                step(&["--state", "state"]);
+                assert!(step(&["--state", "state"]) == at_once, "{device} {flags}");
+            }
+        }
+    }
+}
+
+/// A step of 16 bits, with its files.
 fn stepped(device: &str) -> (Workspace, Model) {
     let workspace = Workspace::new();
     let model = every_mix(&[300_001]);
