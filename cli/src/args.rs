@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::storage::Rounding;
+use wgpu_optim::{AnyRule, ConfigError, Masters, MomentumForm, Precision, SgdConfig, StorageType};
 
 use crate::rule::{self, FieldArgs, RuleArgs};
 use crate::storage::StorageArgs;
@@ -91,8 +92,72 @@ pub struct StepArgs {
     /// Leave tensors whose gradient holds integers or booleans as they are, instead of refusing the step
     #[arg(long)]
     pub skip_non_float: bool,
+    /// How exactly BF16 and F16 parameters are remembered between steps: f32 keeps masters in the state, which are what
+    /// is stepped; none keeps the parameters as they are rounded
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub masters: MastersArg,
+    /// How parameters are rounded with --masters none [default: nearest]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub rounding: Option<RoundingArg>,
+    /// What the random bits of --rounding stochastic start from [default: 0]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     #[command(flatten)]
     pub rule: RuleArgs,
+}
+
+impl StepArgs {
+    /// How 16-bit parameters are remembered, and rounded.
+    pub fn precision(&self) -> anyhow::Result<Precision> {
+        let masters = match self.masters {
+            MastersArg::F32 => Masters::F32,
+            MastersArg::None => Masters::None,
+        };
+        if masters == Masters::F32 {
+            for (flag, is_given) in [
+                ("--rounding", self.rounding.is_some()),
+                ("--seed", self.seed.is_some()),
+            ] {
+                ensure!(
+                    !is_given,
+                    "{flag} is for parameters without masters, and needs --masters none; those that have some are \
+                     rounded to the nearest"
+                );
+            }
+        }
+        let rounding = match (self.rounding, self.seed) {
+            (Some(RoundingArg::Stochastic), seed) => Rounding::Stochastic {
+                seed: seed.unwrap_or(0),
+            },
+            (_, Some(_)) => {
+                bail!("--seed is for random bits, and needs --rounding stochastic")
+            }
+            (_, None) => Rounding::Nearest,
+        };
+        Ok(Precision {
+            state: StorageType::F32,
+            masters,
+            rounding,
+        })
+    }
+}
+
+/// What is remembered of 16-bit parameters beside themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MastersArg {
+    #[default]
+    F32,
+    None,
+}
+
+/// How a parameter is rounded to 16 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RoundingArg {
+    #[default]
+    Nearest,
+    Stochastic,
 }
 
 /// What becomes of a step with a gradient that is not finite.

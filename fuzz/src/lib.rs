@@ -34,7 +34,7 @@ pub const TARGETS: [(&str, Target); 4] = [
     ("pytorch", pytorch),
 ];
 
-/// A file as parameters, with gradients for its F32 tensors or, by the second byte (`g`), itself as gradients. Other
+/// A file as parameters, with gradients for its tensors that a step takes or, by the second byte (`g`), itself as gradients. Other
 /// second bytes (`r`, `<`, `>`) are for how it comes of the text.
 pub fn model_file(input: &[u8]) {
     let Some((hyper, kind, text)) = split(input) else {
@@ -43,7 +43,7 @@ pub fn model_file(input: &[u8]) {
     let file = of_text(text, kind);
     let header = round_trip::header(&file);
     let grads = header.as_ref().filter(|_| kind != b'g');
-    let grads = grads.map(|header| f32_file(f32_shapes(header.tensors())));
+    let grads = grads.map(|header| f32_file(stepped_shapes(header.tensors())));
     let workspace = Workspace::new();
     workspace.write("params", &file);
     workspace.write("grads", grads.as_ref().unwrap_or(&file));
@@ -131,7 +131,8 @@ pub fn index(input: &[u8]) {
         .collect();
     let named = index.iter().flat_map(|index| index.tensors());
     let named: BTreeSet<_> = named.map(|(tensor, _)| tensor).collect();
-    let mut shapes: BTreeMap<_, _> = f32_shapes(headers.iter().flat_map(Header::tensors)).collect();
+    let mut shapes: BTreeMap<_, _> =
+        stepped_shapes(headers.iter().flat_map(Header::tensors)).collect();
     shapes.retain(|name, _| named.contains(name));
     let files = match kind {
         b'g' => {
@@ -202,14 +203,17 @@ const FILES: Files<'_> = Files {
 /// What no tensor of a file is named.
 const RESERVED_NAME: &str = "__metadata__";
 
+/// Dtypes of the tensors that a step takes.
+const STEPPED: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
+
 type Shapes = BTreeMap<String, Vec<usize>>;
 
-fn f32_shapes<'t>(
+fn stepped_shapes<'t>(
     tensors: impl IntoIterator<Item = &'t TensorEntry>,
 ) -> impl Iterator<Item = (String, Vec<usize>)> {
     let tensors = tensors.into_iter();
-    let f32s = tensors.filter(|tensor| tensor.dtype == Dtype::F32);
-    f32s.map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
+    let stepped = tensors.filter(|tensor| STEPPED.contains(&tensor.dtype));
+    stepped.map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
 }
 
 /// The shapes of all that a state names and a file can hold.

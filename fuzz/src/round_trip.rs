@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 
 use safetensors::SafeTensors;
-use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+use wgpu_optim::files::{Header, Index, is_content_hash};
 use wgpu_optim::{AnyRule, OptimizerState, Rule as _, StateRecord};
+
+use crate::STEPPED;
 
 /// Reads a header, if it is one.
 pub fn header(file: &[u8]) -> Option<Header> {
@@ -30,7 +32,7 @@ pub fn header(file: &[u8]) -> Option<Header> {
     Some(header)
 }
 
-/// A step may have updated the F32 tensors, and has left all else as it was.
+/// A step may have updated the tensors that it takes, and has left all else as it was.
 pub fn stepped(before: &[u8], after: &[u8]) {
     let headers = [before, after].map(|file| Header::of(file).unwrap());
     assert_eq!(headers[1].tensors(), headers[0].tensors());
@@ -40,7 +42,7 @@ pub fn stepped(before: &[u8], after: &[u8]) {
             .eq(&headers[1].metadata)
     );
     for tensor in headers[0].tensors() {
-        if tensor.dtype != Dtype::F32 {
+        if !STEPPED.contains(&tensor.dtype) {
             let bytes = tensor.data_bytes.start as usize..tensor.data_bytes.end as usize;
             let data = |file: &[u8], header: &Header| {
                 file[header.data_start() as usize..][bytes.clone()].to_vec()

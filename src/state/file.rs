@@ -1,10 +1,10 @@
 //! States as safetensors files (feature `safetensors`).
 //!
 //! A state file holds an F32 tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been
-//! stepped. Its metadata are `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps`
-//! (a JSON map from tensor name to count) and, where the slots of some tensors mean something else than the rule's,
-//! `meanings` (a JSON map from their names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still
-//! read.
+//! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are
+//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
+//! count) and, where the slots of some tensors mean something else than the rule's, `meanings` (a JSON map from their
+//! names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use super::{OptimizerState, Recorded, SlotState, StateFileError, TensorState, format_1};
 use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Slots};
+use crate::storage::{MASTER_PARAMS, PARAMS_REST};
 
 const FORMAT_VERSION: &str = "2";
 
@@ -188,11 +189,12 @@ impl<R: Recorded> StateRecord<R> {
         }
     }
 
-    /// Whether the rule may keep this slot. Of another group's rule only the meaning is known, and an optimizer that
-    /// loads the state asks that rule.
+    /// Whether the rule may keep this slot, or the tensor its masters there. Of another group's rule only the meaning is
+    /// known, and an optimizer that loads the state asks that rule.
     fn check_slot(&self, slots: &Slots, tensor: &str, slot: &str) -> Result<(), StateFileError> {
         let is_known = slots.iter().any(|known| known.name == slot);
-        if is_known || self.meanings.contains_key(tensor) {
+        let is_masters = [MASTER_PARAMS, PARAMS_REST].contains(&slot);
+        if is_known || is_masters || self.meanings.contains_key(tensor) {
             return Ok(());
         }
         let expected: Vec<_> = slots.iter().map(|slot| slot.name).collect();

@@ -8,17 +8,16 @@ use crate::Failure;
 /// The twin on the thread that runs it: with as many windows in flight as threads, all cores have work.
 pub struct OnCpu {
     config: AnyRule,
-    repeat: u32,
 }
 
 impl OnCpu {
-    pub fn new(config: AnyRule, repeat: u32) -> Self {
-        Self { config, repeat }
+    pub fn new(config: AnyRule) -> Self {
+        Self { config }
     }
 }
 
 impl Engine for OnCpu {
-    fn step(&mut self, values: &mut Values, phase: u64) -> Result<(), Failure> {
+    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure> {
         let Values {
             params,
             grads,
@@ -26,7 +25,7 @@ impl Engine for OnCpu {
         } = values;
         let mut slots: Vec<_> = slots.iter_mut().map(Vec::as_mut_slice).collect();
         let mut phase = phase;
-        for _ in 0..self.repeat {
+        for _ in 0..times {
             self.config.step(phase, params, &mut slots, grads);
             phase = self.config.phase(phase.saturating_add(1));
         }

@@ -26,17 +26,11 @@ pub struct OnGpu<'g> {
     upload: wgpu::Buffer,
     /// Parameters and slots, as they come back.
     download: wgpu::Buffer,
-    repeat: u32,
 }
 
 impl<'g> OnGpu<'g> {
     /// An engine for windows of at most `max_elems` elements, a multiple of 4.
-    pub fn new(
-        open: &'g OpenGpu,
-        config: AnyRule,
-        max_elems: u64,
-        repeat: u32,
-    ) -> Result<Self, Failure> {
+    pub fn new(open: &'g OpenGpu, config: AnyRule, max_elems: u64) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let layout = [(WINDOW, vec![max_elems as usize])];
         let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
@@ -70,7 +64,6 @@ impl<'g> OnGpu<'g> {
             arena,
             optimizer,
             slots,
-            repeat,
         };
         open.finish()?;
         Ok(engine)
@@ -78,7 +71,7 @@ impl<'g> OnGpu<'g> {
 }
 
 impl Engine for OnGpu<'_> {
-    fn step(&mut self, values: &mut Values, phase: u64) -> Result<(), Failure> {
+    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure> {
         let numel = values.params.len();
         let bytes = (numel * size_of::<f32>()) as u64;
         let array_bytes = self.arena.params()[0].size();
@@ -121,7 +114,7 @@ impl Engine for OnGpu<'_> {
         self.optimizer
             .set_applied_steps(WINDOW, phase)
             .map_err(Failure::failed)?;
-        for _ in 0..self.repeat {
+        for _ in 0..times {
             self.optimizer.step(&mut encoder).map_err(Failure::failed)?;
         }
         encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::{Dtype, Header};
-use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
+use wgpu_optim::storage::{MASTER_PARAMS, Storage};
+use wgpu_optim::{
+    AnyRule, Masters, Precision, Rule as _, Slot, SlotEntry, StateRecord, StorageType,
+};
 
 use super::plan::At;
 use crate::args::StepArgs;
@@ -41,11 +44,31 @@ pub struct SavedSlot {
 pub struct Updated {
     pub name: String,
     pub numel: u64,
+    /// Of its values in the files.
+    pub storage: Storage,
     /// Steps that count for it so far.
     pub applied_steps: u64,
     pub grads: At,
     /// Its slots in the rule's order, where it has them already.
     pub slots: Vec<At>,
+    /// Its masters, where it has them already.
+    pub masters: Option<At>,
+}
+
+impl Updated {
+    /// Whether its parameters have 16 bits.
+    pub fn is_16_bits(&self) -> bool {
+        self.storage.params != StorageType::F32
+    }
+
+    pub fn has_masters(&self) -> bool {
+        self.storage.masters != Masters::None
+    }
+
+    /// Whether each step rounds what the next one starts from.
+    pub fn is_rounded(&self) -> bool {
+        self.is_16_bits() && !self.has_masters()
+    }
 }
 
 /// The tensors that have a gradient, by name, and how many have none that could be used.
@@ -74,7 +97,15 @@ impl Inputs {
     }
 
     /// Pairs gradients with parameters and slots.
-    pub fn pair(&self, config: &AnyRule, skip_non_float: bool) -> Result<Pairing> {
+    pub fn pair(
+        &self,
+        config: &AnyRule,
+        precision: &Precision,
+        skip_non_float: bool,
+    ) -> Result<Pairing> {
+        if precision.masters == Masters::None {
+            self.check_no_masters()?;
+        }
         let mut pairing = Pairing::default();
         for grad in self.grads.in_place_order() {
             let name = &grad.entry.name;
@@ -88,24 +119,26 @@ impl Inputs {
             }
             ensure!(
                 is_float(grad.entry.dtype),
-                "tensor {name:?}: the gradient is {}, expected F32; --skip-non-float leaves tensors whose gradient \
-                 holds no floating-point numbers as they are",
+                "tensor {name:?}: the gradient is {}, expected F32, BF16 or F16; --skip-non-float leaves tensors whose \
+                 gradient holds no floating-point numbers as they are",
                 grad.entry.dtype
             );
-            for (role, place) in [("parameter", param), ("gradient", grad)] {
-                ensure!(
-                    place.entry.dtype == Dtype::F32,
-                    "tensor {name:?}: the {role} is {}, expected F32",
-                    place.entry.dtype
-                );
-            }
+            let stored_as = |role, place: Place<'_>| {
+                let dtype = place.entry.dtype;
+                storage_type(dtype).with_context(|| {
+                    format!("tensor {name:?}: the {role} is {dtype}, expected F32, BF16 or F16")
+                })
+            };
+            let (params, grads) = (stored_as("parameter", param)?, stored_as("gradient", grad)?);
             ensure!(
                 grad.entry.shape == param.entry.shape,
                 "tensor {name:?}: the gradient has shape {:?}, expected {:?}",
                 grad.entry.shape,
                 param.entry.shape
             );
-            let updated = self.updated(config, name, param, grad)?;
+            let slots = config.slots().kept().count();
+            let storage = Storage::new(params, grads, slots, precision);
+            let updated = self.updated(config, storage, param, grad)?;
             pairing.updated.insert(name.clone(), updated);
         }
         Ok(pairing)
@@ -114,12 +147,20 @@ impl Inputs {
     fn updated(
         &self,
         config: &AnyRule,
-        name: &str,
+        storage: Storage,
         param: Place<'_>,
         grad: Place<'_>,
     ) -> Result<Updated> {
-        let rule_slots = config.slots();
-        let saved = self.slots_of(name);
+        let (rule_slots, name) = (config.slots(), &param.entry.name);
+        let (masters, saved): (Vec<_>, Vec<_>) = self
+            .slots_of(name)
+            .iter()
+            .partition(|saved| saved.name == MASTER_PARAMS);
+        ensure!(
+            masters.is_empty() || storage.masters == Masters::F32,
+            "tensor {name:?}: the state holds its {MASTER_PARAMS}, expected none, because its parameters are {}",
+            param.entry.dtype
+        );
         if let Some(lost) = saved
             .iter()
             .find(|saved| !rule_slots.kept().any(|slot| slot.name == saved.name))
@@ -139,7 +180,7 @@ impl Inputs {
             })?;
             Ok(found.at)
         };
-        let slots = match saved {
+        let slots = match &*saved {
             [] => Vec::new(),
             _ => rule_slots.kept().map(slot_of).collect::<Result<_>>()?,
         };
@@ -148,12 +189,29 @@ impl Inputs {
         // Slots that are not there start fresh, so the next step is the first.
         let fresh = slots.len() < rule_slots.kept().count();
         Ok(Updated {
-            name: name.to_owned(),
+            name: name.clone(),
             numel: param.entry.numel(),
+            storage,
             applied_steps: counted.copied().filter(|_| !fresh).unwrap_or(0),
             grads: self.at_grads(grad),
             slots,
+            masters: masters.first().map(|masters| masters.at),
         })
+    }
+
+    /// A state without them would say nothing of what they hold.
+    fn check_no_masters(&self) -> Result<()> {
+        let slots = self.state.iter().flat_map(|state| &state.slots);
+        let with_masters = slots
+            .filter(|(_, slots)| slots.iter().any(|slot| slot.name == MASTER_PARAMS))
+            .map(|(tensor, _)| tensor);
+        match with_masters.min() {
+            Some(tensor) => bail!(
+                "tensor {tensor:?}: the state holds its {MASTER_PARAMS}, which --masters none would lose; --masters \
+                 f32 goes on from them"
+            ),
+            None => Ok(()),
+        }
     }
 
     /// All files that are read, in the order in which [`At::file`] counts them.
@@ -325,6 +383,15 @@ pub fn record_after(
         applied_steps,
         // A state of several is refused.
         meanings: BTreeMap::new(),
+    }
+}
+
+fn storage_type(dtype: Dtype) -> Option<StorageType> {
+    match dtype {
+        Dtype::F32 => Some(StorageType::F32),
+        Dtype::BF16 => Some(StorageType::Bf16),
+        Dtype::F16 => Some(StorageType::F16),
+        _ => None,
     }
 }
 

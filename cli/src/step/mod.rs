@@ -11,16 +11,17 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use serde::Serialize;
-use wgpu_optim::{AnyRule, StateRecord};
+use wgpu_optim::storage::Rounding;
+use wgpu_optim::{AnyRule, Precision, StateRecord};
 
-use crate::args::{CommonArgs, NonFinite, StepArgs};
+use crate::args::{CommonArgs, MastersArg, NonFinite, RoundingArg, StepArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
 use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::{Failure, print, warn};
 use cpu::OnCpu;
 use gpu::OnGpu;
-use inputs::{Inputs, Pairing, record_after};
+use inputs::{Inputs, Pairing, Updated, record_after};
 use plan::{Plan, Targets, Window};
 use stream::{Engine, NonFiniteGradient, Stream, Streamed};
 
@@ -49,6 +50,7 @@ struct Report {
     tensors_frozen: usize,
     /// Of the frozen ones, those whose gradient held no floating-point numbers.
     tensors_skipped_non_float: usize,
+    sixteen_bits: SixteenBitsReport,
     numel: u64,
     /// Of one step.
     dispatches: usize,
@@ -63,6 +65,19 @@ struct Report {
     gb_per_s: f64,
 }
 
+/// How the parameters of 16 bits are remembered.
+#[derive(Debug, Serialize)]
+struct SixteenBitsReport {
+    /// Of the updated ones, those that have such.
+    tensors: usize,
+    masters: MastersArg,
+    /// The file that holds the masters.
+    masters_in: Option<String>,
+    rounding: RoundingArg,
+    /// Of stochastic rounding.
+    seed: Option<u64>,
+}
+
 #[derive(Debug, Serialize)]
 struct NonFiniteReport {
     mode: NonFinite,
@@ -75,11 +90,13 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::catch()?;
     let config = args.rule.config()?;
+    let precision = args.precision()?;
     let inputs = Inputs::open(args, &config)?;
-    let pairing = inputs.pair(&config, args.skip_non_float)?;
+    let pairing = inputs.pair(&config, &precision, args.skip_non_float)?;
     let job = Job {
         args,
         config: config.clone(),
+        precision,
         inputs: &inputs,
         interrupt: &interrupt,
     };
@@ -111,6 +128,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         tensors_updated: pairing.updated.len(),
         tensors_frozen: inputs.params.len() - pairing.updated.len(),
         tensors_skipped_non_float: pairing.skipped_non_float,
+        sixteen_bits: SixteenBitsReport::new(args, &precision, &pairing),
         numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
         dispatches,
         repeat: args.repeat,
@@ -133,6 +151,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         drop(outputs);
         report.tensors_frozen += report.tensors_updated;
         report.tensors_updated = 0;
+        report.sixteen_bits.tensors = 0;
         report.nonfinite.skipped = true;
         let (outputs, copied) = job.skip()?;
         report.bytes_read += copied.bytes_read;
@@ -157,6 +176,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
 struct Job<'j> {
     args: &'j StepArgs,
     config: AnyRule,
+    precision: Precision,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
@@ -186,8 +206,7 @@ impl Job<'_> {
     fn on_cpu(&self, plan: &Plan<'_>, outputs: &Outputs) -> Result<Streamed, Failure> {
         // One more than there are cores, which works while another waits for the disk.
         let threads = rayon::current_num_threads() + 1;
-        let engine =
-            |_| -> Box<dyn Engine> { Box::new(OnCpu::new(self.config.clone(), self.args.repeat)) };
+        let engine = |_| -> Box<dyn Engine> { Box::new(OnCpu::new(self.config.clone())) };
         let windows = plan.windows(CPU_WINDOW_ELEMS);
         let engines = (0..threads.min(windows.len())).map(engine).collect();
         self.stream(plan, &windows, outputs).run(engines)
@@ -207,7 +226,7 @@ impl Job<'_> {
         let largest = updates.clone().max().unwrap_or(0);
         let engine = |_| -> Result<Box<dyn Engine + '_>, Failure> {
             let max_elems = largest.next_multiple_of(4).max(4);
-            let engine = OnGpu::new(open, self.config.clone(), max_elems, self.args.repeat)?;
+            let engine = OnGpu::new(open, self.config.clone(), max_elems)?;
             Ok(Box::new(engine))
         };
         let engines = (0..GPU_ENGINES.min(windows.len())).map(engine);
@@ -228,6 +247,9 @@ impl Job<'_> {
             plan,
             windows,
             outputs,
+            config: &self.config,
+            repeat: self.args.repeat,
+            rounding: self.precision.rounding,
             nonfinite: self.args.nonfinite,
             interrupt: self.interrupt,
         }
@@ -282,6 +304,32 @@ fn peak_memory_bytes() -> Option<u64> {
     }
 }
 
+impl SixteenBitsReport {
+    fn new(args: &StepArgs, precision: &Precision, pairing: &Pairing) -> Self {
+        let tensors = pairing.updated.values();
+        let with_masters = tensors.clone().any(Updated::has_masters);
+        Self {
+            tensors: tensors.filter(|tensor| tensor.is_16_bits()).count(),
+            masters: args.masters,
+            masters_in: with_masters.then(|| args.out_state.display().to_string()),
+            rounding: args.rounding.unwrap_or_default(),
+            seed: match precision.rounding {
+                Rounding::Nearest => None,
+                Rounding::Stochastic { seed } => Some(seed),
+            },
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let how = match (&self.masters_in, self.seed) {
+            (Some(file), _) => format!("masters in {file}"),
+            (None, None) => "no masters, rounded to the nearest".to_owned(),
+            (None, Some(seed)) => format!("no masters, rounded stochastically, seed {seed}"),
+        };
+        format!("{} of the updated; {how}", self.tensors)
+    }
+}
+
 impl Report {
     fn to_text(&self) -> String {
         let mut text = String::new();
@@ -302,6 +350,9 @@ impl Report {
             );
         }
         line("tensors", tensors);
+        if self.sixteen_bits.tensors > 0 {
+            line("16 bits", self.sixteen_bits.to_text());
+        }
         line("parameters", self.numel.to_string());
         for gradient in &self.nonfinite.gradients {
             line(

@@ -57,6 +57,7 @@ pub struct Update<'i> {
     pub out_params: At,
     /// One for each of the plan's slots.
     pub out_slots: Vec<At>,
+    pub out_masters: Option<At>,
     /// [`Rule::phase`](wgpu_optim::Rule::phase) of its next step.
     pub phase: u64,
 }
@@ -124,13 +125,17 @@ impl<'i> Plan<'i> {
             let bytes = place.entry.data_bytes.end - place.entry.data_bytes.start;
             // A tensor that the index does not name is no part of the model, whatever its name.
             match pairing.updated.get(name).filter(|_| named) {
-                Some(tensor) => plan.updates.push(Update {
-                    tensor,
-                    params,
-                    out_params,
-                    out_slots: slots.get(name).cloned().unwrap_or_default(),
-                    phase: config.phase(tensor.applied_steps),
-                }),
+                Some(tensor) => {
+                    let mut out_slots = slots.get(name).into_iter().flatten().copied();
+                    plan.updates.push(Update {
+                        tensor,
+                        params,
+                        out_params,
+                        out_slots: out_slots.by_ref().take(plan.slots.len()).collect(),
+                        out_masters: out_slots.next(),
+                        phase: config.phase(tensor.applied_steps),
+                    });
+                }
                 None => plan.copy(params, out_params, bytes),
             }
         }
@@ -195,7 +200,8 @@ impl<'i> Plan<'i> {
     }
 
     /// The state file or, for a target that is an index, one for each file of the parameters, and the index. Returns
-    /// where the slots of each tensor go: those of the rule where it is updated, else those that it has.
+    /// where the slots of each tensor go: those of the rule and then its masters where it is updated, else those that it
+    /// has.
     fn state_files(
         &mut self,
         inputs: &Inputs,
@@ -222,9 +228,14 @@ impl<'i> Plan<'i> {
             let param = inputs.params.get(name);
             let param = param.with_context(|| format!("tensor {name:?} has no parameter"))?;
             let in_file = |slot| SlotEntry::name(name, slot);
-            let slots = if pairing.updated.contains_key(name) {
-                let kept = self.slots.iter().map(|slot| in_file(slot.name));
-                kept.collect::<Result<Vec<_>, _>>()?
+            let slots = if let Some(updated) = pairing.updated.get(name) {
+                let kept = self.slots.iter().map(|slot| slot.name);
+                let masters = updated
+                    .has_masters()
+                    .then(|| updated.storage.masters.slot());
+                kept.chain(masters)
+                    .map(in_file)
+                    .collect::<Result<Vec<_>, _>>()?
             } else {
                 let saved = inputs.slots_of(name).iter();
                 saved
@@ -378,7 +389,7 @@ fn fill(
     full.into_iter()
 }
 
-/// Bytes of an element of a parameter, a gradient or a slot.
+/// Bytes of an element as it is computed, and of one of a slot or of masters.
 pub const ELEM_BYTES: u64 = 4;
 
 fn file_name(shard: &Shard) -> String {

@@ -2,14 +2,17 @@
 //! none of the three waits for another.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
+use wgpu_optim::storage::{self, Key, Random, Rounding};
+use wgpu_optim::{AnyRule, Rule as _, StorageType};
 
 use super::inputs::Inputs;
-use super::plan::{At, Copy, ELEM_BYTES, Plan, Segment, Window};
+use super::plan::{At, Copy, ELEM_BYTES, Plan, Segment, Update, Window};
 use crate::Failure;
 use crate::args::NonFinite;
 use crate::files::{Outputs, SourceFile};
@@ -18,6 +21,7 @@ use crate::progress::Progress;
 
 /// The values of a window, one tensor after the other.
 pub struct Values {
+    /// Masters, where there are some.
     pub params: Vec<f32>,
     pub grads: Vec<f32>,
     /// One for each slot that the rule keeps.
@@ -26,8 +30,9 @@ pub struct Values {
 
 /// Computes the steps of a window.
 pub trait Engine: Send {
-    /// All values are in one phase of the rule ([`Rule::phase`](wgpu_optim::Rule::phase)).
-    fn step(&mut self, values: &mut Values, phase: u64) -> Result<(), Failure>;
+    /// Applies the gradients so many times. All values are in one phase of the rule
+    /// ([`Rule::phase`](wgpu_optim::Rule::phase)).
+    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure>;
 }
 
 /// Gradient elements of one tensor that are infinite or no number.
@@ -54,6 +59,10 @@ pub struct Stream<'s> {
     pub plan: &'s Plan<'s>,
     pub windows: &'s [Window],
     pub outputs: &'s Outputs,
+    pub config: &'s AnyRule,
+    pub repeat: u32,
+    /// Of parameters that have no masters.
+    pub rounding: Rounding,
     pub nonfinite: NonFinite,
     pub interrupt: &'s Interrupt,
 }
@@ -86,6 +95,8 @@ impl Stream<'_> {
                     shared: &shared,
                     files: &files,
                     progress: &progress,
+                    halves: Vec::new(),
+                    rounded: Vec::new(),
                 };
                 move || worker.run(engine)
             };
@@ -94,12 +105,17 @@ impl Stream<'_> {
                 .map(|engine| scope.spawn(work(engine)))
                 .collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                let panicked = |_| Err(Failure::Failed(anyhow!("a thread of the step panicked")));
+                let panicked =
+                    |_| Err((0, Failure::Failed(anyhow!("a thread of the step panicked"))));
                 thread.join().unwrap_or_else(panicked)
             };
             threads.into_iter().map(join).collect::<Vec<_>>()
         });
-        done.into_iter().collect::<Result<(), _>>()?;
+        // That of the first window, whichever thread was faster.
+        let failures = done.into_iter().filter_map(Result::err);
+        if let Some((_, failure)) = failures.min_by_key(|(window, _)| *window) {
+            return Err(failure);
+        }
         self.inputs.check_unchanged()?;
         let nonfinite = shared
             .nonfinite
@@ -124,8 +140,11 @@ impl Stream<'_> {
     /// Bytes to read and to write.
     fn bytes(&self) -> u64 {
         let updates = self.plan.updates.iter().map(|update| {
-            let arrays = 3 + update.tensor.slots.len() + update.out_slots.len();
-            arrays as u64 * update.tensor.numel * ELEM_BYTES
+            let tensor = update.tensor;
+            let values = 2 * tensor.storage.params.bytes() + tensor.storage.grads.bytes();
+            let slots = tensor.slots.iter().chain(&update.out_slots);
+            let kept = slots.chain(&tensor.masters).chain(&update.out_masters);
+            tensor.numel * (values + kept.count() as u64 * ELEM_BYTES)
         });
         let copies = self.plan.copies.iter().map(|copy| 2 * copy.bytes);
         updates.chain(copies).sum()
@@ -138,10 +157,15 @@ struct Worker<'w> {
     shared: &'w Shared,
     files: &'w [&'w SourceFile],
     progress: &'w Progress,
+    /// Values of 16 bits on their way from a file or to one.
+    halves: Vec<u16>,
+    /// What masters are as parameters.
+    rounded: Vec<u16>,
 }
 
 impl Worker<'_> {
-    fn run(&self, mut engine: Box<dyn Engine + '_>) -> Result<(), Failure> {
+    /// Fails with the number of the window, too.
+    fn run(mut self, mut engine: Box<dyn Engine + '_>) -> Result<(), (usize, Failure)> {
         let mut values = Values {
             params: Vec::new(),
             grads: Vec::new(),
@@ -169,51 +193,160 @@ impl Worker<'_> {
             });
             if let Err(failure) = outcome {
                 self.shared.stop.store(true, Ordering::Relaxed);
-                return Err(failure);
+                return Err((next, failure));
             }
         }
         Ok(())
     }
 
     fn update(
-        &self,
+        &mut self,
         segments: &[Segment],
         elems: usize,
         phase: u64,
         engine: &mut dyn Engine,
         values: &mut Values,
     ) -> Result<(), Failure> {
-        let update_of = |segment: &Segment| &self.stream.plan.updates[segment.update];
+        let plan = self.stream.plan;
+        let update_of = |segment: &Segment| &plan.updates[segment.update];
+        let tensor_of = |segment: &Segment| update_of(segment).tensor;
+        let as_f32 = |at| (at, StorageType::F32);
         values.grads.resize(elems, 0.0);
-        self.read(
-            runs(segments, |segment| Some(update_of(segment).tensor.grads)),
-            &mut values.grads,
-        )?;
+        let grads = |segment: &Segment| {
+            let tensor = tensor_of(segment);
+            Some((tensor.grads, tensor.storage.grads))
+        };
+        self.read(runs(segments, grads), &mut values.grads)?;
         self.look_for_nonfinite(segments, &values.grads);
+        values.params.resize(elems, 0.0);
+        let masters = |segment: &Segment| tensor_of(segment).masters.map(as_f32);
+        self.read(runs(segments, masters), &mut values.params)?;
+        // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
+        self.check_masters(segments, &values.params)?;
         if self.shared.forbidden.load(Ordering::Relaxed) {
             return Ok(());
         }
-        values.params.resize(elems, 0.0);
-        self.read(
-            runs(segments, |segment| Some(update_of(segment).params)),
-            &mut values.params,
-        )?;
-        let slots = &self.stream.plan.slots;
-        for (index, (slot, values)) in slots.iter().zip(&mut values.slots).enumerate() {
+        let fresh = |segment: &Segment| {
+            let Update { tensor, params, .. } = update_of(segment);
+            let params = (*params, tensor.storage.params);
+            tensor.masters.is_none().then_some(params)
+        };
+        self.read(runs(segments, fresh), &mut values.params)?;
+        for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
             // Where it is not there yet.
             values.clear();
             values.resize(elems, slot.start);
-            let saved = |segment: &Segment| update_of(segment).tensor.slots.get(index).copied();
+            let saved = |segment: &Segment| {
+                let slots = &tensor_of(segment).slots;
+                slots.get(index).copied().map(as_f32)
+            };
             self.read(runs(segments, saved), values)?;
         }
-        engine.step(values, phase)?;
-        self.write(
-            runs(segments, |segment| Some(update_of(segment).out_params)),
-            &values.params,
-        )?;
+        self.step(segments, phase, engine, values)?;
+        let out_params = |segment: &Segment| {
+            let Update {
+                tensor, out_params, ..
+            } = update_of(segment);
+            Some((*out_params, tensor.storage.params))
+        };
+        self.write(runs(segments, out_params), &values.params)?;
+        let out_masters = |segment: &Segment| update_of(segment).out_masters.map(as_f32);
+        self.write(runs(segments, out_masters), &values.params)?;
         for (index, values) in values.slots.iter().enumerate() {
-            let out = |segment: &Segment| update_of(segment).out_slots.get(index).copied();
+            let out = |segment: &Segment| {
+                let slots = &update_of(segment).out_slots;
+                slots.get(index).copied().map(as_f32)
+            };
             self.write(runs(segments, out), values)?;
+        }
+        Ok(())
+    }
+
+    /// All steps; where nothing is rounded between them the engine makes them at once.
+    fn step(
+        &mut self,
+        segments: &[Segment],
+        mut phase: u64,
+        engine: &mut dyn Engine,
+        values: &mut Values,
+    ) -> Result<(), Failure> {
+        let Stream {
+            plan,
+            config,
+            repeat,
+            ..
+        } = *self.stream;
+        let is_rounded = |segment: &Segment| plan.updates[segment.update].tensor.is_rounded();
+        if !segments.iter().any(is_rounded) {
+            return engine.step(values, phase, repeat);
+        }
+        for done in 0..repeat {
+            engine.step(values, phase, 1)?;
+            self.round(segments, done.into(), &mut values.params);
+            phase = config.phase(phase.saturating_add(1));
+        }
+        Ok(())
+    }
+
+    /// Makes of parameters without masters what they are when they have been stored, after so many steps before this.
+    fn round(&mut self, segments: &[Segment], done: u64, params: &mut [f32]) {
+        for (segment, elems) in in_window(segments) {
+            let tensor = self.stream.plan.updates[segment.update].tensor;
+            if !tensor.is_rounded() {
+                continue;
+            }
+            let random = match self.stream.rounding {
+                Rounding::Nearest => None,
+                Rounding::Stochastic { seed } => Some(Random {
+                    key: Key::new(
+                        seed,
+                        &tensor.name,
+                        tensor.applied_steps.saturating_add(done),
+                    ),
+                    first: segment.elems.start as u32,
+                    number: 0,
+                }),
+            };
+            let (params, of) = (&mut params[elems], tensor.storage.params);
+            self.halves.resize(params.len(), 0);
+            storage::round(of, params, random, &mut self.halves);
+            storage::unpack(of, &self.halves, params);
+        }
+    }
+
+    /// Makes sure that the parameters are what their masters, if the state has them, round to.
+    fn check_masters(&mut self, segments: &[Segment], masters: &[f32]) -> Result<(), Failure> {
+        let plan = self.stream.plan;
+        let params = |segment: &Segment| {
+            let Update { tensor, params, .. } = &plan.updates[segment.update];
+            tensor.masters.map(|_| (*params, tensor.storage.params))
+        };
+        for Run { at, elems, of } in runs(segments, params) {
+            self.read_halves(at, elems.len())?;
+            self.rounded.resize(elems.len(), 0);
+            storage::round(of, &masters[elems.clone()], None, &mut self.rounded);
+            if self.halves == self.rounded {
+                continue;
+            }
+            let mut pairs = elems.zip(self.halves.iter().zip(&self.rounded));
+            let Some((elem, (actual, expected))) =
+                pairs.find(|(_, (actual, expected))| actual != expected)
+            else {
+                continue;
+            };
+            let mut values = [0.0; 2];
+            storage::unpack(of, &[*actual, *expected], &mut values);
+            let [actual, expected] = values;
+            let mut segments = in_window(segments);
+            if let Some((segment, elems)) = segments.find(|(_, elems)| elems.contains(&elem)) {
+                return Err(anyhow!(
+                    "tensor {:?}: the parameter at index {} is {actual:?}, expected {expected:?}, which is its master \
+                     in the state, rounded to the nearest; parameters and state are not of the same step",
+                    plan.updates[segment.update].tensor.name,
+                    segment.elems.start + (elem - elems.start) as u64
+                )
+                .into());
+            }
         }
         Ok(())
     }
@@ -227,16 +360,40 @@ impl Worker<'_> {
         self.write_bytes(copy.to, bytes)
     }
 
-    fn read(&self, runs: Vec<Run>, values: &mut [f32]) -> Result<(), Failure> {
-        for Run { at, elems } in runs {
-            self.read_bytes(at, bytemuck::cast_slice_mut(&mut values[elems]))?;
+    fn read(&mut self, runs: Vec<Run>, values: &mut [f32]) -> Result<(), Failure> {
+        for Run { at, elems, of } in runs {
+            let values = &mut values[elems];
+            match of {
+                StorageType::F32 => self.read_bytes(at, bytemuck::cast_slice_mut(values))?,
+                StorageType::Bf16 | StorageType::F16 => {
+                    self.read_halves(at, values.len())?;
+                    storage::unpack(of, &self.halves, values);
+                }
+            }
         }
         Ok(())
     }
 
-    fn write(&self, runs: Vec<Run>, values: &[f32]) -> Result<(), Failure> {
-        for Run { at, elems } in runs {
-            self.write_bytes(at, bytemuck::cast_slice(&values[elems]))?;
+    fn read_halves(&mut self, at: At, numel: usize) -> Result<(), Failure> {
+        let mut halves = std::mem::take(&mut self.halves);
+        halves.resize(numel, 0);
+        self.read_bytes(at, bytemuck::cast_slice_mut(&mut halves))?;
+        self.halves = halves;
+        Ok(())
+    }
+
+    /// Values of 16 bits are rounded to the nearest, which leaves those as they are that have been rounded otherwise.
+    fn write(&mut self, runs: Vec<Run>, values: &[f32]) -> Result<(), Failure> {
+        for Run { at, elems, of } in runs {
+            let values = &values[elems];
+            match of {
+                StorageType::F32 => self.write_bytes(at, bytemuck::cast_slice(values))?,
+                StorageType::Bf16 | StorageType::F16 => {
+                    self.halves.resize(values.len(), 0);
+                    storage::round(of, values, None, &mut self.halves);
+                    self.write_bytes(at, bytemuck::cast_slice(&self.halves))?;
+                }
+            }
         }
         Ok(())
     }
@@ -266,10 +423,8 @@ impl Worker<'_> {
         if self.stream.nonfinite == NonFinite::Apply {
             return;
         }
-        let mut rest = grads;
-        for segment in segments {
-            let (grads, after) = rest.split_at((segment.elems.end - segment.elems.start) as usize);
-            rest = after;
+        for (segment, elems) in in_window(segments) {
+            let grads = &grads[elems];
             let count = grads.iter().filter(|grad| is_nonfinite(**grad)).count() as u64;
             if count == 0 {
                 continue;
@@ -298,30 +453,41 @@ fn is_nonfinite(value: f32) -> bool {
     value.to_bits() & EXPONENT == EXPONENT
 }
 
+/// Each segment of a window, and which of the window's elements it is.
+fn in_window(segments: &[Segment]) -> impl Iterator<Item = (&Segment, Range<usize>)> {
+    let mut end = 0;
+    segments.iter().map(move |segment| {
+        let start = end;
+        end += (segment.elems.end - segment.elems.start) as usize;
+        (segment, start..end)
+    })
+}
+
 /// Elements of a window that lie side by side in a file, too.
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
     at: At,
-    elems: std::ops::Range<usize>,
+    elems: Range<usize>,
+    of: StorageType,
 }
 
 /// Where the segments of a window lie in files, as few runs as they make; those without a place are left out.
-fn runs(segments: &[Segment], place: impl Fn(&Segment) -> Option<At>) -> Vec<Run> {
+fn runs(segments: &[Segment], place: impl Fn(&Segment) -> Option<(At, StorageType)>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    let mut start = 0;
-    for segment in segments {
-        let elems = start..start + (segment.elems.end - segment.elems.start) as usize;
-        start = elems.end;
-        let Some(at) = place(segment) else { continue };
-        let at = at.plus(segment.elems.start * ELEM_BYTES);
+    for (segment, elems) in in_window(segments) {
+        let Some((at, of)) = place(segment) else {
+            continue;
+        };
+        let at = at.plus(segment.elems.start * of.bytes());
         match runs.last_mut() {
             Some(last)
-                if last.elems.end == elems.start
-                    && last.at.plus(last.elems.len() as u64 * ELEM_BYTES) == at =>
+                if last.of == of
+                    && last.elems.end == elems.start
+                    && last.at.plus(last.elems.len() as u64 * of.bytes()) == at =>
             {
                 last.elems.end = elems.end;
             }
-            _ => runs.push(Run { at, elems }),
+            _ => runs.push(Run { at, elems, of }),
         }
     }
     runs

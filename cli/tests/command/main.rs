@@ -22,6 +22,7 @@ mod rounds;
 #[cfg(target_os = "linux")]
 mod running;
 mod shards;
+mod sixteen_bits;
 
 use std::path::PathBuf;
 

@@ -8,6 +8,7 @@ use assert_cmd::Command;
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
 use tempfile::TempDir;
+use wgpu_optim::half::{bf16, f16};
 
 use crate::wgpu_optim;
 
@@ -30,6 +31,20 @@ impl Tensor {
         }
     }
 
+    /// Values rounded to the nearest of 16 bits, or as they are.
+    pub fn stored_as(dtype: Dtype, shape: &[usize], values: &[f32]) -> Self {
+        let bytes = |value: &f32| match dtype {
+            Dtype::BF16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
+            _ => value.to_le_bytes().to_vec(),
+        };
+        Self {
+            dtype,
+            bytes: values.iter().flat_map(bytes).collect(),
+            ..Self::f32(shape, values)
+        }
+    }
+
     pub fn i64(values: &[i64]) -> Self {
         let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         Self {
@@ -40,11 +55,17 @@ impl Tensor {
     }
 
     pub fn values(&self) -> Vec<f32> {
-        assert_eq!(self.dtype, Dtype::F32);
-        self.bytes
-            .chunks(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
+        let halves = || self.bytes.chunks(2).map(|b| b.try_into().unwrap());
+        match self.dtype {
+            Dtype::F32 => self
+                .bytes
+                .chunks(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+            Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+            other => panic!("{other}"),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use wgpu_optim::{AnyRule, Recorded as _, RmsPropConfig, Rule as _, SgdConfig};
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
 use crate::shards::check_that_shards_are_one_model;
+use crate::sixteen_bits::check_as_bf16;
 
 /// Learning rate and frozen tensors of one round.
 struct Round {
@@ -235,6 +236,7 @@ fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
     for device in DEVICES {
         check(device, &model);
         check_that_shards_are_one_model(device, &model);
+        check_as_bf16(device, &model);
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use safetensors::Dtype;
 use serde_json::json;
 
 use crate::model::{Model, Tensor, Workspace, values};
@@ -72,8 +73,9 @@ pub fn check_that_shards_are_one_model(device: &str, model: &Model) {
     write_sharded(model, &workspace.path("in/m.safetensors.index.json"));
     let mut grads = Model::default();
     for (name, tensor) in &model.tensors {
-        if tensor.dtype == safetensors::Dtype::F32 && !name.contains("LayerNorm.bias") {
-            let numel = tensor.bytes.len() / 4;
+        let is_float = [Dtype::F32, Dtype::BF16, Dtype::F16].contains(&tensor.dtype);
+        if is_float && !name.contains("LayerNorm.bias") {
+            let numel = tensor.shape.iter().product();
             let gradient = Tensor::f32(&tensor.shape, &values(numel as u64, numel));
             grads.tensors.insert(name.clone(), gradient);
         }
@@ -138,6 +140,14 @@ fn small_model() -> Model {
         ("scalar", Tensor::f32(&[], &[1.5])),
         ("empty", Tensor::f32(&[0, 3], &[])),
         ("LayerNorm.bias", Tensor::f32(&[5], &values(9, 5))),
+        (
+            "brain",
+            Tensor::stored_as(Dtype::BF16, &[67], &values(10, 67)),
+        ),
+        (
+            "half",
+            Tensor::stored_as(Dtype::F16, &[3, 31], &values(11, 93)),
+        ),
     ]);
     for (index, numel) in [3, 64, 1001, 257].into_iter().enumerate() {
         let tensor = Tensor::f32(&[numel], &values(index as u64, numel));

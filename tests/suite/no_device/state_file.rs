@@ -3,9 +3,12 @@ use std::collections::HashMap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use wgpu_optim::files::{Header, HeaderError};
+use wgpu_optim::half::bf16;
+use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, CpuOptimizer, OptimizerState, ParamGroups, RecordError, Recorded,
-    SgdConfig, SlotEntry, SlotState, StateError, StateFileError, StateRecord, Twin,
+    AdamConfig, AmsGrad, AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision,
+    RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState, StateError, StateFileError,
+    StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin,
 };
 
 use crate::cases::{configs, values};
@@ -135,6 +138,53 @@ fn groups_that_mix_rules_share_a_file() {
         matches!(&refused, Err(StateError::Meaning { tensor, .. }) if tensor == "a"),
         "{refused:?}"
     );
+}
+
+/// Masters are a slot behind those of the rule, whatever rule it is.
+#[test]
+fn masters_survive_a_file_and_go_on_bit_for_bit() {
+    let momentum = SgdConfig::builder(1e-3).momentum(0.9).build().unwrap();
+    let adamw = AnyRule::preset("adamw", None, 1e-3).unwrap();
+    let plain = SgdConfig::builder(1e-3).build().unwrap();
+    for config in [momentum.into(), adamw, plain.into()] {
+        for (masters, slot) in [(Masters::F32, MASTER_PARAMS), (Masters::Rest, PARAMS_REST)] {
+            let groups = ParamGroups::new(config.clone()).with_precision(Precision {
+                masters,
+                ..Precision::default()
+            });
+            let fresh = || {
+                let spec = TensorSpec::new("a", [3, 11]);
+                let spec = spec.stored_as(StorageType::Bf16, StorageType::F32);
+                CpuOptimizer::with_groups(&groups, [spec]).unwrap()
+            };
+            let grads = values(3, 33);
+            let step = |optimizer: &mut CpuOptimizer<AnyRule>, params: &mut [bf16]| {
+                let params = TensorSliceMut::Bf16(params);
+                let grads = TensorSlice::F32(&grads);
+                optimizer.step_mixed(&mut [params], &[grads]).unwrap();
+            };
+            let mut params: Vec<_> = values(2, 33).into_iter().map(bf16::from_f32).collect();
+            let mut optimizer = fresh();
+            step(&mut optimizer, &mut params);
+            let saved = optimizer.state();
+            let file = saved.to_safetensors().unwrap();
+            let state = OptimizerState::from_safetensors(&file).unwrap();
+            assert_eq!(state, saved);
+            let kept = config.slots();
+            let names = kept.kept().map(|slot| slot.name).chain([slot]);
+            assert!(names.eq(state.tensors[0].slots.iter().map(|slot| &*slot.name)));
+
+            let mut resumed = fresh();
+            resumed.load_state(&state).unwrap();
+            let mut resumed_params = params.clone();
+            for _ in 0..2 {
+                step(&mut optimizer, &mut params);
+                step(&mut resumed, &mut resumed_params);
+            }
+            assert_eq!(resumed_params, params);
+            assert_eq!(resumed.state(), optimizer.state());
+        }
+    }
 }
 
 /// A slot of another group's rule is known by its meaning alone; which it is shows when the state is loaded.

@@ -1,0 +1,651 @@
+//! Parameters and gradients of 16 bits: masters, rounding, and states that go with them.
+
+use std::fs;
+
+use safetensors::Dtype;
+use serde_json::json;
+use wgpu_optim::half::{bf16, f16};
+use wgpu_optim::storage::Rounding;
+use wgpu_optim::{
+    AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, SgdConfig, StorageType,
+    TensorSlice, TensorSliceMut, TensorSpec,
+};
+
+use crate::DEVICES;
+use crate::model::{Model, Tensor, Workspace, values};
+use crate::refusals::refused;
+use crate::reports::json as report_of;
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
+const STEP: [&str; 4] = ["--lr", "0.1", "--momentum", "0.9"];
+const RESUME: [&str; 6] = ["--lr", "0.1", "--momentum", "0.9", "--state", "state"];
+const NO_MASTERS: [&str; 2] = ["--masters", "none"];
+
+/// A model of tensors of every dtype that is stepped, one for each that its gradient may have, and of some that are not.
+fn every_mix(shape: &[usize]) -> Model {
+    let numel = shape.iter().product();
+    let mut model = Model::new([
+        ("ids", Tensor::i64(&[1, 2, 3])),
+        ("double", raw(Dtype::F64, 8)),
+        ("eight", raw(Dtype::F8_E4M3, 3)),
+        (
+            "frozen",
+            Tensor::stored_as(Dtype::BF16, &[3], &values(1, 3)),
+        ),
+        ("empty", Tensor::stored_as(Dtype::F16, &[0, 3], &[])),
+    ]);
+    for params in DTYPES {
+        for grads in DTYPES {
+            let tensor = Tensor::stored_as(params, shape, &values(numel as u64, numel));
+            model.tensors.insert(format!("{params}.{grads}"), tensor);
+        }
+    }
+    model
+}
+
+fn raw(dtype: Dtype, bytes: u8) -> Tensor {
+    Tensor {
+        dtype,
+        shape: vec![usize::from(bytes) * 8 / dtype.bitsize()],
+        bytes: (1..=bytes).collect(),
+    }
+}
+
+/// Gradients for the tensors of [`every_mix`], of the dtypes that their names say.
+fn grads_of(model: &Model, seed: u64) -> Model {
+    let mut grads = Model::default();
+    for (name, tensor) in &model.tensors {
+        let dtype = DTYPES.into_iter().find(|dtype| {
+            let ending = format!(".{dtype}");
+            name.ends_with(&ending)
+        });
+        if let Some(dtype) = dtype {
+            let values = values(seed, tensor.shape.iter().product());
+            let gradient = Tensor::stored_as(dtype, &tensor.shape, &values);
+            grads.tensors.insert(name.clone(), gradient);
+        }
+    }
+    grads
+}
+
+/// The same values as F32, where they are floating-point numbers that are stepped.
+fn as_f32(model: &Model) -> Model {
+    let mut model = model.clone();
+    for tensor in model.tensors.values_mut() {
+        if DTYPES.contains(&tensor.dtype) {
+            *tensor = Tensor::f32(&tensor.shape, &tensor.values());
+        }
+    }
+    model
+}
+
+/// Outputs become inputs.
+fn go_on(workspace: &Workspace) {
+    for name in ["params", "state"] {
+        fs::rename(workspace.path(&format!("out_{name}")), workspace.path(name)).unwrap();
+    }
+}
+
+/// Three rounds over a model and over the same values as F32: masters and slots are those of the F32 model bit for bit,
+/// and the parameters are the masters, rounded.
+fn check_masters(
+    device: &str,
+    start: &Model,
+    flags: &[&str],
+    grads_of: impl Fn(&Model, u64) -> Model,
+) {
+    let [mixed, full] = [Workspace::new(), Workspace::new()];
+    start.write(&mixed.path("params"));
+    as_f32(start).write(&full.path("params"));
+    for round in 0..3 {
+        let grads = grads_of(start, round);
+        grads.write(&mixed.path("grads"));
+        as_f32(&grads).write(&full.path("grads"));
+        for workspace in [&mixed, &full] {
+            let mut step = workspace.step();
+            step.args(["--device", device]).args(flags);
+            if round > 0 {
+                step.args(["--state", "state"]);
+            }
+            step.assert().success();
+        }
+        let [params, expected] = [&mixed, &full].map(|w| Model::read(&w.path("out_params")));
+        let [mut state, expected_state] =
+            [&mixed, &full].map(|w| Model::read(&w.path("out_state")));
+        assert!(params.tensors.keys().eq(start.tensors.keys()));
+        for (name, tensor) in &params.tensors {
+            let here = format!("{device} {flags:?} round {round} {name}");
+            let given = &start.tensors[name];
+            assert_eq!((tensor.dtype, &tensor.shape), (given.dtype, &given.shape));
+            let expected = &expected.tensors[name];
+            let masters = state.tensors.remove(&format!("{name}.master_params"));
+            let has_16_bits = [Dtype::BF16, Dtype::F16].contains(&tensor.dtype);
+            let is_stepped = grads.tensors.contains_key(name);
+            assert_eq!(masters.is_some(), has_16_bits && is_stepped, "{here}");
+            match masters {
+                Some(masters) => {
+                    assert!(&masters == expected, "{here}");
+                    let rounded = Tensor::stored_as(tensor.dtype, &tensor.shape, &masters.values());
+                    assert!(tensor == &rounded, "{here}");
+                }
+                None if is_stepped => assert!(tensor == expected, "{here}"),
+                None => assert!(tensor == given, "{here}"),
+            }
+        }
+        assert!(state == expected_state, "{device} {flags:?} round {round}");
+        go_on(&mixed);
+        go_on(&full);
+    }
+}
+
+/// The same over a model whose F32 tensors are stored as BF16, and its gradients, too.
+pub fn check_as_bf16(device: &str, model: &Model) {
+    let as_bf16 = |tensor: &Tensor| Tensor::stored_as(Dtype::BF16, &tensor.shape, &tensor.values());
+    let mut start = model.clone();
+    for tensor in start.tensors.values_mut() {
+        if tensor.dtype == Dtype::F32 {
+            *tensor = as_bf16(tensor);
+        }
+    }
+    check_masters(device, &start, &STEP, |start, seed| {
+        let mut grads = start.clone();
+        grads
+            .tensors
+            .retain(|_, tensor| tensor.dtype == Dtype::BF16);
+        for tensor in grads.tensors.values_mut() {
+            let values = values(seed, tensor.shape.iter().product());
+            *tensor = as_bf16(&Tensor::f32(&tensor.shape, &values));
+        }
+        grads
+    });
+}
+
+#[test]
+fn masters_are_what_a_model_in_f32_would_be() {
+    let model = every_mix(&[7, 19]);
+    for device in DEVICES {
+        for flags in [
+            &STEP[..],
+            &["--lr", "0.01", "--rule", "adamw"],
+            &["--lr", "0.5"],
+            &["--lr", "0.1", "--momentum", "0.9", "--repeat", "3"],
+        ] {
+            check_masters(device, &model, flags, grads_of);
+        }
+    }
+}
+
+/// Tensors that are cut and tensors that share a window, on both devices.
+#[test]
+fn masters_of_a_model_of_many_windows() {
+    let mut model = every_mix(&[3, 101_111]);
+    let numel = 2_200_001;
+    let large = Tensor::stored_as(Dtype::BF16, &[numel], &values(3, numel));
+    model.tensors.insert("large.F16".into(), large);
+    for device in DEVICES {
+        check_masters(device, &model, &STEP, grads_of);
+    }
+}
+
+/// Of a tensor that has been trained in F32, or without masters.
+#[test]
+fn masters_start_as_the_parameters_where_the_state_has_none() {
+    let model = every_mix(&[33]);
+    for device in DEVICES {
+        for (trained, flags) in [(as_f32(&model), &[][..]), (model.clone(), &NO_MASTERS)] {
+            let workspace = Workspace::new();
+            grads_of(&model, 1).write(&workspace.path("grads"));
+            let step = |params: &Model, args: &[&str]| {
+                params.write(&workspace.path("params"));
+                let mut step = workspace.step();
+                step.args(["--device", device]).args(args);
+                step.assert().success();
+                ["out_params", "out_state"].map(|name| Model::read(&workspace.path(name)))
+            };
+            let [mut params, state] = step(&trained, &[&STEP[..], flags].concat());
+            fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+            let is_masters = |name: &String| name.ends_with(".master_params");
+            assert!(!state.tensors.keys().any(is_masters));
+            for (name, tensor) in &mut params.tensors {
+                if DTYPES.contains(&tensor.dtype) {
+                    let dtype = model.tensors[name].dtype;
+                    *tensor = Tensor::stored_as(dtype, &tensor.shape, &tensor.values());
+                }
+            }
+            let [_, state] = step(&params, &RESUME);
+            let [expected, _] = step(&as_f32(&params), &RESUME);
+            let masters = state.tensors.keys().filter(|name| is_masters(name));
+            assert_eq!(masters.count(), 6);
+            for (name, expected) in expected.tensors {
+                if let Some(masters) = state.tensors.get(&format!("{name}.master_params")) {
+                    assert!(masters == &expected, "{device} {flags:?} {name}");
+                }
+            }
+        }
+    }
+}
+
+/// A tensor of [`every_mix`] in memory.
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Values {
+    fn new(tensor: &Tensor) -> Self {
+        let values = tensor.values();
+        let values = values.iter();
+        match tensor.dtype {
+            Dtype::BF16 => Self::Bf16(values.map(|x| bf16::from_f32(*x)).collect()),
+            Dtype::F16 => Self::F16(values.map(|x| f16::from_f32(*x)).collect()),
+            _ => Self::F32(values.copied().collect()),
+        }
+    }
+
+    fn slice(&self) -> TensorSlice<'_> {
+        match self {
+            Self::F32(values) => TensorSlice::F32(values),
+            Self::Bf16(values) => TensorSlice::Bf16(values),
+            Self::F16(values) => TensorSlice::F16(values),
+        }
+    }
+
+    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
+        match self {
+            Self::F32(values) => TensorSliceMut::F32(values),
+            Self::Bf16(values) => TensorSliceMut::Bf16(values),
+            Self::F16(values) => TensorSliceMut::F16(values),
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|x| x.to_f32()).collect(),
+            Self::F16(values) => values.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
+fn storage_type(dtype: Dtype) -> StorageType {
+    match dtype {
+        Dtype::BF16 => StorageType::Bf16,
+        Dtype::F16 => StorageType::F16,
+        _ => StorageType::F32,
+    }
+}
+
+/// However its parameters are remembered and rounded, the command does what the library does, and its state files are
+/// the library's.
+#[test]
+fn the_command_steps_as_the_cpu_optimizer() {
+    // More than a window on the CPU.
+    let model = every_mix(&[300_001]);
+    let grads = grads_of(&model, 5);
+    let config: AnyRule = SgdConfig::builder(1e-4)
+        .momentum(0.9)
+        .dampening(0.5)
+        .build()
+        .unwrap()
+        .into();
+    let flags = "--device cpu --lr 1e-4 --momentum 0.9 --dampening 0.5";
+    let seeded = Rounding::Stochastic { seed: 1 << 40 };
+    for (masters, rounding, more) in [
+        (Masters::F32, Rounding::Nearest, ""),
+        (Masters::None, Rounding::Nearest, "--masters none"),
+        (
+            Masters::None,
+            seeded,
+            "--masters none --rounding stochastic --seed 1099511627776",
+        ),
+    ] {
+        let groups = ParamGroups::new(config.clone()).with_precision(Precision {
+            state: StorageType::F32,
+            masters,
+            rounding,
+        });
+        let specs = grads.tensors.iter().map(|(name, grads)| {
+            let params = &model.tensors[name];
+            TensorSpec::new(name.clone(), params.shape.clone())
+                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+        });
+        let mut optimizer = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
+        let names = || grads.tensors.keys();
+        let mut params: Vec<_> = names()
+            .map(|name| Values::new(&model.tensors[name]))
+            .collect();
+        let gradients: Vec<_> = grads.tensors.values().map(Values::new).collect();
+        let gradients: Vec<_> = gradients.iter().map(Values::slice).collect();
+
+        let workspace = Workspace::new();
+        model.write(&workspace.path("params"));
+        grads.write(&workspace.path("grads"));
+        for repeat in [1, 2, 1] {
+            for _ in 0..repeat {
+                let mut params: Vec<_> = params.iter_mut().map(Values::slice_mut).collect();
+                optimizer.step_mixed(&mut params, &gradients).unwrap();
+            }
+            let mut step = workspace.step();
+            step.args(flags.split_whitespace())
+                .args(more.split_whitespace())
+                .args(["--repeat", &repeat.to_string()]);
+            if workspace.path("state").exists() {
+                step.args(["--state", "state"]);
+            }
+            step.assert().success();
+            go_on(&workspace);
+            let written = Model::read(&workspace.path("params"));
+            for (name, expected) in names().zip(&params) {
+                let actual = written.tensors[name].values();
+                assert!(actual == expected.to_f32(), "{more}, {name}");
+            }
+            let state = fs::read(workspace.path("state")).unwrap();
+            let state = OptimizerState::from_safetensors(&state).unwrap();
+            let mut loaded = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
+            loaded.load_state(&state).unwrap();
+            assert!(loaded.state() == optimizer.state(), "{more}");
+        }
+    }
+}
+
+#[test]
+fn random_bits_are_those_of_the_seed() {
+    let model = every_mix(&[1001]);
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        model.write(&workspace.path("params"));
+        grads_of(&model, 1).write(&workspace.path("grads"));
+        let step = |args: &[&str]| {
+            let mut step = workspace.step();
+            step.args(["--device", device, "--lr", "1e-4"])
+                .args(NO_MASTERS)
+                .args(args);
+            step.assert().success();
+            fs::read(workspace.path("out_params")).unwrap()
+        };
+        let with = |seed: &str| step(&["--rounding", "stochastic", "--seed", seed]);
+        let zero = with("0");
+        assert!(zero == with("0"));
+        assert!(zero == step(&["--rounding", "stochastic"]));
+        assert!(zero != with("1"));
+        assert!(with("1") != with("18446744073709551615"));
+        let nearest = step(&[]);
+        assert!(nearest == step(&["--rounding", "nearest"]) && nearest != zero);
+        // Steps of a hundredth of a unit in the last place: only random bits let something of them through.
+        let still = Model::read(&workspace.path("out_params"));
+        assert!(still.tensors["BF16.F32"] == model.tensors["BF16.F32"]);
+    }
+}
+
+#[test]
+fn repeated_steps_are_rounded_in_between() {
+    for device in DEVICES {
+        for rule in ["sgd --momentum 0.9 --dampening 0.5", "adamw"] {
+            for rounding in ["nearest", "stochastic"] {
+                let flags = format!("--rule {rule} --masters none --rounding {rounding}");
+                let workspace = Workspace::new();
+                let model = every_mix(&[77]);
+                grads_of(&model, 1).write(&workspace.path("grads"));
+                let step = |args: &[&str]| {
+                    let mut step = workspace.step();
+                    step.args(["--device", device, "--lr", "1e-3"])
+                        .args(flags.split_whitespace())
+                        .args(args);
+                    step.assert().success();
+                    go_on(&workspace);
+                    ["params", "state"].map(|name| fs::read(workspace.path(name)).unwrap())
+                };
+                model.write(&workspace.path("params"));
+                let at_once = step(&["--repeat", "3"]);
+                model.write(&workspace.path("params"));
+                step(&[]);
+                step(&["--state", "state"]);
+                assert!(step(&["--state", "state"]) == at_once, "{device} {flags}");
+            }
+        }
+    }
+}
+
+/// A step of 16 bits, with its files.
+fn stepped(device: &str) -> (Workspace, Model) {
+    let workspace = Workspace::new();
+    let model = every_mix(&[300_001]);
+    model.write(&workspace.path("params"));
+    grads_of(&model, 1).write(&workspace.path("grads"));
+    let mut step = workspace.step();
+    step.args(["--device", device]).args(STEP);
+    step.assert().success();
+    go_on(&workspace);
+    let params = Model::read(&workspace.path("params"));
+    (workspace, params)
+}
+
+fn set(model: &mut Model, tensor: &str, index: usize, half: u16) {
+    let bytes = &mut model.tensors.get_mut(tensor).unwrap().bytes;
+    bytes[2 * index..][..2].copy_from_slice(&half.to_le_bytes());
+}
+
+#[test]
+fn parameters_of_another_step_than_the_state_are_refused() {
+    for device in DEVICES {
+        let (workspace, good) = stepped(device);
+        let args = [&RESUME[..], &["--device", device]].concat();
+        for (tensor, half, actual) in [
+            ("BF16.F32", 0x4049, "3.140625"),
+            ("F16.BF16", 0x7c00, "inf"),
+        ] {
+            let mut params = good.clone();
+            // In the second window and the first; a NaN beside them does not change what is said.
+            for index in [299_999, 262_143, 17, 18] {
+                set(&mut params, tensor, index, half);
+            }
+            params.write(&workspace.path("params"));
+            let index = "the parameter at index 17 is";
+            let expected = good.tensors[tensor].values()[17];
+            let expected = format!("is {actual}, expected {expected:?}");
+            let tensor = format!("{tensor:?}");
+            let words = [&tensor, index, &expected, "not of the same step"];
+            refused(&workspace, &args, &words);
+            let grads = Model::read(&workspace.path("grads"));
+            let mut nan = grads.clone();
+            set(&mut nan, "F32.BF16", 0, 0x7f81);
+            nan.write(&workspace.path("grads"));
+            for mode in ["refuse", "skip", "apply"] {
+                refused(
+                    &workspace,
+                    &[&args[..], &["--nonfinite", mode]].concat(),
+                    &words,
+                );
+            }
+            grads.write(&workspace.path("grads"));
+        }
+        // The parameters of the step before.
+        every_mix(&[300_001]).write(&workspace.path("params"));
+        refused(&workspace, &args, &["index 0", "not of the same step"]);
+        good.write(&workspace.path("params"));
+        workspace.step().args(args).assert().success();
+    }
+}
+
+#[test]
+fn masters_that_would_be_lost_are_refused() {
+    let (workspace, good) = stepped("cpu");
+    let words = [
+        "BF16.BF16",
+        "master_params",
+        "--masters none",
+        "--masters f32",
+    ];
+    let args = [&RESUME[..], &NO_MASTERS].concat();
+    refused(&workspace, &args, &words);
+    // Even of a tensor that is frozen.
+    let mut grads = Model::read(&workspace.path("grads"));
+    grads.tensors.retain(|name, _| name.starts_with("F32"));
+    grads.write(&workspace.path("grads"));
+    refused(&workspace, &args, &words);
+    // With masters it keeps them.
+    workspace.step().args(RESUME).assert().success();
+    let [before, after] = ["state", "out_state"].map(|name| Model::read(&workspace.path(name)));
+    let masters = "BF16.F32.master_params";
+    assert!(before.tensors[masters] == after.tensors[masters]);
+    // In F32 there is nothing that they would be masters of.
+    as_f32(&good).write(&workspace.path("params"));
+    grads_of(&good, 1).write(&workspace.path("grads"));
+    let words = ["\"BF16.F32\"", "master_params", "its parameters are F32"];
+    refused(&workspace, &RESUME, &words);
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused() {
+    let workspace = Workspace::new();
+    let model = every_mix(&[3]);
+    model.write(&workspace.path("params"));
+    grads_of(&model, 1).write(&workspace.path("grads"));
+    for (args, words) in [
+        (
+            &["--rounding", "stochastic"][..],
+            ["--rounding", "needs --masters none"],
+        ),
+        (
+            &["--rounding", "nearest", "--masters", "f32"],
+            ["--rounding", "needs --masters none"],
+        ),
+        (&["--seed", "1"], ["--seed", "needs --masters none"]),
+        (
+            &["--masters", "none", "--seed", "0"],
+            ["--seed", "needs --rounding stochastic"],
+        ),
+        (
+            &["--masters", "none", "--seed", "0", "--rounding", "nearest"],
+            ["--seed", "needs --rounding stochastic"],
+        ),
+        (&["--masters", "rest"], ["--masters", "f32, none"]),
+        (
+            &["--masters", "none", "--rounding", "up"],
+            ["--rounding", "nearest, stochastic"],
+        ),
+        (&["--seed=-1"], ["--seed", "-1"]),
+        (&["--seed", "18446744073709551616"], ["--seed", "184"]),
+    ] {
+        refused(&workspace, &[&STEP[..], args].concat(), &words);
+    }
+}
+
+#[test]
+fn gradients_of_other_dtypes_are_refused() {
+    let workspace = Workspace::new();
+    let model = every_mix(&[3]);
+    model.write(&workspace.path("params"));
+    for (name, gradient, words) in [
+        ("double", raw(Dtype::F64, 8), "the parameter is F64"),
+        ("eight", raw(Dtype::F8_E4M3, 3), "the parameter is F8_E4M3"),
+        ("frozen", raw(Dtype::F64, 24), "the gradient is F64"),
+        ("frozen", raw(Dtype::F8_E5M2, 3), "the gradient is F8_E5M2"),
+        ("frozen", raw(Dtype::I16, 6), "the gradient is I16"),
+    ] {
+        Model::new([(name, gradient)]).write(&workspace.path("grads"));
+        let name = format!("tensor {name:?}");
+        refused(
+            &workspace,
+            &STEP,
+            &[&name, words, "expected F32, BF16 or F16"],
+        );
+    }
+}
+
+#[test]
+fn gradients_of_16_bits_that_are_not_finite_are_found() {
+    for device in DEVICES {
+        let (workspace, params) = stepped(device);
+        let args = [&RESUME[..], &["--device", device]].concat();
+        let good = grads_of(&params, 2);
+        for (tensor, half) in [
+            ("BF16.BF16", 0x7f80),
+            ("F16.BF16", 0xff81),
+            ("F32.F16", 0xfc00),
+            ("BF16.F16", 0x7c01),
+        ] {
+            let mut grads = good.clone();
+            set(&mut grads, tensor, 299_999, half);
+            grads.write(&workspace.path("grads"));
+            let words =
+                "1 of 300001 gradient elements are infinite or NaN, the first at index 299999";
+            refused(&workspace, &args, &[tensor, words]);
+        }
+        // Skipped, masters and all are as they were.
+        let mut step = workspace.step();
+        step.args(&args).args(["--nonfinite", "skip"]);
+        step.assert().success();
+        let files = workspace.snapshot();
+        for name in ["params", "state"] {
+            let out = workspace.path(&format!("out_{name}"));
+            assert!(files[&out] == files[&workspace.path(name)], "{name}");
+        }
+        // The largest that are finite.
+        let mut grads = good.clone();
+        set(&mut grads, "BF16.BF16", 0, 0x7f7f);
+        set(&mut grads, "F16.F16", 0, 0xfbff);
+        grads.write(&workspace.path("grads"));
+        workspace.step().args(&args).assert().success();
+    }
+}
+
+#[test]
+fn the_report_says_where_masters_are() {
+    let model = every_mix(&[10]);
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        model.write(&workspace.path("params"));
+        grads_of(&model, 1).write(&workspace.path("grads"));
+        let run = |args: &[&str]| {
+            let mut step = workspace.step();
+            step.args(["--device", device]).args(STEP).args(args);
+            let text = String::from_utf8(step.output().unwrap().stdout).unwrap();
+            (text, report_of(&step.arg("--json").output().unwrap()))
+        };
+        // Integers, a double, eights, and what is frozen.
+        let copied = 24 + 8 + 3 + 6;
+        let (params, grads) = (30 * (4 + 2 + 2), 30 * (4 + 2 + 2));
+        let (text, report) = run(&[]);
+        assert!(
+            text.contains("16 bits     6 of the updated; masters in out_state\n"),
+            "{text}"
+        );
+        assert_eq!(
+            report["sixteen_bits"],
+            json!({"tensors": 6, "masters": "f32", "masters_in": "out_state", "rounding": "nearest", "seed": null})
+        );
+        assert_eq!(report["bytes_read"], copied + params + grads);
+        let slots = 4 * (90 + 60);
+        assert_eq!(report["bytes_written"], copied + params + slots);
+        go_on(&workspace);
+        let (_, report) = run(&["--state", "state"]);
+        assert_eq!(report["bytes_read"], copied + params + grads + slots);
+        assert_eq!(report["bytes_written"], copied + params + slots);
+
+        for (args, text, rounding, seed) in [
+            (&[][..], "rounded to the nearest", "nearest", json!(null)),
+            (
+                &["--rounding", "stochastic", "--seed", "7"],
+                "rounded stochastically, seed 7",
+                "stochastic",
+                json!(7),
+            ),
+        ] {
+            let (printed, report) = run(&[&NO_MASTERS[..], args].concat());
+            let text = format!("16 bits     6 of the updated; no masters, {text}\n");
+            assert!(printed.contains(&text), "{printed}");
+            assert_eq!(
+                report["sixteen_bits"],
+                json!({"tensors": 6, "masters": "none", "masters_in": null, "rounding": rounding, "seed": seed})
+            );
+            assert_eq!(report["bytes_written"], copied + params + 4 * 90);
+        }
+        as_f32(&model).write(&workspace.path("params"));
+        let (text, report) = run(&[]);
+        assert!(!text.contains("16 bits"), "{text}");
+        assert_eq!(report["sixteen_bits"]["tensors"], 0);
+        assert_eq!(report["sixteen_bits"]["masters_in"], json!(null));
+    }
+}
