@@ -20,6 +20,8 @@
 //! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name.
 //! - [`Arena`] lays many tensors out so that one dispatch updates them all.
 //! - [`CpuOptimizer`] applies it to slices on all cores.
+//! - [`storage`] is how values lie in memory: `f32`, `bf16` or `f16`, masters, rounding. [`Precision`] says it per
+//!   parameter group, [`Converter`] converts on the device.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
 //!   for programs that have none.
 //! - [`Preset`] names the rule after the library you come from, [`physics`] after mass and friction, [`schedule`]

@@ -66,7 +66,7 @@ impl Method {
         match self {
             Self::Nearest => (picture::VERMILION, Stroke::Solid(3)),
             Self::Stochastic => (picture::BLUE, Stroke::Solid(3)),
-            Self::MastersF32 => (picture::GREEN, Stroke::Solid(6)),
+            Self::MastersF32 => (picture::GREEN, Stroke::Solid(3)),
             Self::MastersRest => (picture::INK, Stroke::Dashed(2)),
         }
     }
@@ -87,6 +87,9 @@ pub struct Run {
     /// The mean, the start first.
     #[serde(skip)]
     means: Vec<f64>,
+    /// The first of the parameters.
+    #[serde(skip)]
+    firsts: Vec<f64>,
 }
 
 #[derive(Serialize)]
@@ -94,6 +97,7 @@ pub struct Row {
     method: Method,
     step: usize,
     mean: f64,
+    first: f64,
     exact: f64,
 }
 
@@ -114,7 +118,7 @@ fn walk(method: Method) -> Result<Run> {
     let mut params = vec![bf16::ONE; PARAMS];
     let grads = vec![GRADIENT; PARAMS];
     let mean = |params: &[bf16]| params.iter().map(|x| x.to_f64()).sum::<f64>() / PARAMS as f64;
-    let mut means = vec![mean(&params)];
+    let (mut means, mut firsts) = (vec![1.0], vec![1.0]);
     for _ in 0..STEPS {
         let params = &mut params[..];
         optimizer.step_mixed(
@@ -122,6 +126,7 @@ fn walk(method: Method) -> Result<Run> {
             &[TensorSlice::F32(&grads)],
         )?;
         means.push(mean(params));
+        firsts.push(params[0].to_f64());
     }
     let end = means[STEPS];
     let squares = params.iter().map(|x| (x.to_f64() - end).powi(2));
@@ -134,47 +139,61 @@ fn walk(method: Method) -> Result<Run> {
         mean: end,
         deviation: (squares.sum::<f64>() / PARAMS as f64).sqrt(),
         means,
+        firsts,
     })
 }
 
 pub fn rows(runs: &[Run]) -> impl Iterator<Item = Row> {
     runs.iter().flat_map(|run| {
-        let steps = run.means.iter().enumerate();
-        steps.map(|(step, mean)| Row {
+        let steps = run.means.iter().zip(&run.firsts).enumerate();
+        steps.map(|(step, (mean, first))| Row {
             method: run.method,
             step,
             mean: *mean,
+            first: *first,
             exact: exact(step),
         })
     })
 }
 
+/// As many steps as single ones can be seen of.
+const DRAWN: usize = 120;
+
 pub fn picture(runs: &[Run]) -> Picture {
+    let steps = |values: &[f64]| -> Vec<(f64, f64)> {
+        let steps = (0..).zip(&values[..=DRAWN]);
+        steps.map(|(step, x)| (f64::from(step), *x)).collect()
+    };
     let mut curves = vec![Curve {
         label: "exact".to_owned(),
         color: picture::GREY,
         stroke: Stroke::Solid(2),
-        points: [0, STEPS].map(|step| (step as f64, exact(step))).to_vec(),
+        points: [0, DRAWN].map(|step| (step as f64, exact(step))).to_vec(),
     }];
-    // The masters' steps lie underneath.
-    for run in runs.iter().rev() {
+    for run in runs {
         let (color, stroke) = run.method.drawn();
+        let name = run.method.name();
+        if run.method == Method::Stochastic {
+            curves.push(Curve {
+                label: format!("{name}, one of them"),
+                color: picture::SKY_BLUE,
+                stroke: Stroke::Solid(1),
+                points: steps(&run.firsts),
+            });
+        }
         curves.push(Curve {
-            label: format!("{}: ends at {:.4}", run.method.name(), run.mean),
+            label: format!("{name}: ends at {:.4} after {STEPS} steps", run.mean),
             color,
             stroke,
-            points: (0..)
-                .zip(&run.means)
-                .map(|(step, mean)| (f64::from(step), *mean))
-                .collect(),
+            points: steps(&run.means),
         });
     }
     Picture {
         title: "Steps below half of what bf16 can tell apart: lost, or remembered".to_owned(),
         x_label: "steps",
         y_label: "mean of 4096 bf16 parameters (no unit)",
-        x: 0.0..STEPS as f64,
-        y: 0.45..1.1,
+        x: 0.0..DRAWN as f64,
+        y: 0.93..1.01,
         x_axis: Axis::Linear,
         y_axis: Axis::Linear,
         curves,
