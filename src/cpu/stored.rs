@@ -7,8 +7,8 @@ use super::slices::{Words, WordsMut};
 use crate::rules::{MAX_SLOTS, Twin};
 use crate::storage::{Key, Masters, Random, Storage, rest, round, unpack};
 
-/// Elements of a block: with two slots, four arrays of 4 KiB.
-const BLOCK_ELEMS: usize = 1024;
+/// Elements of a block: with two slots, four arrays of a KiB. Larger ones hold up what is read ahead from memory.
+const BLOCK_ELEMS: usize = 256;
 
 type Block = [f32; BLOCK_ELEMS];
 
