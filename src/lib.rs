@@ -72,7 +72,7 @@ mod rules;
 mod state;
 pub mod storage;
 
-pub use cpu::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut};
+pub use cpu::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut, TensorValues};
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{

@@ -2,13 +2,11 @@
 
 use anyhow::anyhow;
 use rayon::prelude::*;
-use wgpu_optim::half::{bf16, f16};
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     AnyRule, Arena, ConfigError, CpuOptimizer, GpuOptimizer, OptimizerState, ParamGroups,
-    Rule as _, Slot, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin as _, readback,
-    wgpu,
+    Rule as _, Slot, StorageType, TensorSpec, TensorValues, Twin as _, readback, wgpu,
 };
 
 use crate::Failure;
@@ -301,51 +299,10 @@ impl Stepper for OnGpu<'_> {
     }
 }
 
-/// A tensor in memory.
-enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-impl Values {
-    fn new(of: StorageType, values: &[f32]) -> Self {
-        match of {
-            StorageType::F32 => Self::F32(values.to_vec()),
-            StorageType::Bf16 => Self::Bf16(values.iter().map(|v| bf16::from_f32(*v)).collect()),
-            StorageType::F16 => Self::F16(values.iter().map(|v| f16::from_f32(*v)).collect()),
-        }
-    }
-
-    fn slice(&self) -> TensorSlice<'_> {
-        match self {
-            Self::F32(values) => TensorSlice::F32(values),
-            Self::Bf16(values) => TensorSlice::Bf16(values),
-            Self::F16(values) => TensorSlice::F16(values),
-        }
-    }
-
-    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
-        match self {
-            Self::F32(values) => TensorSliceMut::F32(values),
-            Self::Bf16(values) => TensorSliceMut::Bf16(values),
-            Self::F16(values) => TensorSliceMut::F16(values),
-        }
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.clone(),
-            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
-            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
-        }
-    }
-}
-
 pub struct OnCpu<'a> {
     problem: &'a Problem,
-    params: Vec<Values>,
-    grads: Vec<Values>,
+    params: Vec<TensorValues>,
+    grads: Vec<TensorValues>,
     optimizer: CpuOptimizer<AnyRule>,
 }
 
@@ -359,7 +316,7 @@ impl<'a> OnCpu<'a> {
             CpuOptimizer::with_groups(&problem.groups(), specs).map_err(Failure::failed)?;
         let values = problem.values();
         let (params, grads) = values
-            .map(|(p, g)| (Values::new(params, p), Values::new(grads, g)))
+            .map(|(p, g)| (TensorValues::new(params, p), TensorValues::new(grads, g)))
             .unzip();
         Ok(Self {
             problem,
@@ -373,15 +330,19 @@ impl<'a> OnCpu<'a> {
 impl Stepper for OnCpu<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
-        let mut params: Vec<_> = self.params.iter_mut().map(Values::slice_mut).collect();
-        let grads: Vec<_> = self.grads.iter().map(Values::slice).collect();
+        let mut params: Vec<_> = self
+            .params
+            .iter_mut()
+            .map(TensorValues::slice_mut)
+            .collect();
+        let grads: Vec<_> = self.grads.iter().map(TensorValues::slice).collect();
         self.optimizer
             .step_mixed(&mut params, &grads)
             .map_err(Failure::failed)
     }
 
     fn results(&self) -> Result<Results, Failure> {
-        let params: Vec<_> = self.params.iter().map(Values::to_f32).collect();
+        let params: Vec<_> = self.params.iter().map(TensorValues::to_f32).collect();
         Ok(Results {
             params: params.concat(),
             slots: self.problem.slots_in(&self.optimizer.state()),

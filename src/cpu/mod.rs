@@ -15,7 +15,7 @@ use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 pub use error::SliceError;
 use queue::Batch;
 use slices::{Grads, Params};
-pub use slices::{TensorSlice, TensorSliceMut};
+pub use slices::{TensorSlice, TensorSliceMut, TensorValues};
 use values::Values;
 
 /// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of

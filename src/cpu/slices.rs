@@ -27,6 +27,59 @@ pub enum TensorSliceMut<'a> {
     F16(&'a mut [f16]),
 }
 
+/// The values of a tensor whose type is known when a program runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TensorValues {
+    /// As [`StorageType::F32`].
+    F32(Vec<f32>),
+    /// As [`StorageType::Bf16`].
+    Bf16(Vec<bf16>),
+    /// As [`StorageType::F16`].
+    F16(Vec<f16>),
+}
+
+impl TensorValues {
+    /// Values as a type has them, rounded to the nearest.
+    #[must_use]
+    pub fn new(of: StorageType, values: &[f32]) -> Self {
+        match of {
+            StorageType::F32 => Self::F32(values.to_vec()),
+            StorageType::Bf16 => Self::Bf16(values.iter().map(|x| bf16::from_f32(*x)).collect()),
+            StorageType::F16 => Self::F16(values.iter().map(|x| f16::from_f32(*x)).collect()),
+        }
+    }
+
+    /// All of them, as gradients of a step.
+    #[must_use]
+    pub fn slice(&self) -> TensorSlice<'_> {
+        match self {
+            Self::F32(values) => TensorSlice::F32(values),
+            Self::Bf16(values) => TensorSlice::Bf16(values),
+            Self::F16(values) => TensorSlice::F16(values),
+        }
+    }
+
+    /// All of them, as parameters of a step.
+    #[must_use]
+    pub fn slice_mut(&mut self) -> TensorSliceMut<'_> {
+        match self {
+            Self::F32(values) => TensorSliceMut::F32(values),
+            Self::Bf16(values) => TensorSliceMut::Bf16(values),
+            Self::F16(values) => TensorSliceMut::F16(values),
+        }
+    }
+
+    /// A copy as `f32`, which holds each of them exactly.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(values) => values.clone(),
+            Self::Bf16(values) => values.iter().map(|x| x.to_f32()).collect(),
+            Self::F16(values) => values.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
 /// Slices of gradients, whatever the caller has them in.
 pub(super) trait Grads {
     fn storage(&self) -> StorageType;

@@ -50,26 +50,31 @@ impl Stream {
             .collect();
         let mut chunk_of = |slot: usize| slots[slot].next().unwrap_or_default();
         let tasks = self.x.chunks_mut(TASK_ELEMS).zip(self.y.chunks(TASK_ELEMS));
-        let helpers = tasks.len().min(rayon::current_num_threads());
-        let tasks = Mutex::new(tasks.map(|(x, y)| Copy::<SLOTS> {
+        run_all(tasks.map(|(x, y)| Copy::<SLOTS> {
             mask,
             x,
             y,
             slots: array::from_fn(&mut chunk_of),
         }));
-        let work = || {
-            let take = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-            while let Some(task) = take() {
-                Arch::new().dispatch(task);
-            }
-        };
-        rayon::in_place_scope(|scope| {
-            for _ in 1..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
     }
+}
+
+/// All threads take tasks until there are none.
+pub fn run_all<T: WithSimd<Output = ()>>(tasks: impl ExactSizeIterator<Item = T> + Send) {
+    let helpers = tasks.len().min(rayon::current_num_threads());
+    let tasks = Mutex::new(tasks);
+    let work = || {
+        let take = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some(task) = take() {
+            Arch::new().dispatch(task);
+        }
+    };
+    rayon::in_place_scope(|scope| {
+        for _ in 1..helpers {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
 }
 
 struct Copy<'a, const SLOTS: usize> {

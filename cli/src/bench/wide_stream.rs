@@ -2,11 +2,12 @@
 //! array loaded before any is stored.
 
 use std::hint::black_box;
-use std::sync::{Mutex, PoisonError};
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{MAX_SLOTS, Masters};
+
+use super::stream::run_all;
 
 const TASK_ELEMS: usize = 32 * 1024;
 const BLOCK_ELEMS: usize = 32;
@@ -87,21 +88,7 @@ impl WideStream {
                 })
                 .collect(),
         });
-        let tasks: Vec<_> = tasks.collect();
-        let helpers = tasks.len().min(rayon::current_num_threads());
-        let tasks = Mutex::new(tasks.into_iter());
-        let work = || {
-            let take = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-            while let Some(task) = take() {
-                Arch::new().dispatch(task);
-            }
-        };
-        rayon::in_place_scope(|scope| {
-            for _ in 1..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
+        run_all(tasks);
     }
 }
 

@@ -4,11 +4,10 @@ use std::fs;
 
 use safetensors::Dtype;
 use serde_json::json;
-use wgpu_optim::half::{bf16, f16};
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, SgdConfig, StorageType,
-    TensorSlice, TensorSliceMut, TensorSpec,
+    TensorSpec, TensorValues,
 };
 
 use crate::DEVICES;
@@ -226,46 +225,8 @@ fn masters_start_as_the_parameters_where_the_state_has_none() {
 }
 
 /// A tensor of [`every_mix`] in memory.
-enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-impl Values {
-    fn new(tensor: &Tensor) -> Self {
-        let values = tensor.values();
-        let values = values.iter();
-        match tensor.dtype {
-            Dtype::BF16 => Self::Bf16(values.map(|x| bf16::from_f32(*x)).collect()),
-            Dtype::F16 => Self::F16(values.map(|x| f16::from_f32(*x)).collect()),
-            _ => Self::F32(values.copied().collect()),
-        }
-    }
-
-    fn slice(&self) -> TensorSlice<'_> {
-        match self {
-            Self::F32(values) => TensorSlice::F32(values),
-            Self::Bf16(values) => TensorSlice::Bf16(values),
-            Self::F16(values) => TensorSlice::F16(values),
-        }
-    }
-
-    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
-        match self {
-            Self::F32(values) => TensorSliceMut::F32(values),
-            Self::Bf16(values) => TensorSliceMut::Bf16(values),
-            Self::F16(values) => TensorSliceMut::F16(values),
-        }
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.clone(),
-            Self::Bf16(values) => values.iter().map(|x| x.to_f32()).collect(),
-            Self::F16(values) => values.iter().map(|x| x.to_f32()).collect(),
-        }
-    }
+fn stored(tensor: &Tensor) -> TensorValues {
+    TensorValues::new(storage_type(tensor.dtype), &tensor.values())
 }
 
 fn storage_type(dtype: Dtype) -> StorageType {
@@ -312,18 +273,16 @@ fn the_command_steps_as_the_cpu_optimizer() {
         });
         let mut optimizer = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
         let names = || grads.tensors.keys();
-        let mut params: Vec<_> = names()
-            .map(|name| Values::new(&model.tensors[name]))
-            .collect();
-        let gradients: Vec<_> = grads.tensors.values().map(Values::new).collect();
-        let gradients: Vec<_> = gradients.iter().map(Values::slice).collect();
+        let mut params: Vec<_> = names().map(|name| stored(&model.tensors[name])).collect();
+        let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
+        let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
 
         let workspace = Workspace::new();
         model.write(&workspace.path("params"));
         grads.write(&workspace.path("grads"));
         for repeat in [1, 2, 1] {
             for _ in 0..repeat {
-                let mut params: Vec<_> = params.iter_mut().map(Values::slice_mut).collect();
+                let mut params: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
                 optimizer.step_mixed(&mut params, &gradients).unwrap();
             }
             let mut step = workspace.step();

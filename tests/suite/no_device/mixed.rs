@@ -1,58 +1,14 @@
 //! The CPU twin over tensors that are not stored as f32.
 
-use wgpu_optim::half;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig, SliceError,
-    StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+    StorageType, TensorSpec, TensorValues as Values,
 };
 
 use crate::cases::{LRS, values};
-use crate::stored::{Stored, all, encode};
-
-/// A tensor as its type has it.
-#[derive(Clone, Debug, PartialEq)]
-enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<half::bf16>),
-    F16(Vec<half::f16>),
-}
-
-impl Values {
-    fn new(of: StorageType, values: &[f32]) -> Self {
-        let halves = || bytemuck::pod_collect_to_vec::<u8, u16>(&encode(of, values)).into_iter();
-        match of {
-            StorageType::F32 => Self::F32(values.to_vec()),
-            StorageType::Bf16 => Self::Bf16(halves().map(half::bf16::from_bits).collect()),
-            StorageType::F16 => Self::F16(halves().map(half::f16::from_bits).collect()),
-        }
-    }
-
-    fn slice(&self) -> TensorSlice<'_> {
-        match self {
-            Self::F32(values) => TensorSlice::F32(values),
-            Self::Bf16(values) => TensorSlice::Bf16(values),
-            Self::F16(values) => TensorSlice::F16(values),
-        }
-    }
-
-    fn slice_mut(&mut self) -> TensorSliceMut<'_> {
-        match self {
-            Self::F32(values) => TensorSliceMut::F32(values),
-            Self::Bf16(values) => TensorSliceMut::Bf16(values),
-            Self::F16(values) => TensorSliceMut::F16(values),
-        }
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values.clone(),
-            Self::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
-            Self::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
-        }
-    }
-}
+use crate::stored::{Stored, all};
 
 fn optimizer(config: &AnyRule, stored: &Stored, numels: &[usize]) -> CpuOptimizer<AnyRule> {
     let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);

@@ -2,8 +2,8 @@
 
 use allocation_counter::measure;
 use wgpu_optim::{
-    BuildError, DuplicateName, GpuOptimizer, ParamGroups, PlanError, RebindError, SgdConfig,
-    TensorBinding, UnknownTensor,
+    BuildError, DuplicateName, GpuOptimizer, ParamGroups, PlanError, Precision, RebindError,
+    SgdConfig, StorageType, TensorBinding, UnknownTensor,
 };
 
 use super::{STORAGE, buffer, build, kernels, tensor};
@@ -126,4 +126,52 @@ fn a_tensor_without_a_place_waits_for_one() {
     assert_eq!(step(&mut optimizer, &[b(), a()]), [3, 2]);
     assert_eq!(optimizer.steps(), 5);
     kernels.queue().submit([encoder.finish()]);
+}
+
+#[test]
+fn a_tensor_that_is_stored_otherwise_or_moves_by_half_a_word_is_named() {
+    let kernels = kernels();
+    let params = &buffer(&kernels, 4096, STORAGE);
+    let grads = &buffer(&kernels, 4096, STORAGE);
+    let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+    let groups = ParamGroups::new(config).with_precision(Precision {
+        state: StorageType::Bf16,
+        ..Precision::default()
+    });
+    let at = |params_bytes, params_type| {
+        let a = tensor("a", (params, params_bytes), (grads, 0), 10);
+        a.stored_as(params_type, StorageType::F32)
+    };
+    let halves = |params_bytes| at(params_bytes, StorageType::Bf16);
+    let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[halves(256)]).unwrap();
+    let mut encoder = kernels.device().create_command_encoder(&Default::default());
+    let mut refused = |tensor| {
+        let before = optimizer.plan().clone();
+        let error = optimizer.rebind(&mut encoder, &[tensor]).unwrap_err();
+        assert_eq!(*optimizer.plan(), before);
+        optimizer.step(&mut encoder).unwrap();
+        error
+    };
+    let expected = RebindError::Stored {
+        tensor: "a".into(),
+        role: "params",
+        expected: "bf16",
+        actual: "f16",
+    };
+    assert_eq!(refused(at(256, StorageType::F16)), expected);
+    let expected = RebindError::HalfWord { tensor: "a".into() };
+    assert_eq!(refused(halves(258)), expected);
+    let expected = BuildError::Misaligned {
+        tensor: "a".into(),
+        role: "params",
+        offset_bytes: 257,
+        elem_bytes: 2,
+    };
+    assert_eq!(refused(halves(257)), expected.into());
+    // By whole words it does, as far as a window lets it.
+    optimizer.rebind(&mut encoder, &[halves(512)]).unwrap();
+    optimizer.rebind(&mut encoder, &[halves(516)]).unwrap();
+    optimizer.step(&mut encoder).unwrap();
+    kernels.queue().submit([encoder.finish()]);
+    assert_eq!(optimizer.applied_steps("a"), Some(4));
 }
