@@ -62,6 +62,7 @@
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
 //! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and what PyTorch's optimizers remember.
 
+pub mod control;
 mod cpu;
 #[cfg(feature = "safetensors")]
 pub mod files;
@@ -72,13 +73,17 @@ mod rules;
 mod state;
 pub mod storage;
 
-pub use cpu::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut, TensorValues};
+pub use control::{
+    ControlRecord, ControlState, GradNorm, LossScale, NonFinite, StepControl, Verdict,
+};
+pub use cpu::{CpuControl, CpuOptimizer, SliceError, TensorSlice, TensorSliceMut, TensorValues};
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{
-    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Converter, Gpu,
-    GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels, OPTIONAL_FEATURES, RebindError,
-    ScalarPath, StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
+    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Controlled, Converter,
+    Gpu, GpuControl, GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels,
+    OPTIONAL_FEATURES, RebindError, ScalarPath, StateSlice, StepError, TensorBinding,
+    TransferError, adapters, readback,
 };
 pub use plan::PlanError;
 pub use rules::*;

@@ -13,7 +13,7 @@ fn RULE_TENSOR(unit: u32) {
     let g = vec4<f32>(grads_TENSOR[unit]);
     var s = load_TENSOR(unit);
 
-    let theta_new = update(rule_scalars(), theta, g, &s);
+    let theta_new = update(rule_scalars(), theta, gradient(g), &s);
     store_TENSOR(unit, s);
     params_TENSOR[unit] = stored(theta_new);
 }

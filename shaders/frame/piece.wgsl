@@ -57,7 +57,7 @@ fn element_of(unit: u32) -> u32 {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = unit_of(invocation);
-    if unit >= k.count {
+    if unit >= k.count || is_skipped() {
         return;
     }
     let i = vec4_of(unit);
@@ -65,7 +65,7 @@ fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let g = grads[grads_vec4_of(unit)];
     var s = load_vec4(i);
 
-    let theta_new = update(rule_scalars(), theta, g, &s);
+    let theta_new = update(rule_scalars(), theta, gradient(g), &s);
     store_vec4(i, s);
     params[i] = theta_new;
 }
@@ -73,7 +73,7 @@ fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn RULE_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = unit_of(invocation);
-    if unit >= k.count {
+    if unit >= k.count || is_skipped() {
         return;
     }
     let i = element_of(unit);
@@ -81,7 +81,7 @@ fn RULE_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let g = vec4(grads_scalar[i + k.grads_shift]);
     var s = load_scalar(i);
 
-    let theta_new = update(rule_scalars(), theta, g, &s);
+    let theta_new = update(rule_scalars(), theta, gradient(g), &s);
     store_scalar(i, s);
     params_scalar[i] = theta_new.x;
 }

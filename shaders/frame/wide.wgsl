@@ -51,7 +51,7 @@ fn half_of(word: u32, element: u32) -> u32 {
 }
 
 fn stepped(theta: vec4<u32>, g: vec4<u32>, state: ptr<function, State>) -> vec4<u32> {
-    let next = update(rule_scalars(), bitcast<vec4<f32>>(theta), bitcast<vec4<f32>>(g), state);
+    let next = update(rule_scalars(), bitcast<vec4<f32>>(theta), gradient(bitcast<vec4<f32>>(g)), state);
     return bitcast<vec4<u32>>(next);
 }
 
@@ -80,7 +80,7 @@ fn pair_of(unit: u32) -> u32 {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = unit_of(invocation);
-    if unit >= k.count {
+    if unit >= k.count || is_skipped() {
         return;
     }
     let i = eight_of(unit);
@@ -98,7 +98,7 @@ fn RULE(@builtin(global_invocation_id) invocation: vec3<u32>) {
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn RULE_scalar(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = unit_of(invocation);
-    if unit >= k.count {
+    if unit >= k.count || is_skipped() {
         return;
     }
     let i = pair_of(unit);

@@ -1,17 +1,20 @@
 //! The parallel CPU optimizer: the embedded default where there is no GPU.
 
+mod control;
 mod error;
 mod queue;
 mod slices;
 mod stored;
 mod values;
 
+use crate::control::Factors;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
 use crate::state::{
     DuplicateName, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
+pub use control::CpuControl;
 pub use error::SliceError;
 use queue::Batch;
 use slices::{Grads, Params};
@@ -182,15 +185,21 @@ impl<R: Twin> CpuOptimizer<R> {
         params: &mut [P],
         grads: &[G],
     ) -> Result<(), SliceError> {
-        let params_are = params.iter().map(|slice| (slice.len(), slice.storage()));
-        self.check("params", params_are, |tensor| tensor.storage.params)?;
-        let grads_are = grads
-            .iter()
-            .map(|slice| (slice.words().len(), slice.storage()));
-        self.check("grads", grads_are, |tensor| tensor.storage.grads)?;
+        self.check_slices(params, grads)?;
+        self.step_checked(params, grads, &[]);
+        Ok(())
+    }
 
+    /// One step; gradients go through factors by parameter group, if there are any.
+    fn step_checked<P: Params + Send, G: Grads + Sync>(
+        &mut self,
+        params: &mut [P],
+        grads: &[G],
+        factors: &[Factors],
+    ) {
         queue::step(
             &self.groups,
+            factors,
             Batch {
                 tensors: self.tensors.as_slice(),
                 params,
@@ -199,7 +208,23 @@ impl<R: Twin> CpuOptimizer<R> {
             },
         );
         self.tensors.count_step();
-        Ok(())
+    }
+
+    fn check_slices<P: Params, G: Grads>(
+        &self,
+        params: &[P],
+        grads: &[G],
+    ) -> Result<(), SliceError> {
+        let params_are = params.iter().map(|slice| (slice.len(), slice.storage()));
+        self.check("params", params_are, |tensor| tensor.storage.params)?;
+        self.check_grads(grads)
+    }
+
+    fn check_grads<G: Grads>(&self, grads: &[G]) -> Result<(), SliceError> {
+        let grads_are = grads
+            .iter()
+            .map(|slice| (slice.words().len(), slice.storage()));
+        self.check("grads", grads_are, |tensor| tensor.storage.grads)
     }
 
     /// A copy of what the optimizer remembers.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::slices::{Grads, Params, Words, WordsMut};
 use super::stored::{self, Stored};
 use super::values::Values;
+use crate::control::Factors;
 use crate::rules::{Groups, MAX_SLOTS, Twin};
 use crate::state::Tensor;
 
@@ -51,24 +52,26 @@ enum Task<'a, P, G> {
     Part(Part<'a>),
 }
 
-/// Applies one step to every tensor that is not frozen.
+/// Applies one step to every tensor that is not frozen. Gradients go through factors by parameter group, if there are
+/// any.
 pub(super) fn step<R: Twin, P: Params + Send, G: Grads + Sync>(
     groups: &Groups<R>,
+    factors: &[Factors],
     batch: Batch<'_, P, G>,
 ) {
     let numel: usize = batch.tensors.iter().map(work_of).sum();
     let tasks = numel.div_ceil(TASK_ELEMS);
     let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
     if numel < PARALLEL_ELEMS || helpers == 0 {
-        return batch.step(groups);
+        return batch.step(groups, factors);
     }
     let queue = Mutex::new(Queue { batch, part: None });
     let work = || {
         let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         while let Some(task) = take() {
             match task {
-                Task::Batch(batch) => batch.step(groups),
-                Task::Part(part) => part.step(groups),
+                Task::Batch(batch) => batch.step(groups, factors),
+                Task::Part(part) => part.step(groups, factors),
             }
         }
     };
@@ -167,15 +170,15 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
         })
     }
 
-    fn step<R: Twin>(self, groups: &Groups<R>) {
+    fn step<R: Twin>(self, groups: &Groups<R>, factors: &[Factors]) {
         self.parts()
             .filter(|part| !part.tensor.frozen)
-            .for_each(|part| part.step(groups));
+            .for_each(|part| part.step(groups, factors));
     }
 }
 
 impl Part<'_> {
-    fn step<R: Twin>(self, groups: &Groups<R>) {
+    fn step<R: Twin>(self, groups: &Groups<R>, factors: &[Factors]) {
         let Self {
             tensor,
             start,
@@ -188,9 +191,13 @@ impl Part<'_> {
         let sections = tensor.slots + usize::from(tensor.has_masters());
         let stored = Stored {
             storage: tensor.storage,
-            is_fresh: tensor.fresh_masters,
+            is_fresh: tensor.has_fresh_masters(),
             key: tensor.key(groups.rounding(tensor.group)),
             start,
+            factors: factors
+                .get(tensor.group)
+                .filter(|factors| !factors.change_nothing())
+                .copied(),
         };
         stored::step(config, phase, stored, params, &mut state[..sections], grads);
     }

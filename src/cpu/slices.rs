@@ -80,6 +80,18 @@ impl TensorValues {
     }
 }
 
+impl<'a> From<&'a [f32]> for TensorSlice<'a> {
+    fn from(slice: &'a [f32]) -> Self {
+        Self::F32(slice)
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for TensorSliceMut<'a> {
+    fn from(slice: &'a mut [f32]) -> Self {
+        Self::F32(slice)
+    }
+}
+
 /// Slices of gradients, whatever the caller has them in.
 pub(super) trait Grads {
     fn storage(&self) -> StorageType;
@@ -180,6 +192,16 @@ impl<'a> Words<'a> {
             Self::F32(slice) => slice.len(),
             Self::Half(slice) => slice.len(),
         }
+    }
+
+    /// So many at a time.
+    pub(super) fn chunks(self, len: usize) -> impl Iterator<Item = Self> {
+        let mut left = self;
+        std::iter::from_fn(move || {
+            let (first, rest) = left.split_at(left.len().min(len));
+            left = rest;
+            (first.len() > 0).then_some(first)
+        })
     }
 
     pub(super) fn split_at(self, mid: usize) -> (Self, Self) {

@@ -4,6 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::slices::{Words, WordsMut};
+use crate::control::Factors;
 use crate::rules::{MAX_SLOTS, Twin};
 use crate::storage::{Key, Masters, Random, Storage, rest, round, unpack};
 
@@ -21,6 +22,8 @@ pub(super) struct Stored {
     pub(super) key: Key,
     /// The tensor's element that comes first.
     pub(super) start: usize,
+    /// What the gradients go through, if they do not come as they are.
+    pub(super) factors: Option<Factors>,
 }
 
 /// One step of a rule over some elements of a tensor: `state` has the slots that it keeps, and behind them the masters,
@@ -34,7 +37,7 @@ pub(super) fn step<R: Twin>(
     grads: Words<'_>,
 ) {
     let storage = stored.storage;
-    if storage.is_f32() {
+    if storage.is_f32() && stored.factors.is_none() {
         return step_f32(config, phase, params, state, grads);
     }
     let has_masters = usize::from(storage.masters != Masters::None);
@@ -44,10 +47,17 @@ pub(super) fn step<R: Twin>(
         let elems = start..params.len().min(start + BLOCK_ELEMS);
         let [theta, g, unpacked @ ..] = &mut blocks;
         let (theta, g) = (&mut theta[..elems.len()], &mut g[..elems.len()]);
-        let g = match grads {
-            Words::F32(grads) => &grads[elems.clone()],
-            Words::Half(grads) => {
+        let g = match (grads, stored.factors) {
+            (Words::F32(grads), None) => &grads[elems.clone()],
+            (Words::F32(grads), Some(factors)) => {
+                Arch::new().dispatch(Scale(factors, &grads[elems.clone()], g));
+                g
+            }
+            (Words::Half(grads), factors) => {
                 unpack(storage.grads, &grads[elems.clone()], g);
+                if let Some(factors) = factors {
+                    Arch::new().dispatch(ScaleInPlace(factors, g));
+                }
                 g
             }
         };
@@ -120,6 +130,35 @@ fn step_f32<R: Twin>(
     }
     if let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) {
         config.step(phase, params, &mut values[..kept], grads);
+    }
+}
+
+/// Gradients through their factors.
+struct Scale<'a>(Factors, &'a [f32], &'a mut [f32]);
+
+impl WithSimd for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(factors, grads, to) = self;
+        for (to, grad) in to.iter_mut().zip(grads) {
+            *to = factors.apply(*grad);
+        }
+    }
+}
+
+struct ScaleInPlace<'a>(Factors, &'a mut [f32]);
+
+impl WithSimd for ScaleInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(factors, grads) = self;
+        for grad in grads {
+            *grad = factors.apply(*grad);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::kernels::Kernels;
 use super::readback::MAPS_AT_CREATION;
 use super::scalars::UniformRing;
 use super::source::KernelVariant;
-use crate::plan::{Access, Piece, Place, Plan, TensorLayout, Window};
+use crate::plan::{Access, Batch, Piece, Place, Plan, TensorLayout, Window};
 use crate::rules::{Groups, Rule};
 use crate::state::{Tensor, Tensors};
 use crate::storage::Storage;
@@ -31,12 +31,17 @@ pub(super) struct Bound {
     pub(super) pieces: HashMap<usize, wgpu::BindGroup>,
     /// Pipeline and bindings of each batch of the plan.
     pub(super) batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
+    /// The gradients of each piece that has a place.
+    pub(super) grads: Vec<Option<BufferWindow>>,
     /// All bind groups, in the order of what they bind.
     pub(super) made: Vec<(Binding, wgpu::BindGroup)>,
 }
 
-/// What a bind group binds: a layout, and buffers from a byte offset on, so many bytes.
-pub(super) type Binding = (wgpu::BindGroupLayout, Vec<(wgpu::Buffer, u64, u64)>);
+/// What a bind group binds.
+pub(super) type Binding = (wgpu::BindGroupLayout, Vec<BufferWindow>);
+
+/// A buffer from a byte offset on, so many bytes.
+pub(super) type BufferWindow = (wgpu::Buffer, u64, u64);
 
 impl Bound {
     /// Builds what is not in `made` already.
@@ -50,33 +55,18 @@ impl Bound {
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
         let (kinds, of_pieces) = kinds(groups.configs().len(), &plan.pieces);
-        let mut pipelines = Vec::with_capacity(kinds.len());
-        for kind in kinds {
-            let config = groups.config(kind.group);
-            // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-            let variant = |access| KernelVariant::new(config, access, 1).stored(kind.storage);
-            let pipeline =
-                |access| kernels.pipeline(variant(access).in_one_buffer(kind.in_one_buffer));
-            let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-            let ((vec4, layout), (vec4_offset, _), (scalar, _)) = (vec4?, vec4_offset?, scalar?);
-            pipelines.push(Pipelines {
-                by_access: [vec4, vec4_offset, scalar],
-                layout,
-            });
-        }
-        let mut batch_pipelines = Vec::with_capacity(plan.batches.len());
-        for batch in &plan.batches {
-            let first = &plan.pieces[batch.pieces[0]];
-            let config = groups.config(first.group);
-            let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
-            let variant = variant.stored(first.storage);
-            batch_pipelines.push(kernels.pipeline(variant.in_one_buffer(first.in_one_buffer()))?);
-        }
+        let pipelines = pipelines(kernels, groups, &kinds, |variant| variant)?;
+        let batch_pipelines = batch_pipelines(kernels, groups, plan, |variant| variant)?;
         let mut bound = Self {
             pipelines,
             kinds: of_pieces,
             pieces: HashMap::new(),
             batches: Vec::with_capacity(plan.batches.len()),
+            grads: plan
+                .pieces
+                .iter()
+                .map(|piece| buffers.grads(piece))
+                .collect(),
             made: Vec::with_capacity(plan.pieces.len()),
         };
         checked(device, || {
@@ -113,6 +103,67 @@ impl Bound {
     pub(super) fn kind_of(&self, piece: usize) -> usize {
         self.kinds[piece]
     }
+}
+
+/// The pipelines of a plan under a control: they bind what those do that are not.
+pub(super) struct ControlledPipelines {
+    pub(super) by_kind: Vec<Pipelines>,
+    pub(super) batches: Vec<wgpu::ComputePipeline>,
+}
+
+impl ControlledPipelines {
+    pub(super) fn new<R: Rule>(
+        kernels: &Kernels,
+        groups: &Groups<R>,
+        plan: &Plan,
+    ) -> Result<Self, BuildError> {
+        let (kinds, _) = kinds(groups.configs().len(), &plan.pieces);
+        let batches = batch_pipelines(kernels, groups, plan, KernelVariant::controlled)?;
+        Ok(Self {
+            by_kind: pipelines(kernels, groups, &kinds, KernelVariant::controlled)?,
+            batches: batches.into_iter().map(|(pipeline, _)| pipeline).collect(),
+        })
+    }
+}
+
+/// Those over the pieces of each kind, of a variant of their kernels.
+fn pipelines<R: Rule>(
+    kernels: &Kernels,
+    groups: &Groups<R>,
+    kinds: &[Kind],
+    of: impl Fn(KernelVariant) -> KernelVariant,
+) -> Result<Vec<Pipelines>, BuildError> {
+    let of_kind = |kind: &Kind| {
+        let config = groups.config(kind.group);
+        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
+        let variant = |access| KernelVariant::new(config, access, 1).stored(kind.storage);
+        let pipeline =
+            |access| kernels.pipeline(of(variant(access).in_one_buffer(kind.in_one_buffer)));
+        let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
+        let ((vec4, layout), (vec4_offset, _), (scalar, _)) = (vec4?, vec4_offset?, scalar?);
+        Ok(Pipelines {
+            by_access: [vec4, vec4_offset, scalar],
+            layout,
+        })
+    };
+    kinds.iter().map(of_kind).collect()
+}
+
+/// Those over each batch, and the layouts of what they bind.
+fn batch_pipelines<R: Rule>(
+    kernels: &Kernels,
+    groups: &Groups<R>,
+    plan: &Plan,
+    of: impl Fn(KernelVariant) -> KernelVariant,
+) -> Result<Vec<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>, BuildError> {
+    let of_batch = |batch: &Batch| {
+        let first = &plan.pieces[batch.pieces[0]];
+        let config = groups.config(first.group);
+        let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
+        let variant = variant.stored(first.storage);
+        Ok(kernels.pipeline(of(variant.in_one_buffer(first.in_one_buffer())))?)
+    };
+    plan.batches.iter().map(of_batch).collect()
 }
 
 /// What pieces have in common that share pipelines.
@@ -295,17 +346,24 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    fn window(&self, buffer: usize, window: Window) -> BufferWindow {
+        let buffer = self.0[buffer].clone();
+        (buffer, window.offset_bytes, window.size_bytes)
+    }
+
+    /// The gradients of a piece, if it has a place.
+    fn grads(&self, piece: &Piece) -> Option<BufferWindow> {
+        (!piece.is_absent).then(|| self.window(piece.grads_buffer, piece.grads))
+    }
+
     /// What pieces bind together: all their parameters, then all their gradients, then all their states.
     fn windows(
         &self,
         plan: &Plan,
         state: &[Option<wgpu::Buffer>],
         pieces: &[usize],
-    ) -> Vec<(wgpu::Buffer, u64, u64)> {
-        let window = |buffer: usize, window: Window| {
-            let buffer = self.0[buffer].clone();
-            (buffer, window.offset_bytes, window.size_bytes)
-        };
+    ) -> Vec<BufferWindow> {
+        let window = |buffer, window| self.window(buffer, window);
         let pieces = || pieces.iter().map(|index| (*index, &plan.pieces[*index]));
         let params = pieces().map(|(_, piece)| window(piece.params_buffer, piece.params));
         let grads = pieces().map(|(_, piece)| window(piece.grads_buffer, piece.grads));
@@ -317,7 +375,10 @@ impl<'a> Buffers<'a> {
     }
 }
 
-fn create_bind_group(device: &wgpu::Device, (layout, windows): &Binding) -> wgpu::BindGroup {
+pub(super) fn create_bind_group(
+    device: &wgpu::Device,
+    (layout, windows): &Binding,
+) -> wgpu::BindGroup {
     let entries: Vec<_> = (0..)
         .zip(windows)
         .map(|(binding, (buffer, offset, size))| wgpu::BindGroupEntry {

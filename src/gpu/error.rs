@@ -191,7 +191,7 @@ pub enum RebindError {
 }
 
 /// A step that was not recorded or not applied. Parameters, state and step counts are as they were.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
     /// [`GpuOptimizer::record`](crate::GpuOptimizer::record) without
@@ -207,6 +207,17 @@ pub enum StepError {
         /// What wgpu reported.
         message: String,
     },
+    /// Steps under a control have been recorded of which the host does not know yet whether they were skipped, and so
+    /// not how many were applied: a step without a control, or under another one, has to wait until
+    /// [`GpuControl::read`](crate::GpuControl::read) has had the outcome of the last.
+    #[error("the outcome of steps under a control has not been read yet")]
+    Unread,
+    /// The optimizer's kernels and the control's are of different devices.
+    #[error("the optimizer and its control are on different devices")]
+    OtherDevice,
+    /// The device could not build what the first step under a control needs.
+    #[error(transparent)]
+    Build(#[from] BuildError),
 }
 
 /// An upload or a download that did not happen.

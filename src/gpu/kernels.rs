@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::KernelError;
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
-use super::scalars::{ScalarPath, Uniforms};
+use super::scalars::{CONTROL_BYTES, ScalarPath, Uniforms};
 use super::source::KernelVariant;
 use crate::plan::{DeviceLimits, WORKGROUP_SIZE};
 
@@ -33,6 +33,8 @@ struct Inner {
     path: ScalarPath,
     loss: LossWatch,
     scalars_layout: Option<wgpu::BindGroupLayout>,
+    /// Of what a control says.
+    control_layout: wgpu::BindGroupLayout,
     compiled: Mutex<Compiled>,
 }
 
@@ -52,6 +54,26 @@ struct Compiled {
     /// By what they bind.
     layouts: HashMap<Bindings, wgpu::BindGroupLayout>,
     pipelines: HashMap<KernelVariant, wgpu::ComputePipeline>,
+    /// Those of controls, by entry point and source.
+    of_control: HashMap<(&'static str, String), (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+}
+
+/// What a binding of a control's kernels is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BindingKind {
+    Uniform,
+    Read,
+    ReadWrite,
+}
+
+impl BindingKind {
+    const fn ty(self) -> wgpu::BufferBindingType {
+        match self {
+            Self::Uniform => wgpu::BufferBindingType::Uniform,
+            Self::Read => wgpu::BufferBindingType::Storage { read_only: true },
+            Self::ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+        }
+    }
 }
 
 impl Kernels {
@@ -70,9 +92,13 @@ impl Kernels {
             });
         }
         let path = ScalarPath::of(device);
-        let scalars_layout = checked(device, || match path {
-            ScalarPath::Immediates => None,
-            ScalarPath::Uniforms => Some(scalars_layout(device)),
+        let (scalars_layout, control_layout) = checked(device, || {
+            let layout = |label, bytes| dynamic_uniform_layout(device, label, bytes);
+            let scalars = match path {
+                ScalarPath::Immediates => None,
+                ScalarPath::Uniforms => Some(layout("wgpu_optim.uniforms", Uniforms::MAX_BYTES)),
+            };
+            (scalars, layout("wgpu_optim.control", CONTROL_BYTES))
         })
         .map_err(|error| KernelError::Device {
             kernel: KERNELS.to_owned(),
@@ -85,6 +111,7 @@ impl Kernels {
                 path,
                 loss: LossWatch::new(device),
                 scalars_layout,
+                control_layout,
                 compiled: Mutex::default(),
             }),
             limits: DeviceLimits::of(&device.limits(), device.adapter_info().device_type),
@@ -144,6 +171,45 @@ impl Kernels {
         self.inner.scalars_layout.as_ref()
     }
 
+    pub(crate) fn control_layout(&self) -> &wgpu::BindGroupLayout {
+        &self.inner.control_layout
+    }
+
+    /// Whether both are the kernels of one device.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.inner.device == other.inner.device
+    }
+
+    /// A pipeline of a control's and the layout of what it binds, and behind that, where it takes some, scalars; compiled
+    /// at the first call.
+    pub(crate) fn of_control(
+        &self,
+        entry_point: &'static str,
+        source: String,
+        bindings: &[BindingKind],
+        scalars_bytes: u32,
+    ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout), KernelError> {
+        let inner = &self.inner;
+        let compiled = &mut *inner
+            .compiled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (entry_point, source);
+        if let Some(built) = compiled.of_control.get(&key) {
+            return Ok(built.clone());
+        }
+        let label = format!("wgpu_optim.{entry_point}");
+        let built = checked(&inner.device, || {
+            inner.compile_of_control(&label, &key, bindings, scalars_bytes)
+        });
+        let built = built.map_err(|error| KernelError::Device {
+            kernel: label,
+            message: error.to_string(),
+        })?;
+        compiled.of_control.insert(key, built.clone());
+        Ok(built)
+    }
+
     /// The pipeline of a variant and the layout of what it binds; compiled at the first call, shared afterwards.
     pub(crate) fn pipeline(
         &self,
@@ -192,11 +258,12 @@ impl Inner {
                 source: wgpu::ShaderSource::Wgsl(source.into()),
             })
         });
-        let scalars = self.scalars_layout.as_ref();
-        let groups = [Some(&*layout), scalars];
+        let control = variant.is_controlled().then_some(&self.control_layout);
+        let groups = [Some(&*layout), self.scalars_layout.as_ref(), control];
+        let groups: Vec<_> = groups.into_iter().flatten().map(Some).collect();
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&label),
-            bind_group_layouts: &groups[..1 + usize::from(scalars.is_some())],
+            bind_group_layouts: &groups,
             immediate_size: match path {
                 ScalarPath::Immediates => Uniforms::bytes(variant.scalars(), variant.is_wide()),
                 ScalarPath::Uniforms => 0,
@@ -215,6 +282,58 @@ impl Inner {
         });
         compiled.pipelines.insert(variant.clone(), pipeline.clone());
         (pipeline, layout.clone())
+    }
+
+    fn compile_of_control(
+        &self,
+        label: &str,
+        (entry_point, source): &(&'static str, String),
+        bindings: &[BindingKind],
+        scalars_bytes: u32,
+    ) -> (wgpu::ComputePipeline, wgpu::BindGroupLayout) {
+        let device = &self.device;
+        let entry = |(binding, kind): (u32, &BindingKind)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: kind.ty(),
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = (0..).zip(bindings).map(entry).collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(label),
+            entries: &entries,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(label),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let scalars = self.scalars_layout.as_ref().filter(|_| scalars_bytes > 0);
+        let groups: Vec<_> = [Some(&layout), scalars]
+            .into_iter()
+            .flatten()
+            .map(Some)
+            .collect();
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(label),
+            bind_group_layouts: &groups,
+            immediate_size: match self.path {
+                ScalarPath::Immediates => scalars_bytes,
+                ScalarPath::Uniforms => 0,
+            },
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        (pipeline, layout)
     }
 }
 
@@ -248,16 +367,21 @@ fn tensors_layout(device: &wgpu::Device, bindings: Bindings) -> wgpu::BindGroupL
     })
 }
 
-fn scalars_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
+/// Of a uniform buffer whose slots are bound by dynamic offset.
+fn dynamic_uniform_layout(
+    device: &wgpu::Device,
+    label: &str,
+    min_bytes: u32,
+) -> wgpu::BindGroupLayout {
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label: Some("wgpu_optim.uniforms"),
+        label: Some(label),
         entries: &[wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
                 ty: wgpu::BufferBindingType::Uniform,
                 has_dynamic_offset: true,
-                min_binding_size: wgpu::BufferSize::new(Uniforms::MAX_BYTES.into()),
+                min_binding_size: wgpu::BufferSize::new(min_bytes.into()),
             },
             count: None,
         }],

@@ -5,6 +5,7 @@ mod arena;
 mod arena_file;
 mod binding;
 mod bound;
+mod control;
 mod convert;
 mod device;
 mod error;
@@ -14,10 +15,12 @@ mod optimizer;
 pub mod readback;
 mod scalars;
 mod source;
+mod staged;
 mod wide;
 
 pub use arena::{Arena, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
+pub use control::{Controlled, GpuControl};
 pub use convert::Converter;
 pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]

@@ -4,7 +4,8 @@
 use std::mem::size_of;
 
 use super::error::StepError;
-use super::error_scope::checked;
+use super::kernels::SCALARS_GROUP;
+use super::staged::Staged;
 use crate::plan::{Dispatch, Target};
 use crate::rules::{MAX_SCALARS, Scalars};
 use crate::storage::Key;
@@ -37,6 +38,22 @@ impl ScalarPath {
             Self::Uniforms
         }
     }
+
+    /// How `k` is declared, a struct `Uniforms`.
+    pub(super) const fn declaration(self) -> &'static str {
+        match self {
+            Self::Immediates => include_str!("../../shaders/frame/scalars_immediate.wgsl"),
+            Self::Uniforms => include_str!("../../shaders/frame/scalars_uniform.wgsl"),
+        }
+    }
+
+    /// The bind group of what a control says: behind that of the scalars, if they have one.
+    pub(super) const fn control_group(self) -> u32 {
+        match self {
+            Self::Immediates => SCALARS_GROUP,
+            Self::Uniforms => SCALARS_GROUP + 1,
+        }
+    }
 }
 
 /// What the frame needs beside a rule's scalars, in their order in WGSL.
@@ -53,6 +70,22 @@ pub(crate) const FRAME_SCALARS: [&str; 8] = [
 
 /// What it needs besides where something is stored in 16 bits.
 pub(crate) const WIDE_SCALARS: [&str; 6] = ["begin", "end", "fresh", "index", "key_x", "key_y"];
+
+/// What a control says of a class of tensors, and of their next step what only the device knows; a rule's scalars come
+/// behind it.
+pub(crate) const CONTROL_SCALARS: [(&str, &str); 7] = [
+    ("skip", "u32"),
+    ("unscale", "f32"),
+    ("clip", "f32"),
+    ("clip_value", "f32"),
+    ("fresh", "u32"),
+    ("key_x", "u32"),
+    ("key_y", "u32"),
+];
+
+/// Most bytes of what a control says.
+pub(crate) const CONTROL_BYTES: u32 =
+    ((CONTROL_SCALARS.len() + MAX_SCALARS) * size_of::<u32>()) as u32;
 
 /// Most words of `k`.
 const MAX_WORDS: usize = MAX_SCALARS + FRAME_SCALARS.len() + WIDE_SCALARS.len();
@@ -124,16 +157,10 @@ impl Uniforms {
 }
 
 /// One slot of a uniform buffer per dispatch, refilled at every step by a recorded copy.
-///
-/// `Queue::write_buffer` would not do: it takes effect before all the commands of the next submission, so two
-/// steps recorded into one encoder would both see the scalars of the second.
 pub(crate) struct UniformRing {
-    staging: wgpu::util::StagingBelt,
-    uniforms: wgpu::Buffer,
+    staged: Staged,
     bind_group: wgpu::BindGroup,
-    pub(crate) slot_bytes: u32,
-    /// Reused from step to step.
-    scratch: Vec<u8>,
+    slot_bytes: u32,
 }
 
 impl UniformRing {
@@ -145,38 +172,32 @@ impl UniformRing {
         let slot_bytes = Uniforms::MAX_BYTES
             .next_multiple_of(device.limits().min_uniform_buffer_offset_alignment);
         let size = u64::from(slot_bytes) * dispatches.max(1) as u64;
-        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("wgpu_optim.uniforms"),
-            size,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let usage = wgpu::BufferUsages::UNIFORM;
+        let mut staged = Staged::new(device, "wgpu_optim.uniforms", size, usage);
+        staged.bytes = vec![0; size as usize];
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("wgpu_optim.uniforms"),
             layout,
             entries: &[wgpu::BindGroupEntry {
                 binding: 0,
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &uniforms,
+                    buffer: staged.buffer(),
                     offset: 0,
                     size: wgpu::BufferSize::new(Uniforms::MAX_BYTES.into()),
                 }),
             }],
         });
         Self {
-            staging: wgpu::util::StagingBelt::new(device.clone(), size),
-            uniforms,
+            staged,
             bind_group,
             slot_bytes,
-            scratch: vec![0; size as usize],
         }
     }
 
     /// Sets the scalars of one dispatch; they take effect with [`record`](Self::record).
-    pub(crate) fn set(&mut self, dispatch: usize, scalars: &Uniforms) {
+    pub(crate) fn set(&mut self, dispatch: usize, scalars: &[u8]) {
         let start = dispatch * self.slot_bytes as usize;
-        let bytes = scalars.as_bytes();
-        self.scratch[start..start + bytes.len()].copy_from_slice(bytes);
+        self.staged.bytes[start..start + scalars.len()].copy_from_slice(scalars);
     }
 
     /// Records the copy that fills the uniform buffer.
@@ -185,40 +206,7 @@ impl UniformRing {
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<(), StepError> {
-        let Some(size) = wgpu::BufferSize::new(self.scratch.len() as u64) else {
-            return Ok(());
-        };
-        self.stage(device, encoder, size).map_err(|message| {
-            // The belt keeps a chunk that could not be allocated, and would stumble over it at the next step.
-            self.staging = wgpu::util::StagingBelt::new(device.clone(), size.get());
-            StepError::Scalars { message }
-        })?;
-        self.staging.finish_and_recall_on_submit(encoder);
-        Ok(())
-    }
-
-    fn stage(
-        &mut self,
-        device: &wgpu::Device,
-        encoder: &mut wgpu::CommandEncoder,
-        size: wgpu::BufferSize,
-    ) -> Result<(), String> {
-        let slice = checked(device, || {
-            self.staging.allocate(size, wgpu::BufferSize::MIN)
-        })
-        .map_err(|error| error.to_string())?;
-        slice
-            .get_mapped_range_mut()
-            .map_err(|error| error.to_string())?
-            .copy_from_slice(&self.scratch);
-        encoder.copy_buffer_to_buffer(
-            slice.buffer(),
-            slice.offset(),
-            &self.uniforms,
-            0,
-            size.get(),
-        );
-        Ok(())
+        self.staged.record(device, encoder)
     }
 
     /// Binds the slot of one dispatch.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::error::KernelError;
-use super::scalars::{FRAME_SCALARS, ScalarPath, WIDE_SCALARS};
+use super::scalars::{CONTROL_SCALARS, FRAME_SCALARS, ScalarPath, WIDE_SCALARS};
 use super::wide::{self, Arrays};
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
@@ -18,6 +18,7 @@ pub struct KernelVariant {
     tensors: usize,
     storage: Storage,
     in_one_buffer: bool,
+    is_controlled: bool,
 }
 
 /// What of a rule makes a difference to its kernels.
@@ -50,11 +51,8 @@ impl RuleSource {
     }
 
     /// The rule, and the declarations of its scalars and slots.
-    fn declarations(&self, path: ScalarPath, storage: &Storage) -> String {
-        let scalars = match path {
-            ScalarPath::Immediates => include_str!("../../shaders/frame/scalars_immediate.wgsl"),
-            ScalarPath::Uniforms => include_str!("../../shaders/frame/scalars_uniform.wgsl"),
-        };
+    fn declarations(&self, path: ScalarPath, storage: &Storage, is_controlled: bool) -> String {
+        let scalars = path.declaration();
         let members = |names: &mut dyn Iterator<Item = (String, &str)>| {
             // A struct of WGSL has a member at least.
             let members = names.map(|(name, kind)| format!("    {name}: {kind},\n"));
@@ -69,10 +67,10 @@ impl RuleSource {
         let wide = WIDE_SCALARS.iter().filter(|_| !storage.is_f32());
         let frames = FRAME_SCALARS.iter().chain(wide);
         let frames = frames.map(|name| ((*name).to_owned(), "u32"));
-        let uniforms = rules
-            .clone()
-            .map(|name| (format!("rule_{name}"), "f32"))
-            .chain(frames);
+        let of_rule = rules.clone().map(|name| (format!("rule_{name}"), "f32"));
+        // A control has them beside what it says.
+        let of_control = of_rule.clone().filter(|_| is_controlled);
+        let uniforms = of_rule.filter(|_| !is_controlled).chain(frames);
         let structs = [
             (
                 "Scalars",
@@ -90,7 +88,18 @@ impl RuleSource {
             ("Uniforms", members(&mut { uniforms })),
         ];
         let structs = structs.map(|(name, members)| format!("struct {name} {{\n{members}}}\n\n"));
-        let scalars_of_rule: Vec<_> = rules.map(|name| format!("k.rule_{name}")).collect();
+        let control = if is_controlled {
+            let of_frame = CONTROL_SCALARS.map(|(name, kind)| (name.to_owned(), kind));
+            let members = members(&mut of_frame.into_iter().chain(of_control));
+            let group = path.control_group().to_string();
+            let hooks = include_str!("../../shaders/frame/controlled.wgsl");
+            format!("struct Control {{\n{members}}}\n\n") + &hooks.replace("CONTROL_GROUP", &group)
+        } else {
+            include_str!("../../shaders/frame/free.wgsl").to_owned()
+        };
+        let holder = if is_controlled { "c" } else { "k" };
+        let scalars_of_rule = rules.map(|name| format!("{holder}.rule_{name}"));
+        let scalars_of_rule: Vec<_> = scalars_of_rule.collect();
         let scalars_of_rule = format!(
             "fn rule_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
             scalars_of_rule.join(", ")
@@ -101,14 +110,15 @@ impl RuleSource {
             "\n",
             scalars,
             &structs.concat(),
+            &control,
             &scalars_of_rule,
         ]
         .concat()
     }
 
     /// The rule and what surrounds it, for a tensor that is alone in its dispatch.
-    fn piece(&self, path: ScalarPath, storage: &Storage) -> String {
-        let declarations = self.declarations(path, storage);
+    fn piece(&self, path: ScalarPath, storage: &Storage, is_controlled: bool) -> String {
+        let declarations = self.declarations(path, storage, is_controlled);
         if !storage.is_f32() {
             let frame = include_str!("../../shaders/frame/wide.wgsl").replace("RULE", self.stem);
             let slots: Vec<_> = self.kept().collect();
@@ -128,14 +138,13 @@ impl RuleSource {
     }
 
     /// The same for batches of so many tensors.
-    fn batch(&self, path: ScalarPath, access: Access, tensors: usize, storage: &Storage) -> String {
+    fn batch(&self, piece: String, access: Access, tensors: usize, storage: &Storage) -> String {
         let unit = match access {
             _ if !storage.is_f32() => "",
             Access::Vec4 | Access::Vec4Offset => include_str!("../../shaders/frame/unit_vec4.wgsl"),
             Access::Scalar => include_str!("../../shaders/frame/unit_scalar.wgsl"),
         };
         let stem = self.stem;
-        let piece = self.piece(path, storage);
         let mut wgsl = format!("{piece}{unit}const BATCH = {tensors};\n");
         let mut calls = String::new();
         let slots: Vec<_> = self.kept().collect();
@@ -166,7 +175,8 @@ impl RuleSource {
         }
         wgsl + &format!(
             "@compute @workgroup_size({BATCH_WORKGROUP_SIZE})\n\
-             fn {stem}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n{calls}}}\n"
+             fn {stem}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n    \
+             if is_skipped() {{\n        return;\n    }}\n{calls}}}\n"
         )
     }
 
@@ -218,6 +228,7 @@ impl KernelVariant {
             tensors,
             storage: Storage::F32,
             in_one_buffer: false,
+            is_controlled: false,
         }
     }
 
@@ -233,6 +244,18 @@ impl KernelVariant {
     pub fn in_one_buffer(mut self, in_one_buffer: bool) -> Self {
         self.in_one_buffer = in_one_buffer;
         self
+    }
+
+    /// The same under a control, which says whether the step is skipped, what becomes of gradients, and the rule's
+    /// scalars, by a uniform buffer.
+    #[must_use]
+    pub fn controlled(mut self) -> Self {
+        self.is_controlled = true;
+        self
+    }
+
+    pub(super) const fn is_controlled(&self) -> bool {
+        self.is_controlled
     }
 
     pub(super) const fn is_in_one_buffer(&self) -> bool {
@@ -251,25 +274,33 @@ impl KernelVariant {
         self.tensors
     }
 
-    /// How many scalars the rule takes.
+    /// How many scalars of the rule come with those of the frame.
     pub(super) const fn scalars(&self) -> usize {
-        self.rule.scalars.len()
+        if self.is_controlled {
+            0
+        } else {
+            self.rule.scalars.len()
+        }
     }
 
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        let source = match self.tensors {
-            0..=1 => self.rule.piece(path, &self.storage),
-            tensors => {
-                let (access, storage) = (self.access, &self.storage);
-                self.rule.batch(path, access, tensors, storage)
-            }
+        let piece = self.rule.piece(path, &self.storage, self.is_controlled);
+        let mut source = match self.tensors {
+            0..=1 => piece,
+            tensors => self.rule.batch(piece, self.access, tensors, &self.storage),
         };
-        match self.in_one_buffer {
-            true => source.replace("var<storage, read> grads", "var<storage, read_write> grads"),
-            false => source,
+        if self.in_one_buffer {
+            source = source.replace("var<storage, read> grads", "var<storage, read_write> grads");
         }
+        if self.is_controlled {
+            // Those that follow the applied steps.
+            for (name, _) in CONTROL_SCALARS {
+                source = source.replace(&format!("k.{name}"), &format!("c.{name}"));
+            }
+        }
+        source
     }
 
     /// The entry point.

@@ -14,6 +14,7 @@ mod adagrad;
 mod adam;
 mod adamax;
 mod arithmetic;
+mod control;
 mod decay;
 mod lion;
 mod nadam;
@@ -30,6 +31,7 @@ use std::marker::PhantomData;
 use approx::AbsDiffEq;
 
 pub use arithmetic::{Arithmetic, Bounded};
+pub use control::{ControlOracle, Decision, GradFactors};
 
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{AnyRule, MAX_SLOTS, Rule, Slots, every_rule};
@@ -123,12 +125,11 @@ impl Element {
         }
     }
 
-    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Rounding, grad: f32) {
+    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Rounding, grad: Bounded) {
         let mut theta = self.theta.exact;
         let mut slots = self.slots.map(|slot| slot.exact);
-        rule.follow(step, &mut theta, &mut slots, grad.into());
+        rule.follow(step, &mut theta, &mut slots, grad.exact);
         let at = Arithmetic(rounding);
-        let grad = Bounded::exactly(grad);
         rule.bound(step, at, &mut self.theta, &mut self.slots, grad);
         self.theta.exact = theta;
         for (slot, exact) in self.slots.iter_mut().zip(slots) {
@@ -223,12 +224,21 @@ impl<R: Textbook> Oracle<R> {
 
     /// Applies one step; `grads` holds one gradient per parameter.
     pub fn step(&mut self, config: &R, grads: &[f32]) {
+        self.step_over(config, grads.iter().copied().map(Bounded::exactly));
+    }
+
+    /// Applies one step under a control; a skipped one is none.
+    pub fn step_by(&mut self, config: &R, grads: &[f32], factors: &GradFactors) {
+        self.step_over(config, grads.iter().map(|grad| factors.apply(*grad)));
+    }
+
+    fn step_over(&mut self, config: &R, grads: impl Iterator<Item = Bounded>) {
         if self.slots.is_none() {
             self.start(config);
         }
         self.applied_steps += 1;
         for (element, grad) in self.elements.iter_mut().zip(grads) {
-            element.step(config, self.applied_steps, self.rounding, *grad);
+            element.step(config, self.applied_steps, self.rounding, grad);
             element.store(&self.storage);
         }
     }
@@ -470,7 +480,7 @@ mod tests {
                     let grad = (0.3 * step as f32 + index as f32).sin();
                     let (at, of_grad) = (Arithmetic(Rounding::NEAREST), Bounded::exactly(grad));
                     rule.bound(step, at, &mut bounded.theta, &mut bounded.slots, of_grad);
-                    element.step(&rule, step, Rounding::NEAREST, grad);
+                    element.step(&rule, step, Rounding::NEAREST, of_grad);
                     let pairs = [(element.theta, bounded.theta)].into_iter();
                     for (exact, statements) in
                         pairs.chain(element.slots.into_iter().zip(bounded.slots))

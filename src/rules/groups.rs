@@ -177,6 +177,10 @@ impl<R: Rule> Groups<R> {
         &self.0[index].config
     }
 
+    pub(crate) fn name(&self, index: usize) -> &str {
+        &self.0[index].name
+    }
+
     /// How the tensors of a group are rounded.
     pub(crate) fn rounding(&self, index: usize) -> Rounding {
         self.0[index].precision.rounding

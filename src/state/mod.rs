@@ -10,7 +10,7 @@ mod pytorch;
 #[cfg(feature = "safetensors")]
 mod recorded;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
@@ -118,6 +118,11 @@ impl<N: Into<String>, S: Into<Vec<usize>>> From<(N, S)> for TensorSpec {
     }
 }
 
+/// How many of the recorded steps were skipped, if the device has counted so many applied ones, modulo 2^32.
+pub(crate) fn skipped(recorded: u64, applied: u32) -> u64 {
+    (recorded as u32).wrapping_sub(applied).into()
+}
+
 /// Number of elements, the product of a shape; the largest number where that does not fit.
 pub(crate) fn numel(shape: &[usize]) -> u64 {
     shape
@@ -135,9 +140,18 @@ pub(crate) struct Tensor {
     /// How many slots its group keeps.
     pub(crate) slots: usize,
     pub(crate) storage: Storage,
+    /// Steps applied to it, those under a control that are not known to have been skipped among them.
     pub(crate) applied_steps: u64,
-    /// Its masters start as its parameters at its next step.
-    pub(crate) fresh_masters: bool,
+    /// Of the last of these, how many may have been skipped for all that the host knows.
+    pub(crate) unread: u64,
+    /// Since the device was told `applied_steps`, how many the host knows to have been skipped.
+    pub(crate) skipped: u64,
+    /// Tensors that differ in it may have had different steps skipped.
+    pub(crate) lineage: u64,
+    /// The device does not know of `applied_steps` yet.
+    pub(crate) is_recounted: bool,
+    /// After so many applied steps its masters start as its parameters.
+    pub(crate) fresh_at: Option<u64>,
     pub(crate) frozen: bool,
     /// It lies nowhere at the moment, and is left out as if it were frozen.
     pub(crate) absent: bool,
@@ -149,6 +163,7 @@ pub(crate) struct Tensors {
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     steps: u64,
+    next_lineage: u64,
 }
 
 impl Tensors {
@@ -168,7 +183,11 @@ impl Tensors {
                 numel: numel(&spec.shape),
                 shape: spec.shape,
                 applied_steps: 0,
-                fresh_masters: true,
+                unread: 0,
+                skipped: 0,
+                lineage: 0,
+                is_recounted: true,
+                fresh_at: Some(0),
                 frozen: false,
                 absent: false,
             }
@@ -186,6 +205,7 @@ impl Tensors {
             tensors,
             by_name,
             steps: 0,
+            next_lineage: 0,
         })
     }
 
@@ -231,8 +251,77 @@ impl Tensors {
         name: &str,
         steps: u64,
     ) -> Result<(), UnknownTensor> {
-        self.get_mut(name)?.applied_steps = steps;
+        let tensor = self.get_mut(name)?;
+        tensor.fresh_at = tensor.has_fresh_masters().then_some(steps);
+        tensor.recount(steps);
         Ok(())
+    }
+
+    /// Counts a step that was skipped: as the position in a schedule.
+    pub(crate) fn count_skipped_step(&mut self) {
+        self.steps = self.steps.saturating_add(1);
+    }
+
+    /// Whether steps under a control have been recorded whose outcome the host does not know.
+    pub(crate) fn are_unread(&self) -> bool {
+        self.tensors.iter().any(|tensor| tensor.unread > 0)
+    }
+
+    /// Counts a step under a control: as an applied one, until it is known better.
+    pub(crate) fn count_controlled_step(&mut self) {
+        self.steps = self.steps.saturating_add(1);
+        let left_out: HashSet<u64> = self
+            .tensors
+            .iter()
+            .filter(|tensor| tensor.is_left_out())
+            .map(|tensor| tensor.lineage)
+            .collect();
+        // Who takes part has from now on another past than who did not and had the same until now.
+        let mut renamed = HashMap::new();
+        for tensor in self.tensors.iter_mut().filter(|t| !t.is_left_out()) {
+            tensor.applied_steps = tensor.applied_steps.saturating_add(1);
+            tensor.unread += 1;
+            if left_out.contains(&tensor.lineage) {
+                let next = &mut self.next_lineage;
+                tensor.lineage = *renamed.entry(tensor.lineage).or_insert_with(|| {
+                    *next += 1;
+                    *next
+                });
+            }
+        }
+    }
+
+    /// Of each tensor, the steps that were recorded for it since the device was told, on top of what it was told.
+    pub(crate) fn recorded(&self) -> impl Iterator<Item = u64> {
+        let recorded = |tensor: &Tensor| tensor.applied_steps + tensor.skipped;
+        self.tensors.iter().map(recorded)
+    }
+
+    /// Takes over what the device had counted, modulo 2^32, when so many steps of each tensor were
+    /// [`recorded`](Self::recorded). Returns whether tensors may now share dispatches that could not.
+    pub(crate) fn learn(&mut self, recorded: &[u64], applied: &[u32]) -> bool {
+        let counts = recorded.iter().zip(applied);
+        for (tensor, (recorded, applied)) in self.tensors.iter_mut().zip(counts) {
+            let now = tensor.applied_steps + tensor.skipped;
+            tensor.unread = tensor.unread.min(now.saturating_sub(*recorded));
+            tensor.skipped = skipped(*recorded, *applied);
+            tensor.applied_steps = now.saturating_sub(tensor.skipped);
+        }
+        let are_known = !self.are_unread();
+        let differ = self.tensors.iter().any(|tensor| tensor.lineage != 0);
+        if are_known && differ {
+            for tensor in &mut self.tensors {
+                tensor.lineage = 0;
+            }
+        }
+        are_known && differ
+    }
+
+    /// The device knows all counts.
+    pub(crate) fn set_told(&mut self) {
+        for tensor in &mut self.tensors {
+            tensor.is_recounted = false;
+        }
     }
 
     /// Counts a step, and for every tensor that is not left out an applied one.
@@ -244,8 +333,8 @@ impl Tensors {
             .iter_mut()
             .filter(|tensor| !tensor.is_left_out())
         {
-            tensor.applied_steps = tensor.applied_steps.saturating_add(1);
-            tensor.fresh_masters = false;
+            let steps = tensor.applied_steps.saturating_add(1);
+            tensor.recount(steps);
         }
     }
 
@@ -325,8 +414,9 @@ impl Tensors {
         self.steps = steps;
         for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
             let fresh = tensor.slots > 0 && entry.slots.is_empty();
-            tensor.applied_steps = if fresh { 0 } else { entry.applied_steps };
-            tensor.fresh_masters = entry.slot(MASTER_PARAMS).is_none();
+            let steps = if fresh { 0 } else { entry.applied_steps };
+            tensor.recount(steps);
+            tensor.fresh_at = entry.slot(MASTER_PARAMS).is_none().then_some(steps);
         }
     }
 }
@@ -337,6 +427,19 @@ impl Tensor {
         self.frozen || self.absent
     }
 
+    /// Whether its masters start as its parameters at its next step.
+    pub(crate) fn has_fresh_masters(&self) -> bool {
+        self.fresh_at == Some(self.applied_steps)
+    }
+
+    /// Says how many steps have been applied to it, whatever the device counted.
+    fn recount(&mut self, steps: u64) {
+        self.applied_steps = steps;
+        self.unread = 0;
+        self.skipped = 0;
+        self.is_recounted = true;
+    }
+
     /// Whether it remembers its parameters as `f32`, in one way or another.
     pub(crate) fn has_masters(&self) -> bool {
         self.storage.masters != Masters::None
@@ -344,9 +447,14 @@ impl Tensor {
 
     /// The random bits of its next step, if anything is rounded by them.
     pub(crate) fn key(&self, rounding: Rounding) -> Key {
+        self.key_at(rounding, self.applied_steps)
+    }
+
+    /// Those of the step after so many applied ones.
+    pub(crate) fn key_at(&self, rounding: Rounding, applied_steps: u64) -> Key {
         match rounding {
             Rounding::Stochastic { seed } if self.storage.is_stochastic => {
-                Key::new(seed, &self.name, self.applied_steps)
+                Key::new(seed, &self.name, applied_steps)
             }
             _ => Key::default(),
         }

@@ -9,6 +9,7 @@ mod arena_file;
 mod batches;
 #[cfg(target_arch = "wasm32")]
 mod browser;
+mod control;
 mod custom_rule;
 mod devices;
 mod embedding;

@@ -1,19 +1,23 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
+mod controlled;
+
 use std::fmt;
 use std::ops::Range;
 
-use super::binding::{TensorBinding, check_bindings};
-use super::bound::{Bound, Buffers, absent, allocate_state, new_ring};
-use super::error::{BuildError, RebindError, StepError};
-use super::error_scope::LOST;
-use super::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use super::readback;
-use super::scalars::{UniformRing, Uniforms, WideScalars};
-use super::source::check_scalars;
+use crate::gpu::binding::{TensorBinding, check_bindings};
+use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
+use crate::gpu::error::{BuildError, RebindError, StepError};
+use crate::gpu::error_scope::LOST;
+use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use crate::gpu::readback;
+use crate::gpu::scalars::{UniformRing, Uniforms, WideScalars};
+use crate::gpu::source::check_scalars;
 use crate::plan::{Dispatch, ELEM_BYTES, Part, Piece, Plan, Target};
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule, Scalars};
+use controlled::{Counts, UnderControl};
+
 use crate::state::{
     DuplicateName, OptimizerState, StateError, TensorSpec, TensorState, Tensors, UnknownTensor,
 };
@@ -64,6 +68,11 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     prepared: bool,
     /// On the uniform path only.
     ring: Option<UniformRing>,
+    counts: Counts,
+    /// From the first step under a control on.
+    controlled: Option<Box<UnderControl>>,
+    /// Dispatches of the last recorded step.
+    recorded: usize,
 }
 
 /// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
@@ -166,6 +175,9 @@ impl<R: Rule> GpuOptimizer<R> {
             stale: true,
             prepared: false,
             ring,
+            counts: Counts::default(),
+            controlled: None,
+            recorded: 0,
         })
     }
 
@@ -222,6 +234,7 @@ impl<R: Rule> GpuOptimizer<R> {
             }
         }
         (self.plan, self.state, self.bound) = (plan, state, bound);
+        self.controlled = None;
         self.tensors.set_absent(&absent(&layouts));
         self.stale = true;
         self.prepared = false;
@@ -382,16 +395,25 @@ impl<R: Rule> GpuOptimizer<R> {
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
         if self.tensors.set_frozen(tensor, frozen)? {
-            self.stale = true;
-            self.prepared = false;
+            self.set_stale();
         }
         Ok(())
     }
 
-    /// How many steps have been recorded for a tensor.
+    /// How many steps have been applied to a tensor: those recorded, and of those under a control the ones that are known
+    /// to have been applied, by what [`GpuControl::read`](crate::GpuControl::read) has returned so far.
     #[must_use]
     pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
-        self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
+        let index = self.tensors.index_of(tensor)?;
+        Some(self.known_steps(index))
+    }
+
+    fn set_stale(&mut self) {
+        self.stale = true;
+        self.prepared = false;
+        if let Some(under) = &mut self.controlled {
+            under.is_stale = true;
+        }
     }
 
     /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
@@ -428,9 +450,10 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_applied_steps(&mut self, tensor: &str, steps: u64) -> Result<(), UnknownTensor> {
+        self.learn();
         self.tensors.set_applied_steps(tensor, steps)?;
-        self.stale = true;
-        self.prepared = false;
+        self.counts.forget();
+        self.set_stale();
         Ok(())
     }
 
@@ -443,7 +466,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// How many dispatches the last recorded step took.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.dispatches.len()
+        self.recorded
     }
 
     /// Records one step into `encoder`: one compute pass (and, where the device has no immediates, one copy of
@@ -470,6 +493,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.
     pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
+        self.check_counts()?;
         self.refresh_dispatches();
         if let Some(ring) = &mut self.ring {
             if self.kernels.has_seen_loss() {
@@ -479,7 +503,8 @@ impl<R: Rule> GpuOptimizer<R> {
             }
             let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
             for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
-                ring.set(slot, &uniforms(groups, tensors, plan, dispatch, class));
+                let uniforms = uniforms(groups, tensors, plan, dispatch, class);
+                ring.set(slot, uniforms.as_bytes());
             }
             ring.record(self.kernels.device(), encoder)?;
         }
@@ -500,6 +525,7 @@ impl<R: Rule> GpuOptimizer<R> {
         if self.ring.is_some() && !self.prepared {
             return Err(StepError::NotPrepared);
         }
+        self.check_counts()?;
         self.refresh_dispatches();
         let mut current = None;
         for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
@@ -540,7 +566,23 @@ impl<R: Rule> GpuOptimizer<R> {
             self.stale |= std::mem::take(&mut class.is_fresh);
         }
         self.prepared = false;
+        self.recorded = self.dispatches.len();
         self.tensors.count_step();
+        if let Some(under) = &mut self.controlled {
+            under.is_stale = true;
+            self.counts.forget();
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the host knows how many steps have been applied.
+    fn check_counts(&mut self) -> Result<(), StepError> {
+        if self.tensors.are_unread() {
+            self.learn();
+            if self.tensors.are_unread() {
+                return Err(StepError::Unread);
+            }
+        }
         Ok(())
     }
 
@@ -556,18 +598,11 @@ impl<R: Rule> GpuOptimizer<R> {
             (!tensor.is_left_out()).then(|| Class {
                 group: tensor.group,
                 phase: groups.config(tensor.group).phase(tensor.applied_steps),
-                is_fresh: tensor.storage.masters == Masters::F32 && tensor.fresh_masters,
+                is_fresh: tensor.storage.masters == Masters::F32 && tensor.has_fresh_masters(),
                 tensor: tensor.storage.is_stochastic.then_some(index),
             })
         });
-        // So that each pipeline is set once; batches come by group already.
-        self.dispatches
-            .sort_by_key(|(dispatch, class)| match dispatch.target {
-                Target::Piece(piece) => {
-                    Some((dispatch.access, class.group, self.bound.kind_of(piece)))
-                }
-                Target::Batch { .. } => None,
-            });
+        sort_by_pipeline(&mut self.dispatches, &self.bound, |class| class.group);
         self.stale = false;
     }
 
@@ -608,7 +643,9 @@ impl<R: Rule> GpuOptimizer<R> {
             let parts = self.plan.parts_of(tensor).iter();
             parts.filter_map(values_of).flatten().collect()
         };
-        Ok(self.tensors.state(&self.groups, slot_of))
+        let counted = self.counted_tensors().await?;
+        let tensors = counted.as_ref().unwrap_or(&self.tensors);
+        Ok(tensors.state(&self.groups, slot_of))
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
@@ -626,8 +663,8 @@ impl<R: Rule> GpuOptimizer<R> {
             self.load_piece(index, &matched)?;
         }
         self.tensors.restore_counts(state.steps, &matched);
-        self.stale = true;
-        self.prepared = false;
+        self.counts.forget();
+        self.set_stale();
         Ok(())
     }
 
@@ -689,8 +726,33 @@ impl<R: Rule> GpuOptimizer<R> {
     }
 }
 
+/// Puts dispatches in an order in which each pipeline is set once; batches come by group already.
+fn sort_by_pipeline<C>(
+    dispatches: &mut [(Dispatch, C)],
+    bound: &Bound,
+    group_of: impl Fn(&C) -> usize,
+) {
+    dispatches.sort_by_key(|(dispatch, class)| match dispatch.target {
+        Target::Piece(piece) => Some((dispatch.access, group_of(class), bound.kind_of(piece))),
+        Target::Batch { .. } => None,
+    });
+}
+
 /// The scalars of a dispatch over tensors of a class.
 fn uniforms<R: Rule>(
+    groups: &Groups<R>,
+    tensors: &Tensors,
+    plan: &Plan,
+    dispatch: &Dispatch,
+    class: &Class,
+) -> Uniforms {
+    let scalars = groups.config(class.group).scalars(class.phase);
+    uniforms_of(&scalars, groups, tensors, plan, dispatch, class)
+}
+
+/// Those of the frame behind a rule's.
+fn uniforms_of<R: Rule>(
+    scalars: &Scalars,
     groups: &Groups<R>,
     tensors: &Tensors,
     plan: &Plan,
@@ -719,8 +781,7 @@ fn uniforms<R: Rule>(
             }),
         }
     });
-    let config = groups.config(class.group);
-    Uniforms::new(&config.scalars(class.phase), dispatch, wide)
+    Uniforms::new(scalars, dispatch, wide)
 }
 
 impl<R: Rule> fmt::Debug for GpuOptimizer<R> {

@@ -1,0 +1,224 @@
+// From partial sums to what becomes of the step: one workgroup, one order. CPU twin: src/control/verdict.rs.
+
+const WORKGROUP_SIZE: u32 = 256;
+const HISTORY: u32 = 64;
+
+struct Settings {
+    // The step's number, and how many partial sums there are.
+    step: u32,
+    partials: u32,
+    // Norms that are told apart, the first one of all groups without one of their own.
+    norms: u32,
+    // Bit 0: skip what is not finite. Bit 1: the loss scale follows.
+    flags: u32,
+    // From so many skipped steps on, this one is too: the host knows of so few of them that it has sent no scalars for it.
+    most_skipped: u32,
+    growth_factor: f32,
+    backoff_factor: f32,
+    growth_interval: u32,
+    // Where it does not follow; zero where it does.
+    constant_scale: f32,
+    // Of each norm; negative where it does not clip.
+    max_norms: array<vec4<f32>, 4>,
+}
+
+struct Scale {
+    scale: f32,
+    growth_tracker: u32,
+    skipped: u32,
+    unused: u32,
+}
+
+struct Record {
+    step: u32,
+    // Bits of an f32, since it may not be finite.
+    norm: u32,
+    clip_factor: u32,
+    // Bit 0: a gradient was not finite. Bit 1: the step was skipped.
+    flags: u32,
+    scale: f32,
+    skipped: u32,
+    unused: vec2<u32>,
+}
+
+struct Verdict {
+    skip: u32,
+    // Of each norm: what gradients are multiplied by, one after the other.
+    factors: array<vec2<u32>, 16>,
+}
+
+@group(0) @binding(0) var<uniform> k: Settings;
+@group(0) @binding(1) var<storage, read> partials: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> scale: Scale;
+@group(0) @binding(3) var<storage, read_write> verdict: Verdict;
+@group(0) @binding(4) var<storage, read_write> latest: Record;
+@group(0) @binding(5) var<storage, read_write> history: array<Record, HISTORY>;
+
+struct Partial {
+    middle: f32,
+    small: f32,
+    large: f32,
+    kind: u32,
+}
+
+var<workgroup> shared_sums: array<Partial, 256>;
+
+fn both(x: Partial, y: Partial) -> Partial {
+    return Partial(x.middle + y.middle, x.small + y.small, x.large + y.large, max(x.kind, y.kind));
+}
+
+// All that is part of a norm, at every invocation.
+fn sum_of_norm(norm: u32, lane: u32) -> Partial {
+    var total = Partial();
+    for (var i = lane; i < k.partials; i += WORKGROUP_SIZE) {
+        let partial = partials[i];
+        if partial.w >> 2u == norm {
+            let sums = bitcast<vec3<f32>>(partial.xyz);
+            total = both(total, Partial(sums.x, sums.y, sums.z, partial.w & 3u));
+        }
+    }
+    workgroupBarrier();
+    shared_sums[lane] = total;
+    for (var width = WORKGROUP_SIZE / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if lane < width {
+            shared_sums[lane] = both(shared_sums[lane], shared_sums[lane + width]);
+        }
+    }
+    workgroupBarrier();
+    return shared_sums[0];
+}
+
+// A magnitude: x * 2^(2*half), where x is far from overflow and underflow.
+struct Magnitude {
+    value: f32,
+    half: f32,
+}
+
+// The root of the three sums together. What is left out is below the last place of what is there.
+fn root(sums: Partial) -> Magnitude {
+    if sums.large > 0.0 {
+        return Magnitude(sqrt(sums.large + sums.middle * 0x1p-84f * 0x1p-84f), 0x1p+42f);
+    }
+    if sums.middle > 0.0 {
+        return Magnitude(sqrt(sums.middle + sums.small * 0x1p-90f * 0x1p-90f), 1.0);
+    }
+    return Magnitude(sqrt(sums.small), 0x1p-45f);
+}
+
+const INFINITY: u32 = 0x7f800000u;
+const NAN: u32 = 0x7fc00000u;
+
+// The bits of what a magnitude is worth times `factor`: infinity where f32 cannot hold it, subnormals by hand.
+fn bits_of(magnitude: Magnitude, factor: f32) -> u32 {
+    let value = magnitude.value * magnitude.half * factor;
+    if magnitude.half > 1.0 && value >= 0x1p+86f {
+        return INFINITY;
+    }
+    let scaled = value * magnitude.half;
+    if scaled < 0x1p-126f {
+        // So many 2^-149.
+        return u32(round(value * 0x1p+100f * magnitude.half * 0x1p+49f));
+    }
+    return bitcast<u32>(scaled);
+}
+
+// One divided by a loss scale; exact for powers of two, for which a division need not be.
+fn inverse(scale: f32) -> f32 {
+    let bits = bitcast<u32>(scale);
+    if (bits & 0x007fffffu) == 0u {
+        return bitcast<f32>((254u << 23u) - bits);
+    }
+    return 1.0 / scale;
+}
+
+struct Factors {
+    // What gradients are multiplied by, one after the other, as bits.
+    pair: vec2<u32>,
+    // By how much the norm clips.
+    clip: u32,
+}
+
+fn factors_of(sums: Partial, max_norm: f32, unscale: f32) -> Factors {
+    let one = bitcast<u32>(1.0);
+    let pre = bitcast<u32>(unscale);
+    if max_norm < 0.0 {
+        return Factors(vec2(pre, one), one);
+    }
+    if sums.kind == 2u {
+        return Factors(vec2(pre, NAN), NAN);
+    }
+    if sums.kind == 1u {
+        return Factors(vec2(pre, 0u), 0u);
+    }
+    // The norm times 2^-64: where it is too small for that, 1e-6 is all that counts.
+    let norm = root(sums);
+    let reduced = norm.value * norm.half * unscale * (norm.half * 0x1p-64f) + 1e-6 * 0x1p-64f;
+    let factor = max_norm * 0x1p-64f / reduced;
+    let clip = bitcast<u32>(factor);
+    if factor >= 1.0 {
+        return Factors(vec2(pre, one), one);
+    }
+    if factor < 0x1p-60f {
+        // Too small for a factor, and not for two.
+        return Factors(vec2(bitcast<u32>(unscale * 0x1p-64f), bitcast<u32>(max_norm / reduced)), clip);
+    }
+    return Factors(vec2(pre, clip), clip);
+}
+
+// torch._amp_update_scale_, but never to where the scale or its inverse is subnormal.
+fn follow(found: bool) {
+    var next = scale.scale;
+    var tracker = scale.growth_tracker + 1u;
+    if found {
+        next *= k.backoff_factor;
+        tracker = 0u;
+    } else if tracker >= k.growth_interval {
+        next *= k.growth_factor;
+        tracker = 0u;
+    }
+    if next >= 0x1p-126f && next <= 0x1p+126f {
+        scale.scale = next;
+    }
+    scale.growth_tracker = tracker;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn finish(@builtin(local_invocation_index) lane: u32) {
+    let current = select(scale.scale, k.constant_scale, k.constant_scale > 0.0);
+    let unscale = inverse(current);
+    var total = Partial();
+    var clip_factor = bitcast<u32>(1.0);
+    for (var norm = 0u; norm < k.norms; norm++) {
+        let sums = sum_of_norm(norm, lane);
+        let factors = factors_of(sums, k.max_norms[norm / 4u][norm % 4u], unscale);
+        if lane == 0u {
+            verdict.factors[norm] = factors.pair;
+        }
+        total = both(total, sums);
+        // Bits of what is not negative are in order.
+        if factors.clip < clip_factor || factors.clip == NAN {
+            clip_factor = factors.clip;
+        }
+    }
+    if lane != 0u {
+        return;
+    }
+    let found = total.kind != 0u;
+    let is_full = scale.skipped >= k.most_skipped;
+    let skip = (found && (k.flags & 1u) != 0u) || is_full;
+    let finite = bits_of(root(total), unscale);
+    let norm = select(select(finite, INFINITY, total.kind == 1u), NAN, total.kind == 2u);
+    let skipped = scale.skipped + u32(skip);
+    let flags = u32(found) | (u32(skip) << 1u);
+    let record = Record(k.step, norm, clip_factor, flags, current, skipped, vec2(0u));
+    latest = record;
+    history[k.step % HISTORY] = record;
+    verdict.skip = u32(skip);
+    scale.skipped = skipped;
+    if (k.flags & 2u) == 0u {
+        scale.scale = current;
+    } else if !is_full {
+        follow(found);
+    }
+}

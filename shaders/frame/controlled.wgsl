@@ -1,0 +1,14 @@
+// What the frame asks where a control decides (shaders/control/): src/gpu/source.rs writes `Control`, which
+// select.wgsl fills for every class of tensors, a rule's scalars included.
+@group(CONTROL_GROUP) @binding(0) var<uniform> c: Control;
+
+fn is_skipped() -> bool {
+    return c.skip != 0u;
+}
+
+// CPU twin: Factors::apply in src/control/verdict.rs. NaN is neither larger nor smaller.
+fn gradient(g: vec4<f32>) -> vec4<f32> {
+    let scaled = g * c.unscale * c.clip;
+    let most = vec4(c.clip_value);
+    return select(select(scaled, most, scaled > most), -most, scaled < -most);
+}

@@ -1,0 +1,346 @@
+//! What stands between gradients and a step: unscale them, find what is not finite, clip, skip, and set the loss scale.
+//!
+//! [`StepControl`] says what is to happen. A [`GpuControl`](crate::GpuControl) does it on the device, recorded with the
+//! step and without a word from the host; a [`CpuControl`](crate::CpuControl) does the same in memory:
+//!
+//! ```text
+//! found  = a gradient is infinite or NaN
+//! norm   = |g| / scale                            over all tensors that take part
+//! factor = min(1, max_norm / (norm + 1e-6))
+//! g      <- max(-clip_value, min(clip_value, g / scale * factor))
+//! found:  nothing is stepped, nothing is counted; scale <- scale*backoff
+//! else:   after `growth_interval` such steps in a row, scale <- scale*growth
+//! ```
+//!
+//! as `torch.amp.GradScaler` (the dynamic [`LossScale`]), `torch.nn.utils.clip_grad_norm_` and `clip_grad_value_` do it,
+//! in the order in which PyTorch's documentation has them: unscale, clip, step.
+
+mod norm;
+mod verdict;
+
+use crate::rules::ConfigError;
+
+pub use norm::GradNorm;
+pub(crate) use verdict::Factors;
+pub use verdict::Verdict;
+
+/// Added to the norm, so that gradients of zero are divided by something; `torch.nn.utils.clip_grad_norm_` has it.
+pub(crate) const NORM_EPS: f64 = 1e-6;
+
+/// Most groups with a norm of their own.
+pub(crate) const MAX_GROUP_NORMS: usize = 15;
+
+/// What is done about gradients that are infinite or NaN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// The step is skipped: nothing is written, nothing is counted.
+    #[default]
+    Skip,
+    /// They are applied as they are. Where a norm clips, an infinite gradient leaves zeros and NaN, as in PyTorch.
+    Apply,
+}
+
+/// A loss scale that follows the gradients, as `torch.amp.GradScaler` has it, whose defaults these are.
+///
+/// The loss is multiplied by it before the backward pass, so that gradients of 16 bits do not vanish.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// What it starts as: 65536.
+    pub initial: f64,
+    /// What it is multiplied by after `growth_interval` steps without a skipped one: 2.
+    pub growth_factor: f64,
+    /// What it is multiplied by after a skipped step: 0.5.
+    pub backoff_factor: f64,
+    /// How many steps in a row have to be applied for it to grow: 2000.
+    pub growth_interval: u32,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self {
+            initial: 65536.0,
+            growth_factor: 2.0,
+            backoff_factor: 0.5,
+            growth_interval: 2000,
+        }
+    }
+}
+
+/// What the gradients were multiplied by.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Scale {
+    #[default]
+    One,
+    Constant(f64),
+    Dynamic(LossScale),
+}
+
+/// What one parameter group has of its own.
+#[derive(Clone, Debug, PartialEq)]
+struct GroupClip {
+    group: String,
+    max_norm: Option<f64>,
+    clip_value: Option<f64>,
+}
+
+/// What is done to gradients before they are applied, checked.
+///
+/// ```
+/// use wgpu_optim::{CpuControl, CpuOptimizer, LossScale, SgdConfig, StepControl};
+///
+/// let control = StepControl::builder().max_norm(1.0).loss_scale(LossScale::default()).build()?;
+/// let mut control = CpuControl::new(control);
+/// let mut optimizer = CpuOptimizer::new(SgdConfig::builder(0.5).build()?, [("weight", [2])])?;
+/// let mut weight = [0.0, 0.0];
+///
+/// // The loss was multiplied by 65536: the gradient is [3, -4], its norm 5.
+/// let scale = control.loss_scale();
+/// let record = optimizer.step_with(&mut [&mut weight], &[&[3.0 * scale, -4.0 * scale]], &mut control)?;
+/// assert_eq!((record.norm, record.is_skipped), (5.0, false));
+/// assert!((weight[0] + 0.3).abs() < 1e-6 && (weight[1] - 0.4).abs() < 1e-6);
+///
+/// let record = optimizer.step_with(&mut [&mut weight], &[&[f32::INFINITY, 0.0]], &mut control)?;
+/// assert!(record.is_skipped);
+/// assert_eq!(control.loss_scale(), 32768.0);
+/// assert_eq!(optimizer.applied_steps("weight"), Some(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepControl {
+    max_norm: Option<f64>,
+    clip_value: Option<f64>,
+    scale: Scale,
+    nonfinite: NonFinite,
+    groups: Vec<GroupClip>,
+}
+
+impl StepControl {
+    /// One that only skips steps whose gradients are not finite.
+    #[must_use]
+    pub fn builder() -> StepControlBuilder {
+        StepControlBuilder(Self::default())
+    }
+
+    /// What is done about gradients that are not finite.
+    #[must_use]
+    pub const fn nonfinite(&self) -> NonFinite {
+        self.nonfinite
+    }
+
+    /// The loss scale, if it is dynamic.
+    #[must_use]
+    pub const fn loss_scale(&self) -> Option<LossScale> {
+        match self.scale {
+            Scale::Dynamic(scale) => Some(scale),
+            _ => None,
+        }
+    }
+
+    /// The loss scale and its count before the first step.
+    #[must_use]
+    pub fn initial_state(&self) -> ControlState {
+        ControlState {
+            scale: match self.scale {
+                Scale::One => 1.0,
+                Scale::Constant(scale) => scale as f32,
+                Scale::Dynamic(scale) => scale.initial as f32,
+            },
+            growth_tracker: 0,
+        }
+    }
+
+    fn of_group(&self, group: &str) -> Option<(usize, &GroupClip)> {
+        let mut groups = self.groups.iter().enumerate();
+        groups.find(|(_, clip)| clip.group == group)
+    }
+
+    /// Which norm the gradients of a group are part of: the first is that of all groups without one of their own.
+    pub(crate) fn norm_of(&self, group: &str) -> usize {
+        match self.of_group(group) {
+            Some((index, clip)) if clip.max_norm.is_some() => index + 1,
+            _ => 0,
+        }
+    }
+
+    /// How many norms there are.
+    pub(crate) fn norms(&self) -> usize {
+        self.groups.len() + 1
+    }
+
+    /// The most that a norm may be.
+    pub(crate) fn max_norm_of(&self, norm: usize) -> Option<f64> {
+        match norm.checked_sub(1) {
+            None => self.max_norm,
+            Some(group) => self.groups.get(group)?.max_norm,
+        }
+    }
+
+    /// The most that a gradient of a group may be.
+    pub(crate) fn clip_value_of(&self, group: &str) -> f32 {
+        let of_group = self.of_group(group).and_then(|(_, clip)| clip.clip_value);
+        let clip_value = of_group.or(self.clip_value);
+        clip_value.map_or(f32::INFINITY, |value| value as f32)
+    }
+
+    fn group_mut(&mut self, group: String) -> &mut GroupClip {
+        let position = self.groups.iter().position(|clip| clip.group == group);
+        let index = position.unwrap_or_else(|| {
+            self.groups.push(GroupClip {
+                group,
+                max_norm: None,
+                clip_value: None,
+            });
+            self.groups.len() - 1
+        });
+        &mut self.groups[index]
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let groups = self.groups.iter();
+        let max_norms = groups.clone().filter_map(|clip| clip.max_norm);
+        for max_norm in max_norms.chain(self.max_norm) {
+            check("max_norm", max_norm, |value| value >= 0.0, NOT_NEGATIVE)?;
+        }
+        let clip_values = groups.filter_map(|clip| clip.clip_value);
+        for clip_value in clip_values.chain(self.clip_value) {
+            check("clip_value", clip_value, |value| value >= 0.0, NOT_NEGATIVE)?;
+        }
+        // Its inverse is an f32, too.
+        let normal = |value: f64| (value as f32).is_normal() && (value.recip() as f32).is_normal();
+        let scale = |value| value > 0.0 && normal(value);
+        match self.scale {
+            Scale::One => {}
+            Scale::Constant(value) => check("grad_scale", value, scale, POSITIVE)?,
+            Scale::Dynamic(loss) => {
+                check("loss_scale", loss.initial, scale, POSITIVE)?;
+                let growth = |value| value >= 1.0 && normal(value);
+                check("growth_factor", loss.growth_factor, growth, "x >= 1")?;
+                let backoff = |value| value > 0.0 && value <= 1.0 && normal(value);
+                check("backoff_factor", loss.backoff_factor, backoff, "0 < x <= 1")?;
+                let interval = f64::from(loss.growth_interval);
+                let expected = "at least one step";
+                check("growth_interval", interval, |value| value >= 1.0, expected)?;
+            }
+        }
+        if self.groups.len() > MAX_GROUP_NORMS {
+            return Err(ConfigError::OutOfRange {
+                field: "groups",
+                value: self.groups.len() as f64,
+                expected: "at most 15 groups that are clipped by themselves",
+            });
+        }
+        Ok(self)
+    }
+}
+
+const NOT_NEGATIVE: &str = "zero or a positive number that f32 can hold";
+const POSITIVE: &str = "a positive number that f32 can hold, and its inverse, too";
+
+fn check(
+    field: &'static str,
+    value: f64,
+    is_fine: impl Fn(f64) -> bool,
+    expected: &'static str,
+) -> Result<(), ConfigError> {
+    if (value as f32).is_finite() && is_fine(value) {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        field,
+        value,
+        expected,
+    })
+}
+
+/// Collects what is to be done; [`build`](Self::build) checks it together.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct StepControlBuilder(StepControl);
+
+impl StepControlBuilder {
+    /// Clips by the norm over all tensors of all optimizers that share the control, those of groups left out that have
+    /// one of their own: gradients are multiplied by `min(1, max_norm / (norm + 1e-6))`, as `clip_grad_norm_` does.
+    pub fn max_norm(mut self, max_norm: f64) -> Self {
+        self.0.max_norm = Some(max_norm);
+        self
+    }
+
+    /// Clips the gradients of one parameter group, by name, by their norm alone. Groups of several optimizers that are
+    /// called the same are one.
+    pub fn group_max_norm(mut self, group: impl Into<String>, max_norm: f64) -> Self {
+        self.0.group_mut(group.into()).max_norm = Some(max_norm);
+        self
+    }
+
+    /// Cuts every gradient off at this magnitude, after it was unscaled and clipped by the norm.
+    pub fn clip_value(mut self, clip_value: f64) -> Self {
+        self.0.clip_value = Some(clip_value);
+        self
+    }
+
+    /// The same for one parameter group, which then has no other.
+    pub fn group_clip_value(mut self, group: impl Into<String>, clip_value: f64) -> Self {
+        self.0.group_mut(group.into()).clip_value = Some(clip_value);
+        self
+    }
+
+    /// Gradients were multiplied by this number: they are divided by it. Takes the place of a loss scale.
+    pub fn grad_scale(mut self, scale: f64) -> Self {
+        self.0.scale = Scale::Constant(scale);
+        self
+    }
+
+    /// Gradients were multiplied by a loss scale that follows them. Takes the place of a constant one.
+    pub fn loss_scale(mut self, scale: LossScale) -> Self {
+        self.0.scale = Scale::Dynamic(scale);
+        self
+    }
+
+    /// What is done about gradients that are not finite: by default the step is skipped.
+    pub fn nonfinite(mut self, nonfinite: NonFinite) -> Self {
+        self.0.nonfinite = nonfinite;
+        self
+    }
+
+    /// Checks all of it together.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] naming what cannot be used.
+    pub fn build(self) -> Result<StepControl, ConfigError> {
+        self.0.check()
+    }
+}
+
+/// What a control remembers from step to step: `scale` and `_growth_tracker` of `GradScaler.state_dict()`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "safetensors",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
+pub struct ControlState {
+    /// The loss scale of the next step.
+    pub scale: f32,
+    /// Steps that were applied in a row since it last changed.
+    pub growth_tracker: u32,
+}
+
+/// What a controlled step came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ControlRecord {
+    /// Which step of the control, from one on.
+    pub step: u64,
+    /// Norm of all gradients, unscaled and before they were clipped; infinite where `f32` cannot hold it, infinite or NaN
+    /// where a gradient was.
+    pub norm: f32,
+    /// The smallest factor by which a norm clipped; 1 if none did.
+    pub clip_factor: f32,
+    /// Whether a gradient was infinite or NaN.
+    pub found_nonfinite: bool,
+    /// Whether the step was skipped.
+    pub is_skipped: bool,
+    /// What the gradients had been multiplied by.
+    pub scale: f32,
+    /// How many steps have been skipped, this one included.
+    pub skipped: u64,
+}

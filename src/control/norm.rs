@@ -1,0 +1,96 @@
+//! Norms of gradients in memory.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Sums of squares that are added beside each other, so that they can be added in vectors. Their number is part of the
+/// result.
+const LANES: usize = 16;
+
+/// The squares of gradients, summed in `f64`, in which no square of an `f32` overflows or vanishes, and whether all of
+/// them are finite.
+///
+/// ```
+/// use wgpu_optim::GradNorm;
+///
+/// let mut norm = GradNorm::default();
+/// norm.add(&[3e30, 0.0]);
+/// norm.add(&[-4e30]);
+/// assert!(norm.is_finite());
+/// assert!((norm.value() / 5e30 - 1.0).abs() < 1e-6);
+/// norm.add(&[f32::NAN]);
+/// assert!(norm.value().is_nan());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GradNorm {
+    sum: f64,
+    /// The largest magnitude, as its bits, which those of infinities and NaN exceed.
+    top: u32,
+}
+
+/// The bits of infinity: those of NaN are larger.
+const INFINITY: u32 = f32::INFINITY.to_bits();
+
+impl GradNorm {
+    /// Adds the squares of some gradients. The order in which slices are added is part of the result.
+    pub fn add(&mut self, grads: &[f32]) {
+        let (sum, top) = Arch::new().dispatch(Squares(grads));
+        *self = self.and(Self { sum, top });
+    }
+
+    /// The norm of both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            top: self.top.max(other.top),
+        }
+    }
+
+    /// Whether no gradient was infinite or NaN.
+    #[must_use]
+    pub const fn is_finite(&self) -> bool {
+        self.top < INFINITY
+    }
+
+    /// The norm; infinite or NaN where a gradient was.
+    #[must_use]
+    pub fn value(&self) -> f64 {
+        match self.top {
+            INFINITY => f64::INFINITY,
+            top if top > INFINITY => f64::NAN,
+            _ => self.sum.sqrt(),
+        }
+    }
+}
+
+struct Squares<'a>(&'a [f32]);
+
+impl WithSimd for Squares<'_> {
+    type Output = (f64, u32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let (mut sums, mut tops) = ([0.0; LANES], [0; LANES]);
+        let mut add = |lane: usize, grad: f32| {
+            let grad = f64::from(grad);
+            sums[lane] += grad * grad;
+        };
+        let (blocks, rest) = self.0.as_chunks::<LANES>();
+        for block in blocks {
+            for lane in 0..LANES {
+                add(lane, block[lane]);
+                tops[lane] = tops[lane].max(block[lane].to_bits() & !SIGN);
+            }
+        }
+        for (lane, grad) in rest.iter().enumerate() {
+            add(lane, *grad);
+            tops[lane] = tops[lane].max(grad.to_bits() & !SIGN);
+        }
+        (
+            sums.into_iter().sum(),
+            tops.into_iter().max().unwrap_or_default(),
+        )
+    }
+}
+
+const SIGN: u32 = 1 << 31;

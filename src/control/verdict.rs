@@ -1,0 +1,144 @@
+//! What norms and loss scale make of a step: the twin of `shaders/control/finish.wgsl`.
+
+use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, StepControl};
+
+/// What becomes of a step, once its gradients have been seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    control: StepControl,
+    unscale: f32,
+    /// Of each norm, by what it clips.
+    clips: Vec<f32>,
+    record: ControlRecord,
+}
+
+/// What a gradient goes through on its way into a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Factors {
+    pub(crate) unscale: f32,
+    pub(crate) clip: f32,
+    pub(crate) clip_value: f32,
+}
+
+impl Factors {
+    /// Whether gradients come through as they are.
+    pub(crate) fn change_nothing(&self) -> bool {
+        (self.unscale, self.clip, self.clip_value) == (1.0, 1.0, f32::INFINITY)
+    }
+
+    /// Twin of `gradient` in `shaders/frame/controlled.wgsl`.
+    #[inline(always)]
+    pub(crate) fn apply(&self, grad: f32) -> f32 {
+        let grad = grad * self.unscale * self.clip;
+        // NaN is neither larger nor smaller.
+        if grad > self.clip_value {
+            self.clip_value
+        } else if grad < -self.clip_value {
+            -self.clip_value
+        } else {
+            grad
+        }
+    }
+}
+
+impl Verdict {
+    /// Of gradients that are summed by the norms they are part of, [`StepControl::norms`] many, and of a state, which
+    /// becomes that of the next step. `steps` and `skipped` count those before it.
+    pub(crate) fn of(
+        control: &StepControl,
+        norms: &[GradNorm],
+        state: &mut ControlState,
+        steps: u64,
+        skipped: u64,
+    ) -> Self {
+        let scale = state.scale;
+        let unscaled = |norm: &GradNorm| norm.value() / f64::from(scale);
+        let clip = |(index, norm)| match control.max_norm_of(index) {
+            // A comparison with NaN is false.
+            Some(max_norm) => match max_norm / (unscaled(norm) + NORM_EPS) {
+                factor if factor > 1.0 => 1.0,
+                factor => factor as f32,
+            },
+            None => 1.0,
+        };
+        let all = norms
+            .iter()
+            .copied()
+            .fold(GradNorm::default(), GradNorm::and);
+        let clips: Vec<f32> = norms.iter().enumerate().map(clip).collect();
+        let found_nonfinite = !all.is_finite();
+        let is_skipped = found_nonfinite && control.nonfinite == NonFinite::Skip;
+        let record = ControlRecord {
+            step: steps + 1,
+            norm: unscaled(&all) as f32,
+            clip_factor: clips.iter().copied().fold(1.0, least),
+            found_nonfinite,
+            is_skipped,
+            scale,
+            skipped: skipped + u64::from(is_skipped),
+        };
+        state.follow(control, found_nonfinite);
+        Self {
+            control: control.clone(),
+            unscale: f64::from(scale).recip() as f32,
+            clips,
+            record,
+        }
+    }
+
+    /// What the step came to.
+    #[must_use]
+    pub const fn record(&self) -> &ControlRecord {
+        &self.record
+    }
+
+    /// What is done to the gradients of a parameter group.
+    pub(crate) fn factors(&self, group: &str) -> Factors {
+        Factors {
+            unscale: self.unscale,
+            clip: self.clips[self.control.norm_of(group)],
+            clip_value: self.control.clip_value_of(group),
+        }
+    }
+
+    /// Does to gradients of a parameter group what a step does to them before it applies them: they are divided by the
+    /// scale, multiplied by the factor of their norm, and cut off at the largest value.
+    pub fn apply_to(&self, group: &str, grads: &mut [f32]) {
+        let factors = self.factors(group);
+        if !factors.change_nothing() {
+            for grad in grads {
+                *grad = factors.apply(*grad);
+            }
+        }
+    }
+}
+
+impl ControlState {
+    /// `torch._amp_update_scale_`.
+    fn follow(&mut self, control: &StepControl, found_nonfinite: bool) {
+        let Some(loss) = control.loss_scale() else {
+            return;
+        };
+        let times = |factor: f64| (f64::from(self.scale) * factor) as f32;
+        if found_nonfinite {
+            *self = Self {
+                scale: times(loss.backoff_factor),
+                growth_tracker: 0,
+            };
+            return;
+        }
+        self.growth_tracker += 1;
+        if self.growth_tracker >= loss.growth_interval {
+            let grown = times(loss.growth_factor);
+            if grown.is_finite() {
+                self.scale = grown;
+            }
+            self.growth_tracker = 0;
+        }
+    }
+}
+
+/// The smaller; NaN where one is.
+fn least(x: f32, y: f32) -> f32 {
+    if y < x || y.is_nan() { y } else { x }
+}

@@ -1,0 +1,229 @@
+//! Steps under a control, in memory.
+
+use rayon::prelude::*;
+
+use super::slices::{Grads, Params, Words};
+use super::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut};
+use crate::control::{ControlRecord, ControlState, GradNorm, StepControl, Verdict};
+use crate::rules::Twin;
+use crate::storage::{StorageType, unpack};
+
+/// Gradients that one task adds up. Their number is part of the result, and the number of threads is not.
+const TASK_ELEMS: usize = 32 * 1024;
+
+/// Gradients of 16 bits that are unpacked at a time.
+const BLOCK_ELEMS: usize = 256;
+
+/// What a step's control remembers, in memory: the twin of [`GpuControl`](crate::GpuControl). Norms are taken in `f64`.
+///
+/// [`StepControl`] has an example. Optimizers whose gradients have one norm are stepped together by what
+/// [`CpuOptimizer::step_with`] is made of:
+///
+/// ```
+/// use wgpu_optim::{CpuControl, CpuOptimizer, SgdConfig, StepControl, TensorSlice};
+///
+/// let config = SgdConfig::builder(1.0).build()?;
+/// let (mut a, mut b) = (CpuOptimizer::new(config, [("a", [1])])?, CpuOptimizer::new(config, [("b", [1])])?);
+/// let mut control = CpuControl::new(StepControl::builder().max_norm(1.0).build()?);
+/// let (mut x, mut y) = ([0.0], [0.0]);
+///
+/// let grads = [[TensorSlice::F32(&[3.0])], [TensorSlice::F32(&[4.0])]];
+/// let norms = [a.grad_norms(&grads[0], control.control())?, b.grad_norms(&grads[1], control.control())?];
+/// let verdict = control.decide(&norms);
+/// assert_eq!(verdict.record().norm, 5.0);
+/// a.step_by(&mut [(&mut x[..]).into()], &grads[0], &verdict)?;
+/// b.step_by(&mut [(&mut y[..]).into()], &grads[1], &verdict)?;
+/// assert!((x[0] + 0.6).abs() < 1e-6 && (y[0] + 0.8).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CpuControl {
+    control: StepControl,
+    state: ControlState,
+    steps: u64,
+    skipped: u64,
+}
+
+impl CpuControl {
+    /// One before its first step.
+    #[must_use]
+    pub fn new(control: StepControl) -> Self {
+        Self {
+            state: control.initial_state(),
+            control,
+            steps: 0,
+            skipped: 0,
+        }
+    }
+
+    /// What is done.
+    #[must_use]
+    pub const fn control(&self) -> &StepControl {
+        &self.control
+    }
+
+    /// Does something else from the next step on. A loss scale that was there goes on, whatever the new one would start as.
+    pub fn set_control(&mut self, control: StepControl) {
+        if control.loss_scale().is_none() {
+            self.state.scale = control.initial_state().scale;
+        }
+        self.control = control;
+    }
+
+    /// What the gradients of the next step are to be multiplied by.
+    #[must_use]
+    pub const fn loss_scale(&self) -> f32 {
+        self.state.scale
+    }
+
+    /// What the control remembers.
+    #[must_use]
+    pub const fn state(&self) -> ControlState {
+        self.state
+    }
+
+    /// Takes over what a control remembered.
+    pub const fn load_state(&mut self, state: &ControlState) {
+        self.state = *state;
+    }
+
+    /// What becomes of a step whose gradients have these norms, as [`CpuOptimizer::grad_norms`] gives them for each
+    /// optimizer that takes part; the loss scale follows.
+    pub fn decide(&mut self, norms: &[Vec<GradNorm>]) -> Verdict {
+        let mut all = vec![GradNorm::default(); self.control.norms()];
+        for norms in norms {
+            for (all, norm) in all.iter_mut().zip(norms) {
+                *all = all.and(*norm);
+            }
+        }
+        let (steps, skipped) = (self.steps, self.skipped);
+        let verdict = Verdict::of(&self.control, &all, &mut self.state, steps, skipped);
+        self.steps = verdict.record().step;
+        self.skipped = verdict.record().skipped;
+        verdict
+    }
+}
+
+impl<R: Twin> CpuOptimizer<R> {
+    /// One step under a control: as [`step`](Self::step), unless a gradient is not finite, and with what the control does
+    /// to gradients before. A step that is skipped writes nothing and counts only in [`steps`](Self::steps).
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); the control is then as it was, too.
+    pub fn step_with(
+        &mut self,
+        params: &mut [&mut [f32]],
+        grads: &[&[f32]],
+        control: &mut CpuControl,
+    ) -> Result<ControlRecord, SliceError> {
+        self.check_slices(params, grads)?;
+        let norms = self.norms(grads, control.control());
+        let verdict = control.decide(&[norms]);
+        self.apply(params, grads, &verdict);
+        Ok(*verdict.record())
+    }
+
+    /// The same over tensors of any types.
+    ///
+    /// # Errors
+    /// As [`step_with`](Self::step_with).
+    pub fn step_mixed_with(
+        &mut self,
+        params: &mut [TensorSliceMut<'_>],
+        grads: &[TensorSlice<'_>],
+        control: &mut CpuControl,
+    ) -> Result<ControlRecord, SliceError> {
+        self.check_slices(params, grads)?;
+        let norms = self.norms(grads, control.control());
+        let verdict = control.decide(&[norms]);
+        self.apply(params, grads, &verdict);
+        Ok(*verdict.record())
+    }
+
+    /// The norms that a control tells apart, of the gradients of all tensors that are not frozen: first that of the
+    /// parameter groups without one of their own.
+    ///
+    /// # Errors
+    /// [`SliceError`] if the number of slices, or the length or type of one, is not the optimizer's.
+    pub fn grad_norms(
+        &self,
+        grads: &[TensorSlice<'_>],
+        control: &StepControl,
+    ) -> Result<Vec<GradNorm>, SliceError> {
+        self.check_grads(grads)?;
+        Ok(self.norms(grads, control))
+    }
+
+    /// Applies a step, or leaves it, as a control [has decided](CpuControl::decide).
+    ///
+    /// # Errors
+    /// As [`step_mixed`](Self::step_mixed).
+    pub fn step_by(
+        &mut self,
+        params: &mut [TensorSliceMut<'_>],
+        grads: &[TensorSlice<'_>],
+        verdict: &Verdict,
+    ) -> Result<(), SliceError> {
+        self.check_slices(params, grads)?;
+        self.apply(params, grads, verdict);
+        Ok(())
+    }
+
+    fn apply<P: Params + Send, G: Grads + Sync>(
+        &mut self,
+        params: &mut [P],
+        grads: &[G],
+        verdict: &Verdict,
+    ) {
+        if verdict.record().is_skipped {
+            self.tensors.count_skipped_step();
+            return;
+        }
+        let factors: Vec<_> = (0..self.groups.configs().len())
+            .map(|group| verdict.factors(self.groups.name(group)))
+            .collect();
+        self.step_checked(params, grads, &factors);
+    }
+
+    fn norms<G: Grads + Sync>(&self, grads: &[G], control: &StepControl) -> Vec<GradNorm> {
+        let tensors = self.tensors.as_slice().iter().zip(grads);
+        let tasks: Vec<_> = tensors
+            .filter(|(tensor, _)| !tensor.frozen)
+            .flat_map(|(tensor, grads)| {
+                let norm = control.norm_of(self.groups.name(tensor.group));
+                let (words, storage) = (grads.words(), tensor.storage.grads);
+                words
+                    .chunks(TASK_ELEMS)
+                    .map(move |words| (norm, storage, words))
+            })
+            .collect();
+        let sum = |(norm, storage, words): &(usize, StorageType, Words<'_>)| {
+            (*norm, norm_of_words(*storage, *words))
+        };
+        let sums: Vec<_> = match tasks.len() {
+            0..4 => tasks.iter().map(sum).collect(),
+            _ => tasks.par_iter().map(sum).collect(),
+        };
+        let mut norms = vec![GradNorm::default(); control.norms()];
+        for (norm, sum) in sums {
+            norms[norm] = norms[norm].and(sum);
+        }
+        norms
+    }
+}
+
+fn norm_of_words(storage: StorageType, words: Words<'_>) -> GradNorm {
+    let mut norm = GradNorm::default();
+    match words {
+        Words::F32(grads) => norm.add(grads),
+        Words::Half(halves) => {
+            let mut block = [0.0; BLOCK_ELEMS];
+            for halves in halves.chunks(BLOCK_ELEMS) {
+                let block = &mut block[..halves.len()];
+                unpack(storage, halves, block);
+                norm.add(block);
+            }
+        }
+    }
+    norm
+}
