@@ -89,21 +89,30 @@ fn sum_of_norm(norm: u32, lane: u32) -> Partial {
     return shared_sums[0];
 }
 
-// A magnitude: x * 2^(2*half), where x is far from overflow and underflow.
+// value * half^2, where value is far from overflow and underflow. Powers of two that belong together are one literal:
+// compilers multiply constants with each other, and what f32 does not hold is then zero or infinite.
 struct Magnitude {
     value: f32,
     half: f32,
+    // half * 2^-64.
+    reduced: f32,
+    // half * 2^149; zero where that is too large.
+    subnormals: f32,
 }
 
-// The root of the three sums together. What is left out is below the last place of what is there.
+// The root of the three sums together. What vanishes is below the last place of what is there.
 fn root(sums: Partial) -> Magnitude {
+    let small = sqrt(sums.small);
+    let middle = sqrt(sums.middle);
     if sums.large > 0.0 {
-        return Magnitude(sqrt(sums.large + sums.middle * 0x1p-84f * 0x1p-84f), 0x1p+42f);
+        let others = middle * 0x1p-84f;
+        return Magnitude(sqrt(sums.large + others * others), 0x1p+42f, 0x1p-22f, 0.0);
     }
     if sums.middle > 0.0 {
-        return Magnitude(sqrt(sums.middle + sums.small * 0x1p-90f * 0x1p-90f), 1.0);
+        let others = small * 0x1p-90f;
+        return Magnitude(sqrt(sums.middle + others * others), 1.0, 0x1p-64f, 0.0);
     }
-    return Magnitude(sqrt(sums.small), 0x1p-45f);
+    return Magnitude(small, 0x1p-45f, 0x1p-109f, 0x1p+104f);
 }
 
 const INFINITY: u32 = 0x7f800000u;
@@ -118,7 +127,7 @@ fn bits_of(magnitude: Magnitude, factor: f32) -> u32 {
     let scaled = value * magnitude.half;
     if scaled < 0x1p-126f {
         // So many 2^-149.
-        return u32(round(value * 0x1p+100f * magnitude.half * 0x1p+49f));
+        return u32(round(value * magnitude.subnormals));
     }
     return bitcast<u32>(scaled);
 }
@@ -153,7 +162,7 @@ fn factors_of(sums: Partial, max_norm: f32, unscale: f32) -> Factors {
     }
     // The norm times 2^-64: where it is too small for that, 1e-6 is all that counts.
     let norm = root(sums);
-    let reduced = norm.value * norm.half * unscale * (norm.half * 0x1p-64f) + 1e-6 * 0x1p-64f;
+    let reduced = norm.value * norm.half * unscale * norm.reduced + 1e-6 * 0x1p-64f;
     let factor = max_norm * 0x1p-64f / reduced;
     let clip = bitcast<u32>(factor);
     if factor >= 1.0 {

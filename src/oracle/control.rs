@@ -181,5 +181,5 @@ fn roundings(numel: usize, tensors: usize) -> u32 {
     let invocation = 20 + numel / (1 << 22);
     let workgroup = 4 + 32;
     let finish = 16 + (2 * tensors).div_ceil(256) + 8;
-    (invocation + workgroup + finish + 16) as u32
+    (invocation + workgroup + finish + 24) as u32
 }

@@ -107,9 +107,12 @@ impl Norm {
             ];
             let (pipeline, layout) = kernels.of_control("norm", source, &KINDS, SCALARS_BYTES)?;
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
+            let grads = bound.grads[index].clone();
+            // Where there is no whole vec4, any other buffer that has one.
+            let vec4 = grads.clone().filter(|(_, _, size)| *size >= 16);
             let windows = [
-                bound.grads[index].clone(),
-                bound.grads[index].clone(),
+                vec4.or_else(|| Some(whole(chunks.buffer()))),
+                grads,
                 Some(whole(chunks.buffer())),
                 Some(whole(into)),
             ];

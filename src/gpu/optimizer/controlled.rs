@@ -76,7 +76,8 @@ pub(super) struct UnderControl {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shared {
     group: usize,
-    /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, their phase.
+    /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, and the next one
+    /// does, their phase.
     count: u64,
     is_settled: bool,
     unread: u64,
@@ -105,8 +106,12 @@ impl Shared {
             .filter(|_| tensor.storage.masters == Masters::F32);
         let fresh = fresh.and_then(|at| tensor.applied_steps.checked_sub(at));
         let fresh = fresh.filter(|ago| *ago <= unread);
-        let first = config.phase(tensor.applied_steps - unread);
-        let is_settled = first == phase && fresh.is_none() && !is_stochastic;
+        let others = [
+            tensor.applied_steps - unread,
+            tensor.applied_steps.saturating_add(1),
+        ];
+        let lasts = others.iter().all(|steps| config.phase(*steps) == phase);
+        let is_settled = lasts && fresh.is_none() && !is_stochastic;
         Self {
             group: tensor.group,
             count: if is_settled {

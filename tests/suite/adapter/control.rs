@@ -1,15 +1,14 @@
 //! Steps under a control on a real adapter: norms, what is skipped and what follows from it, against exact arithmetic.
 
-use wgpu_optim::control::ControlState;
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LossScale, Masters,
-    NonFinite, ParamGroups, Precision, Rule, SgdConfig, StepControl, StepError, StorageType,
-    TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LossScale, NonFinite,
+    ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
-use crate::cases::{LRS, sizes, values};
+use crate::cases::{sizes, values};
+use crate::stored::{encode, rounded};
 
 impl Bench {
     fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
@@ -28,14 +27,23 @@ impl Bench {
             .unwrap();
         control.read()
     }
+
+    fn control(&self, control: StepControl) -> GpuControl {
+        GpuControl::new(&self.kernels, control).unwrap()
+    }
 }
 
 fn adamw() -> AnyRule {
     AdamConfig::adamw(0.05).build().unwrap().into()
 }
 
+fn momentum() -> AnyRule {
+    let config = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
+    config.build().unwrap().into()
+}
+
 /// Every rule's first preset.
-fn rules() -> Vec<AnyRule> {
+pub fn rules() -> Vec<AnyRule> {
     let mut rules: Vec<AnyRule> = Vec::new();
     for preset in AnyRule::presets() {
         let rule = (preset.config)(0.05).unwrap();
@@ -46,8 +54,12 @@ fn rules() -> Vec<AnyRule> {
     rules
 }
 
+fn only_finite() -> StepControl {
+    StepControl::builder().build().unwrap()
+}
+
 #[gpu_test]
-async fn a_skipped_step_writes_nothing_and_counts_nothing() {
+async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
     for bench in Bench::both().await {
         let (start, gradient) = (values(1, 1003), values(2, 1003));
         let params = bench.buffer_of(&start);
@@ -60,7 +72,7 @@ async fn a_skipped_step_writes_nothing_and_counts_nothing() {
             ..LossScale::default()
         };
         let control = StepControl::builder().loss_scale(scale).build().unwrap();
-        let mut control = GpuControl::new(&bench.kernels, control).unwrap();
+        let mut control = bench.control(control);
         let mut oracle = Oracle::new(&start, Rounding::WGSL);
         let mut scale = 8.0;
         for (step, poison) in [false, true, false, false, true, false]
@@ -89,6 +101,670 @@ async fn a_skipped_step_writes_nothing_and_counts_nothing() {
         }
         assert_eq!(optimizer.applied_steps("theta"), Some(4));
         assert_eq!(optimizer.steps(), 6);
-        assert_eq!(optimizer.dispatches(), 4);
     }
+}
+
+/// Magnitudes over all that f32 has.
+fn of_any_magnitude(seed: u64, numel: usize) -> Vec<f32> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut value = || match rng.u32(..) & 0x7fff_ffff {
+        bits if bits < 0x7f80_0000 => f32::from_bits(bits),
+        bits => f32::from_bits(bits & 0x007f_ffff),
+    };
+    (0..numel).map(|_| value()).collect()
+}
+
+fn norm_of(grads: &[Vec<f32>]) -> f64 {
+    let squares = grads.iter().flatten().map(|g| f64::from(*g).powi(2));
+    squares.sum::<f64>().sqrt()
+}
+
+/// Takes the norm of tensors that lie one after the other in one buffer, and of each in a buffer of its own; twice.
+async fn check_norm(bench: &Bench, of: StorageType, gap: usize, host: &[Vec<f32>]) {
+    let finite = |grads: &Vec<f32>| {
+        let rounded = rounded(of, grads).into_iter();
+        rounded
+            .map(|grad| if grad.is_finite() { grad } else { 6e4 })
+            .collect()
+    };
+    let host: Vec<Vec<f32>> = host.iter().map(finite).collect();
+    let host: Vec<_> = host.iter().map(|grads| rounded(of, grads)).collect();
+    let config: AnyRule = SgdConfig::builder(0.0).build().unwrap().into();
+    let mut starts = Vec::new();
+    // What lies between belongs to nobody.
+    let mut joined = vec![f32::NAN; gap];
+    for grads in &host {
+        starts.push(joined.len());
+        joined.extend_from_slice(grads);
+        joined.resize(joined.len() + gap, f32::NAN);
+    }
+    let words = |values: &[f32]| {
+        let mut bytes = encode(of, values);
+        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
+    };
+    let joined_grads = bench.buffer_of(&words(&joined));
+    let joined_params = bench.buffer(joined.len().max(1));
+    let apart: Vec<_> = host
+        .iter()
+        .map(|grads| {
+            (
+                bench.buffer(grads.len().max(1)),
+                bench.buffer_of(&words(grads)),
+            )
+        })
+        .collect();
+    let names: Vec<_> = (0..host.len()).map(|index| index.to_string()).collect();
+    let (mut in_one_buffer, mut scattered) = (Vec::new(), Vec::new());
+    for (index, (name, grads)) in names.iter().zip(&host).enumerate() {
+        let [at_params, at_grads] = [4, of.bytes()].map(|size| size * starts[index] as u64);
+        let tensor = TensorBinding::new(name, &joined_params, &joined_grads, [grads.len()]);
+        in_one_buffer.push(
+            tensor
+                .at(at_params, at_grads)
+                .stored_as(StorageType::F32, of),
+        );
+        let tensor = TensorBinding::new(name, &apart[index].0, &apart[index].1, [grads.len()]);
+        scattered.push(tensor.stored_as(StorageType::F32, of));
+    }
+    let seen: Vec<_> = host.iter().map(|grads| ("default", &grads[..])).collect();
+    let decision = ControlOracle::new(&only_finite(), Rounding::WGSL).decide(&seen);
+    for bindings in [in_one_buffer, scattered] {
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config.clone(), &bindings).unwrap();
+        let mut control = bench.control(only_finite());
+        for _ in 0..2 {
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        }
+        let records = bench.outcomes(&mut control).await;
+        let [first, second] = records[..] else {
+            panic!("{records:?}");
+        };
+        assert_eq!(first.norm.to_bits(), second.norm.to_bits());
+        assert!(!first.found_nonfinite);
+        let norm = f64::from(first.norm);
+        let bound = &decision.norm;
+        let fits = bound.low <= norm && norm <= bound.high;
+        let overflows = bound.high > f32::MAX.into() && first.norm == f32::INFINITY;
+        assert!(
+            fits || overflows,
+            "{of:?}: {norm:e} ({:#x}), expected {bound:?}",
+            first.norm.to_bits()
+        );
+    }
+}
+
+#[gpu_test]
+async fn norms_of_any_size_place_and_magnitude_are_within_their_bound() {
+    for bench in Bench::both().await {
+        for of in StorageType::ALL {
+            let awkward = |seed: u64| -> Vec<Vec<f32>> {
+                let sizes = sizes().enumerate();
+                sizes
+                    .map(|(i, numel)| of_any_magnitude(seed + i as u64, numel))
+                    .collect()
+            };
+            check_norm(bench, of, 0, &awkward(1)).await;
+            check_norm(bench, of, 3, &awkward(50)).await;
+            let ordinary: Vec<_> = sizes().map(|numel| values(numel as u64, numel)).collect();
+            check_norm(bench, of, 0, &ordinary).await;
+            check_norm(bench, of, 0, &[values(3, 300_007), values(4, 5)]).await;
+        }
+        // Each class of magnitudes alone, and beside the next: what is subnormal, too.
+        for magnitudes in [
+            &[1e-45][..],
+            &[1e-45, 3e-39, 1e-30],
+            &[1e-19, 1e-18],
+            &[1e10, 1e13, 1e14],
+            &[1e-45, 1.0, 3e38],
+            &[3e38],
+            &[0.0],
+        ] {
+            let grads: Vec<_> = magnitudes.iter().map(|m| vec![*m; 37]).collect();
+            check_norm(bench, StorageType::F32, 0, &grads).await;
+        }
+    }
+}
+
+#[gpu_test]
+async fn what_is_not_finite_is_found_wherever_it_is() {
+    let bench = Bench::best().await;
+    for of in StorageType::ALL {
+        // Ends on either side, in a piece and in a batch.
+        let numels = [61, 24, 1];
+        let config: AnyRule = SgdConfig::builder(0.0).build().unwrap().into();
+        for start in [0, 3] {
+            let total = start + numels.iter().sum::<usize>();
+            let params = bench.buffer(total);
+            let grads = bench.buffer(total);
+            let others = [
+                (bench.buffer(24), bench.buffer(24)),
+                (bench.buffer(40), bench.buffer(40)),
+            ];
+            let mut at = start as u64;
+            let mut tensors = Vec::new();
+            for (name, numel) in ["a", "b", "c"].into_iter().zip(numels) {
+                let tensor = TensorBinding::new(name, &params, &grads, [numel]);
+                tensors.push(tensor.at(4 * at, of.bytes() * at));
+                at += numel as u64;
+            }
+            for (name, (params, grads)) in ["d", "e"].into_iter().zip(&others) {
+                tensors.push(whole(name, params, grads));
+            }
+            let tensors: Vec<_> = tensors
+                .into_iter()
+                .map(|tensor| tensor.stored_as(StorageType::F32, of))
+                .collect();
+            let mut optimizer =
+                GpuOptimizer::new(&bench.kernels, config.clone(), &tensors).unwrap();
+            let mut control = bench.control(only_finite());
+            let kinds = [
+                f32::NAN,
+                f32::INFINITY,
+                f32::NEG_INFINITY,
+                f32::MAX.min(1e30),
+            ];
+            let places = (start..total).map(|place| (&grads, total, place));
+            let others = others.iter().flat_map(|(_, grads)| {
+                let numel = grads.size() as usize / 4;
+                (0..numel).map(move |place| (grads, numel, place))
+            });
+            for (index, (buffer, numel, place)) in places.chain(others).enumerate() {
+                let kind = kinds[index % 4];
+                let mut host = vec![0.0; numel];
+                host[place] = if of == StorageType::F16 {
+                    kind.clamp(-6e4, 6e4)
+                } else {
+                    kind
+                };
+                if kind.is_infinite() {
+                    host[place] = kind;
+                }
+                let mut bytes = encode(of, &host);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                bench.queue.write_buffer(buffer, 0, &bytes);
+                bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+                bench.queue.write_buffer(buffer, 0, &vec![0; bytes.len()]);
+                let records = bench.outcomes(&mut control).await;
+                let record = records.last().unwrap();
+                assert_eq!(
+                    record.found_nonfinite,
+                    !kind.is_finite(),
+                    "{of:?} {place} {kind}"
+                );
+                assert_eq!(record.norm.is_nan(), kind.is_nan(), "{of:?} {place} {kind}");
+                assert_eq!(
+                    record.norm == f32::INFINITY,
+                    kind.is_infinite(),
+                    "{of:?} {place} {kind}"
+                );
+            }
+        }
+    }
+}
+
+/// Two groups, tensors of awkward sizes in an arena and scattered, clipped by norm and value, with steps that are skipped
+/// and tensors that are frozen, held against the oracle. Read of after every so many steps.
+async fn follow(bench: &Bench, rule: &AnyRule, control: StepControl, read_every: usize) {
+    let numels = [5, 1000, 64, 1, 333, 0, 2048];
+    let names: Vec<_> = (0..numels.len() + 3)
+        .map(|index| format!("{index}.{}", if index % 3 == 2 { "head" } else { "body" }))
+        .collect();
+    let (in_arena, apart) = names.split_at(numels.len());
+    let layout = in_arena
+        .iter()
+        .zip(numels)
+        .map(|(name, numel)| (name.clone(), vec![numel]));
+    let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
+    let apart_numels = [8, 12, 4097];
+    let buffers = apart_numels.map(|numel| (bench.buffer(numel), bench.buffer(numel)));
+    let mut bindings = arena.bindings();
+    for (name, (params, grads)) in apart.iter().zip(&buffers) {
+        bindings.push(whole(name, params, grads));
+    }
+    let numels: Vec<_> = numels.into_iter().chain(apart_numels).collect();
+    let group_of = |index: usize| if index % 3 == 2 { "head" } else { "default" };
+    let upload = |grads: bool, values: &[Vec<f32>]| {
+        let (in_arena, apart) = values.split_at(values.len() - 3);
+        match grads {
+            true => arena.upload_all_grads(in_arena).unwrap(),
+            false => arena.upload_all_params(in_arena).unwrap(),
+        }
+        for (values, buffers) in apart.iter().zip(&buffers) {
+            bench.upload(if grads { &buffers.1 } else { &buffers.0 }, values);
+        }
+    };
+    let start: Vec<_> = (0..)
+        .zip(&numels)
+        .map(|(i, numel)| values(i, *numel))
+        .collect();
+    upload(false, &start);
+    let groups = ParamGroups::new(rule.clone());
+    let groups = groups.with("head", rule.with_lr(0.01).unwrap(), |name| {
+        name.ends_with("head")
+    });
+    let mut optimizer =
+        GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &bindings).unwrap();
+    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut on_device = bench.control(control);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let mut oracles: Vec<_> = start.iter().map(oracle).collect();
+    let mut applied = vec![0; numels.len()];
+    let mut records = Vec::new();
+    let mut expected = Vec::new();
+    for step in 0..9 {
+        let frozen: Vec<_> = (0..numels.len())
+            .map(|i| (i + step) % 4 == 3 && step != 6)
+            .collect();
+        for (name, frozen) in names.iter().zip(&frozen) {
+            optimizer.set_frozen(name, *frozen).unwrap();
+        }
+        optimizer.set_lr(0.05 / (step + 1) as f64).unwrap();
+        let scale = decisions.scale() as f32;
+        let size = [0.01, 3.0, 1.0][step % 3] * scale;
+        let mut grads: Vec<Vec<f32>> = numels
+            .iter()
+            .enumerate()
+            .map(|(i, numel)| {
+                let values = values(1000 * (step + 1) as u64 + i as u64, *numel);
+                values.into_iter().map(|g| g * size).collect()
+            })
+            .collect();
+        if step % 4 == 0 {
+            // Where nobody looks if it is frozen.
+            grads[3][0] = f32::NAN;
+        }
+        match step {
+            2 => grads[6][0] = f32::INFINITY,
+            3 => grads[9][4096] = f32::NAN,
+            7 => grads[1][999] = f32::NEG_INFINITY,
+            _ => {}
+        }
+        upload(true, &grads);
+        let taking_part: Vec<_> = (0..numels.len()).filter(|i| !frozen[*i]).collect();
+        let seen: Vec<_> = taking_part
+            .iter()
+            .map(|i| (group_of(*i), &grads[*i][..]))
+            .collect();
+        let decision = decisions.decide(&seen);
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
+        if !decision.is_skipped {
+            for i in taking_part {
+                let config = optimizer.group_config(group_of(i)).unwrap();
+                oracles[i].step_by(config, &grads[i], &decision.of_group(group_of(i)));
+                applied[i] += 1;
+            }
+        }
+        expected.push(decision);
+        if step % read_every == read_every - 1 {
+            records.extend(bench.outcomes(&mut on_device).await);
+        }
+    }
+    records.extend(bench.outcomes(&mut on_device).await);
+    assert_eq!(records.len(), expected.len());
+    let mut skipped = 0;
+    for (record, decision) in records.iter().zip(&expected) {
+        skipped += u64::from(decision.is_skipped);
+        assert_eq!(
+            (record.is_skipped, record.skipped),
+            (decision.is_skipped, skipped)
+        );
+        let norm = f64::from(record.norm);
+        let fits = decision.norm.low <= norm && norm <= decision.norm.high;
+        assert!(
+            fits || decision.found_nonfinite,
+            "{norm:e}, expected {:?}",
+            decision.norm
+        );
+    }
+    assert_eq!(skipped, 3);
+    let state = bench.wait(optimizer.state()).await.unwrap();
+    let in_arena = bench.wait(arena.download_all_params()).await.unwrap();
+    for (i, oracle) in oracles.iter().enumerate() {
+        let params = match i.checked_sub(in_arena.len()) {
+            None => in_arena[i].clone(),
+            Some(apart) => bench.download(&buffers[apart].0).await,
+        };
+        let here = format!(
+            "{rule:?} {:?} tensor {i}, read every {read_every}",
+            on_device.control()
+        );
+        oracle
+            .check_params(&params)
+            .unwrap_or_else(|e| panic!("{here}: {e}"));
+        assert_eq!(
+            optimizer.applied_steps(&names[i]),
+            Some(applied[i]),
+            "{here}"
+        );
+        assert_eq!(state.tensors[i].applied_steps, applied[i], "{here}");
+        for slot in &state.tensors[i].slots {
+            oracle
+                .check_slot(&slot.name, &slot.values)
+                .unwrap_or_else(|e| panic!("{here}: {e}"));
+        }
+    }
+}
+
+/// What PyTorch's users combine.
+fn controls() -> Vec<StepControl> {
+    let scale = LossScale {
+        initial: 1024.0,
+        growth_interval: 2,
+        ..LossScale::default()
+    };
+    let odd = LossScale {
+        initial: 3.0,
+        growth_factor: 1.5,
+        backoff_factor: 0.25,
+        growth_interval: 1,
+    };
+    [
+        StepControl::builder(),
+        StepControl::builder().max_norm(1.0),
+        StepControl::builder().max_norm(30.0).clip_value(0.125),
+        StepControl::builder().grad_scale(1.0 / 3.0).clip_value(0.5),
+        StepControl::builder()
+            .loss_scale(scale)
+            .max_norm(2.0)
+            .group_max_norm("head", 0.5),
+        StepControl::builder()
+            .loss_scale(odd)
+            .group_clip_value("head", 0.25),
+    ]
+    .map(|control| control.build().unwrap())
+    .into()
+}
+
+#[gpu_test]
+async fn momentum_and_adamw_follow_their_oracle_under_every_control() {
+    for bench in Bench::both().await {
+        for rule in [momentum(), adamw()] {
+            for (index, control) in controls().into_iter().enumerate() {
+                follow(bench, &rule, control, [1, 2, 100][index % 3]).await;
+            }
+        }
+    }
+}
+
+#[gpu_test]
+async fn every_rule_follows_its_oracle_under_a_control() {
+    let bench = Bench::best().await;
+    for (index, rule) in rules().into_iter().enumerate() {
+        let controls = controls();
+        let control = controls[index % controls.len()].clone();
+        follow(bench, &rule, control, [100, 1, 3][index % 3]).await;
+    }
+}
+
+#[gpu_test]
+async fn steps_of_one_encoder_each_see_their_own_control() {
+    for bench in Bench::both().await {
+        let (start, gradient) = (values(1, 300), values(2, 300));
+        let params = bench.buffer_of(&start);
+        let grads = bench.buffer_of(&gradient);
+        let tensor = [whole("theta", &params, &grads)];
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut on_device = bench.control(only_finite());
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut encoder = bench.encoder();
+        for (max_norm, scale, lr) in [(1.0, 2.0, 0.1), (0.25, 3.0, 0.01), (8.0, 1.0, 0.2)] {
+            let control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
+            let control = control.build().unwrap();
+            let decision =
+                ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+            on_device.set_control(control);
+            optimizer.set_lr(lr).unwrap();
+            optimizer.step_with(&mut encoder, &mut on_device).unwrap();
+            oracle.step_by(optimizer.config(), &gradient, &decision.of_group("default"));
+        }
+        bench.queue.submit([encoder.finish()]);
+        let records = bench.outcomes(&mut on_device).await;
+        assert_eq!(
+            records
+                .iter()
+                .map(|record| record.scale)
+                .collect::<Vec<_>>(),
+            [2.0, 3.0, 1.0]
+        );
+        oracle.check_params(&bench.download(&params).await).unwrap();
+    }
+}
+
+#[gpu_test]
+async fn what_nobody_reads_of_stops_steps_and_reading_lets_them_go_on() {
+    let bench = Bench::best().await;
+    let (start, gradient) = (values(1, 100), values(2, 100));
+    let mut poisoned = gradient.clone();
+    poisoned[99] = f32::NAN;
+    let params = bench.buffer_of(&start);
+    let grads = bench.buffer_of(&gradient);
+    let tensor = [whole("theta", &params, &grads)];
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut control = bench.control(only_finite());
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let step = |optimizer: &mut GpuOptimizer<AnyRule>, control: &mut GpuControl, grad: &[f32]| {
+        bench.upload(&grads, grad);
+        bench.submit(|encoder| optimizer.step_with(encoder, control).unwrap());
+    };
+    step(&mut optimizer, &mut control, &gradient);
+    oracle.step(&adamw(), &gradient);
+    for _ in 0..63 {
+        step(&mut optimizer, &mut control, &poisoned);
+    }
+    // The scalars that it sends reach so far back and no further.
+    step(&mut optimizer, &mut control, &gradient);
+    oracle.check_params(&bench.download(&params).await).unwrap();
+    let records = bench.outcomes(&mut control).await;
+    let last = records.last().unwrap();
+    assert_eq!(
+        (last.step, last.is_skipped, last.found_nonfinite),
+        (65, true, false)
+    );
+    assert_eq!(last.skipped, 64);
+    for steps in 0..70 {
+        step(
+            &mut optimizer,
+            &mut control,
+            if steps % 2 == 0 { &gradient } else { &poisoned },
+        );
+        if steps % 2 == 0 {
+            oracle.step(&adamw(), &gradient);
+        }
+    }
+    oracle.check_params(&bench.download(&params).await).unwrap();
+    bench.outcomes(&mut control).await;
+    assert_eq!(optimizer.applied_steps("theta"), Some(36));
+    assert_eq!(optimizer.steps(), 135);
+}
+
+#[gpu_test]
+async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
+    for bench in Bench::both().await {
+        let (start, gradient) = (values(1, 1003), values(2, 1003));
+        let mut poisoned = gradient.clone();
+        poisoned[1002] = f32::INFINITY;
+        let params = bench.buffer_of(&start);
+        let grads = bench.buffer_of(&gradient);
+        let tensor = [whole("theta", &params, &grads)];
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut control = bench.control(only_finite());
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        for grad in [&gradient, &poisoned, &gradient, &poisoned] {
+            bench.upload(&grads, grad);
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        }
+        oracle.step(&adamw(), &gradient);
+        oracle.step(&adamw(), &gradient);
+        // The device knows, and the host does not yet.
+        assert_eq!(optimizer.applied_steps("theta"), Some(0));
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        assert_eq!((state.steps, state.tensors[0].applied_steps), (4, 2));
+        let mut encoder = bench.encoder();
+        assert_eq!(optimizer.step(&mut encoder), Err(StepError::Unread));
+        let mut other = bench.control(only_finite());
+        let refused = optimizer.step_with(&mut encoder, &mut other);
+        assert_eq!(refused, Err(StepError::Unread));
+        drop(encoder);
+        bench.outcomes(&mut control).await;
+        assert_eq!(optimizer.applied_steps("theta"), Some(2));
+        // By turns without a control, with another one, and with the first again.
+        bench.upload(&grads, &gradient);
+        bench.submit(|encoder| optimizer.step(encoder).unwrap());
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut other).unwrap());
+        bench.outcomes(&mut other).await;
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        for _ in 0..3 {
+            oracle.step(&adamw(), &gradient);
+        }
+        oracle.check_params(&bench.download(&params).await).unwrap();
+
+        // What is on its way when a state is loaded is not mistaken for it.
+        let mut oracle = Oracle::resume(&adamw(), &start, &state.tensors[0], Rounding::WGSL);
+        bench.upload(&params, &start);
+        optimizer.load_state(&state).unwrap();
+        bench.outcomes(&mut control).await;
+        assert_eq!(optimizer.applied_steps("theta"), Some(2));
+        for grad in [&poisoned, &gradient] {
+            bench.upload(&grads, grad);
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        }
+        oracle.step(&adamw(), &gradient);
+        oracle.check_params(&bench.download(&params).await).unwrap();
+        bench.outcomes(&mut control).await;
+        assert_eq!(optimizer.applied_steps("theta"), Some(3));
+
+        // The scale goes on, too.
+        let scale = StepControl::builder()
+            .loss_scale(LossScale::default())
+            .build()
+            .unwrap();
+        let scaled = bench.control(scale);
+        let mut state = bench.wait(scaled.state()).await.unwrap();
+        assert_eq!((state.scale, state.growth_tracker), (65536.0, 0));
+        (state.scale, state.growth_tracker) = (2.0, 1999);
+        scaled.load_state(&state).unwrap();
+        let mut scaled = scaled;
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut scaled).unwrap());
+        let state = bench.wait(scaled.state()).await.unwrap();
+        assert_eq!((state.scale, state.growth_tracker), (4.0, 0));
+    }
+}
+
+#[gpu_test]
+async fn optimizers_that_share_a_control_share_a_norm() {
+    for bench in Bench::both().await {
+        let (start, gradients) = (values(1, 1003), [values(2, 1003), values(3, 1003)]);
+        let buffers = [0, 1].map(|i| (bench.buffer_of(&start), bench.buffer_of(&gradients[i])));
+        let tensors = [0, 1].map(|i| [whole("theta", &buffers[i].0, &buffers[i].1)]);
+        let sgd = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
+        let adam = AdamConfig::adamw(0.01).build().unwrap();
+        let mut first = GpuOptimizer::new(&bench.kernels, sgd, &tensors[0]).unwrap();
+        let mut second = GpuOptimizer::new(&bench.kernels, adam, &tensors[1]).unwrap();
+        let control = StepControl::builder().max_norm(1.0).build().unwrap();
+        let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+        let mut control = bench.control(control);
+        let mut oracles = (
+            Oracle::new(&start, Rounding::WGSL),
+            Oracle::new(&start, Rounding::WGSL),
+        );
+        for poison in [false, true, false] {
+            let mut grads = gradients.clone();
+            if poison {
+                grads[1][7] = f32::NAN;
+            }
+            bench.upload(&buffers[1].1, &grads[1]);
+            bench.submit(|encoder| {
+                control
+                    .step(encoder, &mut [&mut first, &mut second])
+                    .unwrap()
+            });
+            let seen: Vec<_> = grads.iter().map(|grads| ("default", &grads[..])).collect();
+            let decision = decisions.decide(&seen);
+            if !decision.is_skipped {
+                let factors = decision.of_group("default");
+                oracles.0.step_by(&sgd, &grads[0], &factors);
+                oracles.1.step_by(&adam, &grads[1], &factors);
+            }
+        }
+        // Alone it is skipped by what is its own.
+        bench.upload(&buffers[1].1, &[f32::NAN; 1003]);
+        bench.submit(|encoder| first.step_with(encoder, &mut control).unwrap());
+        let decision = decisions.decide(&[("default", &gradients[0])]);
+        oracles
+            .0
+            .step_by(&sgd, &gradients[0], &decision.of_group("default"));
+        let records = bench.outcomes(&mut control).await;
+        assert_eq!(
+            records.iter().map(|r| r.is_skipped).collect::<Vec<_>>(),
+            [false, true, false, false]
+        );
+        oracles
+            .0
+            .check_params(&bench.download(&buffers[0].0).await)
+            .unwrap();
+        oracles
+            .1
+            .check_params(&bench.download(&buffers[1].0).await)
+            .unwrap();
+        assert_eq!(
+            (first.applied_steps("theta"), second.applied_steps("theta")),
+            (Some(3), Some(2))
+        );
+    }
+}
+
+#[gpu_test]
+async fn gradients_that_are_not_finite_are_applied_where_that_is_asked_for() {
+    let bench = Bench::best().await;
+    for (poison, max_norm) in [
+        (f32::INFINITY, None),
+        (f32::NAN, None),
+        (f32::INFINITY, Some(1.0)),
+        (f32::NAN, Some(1.0)),
+    ] {
+        let mut gradient = values(2, 37);
+        gradient[5] = poison;
+        let (params, grads) = (bench.buffer_of(&values(1, 37)), bench.buffer_of(&gradient));
+        let config = SgdConfig::builder(0.5).build().unwrap();
+        let tensor = [whole("theta", &params, &grads)];
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensor).unwrap();
+        let mut control = StepControl::builder().nonfinite(NonFinite::Apply);
+        if let Some(max_norm) = max_norm {
+            control = control.max_norm(max_norm);
+        }
+        let mut control = bench.control(control.build().unwrap());
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        let record = bench.outcomes(&mut control).await[0];
+        assert!(record.found_nonfinite && !record.is_skipped);
+        assert_eq!(record.norm.is_nan(), poison.is_nan());
+        let stepped = bench.download(&params).await;
+        assert!(
+            !stepped[5].is_finite(),
+            "{poison} {max_norm:?}: {}",
+            stepped[5]
+        );
+        let start = values(1, 37);
+        match max_norm {
+            // torch.nn.utils.clip_grad_norm_ multiplies by 1/inf, or by NaN.
+            Some(_) if poison.is_nan() => assert!(stepped.iter().all(|x| x.is_nan())),
+            Some(_) => assert!((0..37).all(|i| i == 5 || stepped[i] == start[i])),
+            None => assert!((0..37).all(|i| i == 5 || stepped[i] == start[i] - 0.5 * gradient[i])),
+        }
+    }
+}
+
+#[gpu_test]
+async fn a_thousand_tensors_of_an_arena_are_four_dispatches() {
+    let bench = Bench::best().await;
+    let layout = (0..1000).map(|index| (index.to_string(), vec![1000]));
+    let arena = Arena::new(&bench.device, &bench.queue, layout).unwrap();
+    let host: Vec<_> = (0..1000).map(|seed| values(seed, 1000)).collect();
+    arena.upload_all_grads(&host).unwrap();
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &arena.bindings()).unwrap();
+    let mut control = bench.control(StepControl::builder().max_norm(1.0).build().unwrap());
+    bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+    // And the one that decides.
+    assert_eq!(optimizer.dispatches() + 1, 4);
+    let norm = f64::from(bench.outcomes(&mut control).await[0].norm);
+    approx::assert_relative_eq!(norm, norm_of(&host), max_relative = 1e-5);
 }

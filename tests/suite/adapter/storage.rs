@@ -3,10 +3,11 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, bf16, f16, rest};
 use wgpu_optim::{
-    AnyRule, Converter, GpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig,
-    StorageType, TensorBinding, wgpu,
+    AnyRule, Converter, GpuControl, GpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig,
+    StepControl, StorageType, TensorBinding, wgpu,
 };
 
+use super::control::rules;
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, values};
 use crate::stored::{Stored, all, decode, encode, rounded};
@@ -93,6 +94,7 @@ async fn the_nearest_is_the_twins_on_every_exponent_tie_and_carry() {
 }
 
 /// Tensors of a run in one buffer of parameters and one of gradients, with canaries between.
+#[derive(Clone)]
 struct Scattered {
     numels: Vec<usize>,
     /// In elements.
@@ -190,7 +192,24 @@ fn sizes() -> Vec<usize> {
 
 /// Steps over scattered tensors, one of which misses a step, each held against the oracle.
 async fn follow(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
-    let here = format!("{config:?} {stored:?}");
+    follow_by(bench, config, stored, case, None).await;
+}
+
+/// The same under a control that divides by eight, which rounds nothing, with steps between that it skips.
+async fn follow_under_control(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
+    let control = StepControl::builder().grad_scale(8.0).build().unwrap();
+    let control = GpuControl::new(&bench.kernels, control).unwrap();
+    follow_by(bench, config, stored, case, Some(control)).await;
+}
+
+async fn follow_by(
+    bench: &Bench,
+    config: &AnyRule,
+    stored: &Stored,
+    case: usize,
+    mut control: Option<GpuControl>,
+) {
+    let here = format!("{config:?} {stored:?}, control: {}", control.is_some());
     let shift = [0, 8, 1, 3][case % 4];
     let tensors = Scattered::new(stored, sizes(), case % 5, shift);
     let params = bench.buffer_of_bytes(&tensors.params_bytes(stored));
@@ -206,11 +225,41 @@ async fn follow(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
         .iter()
         .map(|params| Oracle::new(params, Rounding::WGSL).stored(storage))
         .collect();
+    let mut scaled = tensors.clone();
+    for grads in &mut scaled.grads {
+        grads.iter_mut().for_each(|grad| *grad *= 8.0);
+    }
+    let scaled = scaled.grads_bytes(stored);
+    let mut poisoned = tensors.clone();
+    let last = poisoned.grads.len() - 1;
+    poisoned.grads[last][case] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][case % 3];
+    let poisoned = poisoned.grads_bytes(stored);
+    let upload = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(4), CANARY);
+        bench.queue.write_buffer(&grads, 0, &bytes);
+    };
     for (step, lr) in LRS.into_iter().enumerate() {
         optimizer.set_frozen("7", step == 1).unwrap();
         optimizer.set_lr(lr).unwrap();
         let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
+        match &mut control {
+            None => optimizer.step(&mut encoder).unwrap(),
+            Some(control) => {
+                for skipped in 0..2 - step % 2 {
+                    upload(&poisoned);
+                    let mut encoder = bench.encoder();
+                    optimizer.step_with(&mut encoder, control).unwrap();
+                    bench.queue.submit([encoder.finish()]);
+                    // Read of now and then.
+                    if (step + skipped) % 3 == 2 {
+                        control.read();
+                    }
+                }
+                upload(&scaled);
+                optimizer.step_with(&mut encoder, control).unwrap();
+            }
+        }
         bench.queue.submit([encoder.finish()]);
         for (tensor, oracle) in oracles.iter_mut().enumerate() {
             if tensor != 7 || step != 1 {
@@ -223,7 +272,11 @@ async fn follow(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
     let stepped = tensors.split(stored.params, &stepped);
     let mut left = bench.bytes(&grads).await;
     left.truncate(tensors.grads_bytes(stored).len());
-    assert_eq!(left, tensors.grads_bytes(stored), "gradients are only read");
+    let expected = match control {
+        None => tensors.grads_bytes(stored),
+        Some(_) => scaled,
+    };
+    assert_eq!(left, expected, "gradients are only read");
     let state = bench.wait(optimizer.state()).await.unwrap();
     for (tensor, oracle) in oracles.iter().enumerate() {
         let numel = tensors.numels[tensor];
@@ -232,6 +285,8 @@ async fn follow(bench: &Bench, config: &AnyRule, stored: &Stored, case: usize) {
             .check_params(&stepped[tensor])
             .unwrap_or_else(|e| fail(e.to_string()));
         let state = &state.tensors[tensor];
+        let missed = u64::from(tensor == 7);
+        assert_eq!(state.applied_steps, LRS.len() as u64 - missed, "{here}");
         let masters = usize::from(storage.masters != Masters::None);
         assert_eq!(state.slots.len(), slots + masters, "{here}");
         for slot in &state.slots {
@@ -261,16 +316,7 @@ async fn every_rule_and_every_way_to_store() {
         None => 7 * SPARSE,
     };
     let bench = Bench::best().await;
-    let mut rules: Vec<AnyRule> = Vec::new();
-    for preset in AnyRule::presets() {
-        if rules
-            .iter()
-            .all(|rule| rule.stem() != (preset.config)(0.1).unwrap().stem())
-        {
-            rules.push((preset.config)(0.05).unwrap());
-        }
-    }
-    for (index, rule) in rules.iter().enumerate() {
+    for (index, rule) in rules().iter().enumerate() {
         for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
             if (index + case) % every == 0 {
                 follow(bench, rule, stored, index + case).await;
@@ -286,6 +332,34 @@ async fn every_way_to_store_on_both_roads_of_the_scalars() {
         let rule = rule.build().unwrap().into();
         for (case, stored) in all(1).iter().enumerate().skip(road).step_by(2 * SPARSE) {
             follow(bench, &rule, stored, case).await;
+        }
+    }
+}
+
+#[gpu_test]
+async fn every_rule_and_some_ways_to_store_under_a_control() {
+    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
+        Some(_) => 1,
+        None => 31 * SPARSE,
+    };
+    for (road, bench) in Bench::both().await.enumerate() {
+        for (index, rule) in rules().iter().enumerate() {
+            for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
+                if (7 * index + case) % every == road {
+                    follow_under_control(bench, rule, stored, index + case).await;
+                }
+            }
+        }
+    }
+}
+
+#[gpu_test]
+async fn every_way_to_store_under_a_control() {
+    for (road, bench) in Bench::both().await.enumerate() {
+        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
+        let rule = rule.build().unwrap().into();
+        for (case, stored) in all(1).iter().enumerate().skip(road).step_by(4 * SPARSE) {
+            follow_under_control(bench, &rule, stored, case).await;
         }
     }
 }
