@@ -81,7 +81,7 @@ pub use cpu::{CpuControl, CpuOptimizer, SliceError, TensorSlice, TensorSliceMut,
 pub use gpu::ArenaFileError;
 pub use gpu::{
     AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Controlled, Converter,
-    Gpu, GpuControl, GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels,
+    Gpu, GpuControl, GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels, NormVariant,
     OPTIONAL_FEATURES, RebindError, ScalarPath, StateSlice, StepError, TensorBinding,
     TransferError, adapters, readback,
 };

@@ -265,6 +265,11 @@ mod tests {
         for (family, kernel, figures) in recorded().rows {
             let row = format!("{family} {kernel} {figures:?}");
             assert_eq!(figures.spills, 0, "{row}");
+            // A loop of 16-byte loads, with the ends of a run beside it, and sums to store.
+            if kernel.starts_with("norm_") {
+                assert!(figures.loads_16 >= 1, "{row}");
+                continue;
+            }
             // Ends of 16 bits read the words that they write half of.
             let is_wide = kernel.contains("f16");
             if is_wide && kernel.contains("scalar.") {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
 use wgpu_optim::storage::{Rounding, Storage};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, KernelVariant, Masters, MomentumForm, Precision, RmsPropConfig,
-    Rule, ScalarPath, SgdConfig, SgdConfigBuilder, StorageType,
+    AdamConfig, AmsGrad, AnyRule, KernelVariant, Masters, MomentumForm, NormVariant, Precision,
+    RmsPropConfig, Rule, ScalarPath, SgdConfig, SgdConfigBuilder, StorageType,
 };
 
 /// A shader with one of its entry points: what a compiler gets.
@@ -44,6 +44,28 @@ impl Kernel {
             bounds_checks: true,
         }
     }
+}
+
+/// The kernels that add up the squares of gradients.
+fn norms() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for of in StorageType::ALL {
+        let piece = NormVariant::new(of);
+        let batch = piece.over_batch(BATCH, Access::Vec4);
+        for (variant, access) in [(piece, "vec4"), (batch, "batch_vec4")] {
+            for (path, road) in ROADS {
+                kernels.push(Kernel {
+                    name: format!("norm_{}.{access}.{road}", of.name()),
+                    wgsl: variant.source(path),
+                    entry_point: NormVariant::ENTRY_POINT.to_owned(),
+                    constants: Vec::new(),
+                    bounds_checks: true,
+                    accesses: [1, 0],
+                });
+            }
+        }
+    }
+    kernels
 }
 
 /// The gradient is loaded, parameters, slots and masters are loaded and stored.
@@ -108,6 +130,29 @@ pub fn all() -> Result<Vec<Kernel>> {
         let adamw = AdamConfig::adamw(0.1).build()?;
         kernels.extend(of_storage(&format!("adamw_{name}"), &adamw, storage));
     }
+    let adamw = AdamConfig::adamw(0.1).build()?;
+    kernels.extend(of_variant(
+        "heavy_ball_controlled",
+        &heavy_ball,
+        Storage::F32,
+        KernelVariant::controlled,
+    ));
+    kernels.extend(of_variant(
+        "adamw_controlled",
+        &adamw,
+        Storage::F32,
+        KernelVariant::controlled,
+    ));
+    for (name, storage) in storages() {
+        let rule = format!("adamw_{name}_controlled");
+        let kernels_of = of_variant(&rule, &adamw, storage, KernelVariant::controlled);
+        kernels.extend(
+            kernels_of
+                .into_iter()
+                .filter(|kernel| kernel.name.contains(".vec4.")),
+        );
+    }
+    kernels.extend(norms());
     Ok(kernels)
 }
 
@@ -140,6 +185,20 @@ fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
 }
 
 fn of_storage(form: &str, rule: &impl Rule, storage: Storage) -> Vec<Kernel> {
+    of_variant(form, rule, storage, |variant| variant)
+}
+
+const ROADS: [(ScalarPath, &str); 2] = [
+    (ScalarPath::Immediates, "immediates"),
+    (ScalarPath::Uniforms, "uniforms"),
+];
+
+fn of_variant(
+    form: &str,
+    rule: &impl Rule,
+    storage: Storage,
+    of: impl Fn(KernelVariant) -> KernelVariant,
+) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let accesses = [
         ("vec4", Access::Vec4, 1),
@@ -155,11 +214,8 @@ fn of_storage(form: &str, rule: &impl Rule, storage: Storage) -> Vec<Kernel> {
         (false, true) => &accesses[..3],
     };
     for (access_name, access, tensors) in accesses.iter().copied() {
-        for (path, path_name) in [
-            (ScalarPath::Immediates, "immediates"),
-            (ScalarPath::Uniforms, "uniforms"),
-        ] {
-            let variant = KernelVariant::new(rule, access, tensors).stored(storage);
+        for (path, path_name) in ROADS {
+            let variant = of(KernelVariant::new(rule, access, tensors).stored(storage));
             let name = format!("{form}.{access_name}.{path_name}");
             kernels.push(Kernel::new(name, rule, variant, &storage, path));
         }

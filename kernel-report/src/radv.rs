@@ -228,9 +228,7 @@ impl NullDevice {
             .collect();
         let scalars = [binding(0, vk::DescriptorType::UNIFORM_BUFFER_DYNAMIC)];
         let mut groups: Vec<&[_]> = vec![&tensors];
-        if spirv.uniforms {
-            groups.push(&scalars);
-        }
+        groups.extend((0..spirv.uniform_groups).map(|_| &scalars[..]));
         let immediates = vk::PushConstantRange::default()
             .stage_flags(vk::ShaderStageFlags::ALL)
             .size(spirv.immediate_bytes);

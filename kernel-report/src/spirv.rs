@@ -13,8 +13,8 @@ pub struct Spirv {
     pub words: Vec<u32>,
     /// Storage bindings of group 0, in order from binding 0.
     pub storage_bindings: u32,
-    /// Whether there is a uniform buffer in group 1.
-    pub uniforms: bool,
+    /// Groups of one uniform buffer each, from group 1 on.
+    pub uniform_groups: u32,
     /// Bytes of immediates.
     pub immediate_bytes: u32,
 }
@@ -34,7 +34,7 @@ impl Spirv {
         let mut spirv = Self {
             words: Vec::new(),
             storage_bindings: 0,
-            uniforms: false,
+            uniform_groups: 0,
             immediate_bytes: 0,
         };
         let mut options = options(kernel.bounds_checks, robust_buffer_access2);
@@ -48,7 +48,8 @@ impl Spirv {
                 AddressSpace::Immediate => {
                     spirv.immediate_bytes = module.types[global.ty].inner.size(module.to_ctx());
                 }
-                AddressSpace::Uniform => spirv.uniforms = true,
+                AddressSpace::Uniform => spirv.uniform_groups += 1,
+                AddressSpace::WorkGroup => {}
                 _ => spirv.storage_bindings += 1,
             }
             if let Some(ResourceBinding { group, binding }) = global.binding {

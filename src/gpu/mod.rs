@@ -20,7 +20,7 @@ mod wide;
 
 pub use arena::{Arena, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
-pub use control::{Controlled, GpuControl};
+pub use control::{Controlled, GpuControl, NormVariant};
 pub use convert::Converter;
 pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]

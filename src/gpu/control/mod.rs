@@ -13,6 +13,7 @@ use super::readback;
 use super::staged::Staged;
 use crate::control::{ControlRecord, ControlState, MAX_GROUP_NORMS, NonFinite, StepControl};
 pub(crate) use norm::Norm;
+pub use norm::NormVariant;
 pub(crate) use telemetry::{Counted, Mailbox};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
 

@@ -8,7 +8,7 @@ use super::super::error_scope::checked;
 use super::super::kernels::{BindingKind, Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::super::scalars::{ScalarPath, UniformRing};
 use super::super::staged::Staged;
-use crate::plan::{Access, Batch, Piece, Plan, WORKGROUP_SIZE};
+use crate::plan::{Access, Piece, Plan, WORKGROUP_SIZE};
 use crate::storage::StorageType;
 
 /// Elements of a chunk at least: a workgroup's invocations each have 16 loads of 16 bytes to add up.
@@ -98,14 +98,15 @@ impl Norm {
                 pieces.push(None);
                 continue;
             }
-            let source = source_of_piece(path, piece.storage.grads);
+            let source = NormVariant::new(piece.storage.grads).source(path);
             const KINDS: [BindingKind; 4] = [
                 BindingKind::Read,
                 BindingKind::Read,
                 BindingKind::Read,
                 BindingKind::ReadWrite,
             ];
-            let (pipeline, layout) = kernels.of_control("norm", source, &KINDS, SCALARS_BYTES)?;
+            let (pipeline, layout) =
+                kernels.of_control(NormVariant::ENTRY_POINT, source, &KINDS, SCALARS_BYTES)?;
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
             let grads = bound.grads[index].clone();
             // Where there is no whole vec4, any other buffer that has one.
@@ -121,11 +122,14 @@ impl Norm {
         }
         let mut batches = Vec::with_capacity(plan.batches.len());
         for batch in &plan.batches {
-            let grads = plan.pieces[batch.pieces[0]].storage.grads;
-            let source = source_of_batch(path, grads, batch);
+            let variant = NormVariant::new(plan.pieces[batch.pieces[0]].storage.grads);
+            let source = variant
+                .over_batch(batch.pieces.len(), batch.access)
+                .source(path);
             let mut kinds = vec![BindingKind::Read; batch.pieces.len()];
             kinds.push(BindingKind::ReadWrite);
-            let (pipeline, layout) = kernels.of_control("norm", source, &kinds, SCALARS_BYTES)?;
+            let (pipeline, layout) =
+                kernels.of_control(NormVariant::ENTRY_POINT, source, &kinds, SCALARS_BYTES)?;
             let windows = batch.pieces.iter().map(|piece| bound.grads[*piece].clone());
             let windows = windows.chain([Some((into.clone(), 0, into.size()))]);
             let bind_group = bind(device, &layout, windows.flatten()).map_err(failed)?;
@@ -341,55 +345,94 @@ fn bind(
     checked(device, || create_bind_group(device, &binding))
 }
 
-/// What is before the entry points, for gradients that are stored like this.
-fn source(path: ScalarPath, grads: StorageType) -> String {
-    let (unpack, conversion) = match grads {
-        StorageType::F32 => ("add_squares(sums, words);", ""),
-        StorageType::Bf16 => (
-            "add_squares(sums, unpack_bf16(words.xy));\n    add_squares(sums, unpack_bf16(words.zw));",
-            include_str!("../../../shaders/storage/bf16.wgsl"),
-        ),
-        StorageType::F16 => (
-            "add_squares(sums, unpack_f16(words.xy));\n    add_squares(sums, unpack_f16(words.zw));",
-            include_str!("../../../shaders/storage/f16.wgsl"),
-        ),
-    };
-    [
-        include_str!("../../../shaders/control/sums.wgsl"),
-        include_str!("../../../shaders/control/norm.wgsl"),
-        path.declaration(),
-        // What the conversions return.
-        "struct Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
-        conversion,
-        &format!(
-            "fn add_words(sums: ptr<function, Sums>, words: vec4<u32>) {{\n    {unpack}\n}}\n\n"
-        ),
-    ]
-    .concat()
+/// A kernel that adds up squares of gradients: what a [`GpuControl`](crate::GpuControl) hands to wgpu, for tools that compile
+/// or inspect the WGSL themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NormVariant {
+    grads: StorageType,
+    /// How many tensors, and how their elements are reached, where there are several.
+    batch: Option<(usize, Access)>,
 }
 
-fn source_of_piece(path: ScalarPath, grads: StorageType) -> String {
-    let (unit, bits) = match grads {
-        StorageType::F32 => (4, "grads_word[element]".to_owned()),
-        of => (
-            8,
-            format!(
+impl NormVariant {
+    /// Its entry point.
+    pub const ENTRY_POINT: &'static str = "norm";
+
+    /// Over a piece whose gradients are stored like this.
+    #[must_use]
+    pub const fn new(grads: StorageType) -> Self {
+        Self { grads, batch: None }
+    }
+
+    /// Over a batch of so many tensors, [`Access::Vec4`] or [`Access::Scalar`].
+    #[must_use]
+    pub const fn over_batch(self, tensors: usize, access: Access) -> Self {
+        Self {
+            batch: Some((tensors, access)),
+            ..self
+        }
+    }
+
+    /// The complete WGSL source for a road of the scalars.
+    #[must_use]
+    pub fn source(&self, path: ScalarPath) -> String {
+        let entry_point = match self.batch {
+            None => self.piece(),
+            Some((tensors, access)) => batch(tensors, access),
+        };
+        self.sums(path) + &entry_point
+    }
+
+    /// What is before the entry point.
+    fn sums(&self, path: ScalarPath) -> String {
+        let unpack = |of: &str| {
+            let half = |words: &str| format!("add_squares(sums, unpack_{of}(words.{words}));");
+            format!("{}\n    {}", half("xy"), half("zw"))
+        };
+        let (add, conversion) = match self.grads {
+            StorageType::F32 => ("add_squares(sums, words);".to_owned(), ""),
+            StorageType::Bf16 => (
+                unpack("bf16"),
+                include_str!("../../../shaders/storage/bf16.wgsl"),
+            ),
+            StorageType::F16 => (
+                unpack("f16"),
+                include_str!("../../../shaders/storage/f16.wgsl"),
+            ),
+        };
+        [
+            include_str!("../../../shaders/control/sums.wgsl"),
+            include_str!("../../../shaders/control/norm.wgsl"),
+            path.declaration(),
+            // What the conversions return.
+            "struct Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
+            conversion,
+            &format!(
+                "fn add_words(sums: ptr<function, Sums>, words: vec4<u32>) {{\n    {add}\n}}\n\n"
+            ),
+        ]
+        .concat()
+    }
+
+    fn piece(&self) -> String {
+        let bits = match self.grads {
+            StorageType::F32 => "grads_word[element]".to_owned(),
+            of => format!(
                 "unpack_{}(vec2((grads_word[element / 2u] >> (16u * (element & 1u))) & 0xffffu, 0u)).x",
                 of.name()
             ),
-        ),
-    };
-    let piece = include_str!("../../../shaders/control/norm_piece.wgsl");
-    format!(
-        "{}const UNIT = {unit}u;\n\n{piece}\nfn bits_of(element: u32) -> u32 {{\n    return {bits};\n}}\n",
-        source(path, grads)
-    )
+        };
+        let unit = 16 / self.grads.bytes();
+        let piece = include_str!("../../../shaders/control/norm_piece.wgsl");
+        format!(
+            "const UNIT = {unit}u;\n\n{piece}\nfn bits_of(element: u32) -> u32 {{\n    return {bits};\n}}\n"
+        )
+    }
 }
 
 /// Each tensor of a batch fills its binding.
-fn source_of_batch(path: ScalarPath, grads: StorageType, batch: &Batch) -> String {
-    let tensors = batch.pieces.len();
-    let (element, add) = match batch.access {
+fn batch(tensors: usize, access: Access) -> String {
+    let (element, add) = match access {
         Access::Scalar => ("u32", "add_squares(&sums, vec4(GRADS[i], 0u, 0u, 0u))"),
         Access::Vec4 | Access::Vec4Offset => ("vec4<u32>", "add_words(&sums, GRADS[i])"),
     };
@@ -408,7 +451,7 @@ fn source_of_batch(path: ScalarPath, grads: StorageType, batch: &Batch) -> Strin
         );
     }
     format!(
-        "{}{bindings}@group(0) @binding({tensors}) var<storage, read_write> partials: array<vec4<u32>>;\n\n\
+        "{bindings}@group(0) @binding({tensors}) var<storage, read_write> partials: array<vec4<u32>>;\n\n\
          @compute @workgroup_size(WORKGROUP_SIZE)\n\
          fn norm(\n    @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
          @builtin(local_invocation_index) lane: u32,\n) {{\n    \
@@ -416,7 +459,6 @@ fn source_of_batch(path: ScalarPath, grads: StorageType, batch: &Batch) -> Strin
          let stride = k.count * WORKGROUP_SIZE;\n    \
          var sums = Sums();\n{loops}    \
          let total = sum_of_workgroup(sums, lane);\n    \
-         if lane == 0u {{\n        store_partial(k.partial + workgroup.x, total);\n    }}\n}}\n",
-        source(path, grads)
+         if lane == 0u {{\n        store_partial(k.partial + workgroup.x, total);\n    }}\n}}\n"
     )
 }
