@@ -203,6 +203,9 @@ pub struct BenchArgs {
     /// Leave the data in the caches; without this, copies of it are cycled past them
     #[arg(long)]
     pub hot_caches: bool,
+    /// Also time steps under a control: the gradients' norm, clipping by it, and skipping what is not finite
+    #[arg(long)]
+    pub control: bool,
     /// Longest time to spend on each size and rule; less, where every median is known to 2% before
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
     pub seconds: f64,
@@ -233,6 +236,7 @@ impl Default for BenchArgs {
             form: Vec::new(),
             all_adapters: false,
             hot_caches: false,
+            control: false,
             seconds: 3.0,
             csv: None,
             plot: None,

@@ -89,6 +89,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
             let setup = Setup {
                 problem: &problem,
                 hot: args.hot_caches,
+                controlled: args.control,
             };
             let mut failed = Vec::new();
             let mut give_up = |device: &str, failure| {

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AnyRule, Arena, ConfigError, CpuOptimizer, GpuOptimizer, OptimizerState, ParamGroups,
-    Rule as _, Slot, StorageType, TensorSpec, TensorValues, Twin as _, readback, wgpu,
+    AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
+    OptimizerState, ParamGroups, Rule as _, Slot, StepControl, StorageType, TensorSpec,
+    TensorValues, Twin as _, readback, wgpu,
 };
 
 use crate::Failure;
@@ -242,6 +243,13 @@ pub struct OnGpu<'a> {
     problem: &'a Problem,
     arena: Arena,
     optimizer: GpuOptimizer<AnyRule>,
+    control: Option<GpuControl>,
+}
+
+/// What a step costs that is clipped: by a norm that nothing reaches, so that the result is the same.
+fn control() -> Result<StepControl, Failure> {
+    let control = StepControl::builder().max_norm(f32::MAX.into());
+    control.build().map_err(Failure::failed)
 }
 
 impl<'a> OnGpu<'a> {
@@ -261,29 +269,42 @@ impl<'a> OnGpu<'a> {
             problem,
             arena,
             optimizer,
+            control: None,
         })
+    }
+
+    /// The same under a control.
+    pub fn controlled(mut self) -> Result<Self, Failure> {
+        let control = GpuControl::new(&self.open.kernels, control()?);
+        self.control = Some(control.map_err(Failure::failed)?);
+        Ok(self)
     }
 
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
-    pub fn optimizer_mut(&mut self) -> &mut GpuOptimizer<AnyRule> {
-        &mut self.optimizer
+    /// The optimizer, and what controls it.
+    pub fn parts_mut(&mut self) -> (&mut GpuOptimizer<AnyRule>, Option<&mut GpuControl>) {
+        (&mut self.optimizer, self.control.as_mut())
     }
 
     /// Dispatches of the last step.
     pub fn dispatches(&self) -> usize {
-        self.optimizer.dispatches()
+        self.optimizer.dispatches() + usize::from(self.control.is_some())
     }
 }
 
 impl Stepper for OnGpu<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         self.optimizer.set_lr(lr).map_err(Failure::failed)?;
-        let optimizer = &mut self.optimizer;
+        let (optimizer, control) = (&mut self.optimizer, &mut self.control);
         submit_and_wait(self.open, |encoder| {
-            optimizer.step(encoder).map_err(Failure::failed)
+            match control {
+                None => optimizer.step(encoder),
+                Some(control) => optimizer.step_with(encoder, control),
+            }
+            .map_err(Failure::failed)
         })
     }
 
@@ -304,6 +325,7 @@ pub struct OnCpu<'a> {
     params: Vec<TensorValues>,
     grads: Vec<TensorValues>,
     optimizer: CpuOptimizer<AnyRule>,
+    control: Option<CpuControl>,
 }
 
 impl<'a> OnCpu<'a> {
@@ -323,7 +345,14 @@ impl<'a> OnCpu<'a> {
             params,
             grads,
             optimizer,
+            control: None,
         })
+    }
+
+    /// The same under a control.
+    pub fn controlled(mut self) -> Result<Self, Failure> {
+        self.control = Some(CpuControl::new(control()?));
+        Ok(self)
     }
 }
 
@@ -336,9 +365,14 @@ impl Stepper for OnCpu<'_> {
             .map(TensorValues::slice_mut)
             .collect();
         let grads: Vec<_> = self.grads.iter().map(TensorValues::slice).collect();
-        self.optimizer
-            .step_mixed(&mut params, &grads)
-            .map_err(Failure::failed)
+        match &mut self.control {
+            None => self.optimizer.step_mixed(&mut params, &grads),
+            Some(control) => {
+                let stepped = self.optimizer.step_mixed_with(&mut params, &grads, control);
+                stepped.map(drop)
+            }
+        }
+        .map_err(Failure::failed)
     }
 
     fn results(&self) -> Result<Results, Failure> {

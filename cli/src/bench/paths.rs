@@ -29,6 +29,8 @@ const MAX_COPIES: usize = 64;
 pub enum Kind {
     /// The fused kernel.
     Fused,
+    /// The fused kernel under a control: norm, clip, and skip if something is not finite.
+    Controlled,
     /// The same in separate kernels for scale and add.
     Unfused,
     /// The roof of a GPU: a copy kernel with the step's access pattern.
@@ -39,6 +41,8 @@ pub enum Kind {
     DownloadParams,
     /// The parallel CPU optimizer.
     CpuTwin,
+    /// The same under a control.
+    ControlledTwin,
     /// The roof of the CPU: a copy on all threads with the step's access pattern.
     Stream,
     /// The twin on one thread.
@@ -50,20 +54,28 @@ impl Kind {
     pub fn is_step(self) -> bool {
         matches!(
             self,
-            Self::Fused | Self::Unfused | Self::CpuTwin | Self::Reference
+            Self::Fused
+                | Self::Controlled
+                | Self::Unfused
+                | Self::CpuTwin
+                | Self::ControlledTwin
+                | Self::Reference
         )
     }
 
     /// Whether it is on a GPU.
     pub fn is_gpu(self) -> bool {
-        !matches!(self, Self::CpuTwin | Self::Stream | Self::Reference)
+        !matches!(
+            self,
+            Self::CpuTwin | Self::ControlledTwin | Self::Stream | Self::Reference
+        )
     }
 
     /// The path that no step on the same device can overtake.
     pub fn roof(self) -> Option<Self> {
         match self {
-            Self::Fused | Self::Unfused => Some(Self::Copy),
-            Self::CpuTwin | Self::Reference => Some(Self::Stream),
+            Self::Fused | Self::Controlled | Self::Unfused => Some(Self::Copy),
+            Self::CpuTwin | Self::ControlledTwin | Self::Reference => Some(Self::Stream),
             _ => None,
         }
     }
@@ -73,11 +85,13 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Fused => "fused step",
+            Self::Controlled => "clipped step",
             Self::Unfused => "unfused chain",
             Self::Copy => "copy kernel",
             Self::UploadGrads => "upload gradients",
             Self::DownloadParams => "download parameters",
             Self::CpuTwin => "CPU twin",
+            Self::ControlledTwin => "CPU twin, clipped",
             Self::Stream => "stream",
             Self::Reference => "reference, 1 thread",
         })
@@ -148,6 +162,8 @@ pub struct Setup<'a> {
     pub problem: &'a Problem,
     /// Whether the data is in the caches.
     pub hot: bool,
+    /// Whether steps under a control are timed, too.
+    pub controlled: bool,
 }
 
 impl<'a> Setup<'a> {
@@ -186,6 +202,9 @@ impl<'a> Setup<'a> {
         let path = |kind| self.path(kind, "CPU", problem.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
         let mut stream = path(Kind::Stream);
+        let of_norm = problem.storage().grads.bytes();
+        let clipped = problem.bytes_per_elem() + of_norm;
+        let mut clipped = self.path(Kind::ControlledTwin, "CPU", clipped);
         let mut reference = path(Kind::Reference);
         for copy in 0..self.copies() {
             let mut stepper = OnCpu::new(problem)?;
@@ -195,6 +214,16 @@ impl<'a> Setup<'a> {
             }
             let run = move || time(|| stepper.step(lr));
             twin.runs.push(Box::new(run));
+
+            if self.controlled {
+                let mut stepper = OnCpu::new(problem)?.controlled()?;
+                if copy == 0 {
+                    let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                    clipped.worst_ulp = Some(agreement.worst_ulp);
+                }
+                let run = move || time(|| stepper.step(lr));
+                clipped.runs.push(Box::new(run));
+            }
 
             stream.runs.push(self.stream());
 
@@ -210,7 +239,7 @@ impl<'a> Setup<'a> {
             let run = move || time(|| stepper.step(lr));
             reference.runs.push(Box::new(run));
         }
-        let paths = [twin, stream, reference].into_iter();
+        let paths = [twin, clipped, stream, reference].into_iter();
         Ok(paths.filter(|path| !path.runs.is_empty()).collect())
     }
 
@@ -238,6 +267,7 @@ impl<'a> Setup<'a> {
         let (of_rule, storage) = (problem.bytes_per_elem(), problem.storage());
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
         let mut fused = path(Kind::Fused, of_rule);
+        let mut clipped = path(Kind::Controlled, of_rule + storage.grads.bytes());
         let mut copy = path(Kind::Copy, of_rule);
         let mut unfused = path(Kind::Unfused, 0);
         let mut upload = path(Kind::UploadGrads, storage.grads.bytes());
@@ -268,6 +298,15 @@ impl<'a> Setup<'a> {
             };
             download.runs.push(Box::new(run));
             fused.runs.push(on_gpu(rig, stepper));
+            if self.controlled {
+                let mut stepper = OnGpu::new(open, problem)?.controlled()?;
+                if index == 0 {
+                    let agreement = problem.check(&mut stepper, Rounding::WGSL)?;
+                    clipped.worst_ulp = Some(agreement.worst_ulp);
+                    clipped.dispatches = Some(stepper.dispatches());
+                }
+                clipped.runs.push(on_gpu(rig, stepper));
+            }
 
             if !storage.is_f32() {
                 let kernel = WideCopy::new(open, problem).map_err(Failure::Failed)?;
@@ -291,7 +330,7 @@ impl<'a> Setup<'a> {
                 unfused.runs.push(on_gpu(rig, chain));
             }
         }
-        let paths = [fused, unfused, copy, upload, download];
+        let paths = [fused, clipped, unfused, copy, upload, download];
         Ok(paths
             .into_iter()
             .filter(|path| !path.runs.is_empty())
@@ -305,12 +344,23 @@ fn on_gpu<'a>(rig: &'a Rig, mut work: impl GpuWork + 'a) -> Run<'a> {
 
 impl GpuWork for OnGpu<'_> {
     fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Failure> {
-        let prepared = self.optimizer_mut().prepare(encoder);
+        let prepared = match self.parts_mut() {
+            (optimizer, None) => optimizer.prepare(encoder),
+            (optimizer, Some(control)) => {
+                // Of the step before, as a program does that never waits.
+                control.report(encoder);
+                control.read();
+                control.prepare(encoder, &mut [optimizer])
+            }
+        };
         prepared.map_err(|error| Failure::Failed(anyhow!(error)))
     }
 
     fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Failure> {
-        let recorded = self.optimizer_mut().record(pass);
+        let recorded = match self.parts_mut() {
+            (optimizer, None) => optimizer.record(pass),
+            (optimizer, Some(control)) => control.record(pass, &mut [optimizer]),
+        };
         recorded.map_err(|error| Failure::Failed(anyhow!(error)))
     }
 }
@@ -331,7 +381,13 @@ mod tests {
         // Query sets, pipelines and shader modules while the paths are there.
         let objects = |hot| {
             let problem = &problem;
-            let paths = Setup { problem, hot }.gpu_paths(&rig).unwrap();
+            let paths = Setup {
+                problem,
+                hot,
+                controlled: false,
+            }
+            .gpu_paths(&rig)
+            .unwrap();
             assert_eq!(paths[0].runs.len(), if hot { 1 } else { MAX_COPIES });
             let counters = device.get_internal_counters().hal;
             [

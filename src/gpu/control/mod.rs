@@ -75,9 +75,27 @@ pub struct GpuControl {
     buffers: Buffers,
     /// What there are partial sums of, and what `finish` binds.
     sums: Option<(wgpu::Buffer, wgpu::BindGroup)>,
+    /// Where the partial sums of each optimizer start in the step that has been prepared.
+    prepared: Vec<u32>,
+    /// What goes with the report of the last step.
+    counted: Vec<Counted>,
     /// Steps that have been recorded.
     steps: u64,
     telemetry: Telemetry,
+}
+
+/// What a control gives an optimizer, without borrowing all of it.
+macro_rules! given {
+    ($control:ident, $partials:ident) => {
+        Given {
+            control: &$control.control,
+            identity: &$control.identity,
+            select: &$control.select,
+            verdict: &$control.buffers.verdict,
+            partials: $partials,
+            skipped: $control.telemetry.skipped(),
+        }
+    };
 }
 
 type Kernel = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
@@ -132,6 +150,8 @@ pub(crate) mod sealed {
             given: &Given<'_>,
             partial: u32,
         ) -> Result<(), StepError>;
+        /// Whether nothing has changed since [`stage`](Self::stage).
+        fn is_prepared(&self) -> bool;
         fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>, partial: u32);
         fn record_step(&mut self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>);
         /// What the device counts, and how many steps have been recorded; none before the first step.
@@ -185,6 +205,8 @@ impl GpuControl {
             settings,
             buffers,
             sums: None,
+            prepared: Vec::new(),
+            counted: Vec::new(),
             steps: 0,
             telemetry: Telemetry::default(),
         };
@@ -239,78 +261,107 @@ impl GpuControl {
         encoder: &mut wgpu::CommandEncoder,
         optimizers: &mut [&mut dyn Controlled],
     ) -> Result<(), StepError> {
-        if optimizers
-            .iter()
-            .any(|optimizer| !self.kernels.is_same(optimizer.kernels()))
-        {
-            return Err(StepError::OtherDevice);
-        }
-        let max_partials = optimizers.iter().map(|optimizer| optimizer.max_partials());
-        let (partials, finish) = self.sums_for(max_partials.sum())?;
-        let given = Given {
-            control: &self.control,
-            identity: &self.identity,
-            select: &self.select,
-            verdict: &self.buffers.verdict,
-            partials: &partials,
-            skipped: self.telemetry.skipped(),
-        };
-        let mut first = Vec::with_capacity(optimizers.len());
-        let (mut count, mut skipped) = (0, given.skipped);
-        for optimizer in &mut *optimizers {
-            let needed = optimizer.begin(&given)?;
-            first.push(count);
-            count += needed.partials;
-            skipped = skipped.min(needed.skipped);
-        }
-        for (optimizer, first) in optimizers.iter_mut().zip(&first) {
-            optimizer.stage(encoder, &given, *first)?;
-        }
-        let step = self.steps + 1;
-        self.settings.bytes.clear();
-        let words = settings(&self.control, step, count, skipped + WINDOW - 1);
-        self.settings
-            .bytes
-            .extend_from_slice(bytemuck::bytes_of(&words));
-        self.settings.record(self.kernels.device(), encoder)?;
-
+        self.prepare(encoder, optimizers)?;
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu_optim.step"),
             timestamp_writes: None,
         });
-        for (optimizer, first) in optimizers.iter().zip(&first) {
-            optimizer.record_norm(&mut pass, &given, *first);
-        }
-        pass.set_pipeline(&self.finish.0);
-        pass.set_bind_group(TENSORS_GROUP, &finish, &[]);
-        pass.dispatch_workgroups(1, 1, 1);
-        for optimizer in &mut *optimizers {
-            optimizer.record_step(&mut pass, &given);
-        }
+        self.record(&mut pass, optimizers)?;
         drop(pass);
-
-        self.steps = step;
-        let counted = optimizers
-            .iter()
-            .filter_map(|optimizer| optimizer.counted());
-        let device = self.kernels.device();
-        self.telemetry.record(
-            device,
-            encoder,
-            step,
-            &self.buffers.history,
-            counted.collect(),
-        );
+        self.report(encoder);
         Ok(())
     }
 
-    /// A buffer for so many partial sums, and what `finish` binds then.
-    fn sums_for(&mut self, count: u64) -> Result<(wgpu::Buffer, wgpu::BindGroup), BuildError> {
+    /// Records what the next [`record`](Self::record) of the same optimizers needs before its pass begins.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn prepare(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        optimizers: &mut [&mut dyn Controlled],
+    ) -> Result<(), StepError> {
+        let mut of_device = optimizers.iter().map(|optimizer| optimizer.kernels());
+        if of_device.any(|kernels| !self.kernels.is_same(kernels)) {
+            return Err(StepError::OtherDevice);
+        }
+        let max_partials = optimizers.iter().map(|optimizer| optimizer.max_partials());
+        self.make_room(max_partials.sum())?;
+        let Some((partials, _)) = &self.sums else {
+            return Ok(());
+        };
+        let given = given!(self, partials);
+        self.prepared.clear();
+        let (mut count, mut skipped) = (0, given.skipped);
+        for optimizer in &mut *optimizers {
+            let needed = optimizer.begin(&given)?;
+            optimizer.stage(encoder, &given, count)?;
+            self.prepared.push(count);
+            count += needed.partials;
+            skipped = skipped.min(needed.skipped);
+        }
+        let words = settings(&self.control, self.steps + 1, count, skipped + WINDOW - 1);
+        self.settings.bytes.clear();
+        self.settings
+            .bytes
+            .extend_from_slice(bytemuck::bytes_of(&words));
+        self.settings.record(self.kernels.device(), encoder)
+    }
+
+    /// Records one step into a compute pass that the caller has open. Leaves its own pipeline and bind groups set.
+    ///
+    /// # Errors
+    /// [`StepError::NotPrepared`] if there was no [`prepare`](Self::prepare) of these optimizers since the last step or the
+    /// last change of a learning rate, momentum or frozen tensor; then nothing has been recorded.
+    pub fn record(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        optimizers: &mut [&mut dyn Controlled],
+    ) -> Result<(), StepError> {
+        let Some((partials, finish)) = &self.sums else {
+            return Err(StepError::NotPrepared);
+        };
+        let are_prepared = optimizers.iter().all(|optimizer| optimizer.is_prepared());
+        if optimizers.is_empty() || self.prepared.len() != optimizers.len() || !are_prepared {
+            return Err(StepError::NotPrepared);
+        }
+        let given = given!(self, partials);
+        for (optimizer, first) in optimizers.iter().zip(&self.prepared) {
+            optimizer.record_norm(pass, &given, *first);
+        }
+        pass.set_pipeline(&self.finish.0);
+        pass.set_bind_group(TENSORS_GROUP, finish, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+        self.counted.clear();
+        for optimizer in &mut *optimizers {
+            optimizer.record_step(pass, &given);
+            self.counted.extend(optimizer.counted());
+        }
+        self.steps += 1;
+        self.prepared.clear();
+        Ok(())
+    }
+
+    /// Records, behind the pass of the last step, the copies by which [`read`](Self::read) learns of it.
+    pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) {
+        if self.counted.is_empty() {
+            return;
+        }
+        let counted = std::mem::take(&mut self.counted);
+        let (device, history) = (self.kernels.device(), &self.buffers.history);
+        self.telemetry
+            .record(device, encoder, self.steps, history, counted);
+    }
+
+    /// Makes sure of a buffer for so many partial sums.
+    fn make_room(&mut self, count: u64) -> Result<(), BuildError> {
         let bytes = 16 * count.max(1);
-        if let Some((partials, bind_group)) = &self.sums
-            && partials.size() >= bytes
+        if self
+            .sums
+            .as_ref()
+            .is_some_and(|(partials, _)| partials.size() >= bytes)
         {
-            return Ok((partials.clone(), bind_group.clone()));
+            return Ok(());
         }
         let device = self.kernels.device();
         let made = checked(device, || {
@@ -337,8 +388,8 @@ impl GpuControl {
         let made = made.map_err(|error| BuildError::Device {
             message: error.to_string(),
         })?;
-        self.sums = Some(made.clone());
-        Ok(made)
+        self.sums = Some(made);
+        Ok(())
     }
 
     /// The records that have arrived and were not returned before, oldest first. Does not wait: a step's arrives when it

@@ -70,6 +70,8 @@ pub(super) struct UnderControl {
     classes: Vec<ClassAt>,
     dispatches: Vec<(Dispatch, usize)>,
     pub(super) is_stale: bool,
+    /// The next step has been staged, and nothing has changed since.
+    pub(super) is_staged: bool,
 }
 
 /// What tensors have in common that share a dispatch, whatever the device skips.
@@ -249,6 +251,7 @@ impl<R: Rule> GpuOptimizer<R> {
             classes: Vec::new(),
             dispatches: Vec::new(),
             is_stale: true,
+            is_staged: false,
         }));
         Ok(())
     }
@@ -504,8 +507,15 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         if let Some(under) = &mut self.controlled {
             under.norm.prepare(device, encoder, partial, norm_of)?;
             under.inputs.record(device, encoder)?;
+            under.is_staged = true;
         }
         Ok(())
+    }
+
+    fn is_prepared(&self) -> bool {
+        self.controlled
+            .as_ref()
+            .is_some_and(|under| under.is_staged)
     }
 
     fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>, partial: u32) {
@@ -557,11 +567,11 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
             pass.dispatch_workgroups(x, y, 1);
         }
         self.recorded = under.norm.dispatches() + 1 + under.dispatches.len();
+        self.set_unprepared();
         self.counts.control = Some(given.identity.clone());
         self.tensors.set_told();
         self.tensors.count_controlled_step();
         self.stale = true;
-        self.prepared = false;
     }
 
     fn counted(&self) -> Option<Counted> {

@@ -360,7 +360,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`ConfigError`] as [`Rule::with_lr`]; every learning rate stays as it was.
     pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.prepared = false;
+        self.set_unprepared();
         self.groups.set_lr(lr)
     }
 
@@ -369,7 +369,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`GroupError`] if there is no such group, or as [`Rule::with_lr`]; the learning rate stays as it was.
     pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
-        self.prepared = false;
+        self.set_unprepared();
         self.groups.set_group_lr(group, lr)
     }
 
@@ -378,7 +378,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`ConfigError`] as [`Rule::with_momentum`]; every momentum stays as it was.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.prepared = false;
+        self.set_unprepared();
         self.groups.set_momentum(momentum)
     }
 
@@ -410,9 +410,17 @@ impl<R: Rule> GpuOptimizer<R> {
 
     fn set_stale(&mut self) {
         self.stale = true;
-        self.prepared = false;
+        self.set_unprepared();
         if let Some(under) = &mut self.controlled {
             under.is_stale = true;
+        }
+    }
+
+    /// What has been recorded for the next step does not hold any more.
+    fn set_unprepared(&mut self) {
+        self.prepared = false;
+        if let Some(under) = &mut self.controlled {
+            under.is_staged = false;
         }
     }
 
@@ -565,7 +573,7 @@ impl<R: Rule> GpuOptimizer<R> {
             // Those meet that had masters already.
             self.stale |= std::mem::take(&mut class.is_fresh);
         }
-        self.prepared = false;
+        self.set_unprepared();
         self.recorded = self.dispatches.len();
         self.tensors.count_step();
         if let Some(under) = &mut self.controlled {

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod bindings;
+mod control;
 mod kernels;
 mod rebind;
 

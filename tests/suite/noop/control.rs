@@ -1,0 +1,143 @@
+//! What recording a controlled step does beside recording, and what of it wgpu refuses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use allocation_counter::measure;
+use wgpu_optim::{
+    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, StepControl,
+    StepError, TensorBinding, wgpu,
+};
+
+use super::{STORAGE, buffer, device, kernels};
+
+fn on_immediates() -> Kernels {
+    let limits = wgpu::Limits {
+        max_immediate_size: 128,
+        ..Default::default()
+    };
+    let (device, queue) = device(limits, wgpu::Features::IMMEDIATES);
+    Kernels::new(&device, &queue).unwrap()
+}
+
+fn control(kernels: &Kernels) -> GpuControl {
+    let control = StepControl::builder()
+        .max_norm(1.0)
+        .loss_scale(LossScale::default());
+    GpuControl::new(kernels, control.build().unwrap()).unwrap()
+}
+
+/// An optimizer of many tensors, each in buffers of its own.
+fn optimizer(kernels: &Kernels, tensors: usize, numel: u64) -> GpuOptimizer<wgpu_optim::AdamConfig> {
+    let buffers: Vec<_> = (0..2 * tensors)
+        .map(|_| buffer(kernels, 4 * numel, STORAGE))
+        .collect();
+    let names: Vec<_> = (0..tensors).map(|index| index.to_string()).collect();
+    let bindings: Vec<_> = names
+        .iter()
+        .zip(buffers.chunks(2))
+        .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
+        .collect();
+    let config = AdamConfig::adamw(0.1).build().unwrap();
+    GpuOptimizer::new(kernels, config, &bindings).unwrap()
+}
+
+/// A poll, and a submission too, calls back for what is done; a mapping needs either.
+#[test]
+fn recording_submits_maps_polls_and_waits_for_nothing() {
+    for kernels in [on_immediates(), kernels()] {
+        let (device, queue) = (kernels.device(), kernels.queue());
+        let mut control = control(&kernels);
+        let mut optimizer = optimizer(&kernels, 20, 9000);
+        for _ in 0..3 {
+            let submission = |index: wgpu::SubmissionIndex| format!("{index:?}");
+            let mut encoder = device.create_command_encoder(&Default::default());
+            queue.submit([]);
+            let was_called = Arc::new(AtomicBool::new(false));
+            let called = was_called.clone();
+            queue.on_submitted_work_done(move || called.store(true, Ordering::Release));
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            assert!(!was_called.load(Ordering::Acquire));
+            let first = submission(queue.submit([encoder.finish()]));
+            let second = submission(queue.submit([]));
+            assert_ne!(first, second, "submissions are told apart");
+            assert!(was_called.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// Of the device's memory: wgpu makes a few objects on the heap for every buffer, and a few boxes for every step.
+#[test]
+fn a_step_allocates_the_same_however_many_there_were() {
+    for kernels in [on_immediates(), kernels()] {
+        let device = kernels.device();
+        for (tensors, numel) in [(1, 9000), (300, 1024)] {
+            let mut control = control(&kernels);
+            let mut optimizer = optimizer(&kernels, tensors, numel);
+            let buffers = || device.get_internal_counters().hal.buffers.read();
+            let mut heap = Vec::new();
+            let mut created = Vec::new();
+            for _ in 0..6 {
+                let mut encoder = device.create_command_encoder(&Default::default());
+                let before = buffers();
+                let recorded = measure(|| {
+                    optimizer.step_with(&mut encoder, &mut control).unwrap();
+                });
+                created.push(buffers() - before);
+                heap.push(recorded.count_total);
+                kernels.queue().submit([encoder.finish()]);
+                device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+                control.read();
+            }
+            assert!(created[0] > 0, "buffers are counted");
+            assert_eq!(created[1..], [0; 5], "{tensors} tensors");
+            assert!(heap[4] <= heap[3] && heap[5] <= heap[4], "{heap:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_before_anything_is_recorded() {
+    let (here, elsewhere) = (kernels(), kernels());
+    let mut control = control(&here);
+    let mut foreign = optimizer(&elsewhere, 1, 64);
+    let mut encoder = here.device().create_command_encoder(&Default::default());
+    let refused = foreign.step_with(&mut encoder, &mut control);
+    assert_eq!(refused, Err(StepError::OtherDevice));
+    assert_eq!((foreign.steps(), control.steps()), (0, 0));
+
+    let mut optimizer = optimizer(&here, 1, 64);
+    control.prepare(&mut encoder, &mut [&mut optimizer]).unwrap();
+    optimizer.set_lr(0.2).unwrap();
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    let refused = control.record(&mut pass, &mut [&mut optimizer]);
+    assert_eq!(refused, Err(StepError::NotPrepared));
+    drop(pass);
+    control.prepare(&mut encoder, &mut [&mut optimizer]).unwrap();
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    control.record(&mut pass, &mut [&mut optimizer]).unwrap();
+    let again = control.record(&mut pass, &mut [&mut optimizer]);
+    assert_eq!(again, Err(StepError::NotPrepared));
+    drop(pass);
+    assert_eq!((optimizer.steps(), control.steps()), (1, 1));
+
+    let limits = wgpu::Limits {
+        max_storage_buffers_per_shader_stage: 4,
+        ..Default::default()
+    };
+    let (device, queue) = device(limits, wgpu::Features::empty());
+    let kernels = Kernels::new(&device, &queue).unwrap();
+    let refused = GpuControl::new(&kernels, StepControl::default()).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            BuildError::Kernel(KernelError::LimitTooLow {
+                required: 5,
+                actual: 4,
+                ..
+            })
+        ),
+        "{refused}"
+    );
+}
