@@ -337,6 +337,7 @@ mod tests {
         let setup = Setup {
             problem: &problem,
             hot: true,
+            controlled: false,
         };
         let interrupt = Interrupt::catch().unwrap();
         let case = Case {

@@ -1,5 +1,7 @@
 //! What norms and loss scale make of a step: the twin of `shaders/control/finish.wgsl`.
 
+use std::ops::RangeInclusive;
+
 use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, StepControl};
 
 /// What becomes of a step, once its gradients have been seen.
@@ -113,28 +115,28 @@ impl Verdict {
     }
 }
 
+/// Scales whose inverse is no subnormal either.
+const SCALES: RangeInclusive<f32> = f32::MIN_POSITIVE..=1.0 / f32::MIN_POSITIVE;
+
 impl ControlState {
-    /// `torch._amp_update_scale_`.
+    /// `torch._amp_update_scale_`, but never to where the scale or its inverse is subnormal.
     fn follow(&mut self, control: &StepControl, found_nonfinite: bool) {
         let Some(loss) = control.loss_scale() else {
             return;
         };
-        let times = |factor: f64| (f64::from(self.scale) * factor) as f32;
-        if found_nonfinite {
-            *self = Self {
-                scale: times(loss.backoff_factor),
-                growth_tracker: 0,
-            };
-            return;
-        }
         self.growth_tracker += 1;
-        if self.growth_tracker >= loss.growth_interval {
-            let grown = times(loss.growth_factor);
-            if grown.is_finite() {
-                self.scale = grown;
-            }
-            self.growth_tracker = 0;
+        let factor = if found_nonfinite {
+            loss.backoff_factor
+        } else if self.growth_tracker >= loss.growth_interval {
+            loss.growth_factor
+        } else {
+            return;
+        };
+        let scale = self.scale * factor as f32;
+        if SCALES.contains(&scale) {
+            self.scale = scale;
         }
+        self.growth_tracker = 0;
     }
 }
 

@@ -341,7 +341,7 @@ mod tests {
     use std::collections::{BTreeSet, HashMap};
 
     use super::*;
-    use crate::gpu::scalars::Uniforms;
+    use crate::gpu::scalars::{CONTROL_BYTES, Uniforms};
     use crate::plan::{MAX_BATCH_PIECES, WORKGROUP_SIZE};
     use crate::rules::{
         AdamConfig, AmsGrad, AnyRule, MomentumForm, RmsPropConfig, SgdConfig, Terms,
@@ -612,6 +612,43 @@ mod tests {
         let names = names.map(|member| member.name.clone().unwrap());
         let frame = FRAME_SCALARS.iter().chain(&WIDE_SCALARS);
         assert!(names.eq(frame.map(|name| (*name).to_owned())));
+    }
+
+    #[test]
+    fn a_control_moves_no_tensors_bytes_and_lies_in_rust_as_in_wgsl() {
+        for (config, path) in kinds()
+            .iter()
+            .flat_map(|config| PATHS.map(|path| (config, path)))
+        {
+            let slots = config.slots().kept().count();
+            let storages = storages(slots)
+                .into_iter()
+                .step_by(13)
+                .chain([Storage::F32]);
+            for (index, storage) in storages.enumerate() {
+                let tensors = [1, 3][index % 2];
+                let variant = KernelVariant::new(config, Access::Vec4, tensors).stored(storage);
+                let variant = variant.controlled();
+                let elems = u64::from(storage.unit_elems()) * tensors as u64;
+                let expected = storage.bytes_per_elem(slots as u64) * elems;
+                assert_eq!(bytes_moved(&variant, path), expected, "{variant:?}");
+
+                let (module, _) = parse(path, &variant.source(path));
+                let mut types = module.types.iter();
+                let control = types.find(|(_, ty)| ty.name.as_deref() == Some("Control"));
+                let naga::TypeInner::Struct { members, span } = &control.unwrap().1.inner else {
+                    unreachable!("Control is a struct")
+                };
+                let rules = config
+                    .scalar_names()
+                    .iter()
+                    .map(|name| format!("rule_{name}"));
+                let names = CONTROL_SCALARS.iter().map(|(name, _)| (*name).to_owned());
+                let theirs = members.iter().map(|member| member.name.clone().unwrap());
+                assert!(theirs.eq(names.chain(rules)));
+                assert!(*span <= CONTROL_BYTES);
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are
 //! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
 //! count) and, where the slots of some tensors mean something else than the rule's, `meanings` (a JSON map from their
-//! names to [`Rule::meaning`](crate::Rule::meaning)). Files of format 1 are still read.
+//! names to [`Rule::meaning`](crate::Rule::meaning)), and `control` (JSON of a [`ControlState`]) where the program has put one
+//! there. Files of format 1 are still read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,11 +13,15 @@ use std::collections::{BTreeMap, HashMap};
 use serde::de::DeserializeOwned;
 
 use super::{OptimizerState, Recorded, SlotState, StateFileError, TensorState, format_1};
+use crate::control::ControlState;
 use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Slots};
 use crate::storage::{MASTER_PARAMS, PARAMS_REST};
 
 const FORMAT_VERSION: &str = "2";
+
+/// The metadata of a control.
+const CONTROL: &str = "control";
 
 /// What is read, too.
 const FORMAT_1: &str = "1";
@@ -71,7 +76,7 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
 }
 
 /// What a state file says beside its slots, in its metadata: `format_version`, `rule`, `steps`, `applied_steps` and,
-/// where there are any, `meanings`, always in this order.
+/// where there are any, `meanings` and `control`, always in this order.
 ///
 /// [`OptimizerState`] has it together with the slots; a program that does not want them in memory all at once reads
 /// and writes it with a file's [`Header`], and finds them by [`SlotEntry`].
@@ -85,6 +90,8 @@ pub struct StateRecord<R = AnyRule> {
     pub applied_steps: BTreeMap<String, u64>,
     /// What the slots mean of those tensors whose group has a rule of another meaning than `config`.
     pub meanings: BTreeMap<String, String>,
+    /// What the control of the optimizer's steps remembers, if there is one.
+    pub control: Option<ControlState>,
 }
 
 impl<R: Recorded> StateRecord<R> {
@@ -101,6 +108,9 @@ impl<R: Recorded> StateRecord<R> {
         ];
         if !self.meanings.is_empty() {
             entries.push(("meanings", serde_json::to_string(&self.meanings)?));
+        }
+        if let Some(control) = &self.control {
+            entries.push((CONTROL, serde_json::to_string(control)?));
         }
         let entries = entries.into_iter();
         Ok(entries
@@ -147,9 +157,11 @@ impl<R: Recorded> StateRecord<R> {
             let message = format!("tensor {tensor:?} comes twice");
             return Err(malformed("meanings", message));
         }
+        let control = metadata(header, CONTROL).map(control).transpose()?;
         let own = config.meaning();
         let others = meanings.0.into_iter();
         let record = Self {
+            control,
             config,
             steps,
             applied_steps: counts.0.into_iter().collect(),
@@ -234,6 +246,7 @@ impl<R: Recorded> OptimizerState<R> {
             steps: self.steps,
             applied_steps: BTreeMap::new(),
             meanings: BTreeMap::new(),
+            control: self.control,
         };
         let (own, known) = (self.config.meaning(), self.config.slots());
         let mut slots = Vec::new();
@@ -268,6 +281,7 @@ impl<R: Recorded> OptimizerState<R> {
             steps,
             applied_steps,
             meanings,
+            control,
         } = StateRecord::<R>::of(&header)?;
         let mut slots: HashMap<&str, Vec<SlotEntry<'_>>> = HashMap::new();
         for slot in SlotEntry::all_in(&header) {
@@ -299,6 +313,7 @@ impl<R: Recorded> OptimizerState<R> {
             config,
             steps,
             tensors: applied_steps.into_iter().map(tensor_state).collect(),
+            control,
         })
     }
 }
@@ -321,6 +336,16 @@ fn malformed(key: &'static str, error: impl ToString) -> StateFileError {
     StateFileError::MalformedMetadata {
         key,
         message: error.to_string(),
+    }
+}
+
+/// What a control remembers, which no step has left otherwise.
+fn control(json: &str) -> Result<ControlState, StateFileError> {
+    let control: ControlState =
+        serde_json::from_str(json).map_err(|error| malformed(CONTROL, error))?;
+    match control.scale.is_normal() && control.scale > 0.0 {
+        true => Ok(control),
+        false => Err(malformed(CONTROL, format!("a scale of {}", control.scale))),
     }
 }
 

@@ -12,6 +12,7 @@ mod recorded;
 
 use std::collections::{HashMap, HashSet};
 
+use crate::control::ControlState;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
 use crate::storage::{Key, MASTER_PARAMS, Masters, PARAMS_REST, Rounding, Storage, StorageType};
@@ -67,6 +68,9 @@ pub struct OptimizerState<R = SgdConfig> {
     pub steps: u64,
     /// The states, in the order of the optimizer's tensors.
     pub tensors: Vec<TensorState>,
+    /// What the control of its steps remembers. An optimizer does not know: a program that has one puts it here, so that both
+    /// are in one file.
+    pub control: Option<ControlState>,
 }
 
 /// No tensor of this name.
@@ -369,6 +373,7 @@ impl Tensors {
             config: groups.default_config().clone(),
             steps: self.steps,
             tensors: self.tensors.iter().enumerate().map(tensor_state).collect(),
+            control: None,
         }
     }
 

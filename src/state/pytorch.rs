@@ -65,6 +65,7 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
             config,
             steps: steps.unwrap_or(0),
             tensors,
+            control: None,
         })
     }
 

@@ -383,6 +383,7 @@ pub fn record_after(
         applied_steps,
         // A state of several is refused.
         meanings: BTreeMap::new(),
+        control: before.and_then(|before| before.control),
     }
 }
 

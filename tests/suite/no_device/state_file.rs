@@ -6,9 +6,9 @@ use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::half::bf16;
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision,
-    RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState, StateError, StateFileError,
-    StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin,
+    AdamConfig, AmsGrad, AnyRule, ControlState, CpuOptimizer, Masters, OptimizerState, ParamGroups,
+    Precision, RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState, StateError,
+    StateFileError, StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin,
 };
 
 use crate::cases::{configs, values};
@@ -257,6 +257,28 @@ fn the_same_state_makes_the_same_bytes_and_every_number_reads_back_as_itself() {
         assert_eq!(state.to_safetensors().unwrap(), file);
     }
     assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
+}
+
+#[test]
+fn what_a_control_remembers_goes_with_a_state() {
+    let mut state = state();
+    for (scale, growth_tracker) in [(65536.0, 0), (0.1, 1999), (f32::MIN_POSITIVE, u32::MAX)] {
+        state.control = Some(ControlState {
+            scale,
+            growth_tracker,
+        });
+        let file = state.to_safetensors().unwrap();
+        assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
+    }
+    for scale in [0.0, -1.0, f32::INFINITY, f32::NAN, 1e-40] {
+        state.control = Some(ControlState {
+            scale,
+            growth_tracker: 1,
+        });
+        let file = state.to_safetensors().unwrap();
+        let error = OptimizerState::<SgdConfig>::from_safetensors(&file).unwrap_err();
+        assert!(error.to_string().contains("control"), "{error}");
+    }
 }
 
 fn with_slots(names: [&str; 2], slots: [&str; 2]) -> OptimizerState {

@@ -28,7 +28,11 @@ fn control(kernels: &Kernels) -> GpuControl {
 }
 
 /// An optimizer of many tensors, each in buffers of its own.
-fn optimizer(kernels: &Kernels, tensors: usize, numel: u64) -> GpuOptimizer<wgpu_optim::AdamConfig> {
+fn optimizer(
+    kernels: &Kernels,
+    tensors: usize,
+    numel: u64,
+) -> GpuOptimizer<wgpu_optim::AdamConfig> {
     let buffers: Vec<_> = (0..2 * tensors)
         .map(|_| buffer(kernels, 4 * numel, STORAGE))
         .collect();
@@ -108,13 +112,17 @@ fn what_does_not_go_together_is_refused_before_anything_is_recorded() {
     assert_eq!((foreign.steps(), control.steps()), (0, 0));
 
     let mut optimizer = optimizer(&here, 1, 64);
-    control.prepare(&mut encoder, &mut [&mut optimizer]).unwrap();
+    control
+        .prepare(&mut encoder, &mut [&mut optimizer])
+        .unwrap();
     optimizer.set_lr(0.2).unwrap();
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let refused = control.record(&mut pass, &mut [&mut optimizer]);
     assert_eq!(refused, Err(StepError::NotPrepared));
     drop(pass);
-    control.prepare(&mut encoder, &mut [&mut optimizer]).unwrap();
+    control
+        .prepare(&mut encoder, &mut [&mut optimizer])
+        .unwrap();
     let mut pass = encoder.begin_compute_pass(&Default::default());
     control.record(&mut pass, &mut [&mut optimizer]).unwrap();
     let again = control.record(&mut pass, &mut [&mut optimizer]);
