@@ -12,7 +12,7 @@ use wgpu_optim::{
 
 use super::plan::At;
 use crate::args::StepArgs;
-use crate::files::{Model, Place, Shard, SourceFile};
+use crate::files::{Model, Place, Shard, SourceFile, storage_type};
 
 /// The files of a step, opened; only their headers have been read.
 #[derive(Debug)]
@@ -407,15 +407,6 @@ pub fn record_after(
 /// Whether a slot is not the rule's.
 fn is_masters(saved: &SavedSlot) -> bool {
     [MASTER_PARAMS, PARAMS_REST].contains(&&*saved.name)
-}
-
-fn storage_type(dtype: Dtype) -> Option<StorageType> {
-    match dtype {
-        Dtype::F32 => Some(StorageType::F32),
-        Dtype::BF16 => Some(StorageType::Bf16),
-        Dtype::F16 => Some(StorageType::F16),
-        _ => None,
-    }
 }
 
 fn is_float(dtype: Dtype) -> bool {

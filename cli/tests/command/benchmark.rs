@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use ::wgpu_optim::{AnyRule, Rule as _};
+use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
@@ -234,6 +235,67 @@ fn tensors_come_in_grids_and_from_models() {
     model.write(&workspace.path("model"));
     let path = workspace.path("model");
     assert_eq!(bench(&["--model", path.to_str().unwrap()]), [(2, 85)]);
+}
+
+/// Each dtype of a model by itself, with gradients of the same, but for what is said otherwise.
+#[test]
+fn a_model_is_measured_in_its_own_dtypes() {
+    let workspace = Workspace::new();
+    let stored_as = |dtype, numel| Tensor::stored_as(dtype, &[numel], &vec![1.0; numel]);
+    let model = Model::new([
+        ("a", stored_as(Dtype::F32, 85)),
+        ("b", stored_as(Dtype::BF16, 100)),
+        ("c", stored_as(Dtype::BF16, 33)),
+        ("d", stored_as(Dtype::F16, 7)),
+        ("empty", stored_as(Dtype::F16, 0)),
+        ("ids", Tensor::i64(&[1])),
+    ]);
+    model.write(&workspace.path("model"));
+    let bench = |args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .current_dir(workspace.path(""))
+            .args([
+                "bench",
+                "--model",
+                "model",
+                "--seconds",
+                "0",
+                "--device",
+                "cpu",
+            ])
+            .args(["--form", "heavy-ball"])
+            .args(args);
+        let found = report(&mut command);
+        let note = "1 tensors of model are left out: not F32, BF16 or F16";
+        assert!(found["notes"].as_array().unwrap().contains(&note.into()));
+        let twins = rows(&found).iter().filter(|row| row["path"] == "cpu-twin");
+        let case = |row: &Value| {
+            let rule = row["rule"].as_str().unwrap().to_owned();
+            (rule, row["tensors"].as_u64(), row["numel"].as_u64())
+        };
+        twins.map(case).collect::<Vec<_>>()
+    };
+    let of = |suffix: &str, tensors, numel| {
+        let rule = format!("heavy-ball{suffix}");
+        (rule, Some(tensors), Some(numel))
+    };
+    assert_eq!(
+        bench(&[]),
+        [
+            of("", 1, 85),
+            of(", bf16 params, bf16 grads, f32 masters", 2, 133),
+            of(", f16 params, f16 grads, f32 masters", 2, 7),
+        ]
+    );
+    assert_eq!(
+        bench(&["--grads-dtype", "f32", "--masters", "none"]),
+        [
+            of("", 1, 85),
+            of(", bf16 params", 2, 133),
+            of(", f16 params", 2, 7)
+        ]
+    );
 }
 
 #[test]
