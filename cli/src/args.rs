@@ -187,7 +187,8 @@ pub struct BenchArgs {
     /// Elements of each tensor, in place of --numel
     #[arg(long, value_name = "N", requires = "tensors", conflicts_with = "numel", value_parser = parse_numel)]
     pub numel_each: Option<usize>,
-    /// Measure the F32 tensors of a safetensors file instead (their sizes; the values are made up)
+    /// Measure the tensors of a safetensors file instead, those of each dtype together (their sizes and dtypes; the
+    /// values are made up)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["numel", "tensors"])]
     pub model: Option<PathBuf>,
     /// Rules to measure, with their preset's defaults and what else is given of them; without this and --form,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
-use wgpu_optim::Rule as _;
+use wgpu_optim::{Rule as _, StorageType};
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice, Opened};
@@ -50,7 +50,7 @@ struct Document<'a> {
 pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let rules = args.rules()?;
-    let grid = grid(args)?;
+    let (grid, mut notes) = grid(args)?;
     let old = args.compare.as_deref().map(read_report).transpose()?;
     let mut outputs = Outputs::default();
     let mut stage = |role, path: &Option<PathBuf>| {
@@ -73,12 +73,11 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let insists = common.insists_on_gpu() && !args.all_adapters;
 
     let mut rows = Vec::new();
-    let mut notes = Vec::new();
     let cases = grid.len() * rules.len();
     let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
     for (rule, config) in &rules {
-        for sizes in &grid {
-            let stored = args.storage.stored();
+        for (of, sizes) in &grid {
+            let stored = args.storage.stored(*of);
             let problem = Problem::new(config.clone(), sizes.clone()).stored(stored);
             let name = format!("{rule}{}", stored.suffix(config.slots().kept().count()));
             let case = Case {
@@ -153,23 +152,35 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     print(common, &Document { report, comparison }, text)
 }
 
-/// Elements of each tensor, for every problem: sizes by numbers of tensors, or a model's.
-fn grid(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
+/// What tensors are stored as and the elements of each, for every problem.
+type Grid = Vec<(StorageType, Vec<usize>)>;
+
+/// Sizes by numbers of tensors, or a model's by dtype; and what is to be said of it.
+fn grid(args: &BenchArgs) -> Result<(Grid, Vec<String>), Failure> {
     if let Some(path) = &args.model {
-        let shapes = Model::open(path)?.f32_shapes();
-        let sizes: Vec<usize> = shapes
-            .iter()
-            .map(|(_, shape)| shape.iter().product())
+        let model = Model::open(path)?.steppable();
+        let sizes = |tensors: Vec<(String, Vec<usize>)>| -> Vec<usize> {
+            let shapes = tensors.iter().map(|(_, shape)| shape.iter().product());
+            shapes.collect()
+        };
+        let by_type = model.by_type.into_iter();
+        let grid: Grid = by_type
+            .map(|(of, tensors)| (of, sizes(tensors)))
+            .filter(|(_, sizes)| sizes.iter().sum::<usize>() > 0)
             .collect();
-        if sizes.iter().sum::<usize>() == 0 {
-            return Err(anyhow!("{} has no F32 tensors to step", path.display()).into());
+        let path = path.display();
+        if grid.is_empty() {
+            let refusal = anyhow!("{path} has no tensors of F32, BF16 or F16 to step");
+            return Err(refusal.into());
         }
-        return Ok(vec![sizes]);
+        let left_out = model.left_out;
+        let note = format!("{left_out} tensors of {path} are left out: not F32, BF16 or F16");
+        return Ok((grid, (left_out > 0).then_some(note).into_iter().collect()));
     }
     let mut grid = Vec::new();
     for tensors in &args.tensors {
         match args.numel_each {
-            Some(numel) => grid.push(vec![numel; *tensors]),
+            Some(numel) => grid.push((StorageType::F32, vec![numel; *tensors])),
             None => {
                 for numel in &args.numel {
                     if numel < tensors {
@@ -178,12 +189,12 @@ fn grid(args: &BenchArgs) -> Result<Vec<Vec<usize>>, Failure> {
                     }
                     // The first tensors take what does not divide.
                     let size = |index| numel / tensors + usize::from(index < numel % tensors);
-                    grid.push((0..*tensors).map(size).collect());
+                    grid.push((StorageType::F32, (0..*tensors).map(size).collect()));
                 }
             }
         }
     }
-    Ok(grid)
+    Ok((grid, Vec::new()))
 }
 
 /// Units of progress that a problem is worth.

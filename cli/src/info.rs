@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use wgpu_optim::plan::{DeviceLimits, Plan};
-use wgpu_optim::{ArenaLayout, OPTIONAL_FEATURES, ScalarPath, wgpu};
+use wgpu_optim::plan::{DeviceLimits, Plan, TensorLayout};
+use wgpu_optim::storage::Storage;
+use wgpu_optim::{
+    ArenaLayout, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, wgpu,
+};
 
 use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
+use crate::files::{Model, Steppable};
 use crate::step::gpu_dispatches;
-use crate::{Failure, files, print};
+use crate::{Failure, print};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -40,13 +44,17 @@ enum Planned {
     Refused { error: String },
 }
 
-/// A step over a model: in an arena, and as the command `step` streams it.
-#[derive(Debug, Serialize)]
+/// A step with momentum over a model, with gradients of the parameters' dtypes: in an arena for each dtype, and as the
+/// command `step` streams it.
+#[derive(Debug, Default, Serialize)]
 struct PlanReport {
     tensors: usize,
+    /// Of other dtypes than F32, BF16 and F16.
+    tensors_left_out: usize,
     numel: u64,
-    /// Of the command `step`; what follows is an arena's.
+    /// Of the command `step`; what follows is of the arenas.
     step_dispatches: u64,
+    arenas: usize,
     /// Parameter buffers; there are as many gradient buffers.
     buffers: usize,
     pieces: usize,
@@ -54,32 +62,67 @@ struct PlanReport {
     params_bytes: u64,
     grads_bytes: u64,
     velocity_bytes: u64,
+    /// Of parameters of 16 bits.
+    masters_bytes: u64,
 }
 
 impl PlanReport {
-    fn new(model: &Model, adapter: &wgpu::Adapter) -> anyhow::Result<Self> {
+    fn new(model: &Steppable, adapter: &wgpu::Adapter) -> anyhow::Result<Self> {
+        let mut report = Self {
+            tensors_left_out: model.left_out,
+            ..Self::default()
+        };
+        for (of, tensors) in &model.by_type {
+            report.add_arena(*of, tensors, adapter)?;
+        }
+        report.step_dispatches = gpu_dispatches(report.numel);
+        Ok(report)
+    }
+
+    fn add_arena(
+        &mut self,
+        of: StorageType,
+        tensors: &[(String, Vec<usize>)],
+        adapter: &wgpu::Adapter,
+    ) -> anyhow::Result<()> {
         let limits = adapter.limits();
-        let layout = ArenaLayout::new(model.iter().cloned(), &limits)?;
+        let layout = ArenaLayout::stored_as(tensors.iter().cloned(), of, of, &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
-        let plan = Plan::new(&layout.tensor_layouts(1), &limits)?;
+        let plan_with = |masters| {
+            let precision = Precision {
+                masters,
+                ..Precision::default()
+            };
+            let storage = Storage::new(of, of, 1, &precision);
+            let layouts = layout.tensor_layouts(1).into_iter();
+            let layouts: Vec<_> = layouts
+                .map(|layout| TensorLayout { storage, ..layout })
+                .collect();
+            Plan::new(&layouts, &limits)
+        };
+        let plan = plan_with(Masters::F32)?;
+        let velocity_bytes = plan_with(Masters::None)?.state_bytes();
         let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
-        let numel = layout.tensors.iter().map(|tensor| tensor.numel).sum();
-        Ok(Self {
-            tensors: layout.tensors.len(),
-            numel,
-            step_dispatches: gpu_dispatches(numel),
-            buffers: layout.buffer_bytes.len(),
-            pieces: plan.pieces.len(),
-            dispatches: plan.dispatches(|_| Some(())).len(),
-            params_bytes: buffer_bytes,
-            grads_bytes: buffer_bytes,
-            velocity_bytes: plan.state_bytes(),
-        })
+        self.tensors += layout.tensors.len();
+        self.numel += layout
+            .tensors
+            .iter()
+            .map(|tensor| tensor.numel)
+            .sum::<u64>();
+        self.arenas += 1;
+        self.buffers += layout.buffer_bytes.len();
+        self.pieces += plan.pieces.len();
+        self.dispatches += plan.dispatches(|_| Some(())).len();
+        self.params_bytes += buffer_bytes;
+        self.grads_bytes += buffer_bytes;
+        self.velocity_bytes += velocity_bytes;
+        self.masters_bytes += plan.state_bytes() - velocity_bytes;
+        Ok(())
     }
 }
 
 impl AdapterReport {
-    fn new((adapter, about): (&wgpu::Adapter, Box<Adapter>), model: Option<&Model>) -> Self {
+    fn new((adapter, about): (&wgpu::Adapter, Box<Adapter>), model: Option<&Steppable>) -> Self {
         let limits = adapter.limits();
         let used = adapter.features() & OPTIONAL_FEATURES;
         Self {
@@ -104,12 +147,9 @@ impl AdapterReport {
     }
 }
 
-/// Names and shapes.
-type Model = [(String, Vec<usize>)];
-
 pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
     let model = match &args.plan {
-        Some(path) => Some(files::Model::open(path)?.f32_shapes()),
+        Some(path) => Some(Model::open(path)?.steppable()),
         None => None,
     };
     let adapters = Adapters::of_this_machine();
@@ -117,7 +157,7 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
     if numbers.is_empty() && common.adapter.is_some() {
         return Err(adapters.none_fits(common, true).into());
     }
-    let report_on = |number| AdapterReport::new(adapters.tried(number), model.as_deref());
+    let report_on = |number| AdapterReport::new(adapters.tried(number), model.as_ref());
     let report = Report {
         adapters: numbers.into_iter().map(report_on).collect(),
         cpu_threads: rayon::current_num_threads(),
@@ -158,19 +198,28 @@ impl Report {
             let _ = match &adapter.plan {
                 Some(Planned::Fits(plan)) => writeln!(
                     text,
-                    "  plan              {} tensors, {} parameters\n  \
+                    "  plan              {} tensors, {} parameters{}\n  \
                      as step streams   {} dispatches\n  \
-                     in an arena       {} dispatches over {} bindings in {} buffers\n  \
-                     memory            {} MiB parameters, {} MiB gradients, {} MiB velocity",
+                     {:<18}{} dispatches over {} bindings in {} buffers\n  \
+                     memory            {} MiB parameters, {} MiB gradients, {} MiB velocity, {} MiB masters",
                     plan.tensors,
                     plan.numel,
+                    match plan.tensors_left_out {
+                        0 => String::new(),
+                        left_out => format!("; {left_out} left out, not F32, BF16 or F16"),
+                    },
                     plan.step_dispatches,
+                    match plan.arenas {
+                        0 | 1 => "in an arena".to_owned(),
+                        arenas => format!("in {arenas} arenas"),
+                    },
                     plan.dispatches,
                     plan.pieces,
                     plan.buffers,
                     plan.params_bytes >> 20,
                     plan.grads_bytes >> 20,
                     plan.velocity_bytes >> 20,
+                    plan.masters_bytes >> 20,
                 ),
                 Some(Planned::Refused { error }) => writeln!(text, "  no plan           {error}"),
                 None => Ok(()),

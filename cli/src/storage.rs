@@ -73,12 +73,12 @@ pub enum MastersKind {
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageArgs {
-    /// What the parameters are stored as
-    #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
-    pub params_dtype: Dtype,
-    /// What the gradients are stored as
-    #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
-    pub grads_dtype: Dtype,
+    /// What the parameters are stored as [default: f32, or as in --model]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    pub params_dtype: Option<Dtype>,
+    /// What the gradients are stored as [default: f32, or as the parameters in --model]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    pub grads_dtype: Option<Dtype>,
     /// What the rule's state is stored as
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
     pub state_dtype: Dtype,
@@ -88,10 +88,11 @@ pub struct StorageArgs {
 }
 
 impl StorageArgs {
-    pub fn stored(&self) -> Stored {
+    /// `of` is what parameters and gradients are stored as where nothing is said.
+    pub fn stored(&self, of: StorageType) -> Stored {
         Stored {
-            params: self.params_dtype.into(),
-            grads: self.grads_dtype.into(),
+            params: self.params_dtype.map_or(of, Into::into),
+            grads: self.grads_dtype.map_or(of, Into::into),
             precision: Precision {
                 state: self.state_dtype.into(),
                 masters: match self.masters {

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::{fs, iter};
+use std::{fs, iter, thread};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
 
@@ -103,8 +103,15 @@ impl FigureTable {
             driver: String::new(),
             rows: Vec::new(),
         };
-        for family in radv::FAMILIES {
-            let Some(compiled) = radv::compile(driver, family, &kernels)? else {
+        // Each family has a process of its own, so they need not wait for each other.
+        let compile = |family| radv::compile(driver, family, &kernels);
+        let of_families = thread::scope(|scope| {
+            let threads = radv::FAMILIES.map(|family| scope.spawn(move || compile(family)));
+            threads.map(|thread| thread.join())
+        });
+        for (family, compiled) in iter::zip(radv::FAMILIES, of_families) {
+            let compiled = compiled.map_err(|_| anyhow!("compiling for {family} panicked"))?;
+            let Some(compiled) = compiled? else {
                 return Ok(None);
             };
             for executable in &compiled.executables {

@@ -120,11 +120,8 @@ impl Arena {
         params_type: StorageType,
         grads_type: StorageType,
     ) -> Result<Self, ArenaError> {
-        let named = tensors
-            .into_iter()
-            .map(|(name, shape)| (name.into(), shape.into()));
-        let (tensors, types) = (named.collect(), [params_type, grads_type]);
-        let layout = ArenaLayout::in_order(tensors, |_| 0, types, &device.limits())?;
+        let limits = device.limits();
+        let layout = ArenaLayout::stored_as(tensors, params_type, grads_type, &limits)?;
         Self::allocate(device, queue, layout, false)
     }
 
@@ -509,10 +506,23 @@ impl ArenaLayout {
         tensors: impl IntoIterator<Item = (N, S)>,
         limits: &wgpu::Limits,
     ) -> Result<Self, ArenaError> {
+        Self::stored_as(tensors, StorageType::F32, StorageType::F32, limits)
+    }
+
+    /// The same for parameters and gradients of these types.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn stored_as<N: Into<String>, S: Into<Vec<usize>>>(
+        tensors: impl IntoIterator<Item = (N, S)>,
+        params_type: StorageType,
+        grads_type: StorageType,
+        limits: &wgpu::Limits,
+    ) -> Result<Self, ArenaError> {
         let named = tensors
             .into_iter()
             .map(|(name, shape)| (name.into(), shape.into()));
-        Self::in_order(named.collect(), |_| 0, [StorageType::F32; 2], limits)
+        Self::in_order(named.collect(), |_| 0, [params_type, grads_type], limits)
     }
 
     /// The tensors as the planner wants them, for a rule that keeps so many slots (one for momentum) as `f32`, without

@@ -206,7 +206,7 @@ pub enum StateFileError {
         actual: Vec<usize>,
     },
     /// A key that is not `state.INDEX.NAME` with an index below the number of parameters and a name that PyTorch has
-    /// for this rule.
+    /// for this rule, or that of masters.
     #[error(
         "key {key:?}: expected state.INDEX.NAME with an index below {parameters} and a name among {expected}"
     )]
@@ -215,7 +215,7 @@ pub enum StateFileError {
         key: String,
         /// Number of parameters.
         parameters: usize,
-        /// What PyTorch keeps under this rule.
+        /// What PyTorch keeps under this rule, and masters.
         expected: String,
     },
     /// A key that PyTorch writes beside the others of the same parameter.
@@ -253,6 +253,15 @@ pub enum StateFileError {
     NotPyTorchs {
         /// What the rule's slots mean.
         meaning: String,
+    },
+    /// A tensor with [`Masters::Rest`](crate::Masters::Rest): PyTorch has nothing like a rest.
+    #[error(
+        "tensor {tensor:?}: the state holds its params_rest, which say nothing without the parameters, expected \
+         master_params, which storage::rest::join makes of both, or none"
+    )]
+    RestsForPyTorch {
+        /// The tensor.
+        tensor: String,
     },
     /// A tensor of another group's rule, of which a state knows too little for PyTorch.
     #[error(

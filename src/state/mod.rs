@@ -58,6 +58,11 @@ pub struct SlotState {
     pub values: Vec<f32>,
 }
 
+/// Whether a slot is not the rule's.
+fn is_masters(slot: &SlotState) -> bool {
+    [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name)
+}
+
 /// What an optimizer remembers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState<R = SgdConfig> {
@@ -256,8 +261,9 @@ impl Tensors {
         steps: u64,
     ) -> Result<(), UnknownTensor> {
         let tensor = self.get_mut(name)?;
-        tensor.fresh_at = tensor.has_fresh_masters().then_some(steps);
         tensor.recount(steps);
+        // Masters are part of the state that the count goes with.
+        tensor.fresh_at = (steps == 0).then_some(0);
         Ok(())
     }
 
@@ -352,16 +358,18 @@ impl Tensors {
         let tensor_state = |(index, tensor): (usize, &Tensor)| {
             let config = groups.config(tensor.group);
             let slots = config.slots();
-            let kept = slots.kept().map(|slot| slot.name);
-            let masters = tensor.has_masters().then(|| tensor.storage.masters.slot());
-            let kept = kept.chain(masters).filter(|_| tensor.applied_steps > 0);
+            let kept = slots.kept().map(|slot| slot.name).enumerate();
+            let kept = kept.filter(|_| tensor.applied_steps > 0);
+            // Either may be loaded without the other.
+            let has_masters = tensor.has_masters() && !tensor.has_fresh_masters();
+            let masters = has_masters.then(|| (tensor.slots, tensor.storage.masters.slot()));
             TensorState {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
                 applied_steps: tensor.applied_steps,
                 meaning: config.meaning(),
                 slots: kept
-                    .enumerate()
+                    .chain(masters)
                     .map(|(slot, name)| SlotState {
                         name: name.to_owned(),
                         values: slot_of(index, slot),
@@ -418,10 +426,11 @@ impl Tensors {
     pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState]) {
         self.steps = steps;
         for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
-            let fresh = tensor.slots > 0 && entry.slots.is_empty();
+            let masters = entry.slots.iter().filter(|slot| is_masters(slot)).count();
+            let fresh = tensor.slots > 0 && entry.slots.len() == masters;
             let steps = if fresh { 0 } else { entry.applied_steps };
             tensor.recount(steps);
-            tensor.fresh_at = entry.slot(MASTER_PARAMS).is_none().then_some(steps);
+            tensor.fresh_at = (masters == 0).then_some(steps);
         }
     }
 }
@@ -465,7 +474,8 @@ impl Tensor {
         }
     }
 
-    /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none. Masters may be missing.
+    /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none. Masters may be there or
+    /// missing, whatever else is.
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();
         let expected = config.meaning();
@@ -503,7 +513,8 @@ impl Tensor {
         if entry.slots.is_empty() {
             return Ok(());
         }
-        if let Some(missing) = kept().find(|kept| entry.slot(kept.name).is_none()) {
+        let missing = kept().find(|kept| entry.slot(kept.name).is_none());
+        if let Some(missing) = missing.filter(|_| !entry.slots.iter().all(is_masters)) {
             return Err(StateError::MissingSlot {
                 tensor: tensor(),
                 slot: missing.name.to_owned(),

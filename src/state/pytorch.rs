@@ -6,6 +6,7 @@ use super::file::{check_f32, check_shape};
 use super::{OptimizerState, SlotState, StateFileError, TensorState};
 use crate::files::{Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Rule};
+use crate::storage::{MASTER_PARAMS, PARAMS_REST};
 
 /// What PyTorch calls the count of a parameter's steps.
 const STEP: &str = "step";
@@ -30,7 +31,7 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
     ///
     /// `config` is the configuration that PyTorch ran with. PyTorch's `SGD` does not count steps: a parameter with a
     /// buffer counts as stepped once, one without as new. Other scalars than `step` follow from the configuration and
-    /// the count; they are compared, and not kept.
+    /// the count; they are compared, and not kept. [`MASTER_PARAMS`], which PyTorch has not, are taken where they are.
     ///
     /// # Errors
     /// [`StateFileError`] if PyTorch has no such rule, a key is not of this kind, its index has no tensor, one is
@@ -82,11 +83,13 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
     /// optimizer.load_state_dict(state)
     /// ```
     ///
-    /// Scalars are those of [`config`](Self::config), whatever group a tensor is in.
+    /// Scalars are those of [`config`](Self::config), whatever group a tensor is in. [`MASTER_PARAMS`] go with the slots.
+    /// PyTorch's optimizers do not read them, and `load_state_dict` rounds them, as any slot, to the parameter's dtype:
+    /// to go on from them there, make them its parameters.
     ///
     /// # Errors
-    /// [`StateFileError`] if PyTorch has no such rule, a tensor is of a group with another, or a slot does not have as
-    /// many elements as its tensor's shape says.
+    /// [`StateFileError`] if PyTorch has no such rule, a tensor is of a group with another, a slot does not have as
+    /// many elements as its tensor's shape says, or a tensor has rests, which say nothing without its parameters.
     pub fn to_pytorch(&self) -> Result<Vec<u8>, StateFileError> {
         let rule: AnyRule = self.config.clone().into();
         // Also where there is no tensor.
@@ -102,9 +105,14 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
                     actual: tensor.meaning.clone(),
                 });
             }
+            if tensor.slot(PARAMS_REST).is_some() {
+                return Err(StateFileError::RestsForPyTorch {
+                    tensor: tensor.name.clone(),
+                });
+            }
             let of_rule = scalars_of(&rule, tensor.applied_steps)?;
             // PyTorch keeps nothing of a parameter before its first step.
-            if !tensor.slots.is_empty() {
+            if tensor.slots.iter().any(|slot| slot.name != MASTER_PARAMS) {
                 let of_rule = of_rule.into_iter();
                 scalars.extend(of_rule.map(|(name, value)| (key(index, name), [value as f32])));
             }
@@ -139,18 +147,23 @@ impl Found<'_> {
             meaning: rule.meaning(),
             slots: Vec::new(),
         };
-        if self.entries.is_empty() {
-            return Ok(state);
-        }
-        for slot in rule.slots().iter() {
-            if !slot.is_kept && !self.entries.contains_key(slot.name) {
-                continue;
-            }
-            let values = self.values(slot.name, &state.shape)?;
+        let slots = rule.slots();
+        let has = |name| self.entries.contains_key(name);
+        // Masters may be there before the rule's first step.
+        let is_stepped = self.entries.keys().any(|name| *name != MASTER_PARAMS);
+        let kept = slots
+            .iter()
+            .filter(|slot| slot.is_kept && is_stepped || has(slot.name));
+        let masters = has(MASTER_PARAMS).then_some(MASTER_PARAMS);
+        for name in kept.map(|slot| slot.name).chain(masters) {
+            let values = self.values(name, &state.shape)?;
             state.slots.push(SlotState {
-                name: slot.name.to_owned(),
+                name: name.to_owned(),
                 values,
             });
+        }
+        if !is_stepped {
+            return Ok(state);
         }
         let counts_steps = scalars_of(rule, 0)?.iter().any(|(name, _)| *name == STEP);
         state.applied_steps = if counts_steps { self.steps()? } else { 1 };
@@ -218,7 +231,8 @@ fn entries_by_index<'h>(
     let slots = rule.slots();
     let scalars = scalars_of(rule, 0)?;
     let names = scalars.iter().map(|(name, _)| *name);
-    let names: Vec<_> = names.chain(slots.iter().map(|slot| slot.name)).collect();
+    let names = names.chain(slots.iter().map(|slot| slot.name));
+    let names: Vec<_> = names.chain([MASTER_PARAMS]).collect();
     let mut entries: HashMap<_, HashMap<_, _>> = HashMap::new();
     for entry in header.tensors() {
         let parts = entry.name.strip_prefix("state.");

@@ -42,7 +42,7 @@ impl Platform {
     /// Makes sure of a compiler and a standard library: those of rustup, if it has that of the platform, else Debian's,
     /// which are installed if they are missing.
     pub fn prepare(self, shell: &Shell) -> Result<()> {
-        if self.is_installed(shell)? || are_debians_there(shell) {
+        if self.is_installed(shell) || are_debians_there(shell) {
             return Ok(());
         }
         let target = self.target;
@@ -57,7 +57,7 @@ impl Platform {
     /// One of cargo's commands for the platform, after [`prepare`](Self::prepare).
     pub fn cargo<'s>(self, shell: &'s Shell, command: &str) -> Result<Cmd<'s>> {
         let Self { target, panics } = self;
-        let cargo = if self.is_installed(shell)? {
+        let cargo = if self.is_installed(shell) {
             cmd!(shell, "cargo {command} --locked --target {target}")
         } else {
             let cargo = cmd!(
@@ -77,13 +77,16 @@ impl Platform {
         Ok(cargo.env("CARGO_TARGET_DIR", target_dir()))
     }
 
+    /// Whether one command builds for both.
+    pub fn goes_with(self, other: Self, shell: &Shell) -> bool {
+        self.panics == other.panics && self.is_installed(shell) == other.is_installed(shell)
+    }
+
     /// Whether the toolchain in use has the platform's standard library.
-    fn is_installed(self, shell: &Shell) -> Result<bool> {
+    fn is_installed(self, shell: &Shell) -> bool {
         let target = self.target;
-        let libraries = cmd!(shell, "rustc --print target-libdir --target {target}")
-            .quiet()
-            .read()?;
-        Ok(Path::new(&libraries).exists())
+        let libraries = cmd!(shell, "rustc --print target-libdir --target {target}").quiet();
+        libraries.read().is_ok_and(|path| Path::new(&path).exists())
     }
 }
 

@@ -24,12 +24,20 @@ pub fn prepare(shell: &Shell, targets: &[Target]) -> Result<()> {
         .try_for_each(|(platform, _)| platform.prepare(shell))
 }
 
-/// Checks packages for their platforms, warnings denied.
+/// Checks packages for their platforms, warnings denied: at once where that can be, as each is a chain of packages that wait
+/// for one another.
 pub fn check(shell: &Shell, targets: &[Target]) -> Result<()> {
-    for (platform, packages) in targets {
-        eprintln!("{}: {}", platform.target, packages.join(", "));
+    let go_together =
+        |(a, of_a): &Target, (b, of_b): &Target| of_a == of_b && a.goes_with(*b, shell);
+    for together in targets.chunk_by(go_together) {
+        let [(platform, packages), others @ ..] = together else {
+            continue;
+        };
+        let names: Vec<_> = together.iter().map(|(of, _)| of.target).collect();
+        eprintln!("{}: {}", names.join(", "), packages.join(", "));
+        let others = others.iter().flat_map(|(of, _)| ["--target", of.target]);
         let packages = packages.iter().flat_map(|package| ["--package", package]);
-        let cargo = platform.cargo(shell, "check")?.args(packages);
+        let cargo = platform.cargo(shell, "check")?.args(others).args(packages);
         cargo.env("RUSTFLAGS", DENY_WARNINGS).run()?;
     }
     Ok(())

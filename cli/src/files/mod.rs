@@ -8,7 +8,7 @@ mod source;
 use anyhow::Result;
 use serde::Serialize;
 
-pub use model::{Model, Place, Shard, is_index};
+pub use model::{Model, Place, Shard, Steppable, is_index, storage_type};
 pub use output::Outputs;
 pub use source::{SourceFile, read_whole};
 

@@ -1,10 +1,11 @@
 //! A model in one safetensors file or, by an index, in several.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use wgpu_optim::StorageType;
 use wgpu_optim::files::{Dtype, Header, Index, TensorEntry};
 
 use super::source::{SourceFile, read_whole};
@@ -41,6 +42,25 @@ pub struct Place<'m> {
     pub entry: &'m TensorEntry,
     /// First byte of the tensor in the shard's file.
     pub offset: u64,
+}
+
+/// Tensors of a model that can be stepped.
+#[derive(Debug, Default)]
+pub struct Steppable {
+    /// Names and shapes in alphabetical order, by what their values are stored as.
+    pub by_type: BTreeMap<StorageType, Vec<(String, Vec<usize>)>>,
+    /// How many tensors are of other dtypes.
+    pub left_out: usize,
+}
+
+/// What a tensor that can be stepped is stored as.
+pub fn storage_type(dtype: Dtype) -> Option<StorageType> {
+    match dtype {
+        Dtype::F32 => Some(StorageType::F32),
+        Dtype::BF16 => Some(StorageType::Bf16),
+        Dtype::F16 => Some(StorageType::F16),
+        _ => None,
+    }
 }
 
 impl Model {
@@ -148,15 +168,20 @@ impl Model {
         })
     }
 
-    /// Names and shapes of the F32 tensors, in alphabetical order.
-    pub fn f32_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let tensors = self.in_place_order().map(|place| place.entry);
-        let mut shapes: Vec<_> = tensors
-            .filter(|tensor| tensor.dtype == Dtype::F32)
-            .map(|tensor| (tensor.name.clone(), tensor.shape.clone()))
-            .collect();
-        shapes.sort();
-        shapes
+    /// The tensors that can be stepped.
+    pub fn steppable(&self) -> Steppable {
+        let mut steppable = Steppable::default();
+        for Place { entry, .. } in self.in_place_order() {
+            match storage_type(entry.dtype) {
+                Some(of) => {
+                    let of_type = steppable.by_type.entry(of).or_default();
+                    of_type.push((entry.name.clone(), entry.shape.clone()));
+                }
+                None => steppable.left_out += 1,
+            }
+        }
+        steppable.by_type.values_mut().for_each(|of| of.sort());
+        steppable
     }
 
     /// Makes sure that what has been read is one version of every file.

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::{Dtype, Header};
-use wgpu_optim::storage::{MASTER_PARAMS, Storage};
+use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST, Storage};
 use wgpu_optim::{
     AnyRule, Masters, Precision, Rule as _, Slot, SlotEntry, StateRecord, StorageType,
 };
 
 use super::plan::At;
 use crate::args::StepArgs;
-use crate::files::{Model, Place, Shard, SourceFile};
+use crate::files::{Model, Place, Shard, SourceFile, storage_type};
 
 /// The files of a step, opened; only their headers have been read.
 #[derive(Debug)]
@@ -53,6 +53,8 @@ pub struct Updated {
     pub slots: Vec<At>,
     /// Its masters, where it has them already.
     pub masters: Option<At>,
+    /// What its parameters leave of them, where it has that instead.
+    pub rests: Option<At>,
 }
 
 impl Updated {
@@ -155,12 +157,25 @@ impl Inputs {
         let (masters, saved): (Vec<_>, Vec<_>) = self
             .slots_of(name)
             .iter()
-            .partition(|saved| saved.name == MASTER_PARAMS);
-        ensure!(
-            masters.is_empty() || storage.masters == Masters::F32,
-            "tensor {name:?}: the state holds its {MASTER_PARAMS}, expected none, because its parameters are {}",
-            param.entry.dtype
-        );
+            .partition(|saved| is_masters(saved));
+        let has_place = |saved: &SavedSlot| match storage.params {
+            StorageType::F32 => false,
+            StorageType::Bf16 => true,
+            StorageType::F16 => saved.name == MASTER_PARAMS,
+        };
+        if let Some(lost) = masters.iter().find(|saved| !has_place(saved)) {
+            bail!(
+                "tensor {name:?}: the state holds its {}, expected none, because its parameters are {}",
+                lost.name,
+                param.entry.dtype
+            );
+        }
+        let masters_named = |name: &str| {
+            let mut masters = masters.iter();
+            let saved = masters.find(|saved| saved.name == name);
+            saved.map(|saved| saved.at)
+        };
+        let masters = masters_named(MASTER_PARAMS);
         if let Some(lost) = saved
             .iter()
             .find(|saved| !rule_slots.kept().any(|slot| slot.name == saved.name))
@@ -195,20 +210,23 @@ impl Inputs {
             applied_steps: counted.copied().filter(|_| !fresh).unwrap_or(0),
             grads: self.at_grads(grad),
             slots,
-            masters: masters.first().map(|masters| masters.at),
+            // As the library does where both are there.
+            rests: masters_named(PARAMS_REST).filter(|_| masters.is_none()),
+            masters,
         })
     }
 
     /// A state without them would say nothing of what they hold.
     fn check_no_masters(&self) -> Result<()> {
         let slots = self.state.iter().flat_map(|state| &state.slots);
-        let with_masters = slots
-            .filter(|(_, slots)| slots.iter().any(|slot| slot.name == MASTER_PARAMS))
-            .map(|(tensor, _)| tensor);
-        match with_masters.min() {
-            Some(tensor) => bail!(
-                "tensor {tensor:?}: the state holds its {MASTER_PARAMS}, which --masters none would lose; --masters \
-                 f32 goes on from them"
+        let masters = slots.filter_map(|(tensor, slots)| {
+            let masters = slots.iter().find(|slot| is_masters(slot))?;
+            Some((tensor, &masters.name))
+        });
+        match masters.min() {
+            Some((tensor, slot)) => bail!(
+                "tensor {tensor:?}: the state holds its {slot}, which --masters none would lose; --masters f32 goes on \
+                 from them"
             ),
             None => Ok(()),
         }
@@ -387,13 +405,9 @@ pub fn record_after(
     }
 }
 
-fn storage_type(dtype: Dtype) -> Option<StorageType> {
-    match dtype {
-        Dtype::F32 => Some(StorageType::F32),
-        Dtype::BF16 => Some(StorageType::Bf16),
-        Dtype::F16 => Some(StorageType::F16),
-        _ => None,
-    }
+/// Whether a slot is not the rule's.
+fn is_masters(saved: &SavedSlot) -> bool {
+    [MASTER_PARAMS, PARAMS_REST].contains(&&*saved.name)
 }
 
 fn is_float(dtype: Dtype) -> bool {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
-use wgpu_optim::storage::{self, Key, Random, Rounding};
+use wgpu_optim::storage::{self, Key, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType};
 
 use super::inputs::Inputs;
@@ -97,6 +97,7 @@ impl Stream<'_> {
                     progress: &progress,
                     halves: Vec::new(),
                     rounded: Vec::new(),
+                    rests: Vec::new(),
                 };
                 move || worker.run(engine)
             };
@@ -143,7 +144,8 @@ impl Stream<'_> {
             let tensor = update.tensor;
             let values = 2 * tensor.storage.params.bytes() + tensor.storage.grads.bytes();
             let slots = tensor.slots.iter().chain(&update.out_slots);
-            let kept = slots.chain(&tensor.masters).chain(&update.out_masters);
+            let masters = tensor.masters.iter().chain(&tensor.rests);
+            let kept = slots.chain(masters).chain(&update.out_masters);
             tensor.numel * (values + kept.count() as u64 * ELEM_BYTES)
         });
         let copies = self.plan.copies.iter().map(|copy| 2 * copy.bytes);
@@ -161,6 +163,8 @@ struct Worker<'w> {
     halves: Vec<u16>,
     /// What masters are as parameters.
     rounded: Vec<u16>,
+    /// What parameters leave of masters.
+    rests: Vec<f32>,
 }
 
 impl Worker<'_> {
@@ -232,6 +236,8 @@ impl Worker<'_> {
             tensor.masters.is_none().then_some(params)
         };
         self.read(runs(segments, fresh), &mut values.params)?;
+        let rests = |segment: &Segment| tensor_of(segment).rests.map(as_f32);
+        self.join_rests(runs(segments, rests), &mut values.params)?;
         for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
             // Where it is not there yet.
             values.clear();
@@ -259,6 +265,22 @@ impl Worker<'_> {
             };
             self.write(runs(segments, out), values)?;
         }
+        Ok(())
+    }
+
+    /// Makes masters of parameters and what those leave of them.
+    fn join_rests(&mut self, runs: Vec<Run>, params: &mut [f32]) -> Result<(), Failure> {
+        let mut rests = std::mem::take(&mut self.rests);
+        for Run { at, elems, .. } in runs {
+            let params = &mut params[elems];
+            rests.resize(params.len(), 0.0);
+            self.read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
+            for (param, rest) in params.iter_mut().zip(&rests) {
+                let half = (param.to_bits() >> 16) as u16;
+                *param = f32::from_bits(rest::join(half, *rest as u16));
+            }
+        }
+        self.rests = rests;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ::wgpu_optim::AnyRule;
+use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
@@ -185,7 +186,7 @@ fn info_lists_adapters_or_says_how_to_get_one() {
 #[test]
 fn info_plans_a_model() {
     let workspace = Workspace::new();
-    let model = Model::new([
+    let mut model = Model::new([
         ("a", Tensor::f32(&[3, 7], &[1.0; 21])),
         ("b", Tensor::f32(&[64], &[1.0; 64])),
         ("ids", Tensor::i64(&[1])),
@@ -208,6 +209,8 @@ fn info_plans_a_model() {
             (&1.into(), &1.into())
         );
         assert!(plan["velocity_bytes"].as_u64().unwrap() >= 4 * 85);
+        assert_eq!(plan["masters_bytes"], 0);
+        assert_eq!(plan["tensors_left_out"], 1);
     }
     let text = String::from_utf8(info(&["model"]).stdout).unwrap();
     assert!(
@@ -217,6 +220,43 @@ fn info_plans_a_model() {
         "{text}"
     );
     assert_eq!(info(&["no such file"]).status.code(), Some(2));
+
+    // More than there is of F32, half as large, in an arena of each dtype.
+    let half = vec![1.0; 1 << 20];
+    for (name, dtype) in [("c", Dtype::BF16), ("d", Dtype::F16)] {
+        let tensor = Tensor::stored_as(dtype, &[1 << 20], &half);
+        model.tensors.insert(name.to_owned(), tensor);
+    }
+    model.write(&workspace.path("model"));
+    let report = json(&info(&["model", "--json"]));
+    for adapter in report["adapters"].as_array().unwrap() {
+        let plan = &adapter["plan"];
+        let numel = 85 + (2 << 20);
+        assert_eq!(plan["numel"], numel);
+        assert_eq!((&plan["tensors"], &plan["arenas"]), (&4.into(), &3.into()));
+        assert_eq!(plan["step_dispatches"], 2);
+        let bytes = |key: &str| plan[key].as_u64().unwrap();
+        // But for what aligns them.
+        for (key, expected) in [
+            ("params_bytes", 2 * numel),
+            ("grads_bytes", 2 * numel),
+            ("velocity_bytes", 4 * numel),
+            ("masters_bytes", 4 * (2 << 20)),
+        ] {
+            assert!((expected..expected + 4096).contains(&bytes(key)), "{plan}");
+        }
+    }
+    let text = String::from_utf8(info(&["model"]).stdout).unwrap();
+    assert!(
+        [
+            "1 left out, not F32, BF16 or F16",
+            "in 3 arenas",
+            "8 MiB masters"
+        ]
+        .iter()
+        .all(|words| text.contains(words)),
+        "{text}"
+    );
 }
 
 #[test]

@@ -455,6 +455,69 @@ fn masters_that_would_be_lost_are_refused() {
     refused(&workspace, &RESUME, &words);
 }
 
+/// Parameters and state of a program that keeps rests: the command goes on from the masters that both make up, and writes
+/// those.
+#[test]
+fn rests_become_masters() {
+    let model = every_mix(&[300_001]);
+    let grads = grads_of(&model, 1);
+    let config: AnyRule = SgdConfig::builder(0.1)
+        .momentum(0.9)
+        .build()
+        .unwrap()
+        .into();
+    let step = |masters| {
+        let groups = ParamGroups::new(config.clone()).with_precision(Precision {
+            masters,
+            ..Precision::default()
+        });
+        let specs = grads.tensors.iter().map(|(name, grads)| {
+            let params = &model.tensors[name];
+            TensorSpec::new(name.clone(), params.shape.clone())
+                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+        });
+        let mut optimizer = CpuOptimizer::with_groups(&groups, specs).unwrap();
+        let names = grads.tensors.keys();
+        let mut params: Vec<_> = names.map(|name| stored(&model.tensors[name])).collect();
+        let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
+        let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
+        let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+        optimizer.step_mixed(&mut slices, &gradients).unwrap();
+        let mut stepped = model.clone();
+        for (name, values) in grads.tensors.keys().zip(&params) {
+            let tensor = stepped.tensors.get_mut(name).unwrap();
+            *tensor = Tensor::stored_as(tensor.dtype, &tensor.shape, &values.to_f32());
+        }
+        (stepped, optimizer.state().to_safetensors().unwrap())
+    };
+    let workspace = Workspace::new();
+    grads.write(&workspace.path("grads"));
+    for device in DEVICES {
+        let [masters, rests] = [Masters::F32, Masters::Rest].map(|masters| {
+            let (params, state) = step(masters);
+            params.write(&workspace.path("params"));
+            fs::write(workspace.path("state"), state).unwrap();
+            let mut step = workspace.step();
+            step.args(RESUME).args(["--device", device]);
+            step.assert().success();
+            ["out_params", "out_state"].map(|name| fs::read(workspace.path(name)).unwrap())
+        });
+        assert!(masters == rests, "{device}");
+    }
+    let words = ["\"BF16.BF16\"", "params_rest", "--masters f32"];
+    refused(&workspace, &[&RESUME[..], &NO_MASTERS].concat(), &words);
+    let good = Model::read(&workspace.path("params"));
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let mut params = good.clone();
+        let tensor = params.tensors.get_mut("BF16.F16").unwrap();
+        *tensor = Tensor::stored_as(dtype, &tensor.shape, &tensor.values());
+        params.write(&workspace.path("params"));
+        let because = format!("its parameters are {dtype}");
+        let words = ["\"BF16.F16\"", "params_rest", &because];
+        refused(&workspace, &RESUME, &words);
+    }
+}
+
 #[test]
 fn options_that_do_not_go_together_are_refused() {
     let workspace = Workspace::new();

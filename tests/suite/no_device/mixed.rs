@@ -225,6 +225,53 @@ fn a_state_goes_on_where_it_was_and_masters_become_rests() {
     );
 }
 
+/// A rule that keeps no slot leaves masters alone; they stay where one that keeps some goes on, whose slots start fresh. And
+/// where a state without masters was loaded, none are given back before they are made.
+#[test]
+fn masters_and_slots_are_loaded_without_each_other() {
+    let sgd = |momentum| -> AnyRule {
+        let config = SgdConfig::builder(1e-3).momentum(momentum).build();
+        config.unwrap().into()
+    };
+    let with = |masters| Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::F32,
+        precision: Precision {
+            masters,
+            ..Precision::default()
+        },
+    };
+    for masters in [Masters::F32, Masters::Rest] {
+        let stored = with(masters);
+        let (mut params, grads) = start(&stored, &[100]);
+        let mut plain = optimizer(&sgd(0.0), &stored, &[100]);
+        for _ in 0..3 {
+            step(&mut plain, &mut params, &grads);
+        }
+        let saved = plain.state().tensors[0].slots.clone();
+        assert_eq!(saved.len(), 1);
+        let mut others = params.clone();
+        let mut with_momentum = optimizer(&sgd(0.9), &stored, &[100]);
+        with_momentum.load_state(&plain.state()).unwrap();
+        let state = with_momentum.state();
+        assert_eq!(state.tensors[0].slots, saved);
+        assert_eq!(state.tensors[0].applied_steps, 0);
+        with_momentum.load_state(&state).unwrap();
+        // The first step with momentum is one without.
+        step(&mut plain, &mut params, &grads);
+        step(&mut with_momentum, &mut others, &grads);
+        assert_eq!(params, others);
+        let state = with_momentum.state();
+        assert_eq!(state.tensors[0].slots[1..], plain.state().tensors[0].slots);
+
+        let mut without = optimizer(&sgd(0.9), &with(Masters::None), &[100]);
+        step(&mut without, &mut others, &grads);
+        let mut loaded = optimizer(&sgd(0.9), &stored, &[100]);
+        loaded.load_state(&without.state()).unwrap();
+        assert_eq!(loaded.state(), without.state());
+    }
+}
+
 #[test]
 fn slices_of_other_types_are_refused_by_name() {
     let config: AnyRule = SgdConfig::builder(0.1).build().unwrap().into();

@@ -4,9 +4,11 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use wgpu_optim::files::Dtype;
 use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
+use wgpu_optim::storage::MASTER_PARAMS;
 use wgpu_optim::{
-    AdamConfig, AdamForm, AmsGrad, AnyRule, CpuOptimizer, MomentumForm, NAdamConfig,
-    OptimizerState, SgdConfig, StateFileError, Twin,
+    AdamConfig, AdamForm, AmsGrad, AnyRule, CpuOptimizer, Masters, MomentumForm, NAdamConfig,
+    OptimizerState, ParamGroups, Precision, SgdConfig, StateFileError, StorageType, TensorSpec,
+    TensorValues, Twin,
 };
 
 use super::groups::{TENSORS, groups, shapes};
@@ -246,7 +248,8 @@ fn what_pytorch_could_not_have_written_is_refused() {
     let refused = OptimizerState::from_pytorch(&ours, heavy_ball, pytorchs()).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "key \"bias.momentum_buffer\": expected state.INDEX.NAME with an index below 3 and a name among momentum_buffer"
+        "key \"bias.momentum_buffer\": expected state.INDEX.NAME with an index below 3 and a name among momentum_buffer, \
+         master_params"
     );
     let inside = config(MomentumForm::LrInside);
     let refused = OptimizerState::from_pytorch(file, inside, pytorchs()).unwrap_err();
@@ -401,4 +404,61 @@ fn swapped_names_are_refused_by_their_shapes() {
         refused.to_string(),
         r#"tensor "down": the momentum_buffer has shape [2, 3], expected [3, 2]"#
     );
+}
+
+/// Masters of a rule with slots and of one without go out and come back; rests are refused by their tensor's name.
+#[test]
+fn masters_go_to_pytorch_and_back_and_rests_do_not() {
+    let shapes = [("whole", vec![3, 5]), ("half", vec![7]), ("late", vec![2])];
+    let types = [StorageType::F32, StorageType::Bf16, StorageType::F16];
+    let specs = || {
+        let stored = shapes.clone().into_iter().zip(types);
+        stored
+            .map(|((name, shape), of)| TensorSpec::new(name, shape).stored_as(of, StorageType::F32))
+    };
+    let rules: [AnyRule; 3] = [
+        adamw().into(),
+        SgdConfig::builder(0.1).build().unwrap().into(),
+        SgdConfig::builder(0.1)
+            .momentum(0.9)
+            .build()
+            .unwrap()
+            .into(),
+    ];
+    for config in rules {
+        let after_a_step = |masters| {
+            let groups = ParamGroups::new(config.clone()).with_precision(Precision {
+                masters,
+                ..Precision::default()
+            });
+            let mut optimizer = CpuOptimizer::with_groups(&groups, specs()).unwrap();
+            optimizer.set_frozen("late", true).unwrap();
+            let numels = [15, 7, 2];
+            let mut params: Vec<_> = (1..)
+                .zip(numels.into_iter().zip(types))
+                .map(|(seed, (numel, of))| TensorValues::new(of, &values(seed, numel)))
+                .collect();
+            let grads = numels.map(|numel| TensorValues::F32(values(9, numel)));
+            let grads = grads.each_ref().map(TensorValues::slice);
+            let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+            optimizer.step_mixed(&mut slices, &grads).unwrap();
+            optimizer
+        };
+        let mut optimizer = after_a_step(Masters::F32);
+        let state = optimizer.state();
+        assert!(state.tensors[1].slot(MASTER_PARAMS).is_some(), "{config:?}");
+        let file = state.to_pytorch().unwrap();
+        let back = OptimizerState::from_pytorch(&file, config.clone(), shapes.clone()).unwrap();
+        for (tensor, expected) in back.tensors.iter().zip(&state.tensors) {
+            assert_eq!(tensor.slots, expected.slots, "{config:?}");
+        }
+        optimizer.load_state(&back).unwrap();
+        assert_eq!(optimizer.state().tensors, back.tensors, "{config:?}");
+
+        let refused = after_a_step(Masters::Rest).state().to_pytorch();
+        assert!(
+            matches!(&refused, Err(StateFileError::RestsForPyTorch { tensor }) if tensor == "half"),
+            "{refused:?}"
+        );
+    }
 }
