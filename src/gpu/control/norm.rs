@@ -107,9 +107,15 @@ impl Norm {
             ];
             let (pipeline, layout) = kernels.of_control("norm", source, &KINDS, SCALARS_BYTES)?;
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
+            let grads = bound.grads[index].clone();
+            // What has no whole vec4 cannot be bound as such: something else is, and not read.
+            let is_short = |(_, _, bytes): &BufferWindow| *bytes < 16;
             let windows = [
-                bound.grads[index].clone(),
-                bound.grads[index].clone(),
+                match grads.as_ref().is_some_and(is_short) {
+                    true => Some(whole(chunks.buffer())),
+                    false => grads.clone(),
+                },
+                grads,
                 Some(whole(chunks.buffer())),
                 Some(whole(into)),
             ];
