@@ -1,6 +1,6 @@
 //! What norms and loss scale make of a step: the twin of `shaders/control/finish.wgsl`.
 
-use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, StepControl};
+use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, SCALES, StepControl};
 
 /// What becomes of a step, once its gradients have been seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,26 +114,27 @@ impl Verdict {
 }
 
 impl ControlState {
-    /// `torch._amp_update_scale_`.
+    /// `torch._amp_update_scale_`, but never to where the scale or its inverse is subnormal.
     fn follow(&mut self, control: &StepControl, found_nonfinite: bool) {
         let Some(loss) = control.loss_scale() else {
             return;
         };
-        let times = |factor: f64| (f64::from(self.scale) * factor) as f32;
-        if found_nonfinite {
-            *self = Self {
-                scale: times(loss.backoff_factor),
-                growth_tracker: 0,
-            };
-            return;
-        }
-        self.growth_tracker += 1;
-        if self.growth_tracker >= loss.growth_interval {
-            let grown = times(loss.growth_factor);
-            if grown.is_finite() {
-                self.scale = grown;
-            }
+        self.growth_tracker = if found_nonfinite {
+            0
+        } else {
+            self.growth_tracker + 1
+        };
+        let factor = if found_nonfinite {
+            loss.backoff_factor
+        } else if self.growth_tracker >= loss.growth_interval {
             self.growth_tracker = 0;
+            loss.growth_factor
+        } else {
+            return;
+        };
+        let next = (f64::from(self.scale) * factor) as f32;
+        if SCALES.contains(&next) {
+            self.scale = next;
         }
     }
 }
