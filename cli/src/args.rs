@@ -6,8 +6,11 @@ use anyhow::{anyhow, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::storage::Rounding;
-use wgpu_optim::{AnyRule, ConfigError, Masters, MomentumForm, Precision, SgdConfig, StorageType};
+use wgpu_optim::{
+    AnyRule, ConfigError, Masters, MomentumForm, Precision, SgdConfig, StepControl, StorageType,
+};
 
 use crate::rule::{self, FieldArgs, RuleArgs};
 use crate::storage::StorageArgs;
@@ -86,6 +89,16 @@ pub struct StepArgs {
     /// How many times to apply the same gradient
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+    /// What the gradients were multiplied by, as by the loss scale of mixed precision: they are divided by it first
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub grad_scale: Option<f64>,
+    /// Clip by the norm of all gradients together, which are read twice: where it is larger than X, they are scaled down
+    /// to it
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub clip_norm: Option<f64>,
+    /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub clip_value: Option<f64>,
     /// What to do if a gradient is infinite or NaN: refuse the step, skip it (the outputs are the inputs), or apply it
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub nonfinite: NonFinite,
@@ -107,6 +120,35 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
+    /// What is done to gradients before they are applied.
+    pub fn control(&self) -> anyhow::Result<StepControl> {
+        let mut control = StepControl::builder();
+        type Set = fn(StepControlBuilder, f64) -> StepControlBuilder;
+        for (flag, value, set) in [
+            (
+                "--grad-scale",
+                self.grad_scale,
+                StepControlBuilder::grad_scale as Set,
+            ),
+            ("--clip-norm", self.clip_norm, StepControlBuilder::max_norm),
+            (
+                "--clip-value",
+                self.clip_value,
+                StepControlBuilder::clip_value,
+            ),
+        ] {
+            let Some(value) = value else { continue };
+            control = set(control, value);
+            match control.clone().build() {
+                Err(ConfigError::OutOfRange {
+                    value, expected, ..
+                }) => bail!("{flag} {value:?} is out of range: expected {expected}"),
+                checked => drop(checked?),
+            }
+        }
+        Ok(control.build()?)
+    }
+
     /// How 16-bit parameters are remembered, and rounded.
     pub fn precision(&self) -> anyhow::Result<Precision> {
         let masters = match self.masters {

@@ -18,6 +18,8 @@
 mod norm;
 mod verdict;
 
+use std::ops::RangeInclusive;
+
 use crate::rules::ConfigError;
 
 pub use norm::GradNorm;
@@ -26,6 +28,9 @@ pub use verdict::Verdict;
 
 /// Added to the norm, so that gradients of zero are divided by something; `torch.nn.utils.clip_grad_norm_` has it.
 pub(crate) const NORM_EPS: f64 = 1e-6;
+
+/// What a loss scale may become: neither it nor its inverse is subnormal.
+pub(crate) const SCALES: RangeInclusive<f32> = f32::MIN_POSITIVE..=1.0 / f32::MIN_POSITIVE;
 
 /// Most groups with a norm of their own.
 pub(crate) const MAX_GROUP_NORMS: usize = 15;

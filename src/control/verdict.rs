@@ -1,8 +1,6 @@
 //! What norms and loss scale make of a step: the twin of `shaders/control/finish.wgsl`.
 
-use std::ops::RangeInclusive;
-
-use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, StepControl};
+use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, SCALES, StepControl};
 
 /// What becomes of a step, once its gradients have been seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,28 +113,29 @@ impl Verdict {
     }
 }
 
-/// Scales whose inverse is no subnormal either.
-const SCALES: RangeInclusive<f32> = f32::MIN_POSITIVE..=1.0 / f32::MIN_POSITIVE;
-
 impl ControlState {
     /// `torch._amp_update_scale_`, but never to where the scale or its inverse is subnormal.
     fn follow(&mut self, control: &StepControl, found_nonfinite: bool) {
         let Some(loss) = control.loss_scale() else {
             return;
         };
-        self.growth_tracker += 1;
+        self.growth_tracker = if found_nonfinite {
+            0
+        } else {
+            self.growth_tracker + 1
+        };
         let factor = if found_nonfinite {
             loss.backoff_factor
         } else if self.growth_tracker >= loss.growth_interval {
+            self.growth_tracker = 0;
             loss.growth_factor
         } else {
             return;
         };
-        let scale = self.scale * factor as f32;
-        if SCALES.contains(&scale) {
-            self.scale = scale;
+        let next = (f64::from(self.scale) * factor) as f32;
+        if SCALES.contains(&next) {
+            self.scale = next;
         }
-        self.growth_tracker = 0;
     }
 }
 

@@ -261,10 +261,12 @@ fn widened(value: Bounded, gamma: f64) -> Bounded {
     if low == 0.0 && high == 0.0 {
         return value;
     }
-    let (down, up) = (
-        low - gamma * low.abs() - TINY,
-        high + gamma * high.abs() + TINY,
-    );
+    // What is infinite stays.
+    let off = |end: f64| match end.is_finite() {
+        true => gamma * end.abs() + TINY,
+        false => 0.0,
+    };
+    let (down, up) = (low - off(low), high + off(high));
     Bounded {
         exact,
         low: if low >= 0.0 { down.max(0.0) } else { down },

@@ -1,7 +1,7 @@
 //! What a control does to gradients, in PyTorch's words, with the ranges in which its `f32` twins may be.
 
 use super::{Arithmetic, Bounded, Rounding};
-use crate::control::{NORM_EPS, NonFinite, StepControl};
+use crate::control::{NORM_EPS, NonFinite, SCALES, StepControl};
 
 /// A control's exact decisions.
 ///
@@ -89,8 +89,10 @@ impl ControlOracle {
         }
         let numel: usize = grads.iter().map(|(_, grads)| grads.len()).sum();
         let relative = self.rounding.gamma(roundings(numel, grads.len()));
+        // torch.amp.GradScaler multiplies by the inverse as f32.
+        let inverse = f64::from(self.scale.recip() as f32);
         let norm_of = |sum: f64| {
-            let exact = sum.sqrt() / self.scale;
+            let exact = sum.sqrt() * inverse;
             // What is below the normal range may be flushed.
             let tiny = f64::from(f32::MIN_POSITIVE);
             let low = exact * (1.0 - relative);
@@ -107,7 +109,8 @@ impl ControlOracle {
             // torch.nn.utils.clip_grad_norm_.
             let norm = norm_of(*sum);
             let factor = |norm: f64| max_norm / (norm + NORM_EPS);
-            let least = |factor: f64| factor.min(1.0);
+            // NaN stays, as in torch.clamp.
+            let least = |factor: f64| if factor > 1.0 { 1.0 } else { factor };
             let off = self.rounding.gamma(4 + self.rounding.division);
             Bounded {
                 exact: least(factor(norm.exact)),
@@ -122,7 +125,10 @@ impl ControlOracle {
             found_nonfinite,
             is_skipped,
             control: self.control.clone(),
-            unscale: at.quotient(Bounded::exactly(1.0), Bounded::exactly(self.scale as f32)),
+            unscale: Bounded {
+                exact: inverse,
+                ..at.quotient(Bounded::exactly(1.0), Bounded::exactly(self.scale as f32))
+            },
             clips,
             at,
         };
@@ -130,20 +136,24 @@ impl ControlOracle {
         decision
     }
 
-    /// torch.amp.GradScaler.update.
+    /// torch.amp.GradScaler.update, whose scale is an f32.
     fn follow(&mut self, found_nonfinite: bool) {
         let Some(loss) = self.control.loss_scale() else {
             return;
         };
+        let mut next = self.scale;
         if found_nonfinite {
-            self.scale *= loss.backoff_factor;
+            next *= loss.backoff_factor;
             self.growth_tracker = 0;
         } else {
             self.growth_tracker += 1;
             if self.growth_tracker == loss.growth_interval {
-                self.scale *= loss.growth_factor;
+                next *= loss.growth_factor;
                 self.growth_tracker = 0;
             }
+        }
+        if SCALES.contains(&(next as f32)) {
+            self.scale = (next as f32).into();
         }
     }
 }

@@ -30,50 +30,13 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// This crate's words for the case: the library's preset, and what the case says beside it.
+    /// This crate's words for the case.
     pub fn config(&self) -> AnyRule {
         let library = match self.source.split(' ').next().unwrap() {
             "torch" => "pytorch",
             library => library,
         };
-        let rule = match (library, self.rule.as_str()) {
-            // optax has NAdam as an Adam that looks ahead.
-            ("optax", "adam") if self.config.contains_key("nesterov") => "nadam".to_owned(),
-            (_, rule) => rule.replace('_', "-"),
-        };
-        let preset = RulePreset::find(&rule, Some(library)).unwrap();
-        let mut fields = serde_json::to_value((preset.config)(self.lr[0]).unwrap()).unwrap();
-        let decouples = preset.decouples_weight_decay
-            || self.config.get("decoupled_weight_decay") == Some(&json!(true));
-        for (name, value) in &self.config {
-            match name.as_str() {
-                "betas" => {
-                    fields["beta1"] = value[0].clone();
-                    fields["beta2"] = value[1].clone();
-                }
-                "etas" => {
-                    fields["eta_minus"] = value[0].clone();
-                    fields["eta_plus"] = value[1].clone();
-                }
-                "step_sizes" => {
-                    fields["step_size_min"] = value[0].clone();
-                    fields["step_size_max"] = value[1].clone();
-                }
-                "b1" => fields["beta1"] = value.clone(),
-                "b2" => fields["beta2"] = value.clone(),
-                "amsgrad" => fields["amsgrad"] = json!("of-average"),
-                "decay" => fields["alpha"] = value.clone(),
-                "initial_scale" => fields["initial_square_avg"] = value.clone(),
-                "weight_decay" if decouples => fields["decoupled_weight_decay"] = value.clone(),
-                "decoupled_weight_decay" => {}
-                "nesterov" if rule == "nadam" => {}
-                name => {
-                    assert!(fields.get(name).is_some(), "{}: {name}", self.name);
-                    fields[name] = value.clone();
-                }
-            }
-        }
-        serde_json::from_value(fields).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        rule_of(library, &self.rule, &self.config, self.lr[0])
     }
 
     /// The exact trajectory: the oracle after each step, frozen steps left out.
@@ -103,6 +66,48 @@ impl Golden {
         };
         8.0 * self.lr.iter().sum::<f64>() * roundings as f64 * f64::from(f32::EPSILON / 2.0)
     }
+}
+
+/// This crate's words for a library's rule: its preset, and what the configuration says beside it.
+pub fn rule_of(library: &str, rule: &str, config: &BTreeMap<String, Value>, lr: f64) -> AnyRule {
+    let rule = match (library, rule) {
+        // optax has NAdam as an Adam that looks ahead.
+        ("optax", "adam") if config.contains_key("nesterov") => "nadam".to_owned(),
+        (_, rule) => rule.replace('_', "-"),
+    };
+    let preset = RulePreset::find(&rule, Some(library)).unwrap();
+    let mut fields = serde_json::to_value((preset.config)(lr).unwrap()).unwrap();
+    let decouples =
+        preset.decouples_weight_decay || config.get("decoupled_weight_decay") == Some(&json!(true));
+    for (name, value) in config {
+        match name.as_str() {
+            "betas" => {
+                fields["beta1"] = value[0].clone();
+                fields["beta2"] = value[1].clone();
+            }
+            "etas" => {
+                fields["eta_minus"] = value[0].clone();
+                fields["eta_plus"] = value[1].clone();
+            }
+            "step_sizes" => {
+                fields["step_size_min"] = value[0].clone();
+                fields["step_size_max"] = value[1].clone();
+            }
+            "b1" => fields["beta1"] = value.clone(),
+            "b2" => fields["beta2"] = value.clone(),
+            "amsgrad" => fields["amsgrad"] = json!("of-average"),
+            "decay" => fields["alpha"] = value.clone(),
+            "initial_scale" => fields["initial_square_avg"] = value.clone(),
+            "weight_decay" if decouples => fields["decoupled_weight_decay"] = value.clone(),
+            "decoupled_weight_decay" => {}
+            "nesterov" if rule == "nadam" => {}
+            name => {
+                assert!(fields.get(name).is_some(), "{rule}: {name}");
+                fields[name] = value.clone();
+            }
+        }
+    }
+    serde_json::from_value(fields).unwrap_or_else(|e| panic!("{rule}: {e}"))
 }
 
 /// Every case.

@@ -15,6 +15,8 @@ mod adapter;
 mod cases;
 mod golden;
 #[cfg(feature = "safetensors")]
+mod golden_control;
+#[cfg(feature = "safetensors")]
 mod golden_rules;
 mod no_device;
 #[cfg(not(target_arch = "wasm32"))]

@@ -3,8 +3,11 @@
 mod cpu;
 mod gpu;
 mod inputs;
+mod norm;
 mod plan;
+mod reader;
 mod stream;
+mod threads;
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -12,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use serde::Serialize;
 use wgpu_optim::storage::Rounding;
-use wgpu_optim::{AnyRule, Precision, StateRecord};
+use wgpu_optim::{AnyRule, CpuControl, Precision, StateRecord, Verdict};
 
 use crate::args::{CommonArgs, MastersArg, NonFinite, RoundingArg, StepArgs};
 use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
@@ -55,6 +58,7 @@ struct Report {
     /// Of one step.
     dispatches: usize,
     repeat: u32,
+    gradients: GradientsReport,
     nonfinite: NonFiniteReport,
     dropped_metadata: Vec<String>,
     bytes_read: u64,
@@ -78,6 +82,19 @@ struct SixteenBitsReport {
     seed: Option<u64>,
 }
 
+/// What became of the gradients before they were applied.
+#[derive(Debug, Serialize)]
+struct GradientsReport {
+    /// What they were divided by.
+    scale: Option<f64>,
+    /// Of all of them, divided; where it was asked for. JSON has null for one that is not finite.
+    norm: Option<f32>,
+    clip_norm: Option<f64>,
+    /// What they were multiplied by for their norm.
+    clip_factor: Option<f32>,
+    clip_value: Option<f64>,
+}
+
 #[derive(Debug, Serialize)]
 struct NonFiniteReport {
     mode: NonFinite,
@@ -91,12 +108,14 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let config = args.rule.config()?;
     let precision = args.precision()?;
+    let mut control = CpuControl::new(args.control()?);
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, &precision, args.skip_non_float)?;
-    let job = Job {
+    let mut job = Job {
         args,
         config: config.clone(),
         precision,
+        verdict: control.decide(&[]),
         inputs: &inputs,
         interrupt: &interrupt,
     };
@@ -105,6 +124,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let record = record_after(before, config, &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
+    let mut bytes_read = 0;
+    if args.clip_norm.is_some() {
+        let (norm, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
+        job.verdict = control.decide(&[vec![norm]]);
+        bytes_read += bytes;
+    }
     let mut choice = Choice::for_updates(common)?;
     let (streamed, dispatches) = match job.compute(&choice, &plan, &outputs) {
         Ok(done) => done,
@@ -132,13 +157,14 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
         dispatches,
         repeat: args.repeat,
+        gradients: GradientsReport::new(args, &job.verdict),
         nonfinite: NonFiniteReport {
             mode: args.nonfinite,
             skipped: false,
             gradients: streamed.nonfinite,
         },
         dropped_metadata: plan.dropped_metadata,
-        bytes_read: streamed.bytes_read,
+        bytes_read: bytes_read + streamed.bytes_read,
         bytes_written: streamed.bytes_written,
         peak_memory_bytes: None,
         total_ms: 0.0,
@@ -177,6 +203,7 @@ struct Job<'j> {
     args: &'j StepArgs,
     config: AnyRule,
     precision: Precision,
+    verdict: Verdict,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
@@ -248,6 +275,7 @@ impl Job<'_> {
             windows,
             outputs,
             config: &self.config,
+            verdict: &self.verdict,
             repeat: self.args.repeat,
             rounding: self.precision.rounding,
             nonfinite: self.args.nonfinite,
@@ -304,6 +332,35 @@ fn peak_memory_bytes() -> Option<u64> {
     }
 }
 
+impl GradientsReport {
+    fn new(args: &StepArgs, verdict: &Verdict) -> Self {
+        let record = verdict.record();
+        let clips = args.clip_norm.is_some();
+        Self {
+            scale: args.grad_scale,
+            norm: clips.then_some(record.norm),
+            clip_norm: args.clip_norm,
+            clip_factor: clips.then_some(record.clip_factor),
+            clip_value: args.clip_value,
+        }
+    }
+
+    /// Nothing, where nothing was to be done.
+    fn to_text(&self) -> Option<String> {
+        let mut done = Vec::new();
+        if let Some(scale) = self.scale {
+            done.push(format!("divided by {scale}"));
+        }
+        if let (Some(norm), Some(factor)) = (self.norm, self.clip_factor) {
+            done.push(format!("norm {norm}, multiplied by {factor}"));
+        }
+        if let Some(value) = self.clip_value {
+            done.push(format!("cut off at {value}"));
+        }
+        (!done.is_empty()).then(|| done.join(", "))
+    }
+}
+
 impl SixteenBitsReport {
     fn new(args: &StepArgs, precision: &Precision, pairing: &Pairing) -> Self {
         let tensors = pairing.updated.values();
@@ -354,6 +411,9 @@ impl Report {
             line("16 bits", self.sixteen_bits.to_text());
         }
         line("parameters", self.numel.to_string());
+        if let Some(gradients) = self.gradients.to_text() {
+            line("gradients", gradients);
+        }
         for gradient in &self.nonfinite.gradients {
             line(
                 "not finite",

@@ -328,6 +328,12 @@ impl<'i> Plan<'i> {
         Ok(outputs)
     }
 
+    /// All elements to update, in the order of the tensors' parameters, in windows of `max_elems` of them.
+    pub fn in_order(&self, max_elems: u64) -> impl Iterator<Item = (Vec<Segment>, u64)> {
+        let numels = self.updates.iter().map(|update| update.tensor.numel);
+        fill(numels.enumerate(), max_elems)
+    }
+
     /// Cuts the work into windows of at most `max_elems` elements to update, or as many bytes as those have to copy.
     pub fn windows(&self, max_elems: u64) -> Vec<Window> {
         let mut windows = Vec::new();

@@ -2,22 +2,26 @@
 //! none of the three waits for another.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::storage::{self, Key, Random, Rounding, rest};
-use wgpu_optim::{AnyRule, Rule as _, StorageType};
+use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
 
 use super::inputs::Inputs;
 use super::plan::{At, Copy, ELEM_BYTES, Plan, Segment, Update, Window};
+use super::reader::{Reader, Run, in_window, runs};
+use super::threads::in_turn;
 use crate::Failure;
 use crate::args::NonFinite;
-use crate::files::{Outputs, SourceFile};
+use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
+
+/// The parameter group that all tensors are in.
+const GROUP: &str = "default";
 
 /// The values of a window, one tensor after the other.
 pub struct Values {
@@ -60,6 +64,8 @@ pub struct Stream<'s> {
     pub windows: &'s [Window],
     pub outputs: &'s Outputs,
     pub config: &'s AnyRule,
+    /// What becomes of gradients before they are applied.
+    pub verdict: &'s Verdict,
     pub repeat: u32,
     /// Of parameters that have no masters.
     pub rounding: Rounding,
@@ -70,10 +76,6 @@ pub struct Stream<'s> {
 /// What the threads tell each other.
 #[derive(Default)]
 struct Shared {
-    /// The window that is next.
-    next: AtomicUsize,
-    /// A thread has failed.
-    stop: AtomicBool,
     /// A gradient was found that forbids the step: what is left is only looked through.
     forbidden: AtomicBool,
     bytes_read: AtomicU64,
@@ -88,35 +90,34 @@ impl Stream<'_> {
         let shared = Shared::default();
         let files = self.inputs.files();
         let progress = Progress::of_bytes(self.bytes());
-        let done = std::thread::scope(|scope| {
-            let work = |engine| {
-                let worker = Worker {
-                    stream: self,
-                    shared: &shared,
-                    files: &files,
-                    progress: &progress,
-                    halves: Vec::new(),
-                    rounded: Vec::new(),
-                    rests: Vec::new(),
-                };
-                move || worker.run(engine)
+        let worker = |engine| Worker {
+            stream: self,
+            shared: &shared,
+            reader: Reader::new(&files, &progress, &shared.bytes_read, "step"),
+            progress: &progress,
+            rounded: Vec::new(),
+            rests: Vec::new(),
+            engine,
+        };
+        let work = |(worker, values, bytes): &mut (Worker<'_>, Values, Vec<u8>), window| match &self
+            .windows[window]
+        {
+            Window::Update {
+                segments,
+                elems,
+                phase,
+            } => worker.update(segments, *elems as usize, *phase, values),
+            Window::Copy(copy) => worker.copy(copy, bytes),
+        };
+        let workers = engines.into_iter().map(|engine| {
+            let values = Values {
+                params: Vec::new(),
+                grads: Vec::new(),
+                slots: vec![Vec::new(); self.plan.slots.len()],
             };
-            let threads: Vec<_> = engines
-                .into_iter()
-                .map(|engine| scope.spawn(work(engine)))
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                let panicked =
-                    |_| Err((0, Failure::Failed(anyhow!("a thread of the step panicked"))));
-                thread.join().unwrap_or_else(panicked)
-            };
-            threads.into_iter().map(join).collect::<Vec<_>>()
+            (worker(engine), values, Vec::new())
         });
-        // That of the first window, whichever thread was faster.
-        let failures = done.into_iter().filter_map(Result::err);
-        if let Some((_, failure)) = failures.min_by_key(|(window, _)| *window) {
-            return Err(failure);
-        }
+        in_turn(workers.collect(), self.windows.len(), self.interrupt, work)?;
         self.inputs.check_unchanged()?;
         let nonfinite = shared
             .nonfinite
@@ -157,58 +158,21 @@ impl Stream<'_> {
 struct Worker<'w> {
     stream: &'w Stream<'w>,
     shared: &'w Shared,
-    files: &'w [&'w SourceFile],
+    reader: Reader<'w>,
     progress: &'w Progress,
-    /// Values of 16 bits on their way from a file or to one.
-    halves: Vec<u16>,
     /// What masters are as parameters.
     rounded: Vec<u16>,
     /// What parameters leave of masters.
     rests: Vec<f32>,
+    engine: Box<dyn Engine + 'w>,
 }
 
 impl Worker<'_> {
-    /// Fails with the number of the window, too.
-    fn run(mut self, mut engine: Box<dyn Engine + '_>) -> Result<(), (usize, Failure)> {
-        let mut values = Values {
-            params: Vec::new(),
-            grads: Vec::new(),
-            slots: vec![Vec::new(); self.stream.plan.slots.len()],
-        };
-        let mut bytes = Vec::new();
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            let next = self.shared.next.fetch_add(1, Ordering::Relaxed);
-            let Some(window) = self.stream.windows.get(next) else {
-                break;
-            };
-            let outcome = self.stream.interrupt.check().and_then(|()| match window {
-                Window::Update {
-                    segments,
-                    elems,
-                    phase,
-                } => self.update(
-                    segments,
-                    *elems as usize,
-                    *phase,
-                    engine.as_mut(),
-                    &mut values,
-                ),
-                Window::Copy(copy) => self.copy(copy, &mut bytes),
-            });
-            if let Err(failure) = outcome {
-                self.shared.stop.store(true, Ordering::Relaxed);
-                return Err((next, failure));
-            }
-        }
-        Ok(())
-    }
-
     fn update(
         &mut self,
         segments: &[Segment],
         elems: usize,
         phase: u64,
-        engine: &mut dyn Engine,
         values: &mut Values,
     ) -> Result<(), Failure> {
         let plan = self.stream.plan;
@@ -220,11 +184,13 @@ impl Worker<'_> {
             let tensor = tensor_of(segment);
             Some((tensor.grads, tensor.storage.grads))
         };
-        self.read(runs(segments, grads), &mut values.grads)?;
+        self.reader.read(runs(segments, grads), &mut values.grads)?;
         self.look_for_nonfinite(segments, &values.grads);
+        self.stream.verdict.apply_to(GROUP, &mut values.grads);
         values.params.resize(elems, 0.0);
         let masters = |segment: &Segment| tensor_of(segment).masters.map(as_f32);
-        self.read(runs(segments, masters), &mut values.params)?;
+        self.reader
+            .read(runs(segments, masters), &mut values.params)?;
         // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
         self.check_masters(segments, &values.params)?;
         if self.shared.forbidden.load(Ordering::Relaxed) {
@@ -235,7 +201,8 @@ impl Worker<'_> {
             let params = (*params, tensor.storage.params);
             tensor.masters.is_none().then_some(params)
         };
-        self.read(runs(segments, fresh), &mut values.params)?;
+        self.reader
+            .read(runs(segments, fresh), &mut values.params)?;
         let rests = |segment: &Segment| tensor_of(segment).rests.map(as_f32);
         self.join_rests(runs(segments, rests), &mut values.params)?;
         for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
@@ -246,9 +213,9 @@ impl Worker<'_> {
                 let slots = &tensor_of(segment).slots;
                 slots.get(index).copied().map(as_f32)
             };
-            self.read(runs(segments, saved), values)?;
+            self.reader.read(runs(segments, saved), values)?;
         }
-        self.step(segments, phase, engine, values)?;
+        self.step(segments, phase, values)?;
         let out_params = |segment: &Segment| {
             let Update {
                 tensor, out_params, ..
@@ -274,7 +241,8 @@ impl Worker<'_> {
         for Run { at, elems, .. } in runs {
             let params = &mut params[elems];
             rests.resize(params.len(), 0.0);
-            self.read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
+            self.reader
+                .read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
             for (param, rest) in params.iter_mut().zip(&rests) {
                 let half = (param.to_bits() >> 16) as u16;
                 *param = f32::from_bits(rest::join(half, *rest as u16));
@@ -289,7 +257,6 @@ impl Worker<'_> {
         &mut self,
         segments: &[Segment],
         mut phase: u64,
-        engine: &mut dyn Engine,
         values: &mut Values,
     ) -> Result<(), Failure> {
         let Stream {
@@ -300,10 +267,10 @@ impl Worker<'_> {
         } = *self.stream;
         let is_rounded = |segment: &Segment| plan.updates[segment.update].tensor.is_rounded();
         if !segments.iter().any(is_rounded) {
-            return engine.step(values, phase, repeat);
+            return self.engine.step(values, phase, repeat);
         }
         for done in 0..repeat {
-            engine.step(values, phase, 1)?;
+            self.engine.step(values, phase, 1)?;
             self.round(segments, done.into(), &mut values.params);
             phase = config.phase(phase.saturating_add(1));
         }
@@ -330,9 +297,9 @@ impl Worker<'_> {
                 }),
             };
             let (params, of) = (&mut params[elems], tensor.storage.params);
-            self.halves.resize(params.len(), 0);
-            storage::round(of, params, random, &mut self.halves);
-            storage::unpack(of, &self.halves, params);
+            self.reader.halves.resize(params.len(), 0);
+            storage::round(of, params, random, &mut self.reader.halves);
+            storage::unpack(of, &self.reader.halves, params);
         }
     }
 
@@ -344,13 +311,13 @@ impl Worker<'_> {
             tensor.masters.map(|_| (*params, tensor.storage.params))
         };
         for Run { at, elems, of } in runs(segments, params) {
-            self.read_halves(at, elems.len())?;
+            self.reader.read_halves(at, elems.len())?;
             self.rounded.resize(elems.len(), 0);
             storage::round(of, &masters[elems.clone()], None, &mut self.rounded);
-            if self.halves == self.rounded {
+            if self.reader.halves == self.rounded {
                 continue;
             }
-            let mut pairs = elems.zip(self.halves.iter().zip(&self.rounded));
+            let mut pairs = elems.zip(self.reader.halves.iter().zip(&self.rounded));
             let Some((elem, (actual, expected))) =
                 pairs.find(|(_, (actual, expected))| actual != expected)
             else {
@@ -378,30 +345,8 @@ impl Worker<'_> {
             return Ok(());
         }
         bytes.resize(copy.bytes as usize, 0);
-        self.read_bytes(copy.from, bytes)?;
+        self.reader.read_bytes(copy.from, bytes)?;
         self.write_bytes(copy.to, bytes)
-    }
-
-    fn read(&mut self, runs: Vec<Run>, values: &mut [f32]) -> Result<(), Failure> {
-        for Run { at, elems, of } in runs {
-            let values = &mut values[elems];
-            match of {
-                StorageType::F32 => self.read_bytes(at, bytemuck::cast_slice_mut(values))?,
-                StorageType::Bf16 | StorageType::F16 => {
-                    self.read_halves(at, values.len())?;
-                    storage::unpack(of, &self.halves, values);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read_halves(&mut self, at: At, numel: usize) -> Result<(), Failure> {
-        let mut halves = std::mem::take(&mut self.halves);
-        halves.resize(numel, 0);
-        self.read_bytes(at, bytemuck::cast_slice_mut(&mut halves))?;
-        self.halves = halves;
-        Ok(())
     }
 
     /// Values of 16 bits are rounded to the nearest, which leaves those as they are that have been rounded otherwise.
@@ -411,20 +356,12 @@ impl Worker<'_> {
             match of {
                 StorageType::F32 => self.write_bytes(at, bytemuck::cast_slice(values))?,
                 StorageType::Bf16 | StorageType::F16 => {
-                    self.halves.resize(values.len(), 0);
-                    storage::round(of, values, None, &mut self.halves);
-                    self.write_bytes(at, bytemuck::cast_slice(&self.halves))?;
+                    self.reader.halves.resize(values.len(), 0);
+                    storage::round(of, values, None, &mut self.reader.halves);
+                    self.write_bytes(at, bytemuck::cast_slice(&self.reader.halves))?;
                 }
             }
         }
-        Ok(())
-    }
-
-    fn read_bytes(&self, at: At, bytes: &mut [u8]) -> Result<(), Failure> {
-        self.files[at.file].read_exact_at(bytes, at.offset)?;
-        let read = bytes.len() as u64;
-        self.shared.bytes_read.fetch_add(read, Ordering::Relaxed);
-        self.progress.advance("step", read);
         Ok(())
     }
 
@@ -473,44 +410,4 @@ impl Worker<'_> {
 fn is_nonfinite(value: f32) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
     value.to_bits() & EXPONENT == EXPONENT
-}
-
-/// Each segment of a window, and which of the window's elements it is.
-fn in_window(segments: &[Segment]) -> impl Iterator<Item = (&Segment, Range<usize>)> {
-    let mut end = 0;
-    segments.iter().map(move |segment| {
-        let start = end;
-        end += (segment.elems.end - segment.elems.start) as usize;
-        (segment, start..end)
-    })
-}
-
-/// Elements of a window that lie side by side in a file, too.
-#[derive(Debug, PartialEq, Eq)]
-struct Run {
-    at: At,
-    elems: Range<usize>,
-    of: StorageType,
-}
-
-/// Where the segments of a window lie in files, as few runs as they make; those without a place are left out.
-fn runs(segments: &[Segment], place: impl Fn(&Segment) -> Option<(At, StorageType)>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (segment, elems) in in_window(segments) {
-        let Some((at, of)) = place(segment) else {
-            continue;
-        };
-        let at = at.plus(segment.elems.start * of.bytes());
-        match runs.last_mut() {
-            Some(last)
-                if last.of == of
-                    && last.elems.end == elems.start
-                    && last.at.plus(last.elems.len() as u64 * of.bytes()) == at =>
-            {
-                last.elems.end = elems.end;
-            }
-            _ => runs.push(Run { at, elems, of }),
-        }
-    }
-    runs
 }

@@ -10,6 +10,7 @@ mod adapters;
 #[cfg(target_os = "linux")]
 mod as_root;
 mod benchmark;
+mod control;
 mod experiments;
 mod gradients;
 #[cfg(target_os = "linux")]

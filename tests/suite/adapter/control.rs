@@ -11,14 +11,14 @@ use crate::cases::{sizes, values};
 use crate::stored::{encode, rounded};
 
 impl Bench {
-    fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
+    pub fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
         let mut encoder = self.encoder();
         record(&mut encoder);
         self.queue.submit([encoder.finish()]);
     }
 
     /// What has come of all that was submitted.
-    async fn outcomes(&self, control: &mut GpuControl) -> Vec<ControlRecord> {
+    pub async fn outcomes(&self, control: &mut GpuControl) -> Vec<ControlRecord> {
         // The device has had its turn when this is done, a browser too.
         self.wait(control.state()).await.unwrap();
         #[cfg(not(target_arch = "wasm32"))]

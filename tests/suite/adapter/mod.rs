@@ -10,6 +10,8 @@ mod batches;
 #[cfg(target_arch = "wasm32")]
 mod browser;
 mod control;
+#[cfg(feature = "safetensors")]
+mod control_golden;
 mod custom_rule;
 mod devices;
 mod embedding;

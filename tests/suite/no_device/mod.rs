@@ -2,6 +2,8 @@
 
 mod adapters;
 mod config;
+#[cfg(feature = "safetensors")]
+mod control;
 mod cpu;
 #[cfg(all(feature = "safetensors", not(target_arch = "wasm32")))]
 mod files;

@@ -1,0 +1,60 @@
+//! The norm of all gradients, which a step that clips by it has to know before it applies the first of them.
+
+use std::sync::atomic::AtomicU64;
+
+use wgpu_optim::GradNorm;
+
+use super::inputs::Inputs;
+use super::plan::{Plan, Segment};
+use super::reader::{Reader, runs};
+use super::threads::in_turn;
+use crate::Failure;
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+
+/// Elements that are added up at a time. Their number is part of the result, and the number of threads is not.
+const WINDOW_ELEMS: u64 = 1 << 18;
+
+/// Reads the gradients of all tensors that are updated; returns how many bytes that were, too.
+pub fn of_grads(
+    inputs: &Inputs,
+    plan: &Plan<'_>,
+    interrupt: &Interrupt,
+) -> Result<(GradNorm, u64), Failure> {
+    let windows: Vec<_> = plan.in_order(WINDOW_ELEMS).collect();
+    let files = inputs.files();
+    let bytes = plan.updates.iter().map(|update| {
+        let tensor = update.tensor;
+        tensor.numel * tensor.storage.grads.bytes()
+    });
+    let progress = Progress::of_bytes(bytes.sum());
+    let bytes_read = AtomicU64::new(0);
+    let norm = |(reader, grads): &mut (Reader<'_>, Vec<f32>), window: usize| {
+        let (segments, elems) = &windows[window];
+        grads.resize(*elems as usize, 0.0);
+        let place = |segment: &Segment| {
+            let tensor = plan.updates[segment.update].tensor;
+            Some((tensor.grads, tensor.storage.grads))
+        };
+        reader.read(runs(segments, place), grads)?;
+        let mut norm = GradNorm::default();
+        norm.add(grads);
+        Ok(norm)
+    };
+    // One more than there are cores, which adds while another waits for the disk.
+    let threads = (rayon::current_num_threads() + 1).min(windows.len());
+    let worker = |_| {
+        (
+            Reader::new(&files, &progress, &bytes_read, "norm"),
+            Vec::new(),
+        )
+    };
+    let norms = in_turn(
+        (0..threads).map(worker).collect(),
+        windows.len(),
+        interrupt,
+        norm,
+    )?;
+    let norm = norms.into_iter().fold(GradNorm::default(), GradNorm::and);
+    Ok((norm, bytes_read.into_inner()))
+}

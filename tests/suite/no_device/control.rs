@@ -1,0 +1,72 @@
+//! Steps under a control in memory, and the exact ones, at the points that PyTorch printed.
+
+use wgpu_optim::oracle::{ControlOracle, Rounding};
+use wgpu_optim::{CpuControl, CpuOptimizer, GradNorm, LossScale, StepControl};
+
+use crate::golden_control;
+use crate::test;
+
+#[test]
+fn the_oracle_decides_as_pytorch_does() {
+    for golden in golden_control::all() {
+        for rounding in [Rounding::NEAREST, Rounding::WGSL] {
+            for (step, expected) in golden.expected(rounding).iter().enumerate() {
+                golden.check_expected(step, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_twin_decides_as_pytorch_does_within_the_bound() {
+    for golden in golden_control::all() {
+        let tensors = golden.tensors();
+        let shapes = tensors.map(|(name, start)| (name, [start.len()]));
+        let mut optimizer = CpuOptimizer::with_groups(&golden.groups(), shapes).unwrap();
+        let mut control = CpuControl::new(golden.control());
+        let mut params: Vec<_> = golden.tensors().map(|(_, start)| start.to_vec()).collect();
+        for (step, expected) in golden.expected(Rounding::NEAREST).iter().enumerate() {
+            optimizer.set_lr(golden.steps[step].lr).unwrap();
+            for (name, _) in golden.tensors() {
+                let is_frozen = golden.is_frozen(step, name);
+                optimizer.set_frozen(name, is_frozen).unwrap();
+            }
+            let grads = golden.grads(step);
+            let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
+            let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            let record = optimizer
+                .step_with(&mut slices, &grads, &mut control)
+                .unwrap();
+            let (state, after) = (optimizer.state(), control.state());
+            golden.check(step, expected, &params, &state, &record, after);
+        }
+    }
+}
+
+/// PyTorch's goes down to zero, and divides by it.
+#[test]
+fn a_loss_scale_never_becomes_what_it_cannot_be_divided_by() {
+    for (initial, grad, last) in [
+        (-124, f32::INFINITY, f32::MIN_POSITIVE),
+        (124, 1.0, 1.0 / f32::MIN_POSITIVE),
+    ] {
+        let control = StepControl::builder()
+            .loss_scale(LossScale {
+                initial: 2f64.powi(initial),
+                growth_interval: 1,
+                ..LossScale::default()
+            })
+            .build()
+            .unwrap();
+        let mut oracle = ControlOracle::new(&control, Rounding::NEAREST);
+        let mut control = CpuControl::new(control);
+        let mut norm = GradNorm::default();
+        norm.add(&[grad]);
+        for _ in 0..6 {
+            control.decide(&[vec![norm]]);
+            oracle.decide(&[("default", &[grad])]);
+            assert_eq!(f64::from(control.loss_scale()), oracle.scale());
+        }
+        assert_eq!(control.loss_scale(), last);
+    }
+}
