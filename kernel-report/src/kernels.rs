@@ -131,21 +131,22 @@ pub fn all() -> Result<Vec<Kernel>> {
         kernels.extend(of_storage(&format!("adamw_{name}"), &adamw, storage));
     }
     let adamw = AdamConfig::adamw(0.1).build()?;
+    let controlled = |variant: KernelVariant| variant.controlled(false);
     kernels.extend(of_variant(
         "heavy_ball_controlled",
         &heavy_ball,
         Storage::F32,
-        KernelVariant::controlled,
+        controlled,
     ));
     kernels.extend(of_variant(
         "adamw_controlled",
         &adamw,
         Storage::F32,
-        KernelVariant::controlled,
+        controlled,
     ));
     for (name, storage) in storages() {
         let rule = format!("adamw_{name}_controlled");
-        let kernels_of = of_variant(&rule, &adamw, storage, KernelVariant::controlled);
+        let kernels_of = of_variant(&rule, &adamw, storage, controlled);
         kernels.extend(
             kernels_of
                 .into_iter()

@@ -1,8 +1,10 @@
-// Partial sums of squares of gradients, behind sums.wgsl: a workgroup adds those of its chunk in one order, and nobody
-// else writes where it does. src/gpu/control/norm.rs puts the files together, writes `add_words` and, for batches, the
-// functions of each tensor, and declares `k` by one of the frame's scalars_*.wgsl.
+// Partial sums of squares of gradients, behind sums.wgsl: every invocation adds those of its share in one order, and
+// nobody else writes where it does. No invocation waits for another: software adapters run those of a workgroup one after
+// the other, and a barrier takes them three times as long as the sums. src/gpu/control/norm.rs puts the files together,
+// writes `add_middle_words`, `add_any_words` and, for batches, the entry point, and declares `k` by one of the frame's
+// scalars_*.wgsl.
 
-const WORKGROUP_SIZE: u32 = 256;
+const WORKGROUP_SIZE: u32 = 64;
 
 // What `k` holds.
 struct Uniforms {
@@ -19,56 +21,25 @@ struct Uniforms {
     tensor_mask: u32,
 }
 
-struct Partial {
-    middle: f32,
-    small: f32,
-    large: f32,
-    top: u32,
+// Invocations that walk side by side, each by 16 bytes: a cache line of GPUs, and what a software adapter computes at once.
+// Each such group has a run of its own, so that whoever runs them one after the other reads memory in its order.
+const GROUP: u32 = 8u;
+
+// The run of a group of so many.
+fn run_of(start: u32, end: u32, group: u32, groups: u32) -> vec2<u32> {
+    let each = GROUP * ((max(end, start) - start + GROUP * groups - 1u) / (GROUP * groups));
+    let first = min(start + group * each, end);
+    return vec2(first, min(first + each, end));
 }
 
-var<workgroup> shared_sums: array<Partial, 256>;
-
-fn sum(values: vec4<f32>) -> f32 {
-    return (values.x + values.y) + (values.z + values.w);
-}
-
-fn both(x: Partial, y: Partial) -> Partial {
-    return Partial(x.middle + y.middle, x.small + y.small, x.large + y.large, max(x.top, y.top));
-}
-
-// Adds up what the workgroup's invocations have, 16 at a time: fewer barriers than a tree, which cost a software adapter
-// more than the sums. The first invocation returns all of it.
-fn sum_of_workgroup(sums: Sums, lane: u32) -> Partial {
+fn store_partial(index: u32, sums: Sums) {
     let top = max(max(sums.top.x, sums.top.y), max(sums.top.z, sums.top.w));
-    shared_sums[lane] = Partial(sum(sums.middle), sum(sums.small), sum(sums.large), top);
-    workgroupBarrier();
-    var total = Partial();
-    if lane < 16u {
-        for (var i = 0u; i < 16u; i++) {
-            total = both(total, shared_sums[16u * lane + i]);
-        }
-    }
-    workgroupBarrier();
-    if lane < 16u {
-        shared_sums[lane] = total;
-    }
-    workgroupBarrier();
-    total = Partial();
-    if lane == 0u {
-        for (var i = 0u; i < 16u; i++) {
-            total = both(total, shared_sums[i]);
-        }
-    }
-    return total;
-}
-
-fn store_partial(index: u32, total: Partial) {
     // 0: finite, 1: infinite, 2: NaN.
-    let kind = u32(total.top >= 0x7f800000u) + u32(total.top > 0x7f800000u);
+    let kind = u32(top >= 0x7f800000) + u32(top > 0x7f800000);
     partials[index] = vec4(
-        bitcast<u32>(total.middle),
-        bitcast<u32>(total.small),
-        bitcast<u32>(total.large),
+        bitcast<u32>(sum(sums.middle)),
+        bitcast<u32>(sum(sums.small)),
+        bitcast<u32>(sum(sums.large)),
         kind | (k.norm << 2u),
     );
 }

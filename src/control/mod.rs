@@ -187,6 +187,12 @@ impl StepControl {
         clip_value.map_or(f32::INFINITY, |value| value as f32)
     }
 
+    /// Whether gradients of any group are cut off.
+    pub(crate) fn clips_values(&self) -> bool {
+        let mut groups = self.groups.iter();
+        self.clip_value.is_some() || groups.any(|clip| clip.clip_value.is_some())
+    }
+
     fn group_mut(&mut self, group: String) -> &mut GroupClip {
         let position = self.groups.iter().position(|clip| clip.group == group);
         let index = position.unwrap_or_else(|| {

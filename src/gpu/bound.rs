@@ -107,6 +107,8 @@ impl Bound {
 
 /// The pipelines of a plan under a control: they bind what those do that are not.
 pub(super) struct ControlledPipelines {
+    /// Whether they know of a largest gradient.
+    pub(super) clips_values: bool,
     pub(super) by_kind: Vec<Pipelines>,
     pub(super) batches: Vec<wgpu::ComputePipeline>,
 }
@@ -116,11 +118,14 @@ impl ControlledPipelines {
         kernels: &Kernels,
         groups: &Groups<R>,
         plan: &Plan,
+        clips_values: bool,
     ) -> Result<Self, BuildError> {
         let (kinds, _) = kinds(groups.configs().len(), &plan.pieces);
-        let batches = batch_pipelines(kernels, groups, plan, KernelVariant::controlled)?;
+        let controlled = |variant: KernelVariant| variant.controlled(clips_values);
+        let batches = batch_pipelines(kernels, groups, plan, controlled)?;
         Ok(Self {
-            by_kind: pipelines(kernels, groups, &kinds, KernelVariant::controlled)?,
+            clips_values,
+            by_kind: pipelines(kernels, groups, &kinds, controlled)?,
             batches: batches.into_iter().map(|(pipeline, _)| pipeline).collect(),
         })
     }

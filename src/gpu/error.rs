@@ -212,9 +212,9 @@ pub enum StepError {
     /// [`GpuControl::read`](crate::GpuControl::read) has had the outcome of the last.
     #[error("the outcome of steps under a control has not been read yet")]
     Unread,
-    /// The optimizer's kernels and the control's are of different devices.
-    #[error("the optimizer and its control are on different devices")]
-    OtherDevice,
+    /// The optimizer and its control are not built from the same [`Kernels`](crate::Kernels) or clones of them.
+    #[error("the optimizer and its control are not built from the same kernels")]
+    OtherKernels,
     /// The device could not build what the first step under a control needs.
     #[error(transparent)]
     Build(#[from] BuildError),

@@ -175,9 +175,9 @@ impl Kernels {
         &self.inner.control_layout
     }
 
-    /// Whether both are the kernels of one device.
+    /// Whether one is a clone of the other. Devices of two instances cannot be told apart.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.inner.device == other.inner.device
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// A pipeline of a control's and the layout of what it binds, and behind that, where it takes some, scalars; compiled

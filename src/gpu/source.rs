@@ -18,7 +18,13 @@ pub struct KernelVariant {
     tensors: usize,
     storage: Storage,
     in_one_buffer: bool,
-    is_controlled: bool,
+    control: Option<Controls>,
+}
+
+/// What a control may do to gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Controls {
+    clips_values: bool,
 }
 
 /// What of a rule makes a difference to its kernels.
@@ -228,7 +234,7 @@ impl KernelVariant {
             tensors,
             storage: Storage::F32,
             in_one_buffer: false,
-            is_controlled: false,
+            control: None,
         }
     }
 
@@ -247,15 +253,15 @@ impl KernelVariant {
     }
 
     /// The same under a control, which says whether the step is skipped, what becomes of gradients, and the rule's
-    /// scalars, by a uniform buffer.
+    /// scalars, by a uniform buffer; with a largest gradient or without.
     #[must_use]
-    pub fn controlled(mut self) -> Self {
-        self.is_controlled = true;
+    pub fn controlled(mut self, clips_values: bool) -> Self {
+        self.control = Some(Controls { clips_values });
         self
     }
 
     pub(super) const fn is_controlled(&self) -> bool {
-        self.is_controlled
+        self.control.is_some()
     }
 
     pub(super) const fn is_in_one_buffer(&self) -> bool {
@@ -276,7 +282,7 @@ impl KernelVariant {
 
     /// How many scalars of the rule come with those of the frame.
     pub(super) const fn scalars(&self) -> usize {
-        if self.is_controlled {
+        if self.is_controlled() {
             0
         } else {
             self.rule.scalars.len()
@@ -286,7 +292,7 @@ impl KernelVariant {
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        let piece = self.rule.piece(path, &self.storage, self.is_controlled);
+        let piece = self.rule.piece(path, &self.storage, self.is_controlled());
         let mut source = match self.tensors {
             0..=1 => piece,
             tensors => self.rule.batch(piece, self.access, tensors, &self.storage),
@@ -294,7 +300,7 @@ impl KernelVariant {
         if self.in_one_buffer {
             source = source.replace("var<storage, read> grads", "var<storage, read_write> grads");
         }
-        if self.is_controlled {
+        if self.is_controlled() {
             // Those that follow the applied steps.
             for (name, _) in CONTROL_SCALARS {
                 source = source.replace(&format!("k.{name}"), &format!("c.{name}"));
@@ -325,6 +331,10 @@ impl KernelVariant {
     pub fn constants(&self) -> Vec<(&'static str, f64)> {
         let has_offset = ("HAS_OFFSET", self.access == Access::Vec4Offset);
         let terms = self.rule.terms.iter().copied().chain([has_offset]);
+        let clips = self
+            .control
+            .map(|control| ("HAS_CLIP_VALUE", control.clips_values));
+        let terms = terms.chain(clips);
         terms
             .map(|(name, has)| (name, f64::from(u8::from(has))))
             .collect()
@@ -628,7 +638,7 @@ mod tests {
             for (index, storage) in storages.enumerate() {
                 let tensors = [1, 3][index % 2];
                 let variant = KernelVariant::new(config, Access::Vec4, tensors).stored(storage);
-                let variant = variant.controlled();
+                let variant = variant.controlled(index % 2 == 0);
                 let elems = u64::from(storage.unit_elems()) * tensors as u64;
                 let expected = storage.bytes_per_elem(slots as u64) * elems;
                 assert_eq!(bytes_moved(&variant, path), expected, "{variant:?}");

@@ -185,11 +185,12 @@ impl GradFactors {
     }
 }
 
-/// How many roundings a norm goes through at most, with each invocation's share, those of the workgroups and of the last
-/// one, the root and the scale.
+/// How many roundings a norm goes through at most, with each invocation's share, those of the last workgroup's, the root and
+/// the scale.
 fn roundings(numel: usize, tensors: usize) -> u32 {
-    let invocation = 20 + numel / (1 << 22);
-    let workgroup = 4 + 32;
-    let finish = 16 + (2 * tensors).div_ceil(256) + 8;
-    (invocation + workgroup + finish + 24) as u32
+    // Four loads of four at a time, up to three more and two ends for every tensor, and four sums into one.
+    let invocation = numel.min(4096) / 16 + 6 + 5 * tensors.min(8192);
+    // Of 256 to 4096 elements each, and a workgroup of 64 more for every tensor; then halves of them.
+    let finish = numel.div_ceil(1 << 16).min(128) + numel / (1 << 20) + tensors.div_ceil(4) + 8;
+    (invocation + finish + 24) as u32
 }

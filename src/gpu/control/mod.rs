@@ -255,7 +255,7 @@ impl GpuControl {
     ///
     /// # Errors
     /// [`StepError::Unread`] if an optimizer has steps under another control that have not been read of,
-    /// [`StepError::OtherDevice`], [`StepError::Scalars`] and [`StepError::Build`]; then no step has been recorded.
+    /// [`StepError::OtherKernels`], [`StepError::Scalars`] and [`StepError::Build`]; then no step has been recorded.
     pub fn step(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -283,7 +283,7 @@ impl GpuControl {
     ) -> Result<(), StepError> {
         let mut of_device = optimizers.iter().map(|optimizer| optimizer.kernels());
         if of_device.any(|kernels| !self.kernels.is_same(kernels)) {
-            return Err(StepError::OtherDevice);
+            return Err(StepError::OtherKernels);
         }
         let max_partials = optimizers.iter().map(|optimizer| optimizer.max_partials());
         self.make_room(max_partials.sum())?;

@@ -8,17 +8,24 @@ use super::super::error_scope::checked;
 use super::super::kernels::{BindingKind, Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use super::super::scalars::{ScalarPath, UniformRing};
 use super::super::staged::Staged;
-use crate::plan::{Access, Piece, Plan, WORKGROUP_SIZE};
+use crate::plan::{Access, Batch, Piece, Plan};
 use crate::storage::StorageType;
 
-/// Elements of a chunk at least: a workgroup's invocations each have 16 loads of 16 bytes to add up.
-const CHUNK_ELEMS: u64 = 64 * WORKGROUP_SIZE as u64;
+/// Invocations of a workgroup; `WORKGROUP_SIZE` in `shaders/control/norm.wgsl`. Each has a partial sum of its own.
+const WORKGROUP_SIZE: u64 = 64;
 
-/// Most chunks of tensors that are not cut any further: the partial sums are added up by one workgroup.
-const MAX_CHUNKS: u64 = 4096;
+/// The most that an invocation adds up: what rounds a sum has a bound.
+const MAX_LANE_ELEMS: u64 = 4096;
 
-/// Most workgroups over a batch.
-const BATCH_WORKGROUPS: u32 = 4;
+/// How many elements an invocation adds up. One workgroup adds up all partial sums, so there are no more of them than keep
+/// the device busy: few on a software adapter, whose invocations wait for nothing.
+fn lane_elems(numel: u64, device_type: wgpu::DeviceType) -> u64 {
+    let (lanes, least) = match device_type {
+        wgpu::DeviceType::Cpu => (4096, 1024),
+        _ => (32768, 256),
+    };
+    numel.div_ceil(lanes).clamp(least, MAX_LANE_ELEMS)
+}
 
 /// Bytes of `k` in `shaders/control/norm.wgsl`.
 const SCALARS_BYTES: u32 = 24;
@@ -51,7 +58,8 @@ pub(crate) struct Norm {
     pieces: Vec<Option<Bindings>>,
     batches: Vec<Bindings>,
     chunk_elems: u64,
-    /// First and last element of each, from the start of the piece's gradients on.
+    /// For each chunk, which of the runs behind all chunks are its; and first and last element of each run, from the start
+    /// of the piece's gradients on.
     chunks: Staged,
     /// `chunks` has to be copied again.
     is_stale: bool,
@@ -77,15 +85,19 @@ impl Norm {
         let failed = |error: wgpu::Error| BuildError::Device {
             message: error.to_string(),
         };
-        let numel: u64 = plan.pieces.iter().map(|piece| u64::from(piece.numel)).sum();
-        let chunk_elems = numel.div_ceil(MAX_CHUNKS).max(CHUNK_ELEMS);
-        let chunk_elems = chunk_elems.next_multiple_of(8 * u64::from(WORKGROUP_SIZE));
-        // Every part may be a run of its own.
-        let max_chunks = numel / chunk_elems + 2 * plan.parts.len() as u64 + 1;
+        let chunk_elems = chunk_elems(kernels, plan);
+        // A run for every part, and two more wherever a chunk ends: one that is cut off, and what then fits.
+        let max_chunks = max_chunks(plan, chunk_elems);
+        let max_runs = 2 * max_chunks + plan.parts.len() as u64;
         let dispatches = plan.pieces.len() + plan.batches.len();
         let (chunks, ring) = checked(device, || {
             let usage = wgpu::BufferUsages::STORAGE;
-            let chunks = Staged::new(device, "wgpu_optim.chunks", 8 * max_chunks, usage);
+            let chunks = Staged::new(
+                device,
+                "wgpu_optim.chunks",
+                8 * (max_chunks + max_runs),
+                usage,
+            );
             let ring = |layout| UniformRing::new(device, layout, dispatches);
             (chunks, kernels.scalars_layout().map(ring))
         })
@@ -160,10 +172,13 @@ impl Norm {
     }
 
     /// The most that there can be.
-    pub(crate) fn max_partials(plan: &Plan) -> u64 {
-        let numel: u64 = plan.pieces.iter().map(|piece| u64::from(piece.numel)).sum();
-        let batches = plan.batches.len() as u64 * u64::from(BATCH_WORKGROUPS);
-        numel / CHUNK_ELEMS + 2 * plan.parts.len() as u64 + batches + 1
+    pub(crate) fn max_partials(kernels: &Kernels, plan: &Plan) -> u64 {
+        let chunk_elems = chunk_elems(kernels, plan);
+        let batches = plan
+            .batches
+            .iter()
+            .map(|batch| batch_chunks(plan, batch, chunk_elems));
+        WORKGROUP_SIZE * (max_chunks(plan, chunk_elems) + batches.sum::<u64>())
     }
 
     /// Goes over the tensors that take part.
@@ -171,34 +186,39 @@ impl Norm {
         self.parts.clear();
         self.partials = 0;
         self.is_stale = true;
-        self.chunks.bytes.clear();
         let is_whole = |piece: &Piece| {
             let mut parts = plan.parts[piece.parts.clone()].iter();
             parts.all(|part| takes_part(part.tensor))
         };
+        let (mut chunks, mut all_runs) = (Vec::new(), Vec::new());
         for (index, piece) in plan.pieces.iter().enumerate() {
             if piece.is_absent || (piece.batched && is_whole(piece)) {
                 continue;
             }
-            let first = self.chunks.bytes.len() / 8;
-            for run in runs(plan, piece, &takes_part) {
-                let cuts = run.clone().step_by(self.chunk_elems as usize);
-                for start in cuts {
+            let first = chunks.len();
+            let mut room = 0;
+            for mut run in runs(plan, piece, &takes_part) {
+                while run.start < run.end {
+                    if room == 0 {
+                        chunks.push([all_runs.len() as u32; 2]);
+                        room = self.chunk_elems;
+                    }
                     // Cut where a load of 16 bytes starts, counted from the binding's start.
-                    let cut = |elem: u64| elem - elem % 8;
-                    let begin = if start == run.start {
-                        start
+                    let cut = (run.start + room) / 8 * 8;
+                    let end = if cut <= run.start {
+                        run.end.min(run.start + 8)
                     } else {
-                        cut(start)
+                        run.end.min(cut)
                     };
-                    let end = start + self.chunk_elems;
-                    let end = if end >= run.end { run.end } else { cut(end) };
-                    let chunk = [begin, end].map(|elem| elem as u32);
-                    let bytes = bytemuck::bytes_of(&chunk);
-                    self.chunks.bytes.extend_from_slice(bytes);
+                    all_runs.push([run.start as u32, end as u32]);
+                    if let Some([_, last]) = chunks.last_mut() {
+                        *last += 1;
+                    }
+                    room = room.saturating_sub((end - run.start).max(8));
+                    run.start = end;
                 }
             }
-            let count = self.chunks.bytes.len() / 8 - first;
+            let count = chunks.len() - first;
             self.add(
                 Target::Piece(index),
                 first as u32,
@@ -207,14 +227,21 @@ impl Norm {
                 0,
             );
         }
+        let of_chunks = chunks.len() as u32;
+        let chunks = chunks
+            .into_iter()
+            .map(|runs| runs.map(|run| of_chunks + run));
+        let chunks: Vec<_> = chunks.chain(all_runs).collect();
+        self.chunks.bytes.clear();
+        self.chunks
+            .bytes
+            .extend_from_slice(bytemuck::cast_slice(&chunks));
         for (index, batch) in plan.batches.iter().enumerate() {
             let pieces = || batch.pieces.iter().map(|piece| &plan.pieces[*piece]);
             let bits = pieces().enumerate().filter(|(_, piece)| is_whole(piece));
             let mask = bits.fold(0, |mask, (bit, _)| mask | 1 << bit);
             if mask != 0 {
-                let numel: u64 = pieces().map(|piece| u64::from(piece.numel)).sum();
-                let count = numel.div_ceil(CHUNK_ELEMS) as u32;
-                let count = count.min(BATCH_WORKGROUPS);
+                let count = batch_chunks(plan, batch, self.chunk_elems) as u32;
                 let group = plan.pieces[batch.pieces[0]].group;
                 self.add(Target::Batch(index), 0, count, group, mask);
             }
@@ -231,7 +258,7 @@ impl Norm {
                 group,
                 tensor_mask,
             });
-            self.partials += count;
+            self.partials += count * WORKGROUP_SIZE as u32;
         }
     }
 
@@ -295,6 +322,30 @@ impl Norm {
     pub(crate) fn dispatches(&self) -> usize {
         self.parts.len()
     }
+}
+
+/// Elements of a chunk, which one workgroup adds up.
+fn chunk_elems(kernels: &Kernels, plan: &Plan) -> u64 {
+    let numel = plan.pieces.iter().map(|piece| u64::from(piece.numel)).sum();
+    let device_type = kernels.device().adapter_info().device_type;
+    (WORKGROUP_SIZE * lane_elems(numel, device_type)).next_multiple_of(8 * WORKGROUP_SIZE)
+}
+
+/// The most chunks of pieces, of which the last of each may be short, and each comes short of its room by a load at most.
+fn max_chunks(plan: &Plan, chunk_elems: u64) -> u64 {
+    let of_piece = |piece: &Piece| {
+        // A run takes room for a load at least, and is cut at one.
+        let room = u64::from(piece.numel) + 8 * piece.parts.len() as u64;
+        room.div_ceil(chunk_elems - 8) + 1
+    };
+    plan.pieces.iter().map(of_piece).sum()
+}
+
+/// Workgroups over a batch.
+fn batch_chunks(plan: &Plan, batch: &Batch, chunk_elems: u64) -> u64 {
+    let pieces = batch.pieces.iter().map(|piece| &plan.pieces[*piece]);
+    let numel: u64 = pieces.map(|piece| u64::from(piece.numel)).sum();
+    numel.div_ceil(chunk_elems)
 }
 
 /// Elements of a piece that take part, as far as they follow each other, from the start of its gradients' binding on.
@@ -385,21 +436,35 @@ impl NormVariant {
 
     /// What is before the entry point.
     fn sums(&self, path: ScalarPath) -> String {
-        let unpack = |of: &str| {
-            let half = |words: &str| format!("add_squares(sums, unpack_{of}(words.{words}));");
-            format!("{}\n    {}", half("xy"), half("zw"))
+        let conversion = match self.grads {
+            StorageType::F32 => "",
+            StorageType::Bf16 => include_str!("../../../shaders/storage/bf16.wgsl"),
+            StorageType::F16 => include_str!("../../../shaders/storage/f16.wgsl"),
         };
-        let (add, conversion) = match self.grads {
-            StorageType::F32 => ("add_squares(sums, words);".to_owned(), ""),
-            StorageType::Bf16 => (
-                unpack("bf16"),
-                include_str!("../../../shaders/storage/bf16.wgsl"),
-            ),
-            StorageType::F16 => (
-                unpack("f16"),
-                include_str!("../../../shaders/storage/f16.wgsl"),
-            ),
+        let bits = |words: &str| match self.grads {
+            StorageType::F32 => vec![words.to_owned()],
+            of => ["xy", "zw"]
+                .map(|half| format!("unpack_{}({words}.{half})", of.name()))
+                .into(),
         };
+        let add_words = |add: &str| {
+            let add = |bits| format!("    {add}(sums, magnitude_of({bits}));\n");
+            let body: String = bits("words").iter().map(add).collect();
+            format!("(sums: ptr<function, Sums>, words: vec4<u32>) {{\n{body}}}\n\n")
+        };
+        let four = ["a", "b", "c", "d"];
+        let of_four = four.map(bits);
+        let add_four: String = (0..of_four[0].len())
+            .map(|half| {
+                let four = of_four
+                    .each_ref()
+                    .map(|bits| format!("magnitude_of({})", bits[half]));
+                format!("    add_four_middle(sums, {});\n", four.join(", "))
+            })
+            .collect();
+        let words = four.map(|words| format!("{words}: vec4<u32>")).join(", ");
+        let add_four =
+            format!("fn add_four_words(sums: ptr<function, Sums>, {words}) {{\n{add_four}}}\n\n");
         [
             include_str!("../../../shaders/control/sums.wgsl"),
             include_str!("../../../shaders/control/norm.wgsl"),
@@ -407,9 +472,11 @@ impl NormVariant {
             // What the conversions return.
             "struct Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
             conversion,
-            &format!(
-                "fn add_words(sums: ptr<function, Sums>, words: vec4<u32>) {{\n    {add}\n}}\n\n"
-            ),
+            "fn add_middle_words",
+            &add_words("add_middle"),
+            "fn add_any_words",
+            &add_words("add_any"),
+            &add_four,
         ]
         .concat()
     }
@@ -432,33 +499,38 @@ impl NormVariant {
 
 /// Each tensor of a batch fills its binding.
 fn batch(tensors: usize, access: Access) -> String {
-    let (element, add) = match access {
-        Access::Scalar => ("u32", "add_squares(&sums, vec4(GRADS[i], 0u, 0u, 0u))"),
-        Access::Vec4 | Access::Vec4Offset => ("vec4<u32>", "add_words(&sums, GRADS[i])"),
+    let (element, words) = match access {
+        Access::Scalar => ("u32", "vec4(GRADS[i], 0u, 0u, 0u)"),
+        Access::Vec4 | Access::Vec4Offset => ("vec4<u32>", "GRADS[i]"),
     };
-    let (mut bindings, mut loops) = (String::new(), String::new());
+    let mut bindings = String::new();
+    let mut loops = [String::new(), String::new()];
     for tensor in 0..tensors {
         let grads = format!("grads_{tensor}");
-        let add = add.replace("GRADS", &grads);
+        let words = words.replace("GRADS", &grads);
         bindings += &format!(
             "@group(0) @binding({tensor}) var<storage, read> {grads}: array<{element}>;\n"
         );
-        loops += &format!(
-            "    if (k.tensor_mask & {}u) != 0u {{\n        \
-             for (var i = start; i < arrayLength(&{grads}); i += stride) {{\n            \
-             {add};\n        }}\n    }}\n",
-            1 << tensor
-        );
+        for (loops, add) in loops.iter_mut().zip(["middle", "any"]) {
+            *loops += &format!(
+                "    if (k.tensor_mask & {}u) != 0u {{\n        \
+                 let run = run_of(0u, arrayLength(&{grads}), group, groups);\n        \
+                 for (var i = run.x + lane % GROUP; i < run.y; i += GROUP) {{\n            \
+                 add_{add}_words(&sums, {words});\n        }}\n    }}\n",
+                1 << tensor
+            );
+        }
     }
+    let [middle, any] = loops;
     format!(
         "{bindings}@group(0) @binding({tensors}) var<storage, read_write> partials: array<vec4<u32>>;\n\n\
          @compute @workgroup_size(WORKGROUP_SIZE)\n\
          fn norm(\n    @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
          @builtin(local_invocation_index) lane: u32,\n) {{\n    \
-         let start = workgroup.x * WORKGROUP_SIZE + lane;\n    \
-         let stride = k.count * WORKGROUP_SIZE;\n    \
-         var sums = Sums();\n{loops}    \
-         let total = sum_of_workgroup(sums, lane);\n    \
-         if lane == 0u {{\n        store_partial(k.partial + workgroup.x, total);\n    }}\n}}\n"
+         let groups = k.count * WORKGROUP_SIZE / GROUP;\n    \
+         let group = (workgroup.x * WORKGROUP_SIZE + lane) / GROUP;\n    \
+         var sums = Sums();\n{middle}    \
+         if is_beyond_middle(sums) {{\n    sums = Sums();\n{any}    }}\n    \
+         store_partial(k.partial + workgroup.x * WORKGROUP_SIZE + lane, sums);\n}}\n"
     )
 }

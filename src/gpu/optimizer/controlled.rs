@@ -235,7 +235,12 @@ impl<R: Rule> GpuOptimizer<R> {
             })
             .map_err(failed)?,
         };
-        let pipelines = ControlledPipelines::new(&self.kernels, &self.groups, &self.plan)?;
+        let pipelines = ControlledPipelines::new(
+            &self.kernels,
+            &self.groups,
+            &self.plan,
+            given.control.clips_values(),
+        )?;
         let norm = Norm::new(&self.kernels, &self.plan, &self.bound, given.partials)?;
         let places = checked(device, || Places::new(&self.kernels, given, &applied, 1, 1));
         let places = places.map_err(failed)?;
@@ -453,7 +458,7 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
     }
 
     fn max_partials(&self) -> u64 {
-        Norm::max_partials(&self.plan)
+        Norm::max_partials(&self.kernels, &self.plan)
     }
 
     fn begin(&mut self, given: &Given<'_>) -> Result<Needed, StepError> {

@@ -28,11 +28,7 @@ fn control(kernels: &Kernels) -> GpuControl {
 }
 
 /// An optimizer of many tensors, each in buffers of its own.
-fn optimizer(
-    kernels: &Kernels,
-    tensors: usize,
-    numel: u64,
-) -> GpuOptimizer<wgpu_optim::AdamConfig> {
+fn optimizer(kernels: &Kernels, tensors: usize, numel: u64) -> GpuOptimizer<AdamConfig> {
     let buffers: Vec<_> = (0..2 * tensors)
         .map(|_| buffer(kernels, 4 * numel, STORAGE))
         .collect();
@@ -108,7 +104,7 @@ fn what_does_not_go_together_is_refused_before_anything_is_recorded() {
     let mut foreign = optimizer(&elsewhere, 1, 64);
     let mut encoder = here.device().create_command_encoder(&Default::default());
     let refused = foreign.step_with(&mut encoder, &mut control);
-    assert_eq!(refused, Err(StepError::OtherDevice));
+    assert_eq!(refused, Err(StepError::OtherKernels));
     assert_eq!((foreign.steps(), control.steps()), (0, 0));
 
     let mut optimizer = optimizer(&here, 1, 64);
