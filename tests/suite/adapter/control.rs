@@ -768,3 +768,47 @@ async fn a_thousand_tensors_of_an_arena_are_four_dispatches() {
     let norm = f64::from(bench.outcomes(&mut control).await[0].norm);
     approx::assert_relative_eq!(norm, norm_of(&host), max_relative = 1e-5);
 }
+
+/// Buffers, bind groups, pipelines and modules; `noop::control` counts what is on the heap, and that nothing is submitted or
+/// polled. A browser does not count.
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn nothing_is_created_after_the_first_step() {
+    // Others create on the shared device meanwhile.
+    for optional in [wgpu_optim::OPTIONAL_FEATURES, wgpu::Features::empty()] {
+        let bench = Bench::with(optional).await;
+        let arena = Arena::new(&bench.device, &bench.queue, [("a", [5000]), ("b", [77])]).unwrap();
+        let apart = [(); 3].map(|()| (bench.buffer(64), bench.buffer(64)));
+        let mut bindings = arena.bindings();
+        for (name, (params, grads)) in ["c", "d", "e"].iter().zip(&apart) {
+            bindings.push(whole(name, params, grads));
+        }
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &bindings).unwrap();
+        let control = StepControl::builder()
+            .max_norm(1.0)
+            .loss_scale(LossScale::default());
+        let mut control = bench.control(control.build().unwrap());
+        let objects = || {
+            let counters = bench.device.get_internal_counters().hal;
+            let counters = [
+                &counters.buffers,
+                &counters.bind_groups,
+                &counters.compute_pipelines,
+                &counters.shader_modules,
+            ];
+            counters.map(|counter| counter.read())
+        };
+        let mut counts = Vec::new();
+        for _ in 0..5 {
+            let before = objects();
+            let mut encoder = bench.encoder();
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            let after = objects();
+            counts.push([0, 1, 2, 3].map(|i| after[i] - before[i]));
+            bench.queue.submit([encoder.finish()]);
+            bench.outcomes(&mut control).await;
+        }
+        assert!(counts[0].iter().all(|created| *created > 0), "{counts:?}");
+        assert_eq!(counts[1..], [[0; 4]; 4]);
+    }
+}

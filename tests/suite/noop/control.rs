@@ -67,31 +67,25 @@ fn recording_submits_maps_polls_and_waits_for_nothing() {
     }
 }
 
-/// Of the device's memory: wgpu makes a few objects on the heap for every buffer, and a few boxes for every step.
+/// On the heap: a few boxes for every step, as many as the step before. `adapter::control` counts the device's objects.
 #[test]
-fn a_step_allocates_the_same_however_many_there_were() {
+fn a_step_allocates_as_much_as_the_one_before() {
     for kernels in [on_immediates(), kernels()] {
         let device = kernels.device();
         for (tensors, numel) in [(1, 9000), (300, 1024)] {
             let mut control = control(&kernels);
             let mut optimizer = optimizer(&kernels, tensors, numel);
-            let buffers = || device.get_internal_counters().hal.buffers.read();
             let mut heap = Vec::new();
-            let mut created = Vec::new();
             for _ in 0..6 {
                 let mut encoder = device.create_command_encoder(&Default::default());
-                let before = buffers();
                 let recorded = measure(|| {
                     optimizer.step_with(&mut encoder, &mut control).unwrap();
                 });
-                created.push(buffers() - before);
                 heap.push(recorded.count_total);
                 kernels.queue().submit([encoder.finish()]);
                 device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
                 control.read();
             }
-            assert!(created[0] > 0, "buffers are counted");
-            assert_eq!(created[1..], [0; 5], "{tensors} tensors");
             assert!(heap[4] <= heap[3] && heap[5] <= heap[4], "{heap:?}");
         }
     }
