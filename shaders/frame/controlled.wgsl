@@ -16,7 +16,10 @@ fn gradient(g: vec4<f32>) -> vec4<f32> {
     if !HAS_CLIP_VALUE {
         return scaled;
     }
-    // NaN is neither larger nor smaller.
-    let most = vec4(c.clip_value);
-    return select(select(scaled, most, scaled > most), -most, scaled < -most);
+    // By the bits: compilers may assume that there is no NaN, which stays what it is.
+    let bits = bitcast<vec4<u32>>(scaled);
+    let magnitude = bits & vec4(0x7fffffffu);
+    let most = vec4(bitcast<u32>(c.clip_value));
+    let is_cut = (magnitude > most) & (magnitude <= vec4(0x7f800000u));
+    return bitcast<vec4<f32>>(select(bits, (bits & vec4(0x80000000u)) | most, is_cut));
 }

@@ -121,7 +121,6 @@ pub struct StepControl {
 
 impl StepControl {
     /// One that only skips steps whose gradients are not finite.
-    #[must_use]
     pub fn builder() -> StepControlBuilder {
         StepControlBuilder(Self::default())
     }

@@ -33,7 +33,7 @@ const NORMS: usize = MAX_GROUP_NORMS + 1;
 /// [`GpuOptimizer::step_with`](crate::GpuOptimizer::step_with) records a step under it, [`step`](Self::step) one of several
 /// optimizers together. In the caller's encoder, and in one pass, the gradients' norm is taken, what becomes of the step is
 /// decided, and the step is applied or skipped; nothing is submitted, mapped, polled or waited for, and nothing is
-/// allocated after the first such step.
+/// allocated after the first such step, but for one small buffer whenever more steps are on their way than ever before.
 ///
 /// ```
 /// use wgpu_optim::{

@@ -11,8 +11,10 @@ pub(super) const HISTORY: usize = 64;
 pub(super) const RECORD_WORDS: usize = 8;
 const RECORD_BYTES: usize = 4 * RECORD_WORDS;
 
-/// Copies that may be on their way. Where all are, a step is left out: the next one tells of it.
+/// Copies that may be on their way before another buffer is made for one, and at most. Where all are, a step is left out:
+/// the next one tells of it.
 const SLOTS: usize = 3;
+const MAX_SLOTS: usize = HISTORY;
 
 /// An optimizer's counts on the device, as they go with a step.
 pub struct Counted {
@@ -67,7 +69,7 @@ const MAPPED: u8 = 2;
 struct Arrival(Arc<AtomicU8>);
 
 impl Arrival {
-    fn is_mapped(self, mapped: bool) {
+    fn set_mapped(self, mapped: bool) {
         let to = if mapped { MAPPED } else { FREE };
         self.0.store(to, Ordering::Release);
     }
@@ -113,7 +115,7 @@ impl Telemetry {
         slot.arrival = Arc::new(AtomicU8::new(ON_ITS_WAY));
         let arrival = Arrival(slot.arrival.clone());
         encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
-            arrival.is_mapped(mapped.is_ok());
+            arrival.set_mapped(mapped.is_ok());
         });
     }
 
@@ -144,8 +146,8 @@ impl Telemetry {
             step: 0,
             counted: Vec::new(),
         };
-        // All at once, so that later steps allocate nothing.
-        while self.slots.len() < SLOTS {
+        // Some at once, so that later steps allocate nothing.
+        while self.slots.len() < SLOTS || (best.is_none() && self.slots.len() < MAX_SLOTS) {
             self.slots.push(new());
             best = best.or(Some(self.slots.len() - 1));
         }

@@ -472,8 +472,10 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         if self.tensors.are_unread() && !self.counts.control.as_ref().is_some_and(is_same) {
             return Err(StepError::Unread);
         }
-        let stays =
-            |under: &UnderControl| is_same(&under.control) && under.norm.goes_into(given.partials);
+        let stays = |under: &UnderControl| {
+            let knows_all = under.pipelines.clips_values || !given.control.clips_values();
+            knows_all && is_same(&under.control) && under.norm.goes_into(given.partials)
+        };
         if !self.controlled.as_deref().is_some_and(stays) {
             self.build(given)?;
         }

@@ -508,7 +508,10 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
         let mut oracle = Oracle::new(&start, Rounding::WGSL);
         let mut encoder = bench.encoder();
         for (max_norm, scale, lr) in [(1.0, 2.0, 0.1), (0.25, 3.0, 0.01), (8.0, 1.0, 0.2)] {
-            let control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
+            let mut control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
+            if lr < 0.1 {
+                control = control.clip_value(0.001);
+            }
             let control = control.build().unwrap();
             let decision =
                 ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
