@@ -22,6 +22,8 @@
 //! - [`CpuOptimizer`] applies it to slices on all cores.
 //! - [`storage`] is how values lie in memory: `f32`, `bf16` or `f16`, masters, rounding. [`Precision`] says it per
 //!   parameter group, [`Converter`] converts on the device.
+//! - [`StepControl`] says what is done to gradients before a step: unscaled, clipped, the step skipped where they are not
+//!   finite. [`GpuControl`] decides it on the device, [`CpuControl`] in memory.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
 //!   for programs that have none.
 //! - [`Preset`] names the rule after the library you come from, [`physics`] after mass and friction, [`schedule`]

@@ -776,6 +776,77 @@ async fn a_thousand_tensors_of_an_arena_are_four_dispatches() {
     approx::assert_relative_eq!(norm, norm_of(&host), max_relative = 1e-5);
 }
 
+/// In a pool parameters and gradients lie in one buffer, and tensors move from step to step.
+#[gpu_test]
+async fn tensors_of_a_pool_move_under_a_control() {
+    for bench in Bench::both().await {
+        let (numels, start) = (
+            [100, 4099, 8],
+            [values(1, 100), values(2, 4099), values(3, 8)],
+        );
+        let grads = [values(4, 100), values(5, 4099), values(6, 8)];
+        let names = ["a", "b", "c"];
+        let groups = ParamGroups::new(adamw());
+        let shapes = names
+            .iter()
+            .zip(numels)
+            .map(|(name, numel)| (*name, vec![numel]));
+        let mut optimizer = GpuOptimizer::unbound(&bench.kernels, &groups, shapes).unwrap();
+        let control = StepControl::builder().max_norm(1.0).build().unwrap();
+        let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+        let mut control = bench.control(control);
+        let mut oracles = start
+            .each_ref()
+            .map(|start| Oracle::new(start, Rounding::WGSL));
+        let mut params = start.clone();
+        for (step, order) in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [1, 0, 2]]
+            .into_iter()
+            .enumerate()
+        {
+            // The gradient of each follows its parameters, on 256 bytes, in another order at every step.
+            let (mut pool, mut places) = (vec![f32::NAN; 64], [[0; 2]; 3]);
+            for index in order {
+                let mut grads = grads[index].clone();
+                if step == 1 && index == 2 {
+                    grads[7] = f32::INFINITY;
+                }
+                for (role, values) in [&params[index], &grads].into_iter().enumerate() {
+                    places[index][role] = 4 * pool.len() as u64;
+                    pool.extend_from_slice(values);
+                    pool.resize(pool.len().next_multiple_of(64), f32::NAN);
+                }
+            }
+            let buffer = bench.buffer_of(&pool);
+            let tensors: Vec<_> = (0..3)
+                .map(|i| {
+                    let [params, grads] = places[i];
+                    TensorBinding::new(names[i], &buffer, &buffer, [numels[i]]).at(params, grads)
+                })
+                .collect();
+            bench.submit(|encoder| {
+                optimizer.rebind(encoder, &tensors).unwrap();
+                optimizer.step_with(encoder, &mut control).unwrap();
+            });
+            let seen = grads.each_ref().map(|grads| ("default", &grads[..]));
+            if step != 1 {
+                let factors = decisions.decide(&seen).of_group("default");
+                for (oracle, grads) in oracles.iter_mut().zip(&grads) {
+                    oracle.step_by(&adamw(), grads, &factors);
+                }
+            }
+            let pool = bench.download(&buffer).await;
+            for (index, oracle) in oracles.iter().enumerate() {
+                let start = places[index][0] as usize / 4;
+                params[index] = pool[start..start + numels[index]].to_vec();
+                oracle.check_params(&params[index]).unwrap();
+            }
+        }
+        let records = bench.outcomes(&mut control).await;
+        assert_eq!(records.last().unwrap().skipped, 1);
+        assert_eq!(optimizer.applied_steps("b"), Some(3));
+    }
+}
+
 /// Buffers, bind groups, pipelines and modules; `noop::control` counts what is on the heap, and that nothing is submitted or
 /// polled. A browser does not count.
 #[cfg(not(target_arch = "wasm32"))]
