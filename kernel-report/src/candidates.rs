@@ -69,7 +69,7 @@ fn all() -> Result<Vec<Candidate>> {
     let stored_early = default
         .named("velocity stored before the parameters are computed")
         .with(
-            "    let theta_new = update(rule_scalars(), theta, g, &s);\n    store_vec4(i, s);\n",
+            "    let theta_new = update(rule_scalars(), theta, gradient(g), &s);\n    store_vec4(i, s);\n",
             "    let k = rule_scalars();\n    let d = direction(k, theta, g);\n    \
              s.momentum_buffer = next_velocity(k, s.momentum_buffer, d);\n    store_vec4(i, s);\n    \
              let theta_new = next_params(k, theta, s.momentum_buffer, d);\n",
@@ -238,7 +238,7 @@ mod tests {
             "let theta_0 = params[i_0];",
             "let theta_1 = params[i_1];",
             "var s_1 = load_vec4(i_1);",
-            "let theta_new_1 = update(rule_scalars(), theta_1, g_1, &s_1);",
+            "let theta_new_1 = update(rule_scalars(), theta_1, gradient(g_1), &s_1);",
             "store_vec4(i_0, s_0);",
             "params[i_1] = theta_new_1;",
         ]

@@ -294,20 +294,9 @@ impl<R: Rule> GpuOptimizer<R> {
         let group_of = |class: &usize| classes[*class].shared.group;
         sort_by_pipeline(&mut under.dispatches, &self.bound, group_of);
 
+        let of_class = CLASS_WORDS + WINDOW as usize * entry_words(&self.groups);
         let words = HEADER_WORDS + tensors.len().div_ceil(32) + 2 * tensors.len();
-        let scalars = self
-            .groups
-            .configs()
-            .map(|config| config.scalar_names().len());
-        let entry_words = ENTRY_WORDS + scalars.max().unwrap_or_default();
-        let entries: u64 = classes
-            .iter()
-            .map(|class| match class.shared.is_settled {
-                true => 1,
-                false => WINDOW,
-            })
-            .sum();
-        let words = words + classes.len() * CLASS_WORDS + entries as usize * entry_words;
+        let words = words + classes.len() * of_class;
         let (inputs_bytes, blocks_bytes) = (4 * words as u64, BLOCK_BYTES * classes.len() as u64);
         if let Some(applied) = &self.counts.applied
             && (under.inputs.buffer().size() < inputs_bytes || under.blocks.size() < blocks_bytes)
@@ -333,11 +322,7 @@ impl<R: Rule> GpuOptimizer<R> {
             return;
         };
         let tensors = self.tensors.as_slice();
-        let scalars = self
-            .groups
-            .configs()
-            .map(|config| config.scalar_names().len());
-        let entry_words = ENTRY_WORDS + scalars.max().unwrap_or_default();
+        let entry_words = entry_words(&self.groups);
         let recounted = || {
             tensors
                 .iter()
@@ -590,6 +575,12 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
             epoch: self.counts.epoch,
         })
     }
+}
+
+/// Words of an entry: as many as the rule with the most scalars takes.
+fn entry_words<R: Rule>(groups: &Groups<R>) -> usize {
+    let scalars = groups.configs().map(|config| config.scalar_names().len());
+    ENTRY_WORDS + scalars.max().unwrap_or_default()
 }
 
 /// Which norm a parameter group is part of.
