@@ -401,6 +401,12 @@ impl GpuControl {
         self.telemetry.read()
     }
 
+    /// How many of the recorded steps have not been read of.
+    #[must_use]
+    pub const fn unread(&self) -> u64 {
+        self.steps - self.telemetry.last_read()
+    }
+
     /// What the control remembers, after everything submitted so far. Submits and waits as
     /// [`readback::download`] does, under any executor.
     ///

@@ -86,8 +86,13 @@ impl Drop for Arrival {
 
 impl Telemetry {
     /// How many steps are known to have been skipped.
-    pub(super) fn skipped(&self) -> u64 {
+    pub(super) const fn skipped(&self) -> u64 {
         self.skipped
+    }
+
+    /// The last step whose record has been returned.
+    pub(super) const fn last_read(&self) -> u64 {
+        self.read
     }
 
     /// Records the copies behind a step.
