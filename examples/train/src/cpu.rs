@@ -1,11 +1,11 @@
 //! The CPU twin: forward and backward of `model.wgsl` in the same order of statements, and the library's CPU optimizer.
 
 use anyhow::Result;
-use wgpu_optim::{AnyRule, CpuOptimizer};
+use wgpu_optim::{AnyRule, ControlRecord, CpuControl, CpuOptimizer};
 
 use crate::model::Layer;
 use crate::task::{Batch, Losses, Start, Task};
-use crate::training::{Device, Run};
+use crate::training::{Device, Gradients, Outcome, Run};
 
 /// Invocations of the workgroup that sums up the loss.
 const LANES: usize = 64;
@@ -14,13 +14,20 @@ const LANES: usize = 64;
 #[derive(Debug)]
 pub struct Twin<'t> {
     task: &'t Task,
+    gradients: Gradients,
 }
 
 impl<'t> Twin<'t> {
     /// Of this task.
     #[must_use]
-    pub const fn new(task: &'t Task) -> Self {
-        Self { task }
+    pub fn new(task: &'t Task) -> Self {
+        Self::with_gradients(task, Gradients::default())
+    }
+
+    /// The same with gradients like these.
+    #[must_use]
+    pub const fn with_gradients(task: &'t Task, gradients: Gradients) -> Self {
+        Self { task, gradients }
     }
 
     /// A run from this start.
@@ -36,6 +43,9 @@ impl<'t> Twin<'t> {
         Ok(TwinRun {
             network: Network::new(self.task, start),
             optimizer: CpuOptimizer::new(rule.clone(), self.task.model.tensors())?,
+            gradients: &self.gradients,
+            control: self.gradients.control.clone().map(CpuControl::new),
+            record: None,
             slots: vec![0.0; self.task.batches().count()],
             steps: 0,
             evaluates,
@@ -63,6 +73,10 @@ impl Device for Twin<'_> {
 pub struct TwinRun<'d> {
     network: Network<'d>,
     optimizer: CpuOptimizer<AnyRule>,
+    gradients: &'d Gradients,
+    control: Option<CpuControl>,
+    /// Of the last step.
+    record: Option<ControlRecord>,
     /// Losses, by the slots of their batches.
     slots: Vec<f32>,
     steps: usize,
@@ -89,13 +103,24 @@ impl Run for TwinRun<'_> {
         if self.evaluates && self.steps == 0 {
             self.evaluate(0);
         }
-        let batch = task.batch(self.steps);
+        let mut batch = task.batch(self.steps);
+        if let Some(control) = &self.control {
+            batch.error_weight *= control.loss_scale();
+        }
         self.slots[batch.slot as usize] = self.network.loss(batch);
         self.network.gradients(batch);
         let Network { params, grads, .. } = &mut self.network;
         let mut params: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+        for grad in grads.iter_mut().flatten() {
+            *grad = self.gradients.stored_as.rounded(*grad);
+        }
         let grads: Vec<_> = grads.iter().map(Vec::as_slice).collect();
-        self.optimizer.step(&mut params, &grads)?;
+        match &mut self.control {
+            None => self.optimizer.step(&mut params, &grads)?,
+            Some(control) => {
+                self.record = Some(self.optimizer.step_with(&mut params, &grads, control)?);
+            }
+        }
         self.steps += 1;
         if self.evaluates && self.steps.is_multiple_of(task.steps_per_epoch()) {
             self.evaluate(self.steps / task.steps_per_epoch());
@@ -110,6 +135,13 @@ impl Run for TwinRun<'_> {
     fn losses(&self) -> Result<Losses> {
         let task = self.network.task;
         Ok(task.losses(&self.slots, self.steps, self.evaluates))
+    }
+
+    fn outcome(&self) -> Result<Option<Outcome>> {
+        Ok(self.record.map(|record| Outcome {
+            skipped: record.skipped,
+            scale: record.scale,
+        }))
     }
 }
 

@@ -5,10 +5,12 @@ use std::cell::Cell;
 use anyhow::{Context as _, Result, bail};
 use wgpu_optim::readback::{block_on, download_blocking};
 use wgpu_optim::wgpu::{self, util::DeviceExt as _};
-use wgpu_optim::{AnyRule, Arena, Gpu, GpuOptimizer, Kernels};
+use wgpu_optim::{
+    AnyRule, Arena, ControlRecord, Gpu, GpuControl, GpuOptimizer, Kernels, StorageType, storage,
+};
 
 use crate::task::{Batch, Losses, Start, Task};
-use crate::training::{Device, Run};
+use crate::training::{Device, Gradients, Outcome, Run};
 
 /// As in `model.wgsl`.
 const WORKGROUP_SIZE: u32 = 64;
@@ -17,6 +19,7 @@ const WORKGROUP_SIZE: u32 = 64;
 #[derive(Debug)]
 pub struct Engine<'t> {
     task: &'t Task,
+    gradients: Gradients,
     name: String,
     gpu: Gpu,
     kernels: Kernels,
@@ -25,7 +28,7 @@ pub struct Engine<'t> {
     buffers: Buffers,
     layers: Vec<LayerPipelines>,
     loss: wgpu::ComputePipeline,
-    bindings: wgpu::BindGroup,
+    layout: wgpu::BindGroupLayout,
     /// Bytes from one batch to the next.
     batch_stride: u32,
     submissions: Cell<usize>,
@@ -41,6 +44,8 @@ struct Buffers {
     activations: wgpu::Buffer,
     deltas: wgpu::Buffer,
     losses: wgpu::Buffer,
+    /// 1, where no control has a loss scale.
+    no_scale: wgpu::Buffer,
 }
 
 /// What a layer needs of the shader.
@@ -51,6 +56,7 @@ struct LayerPipelines {
     gradient: wgpu::ComputePipeline,
     inputs: u32,
     outputs: u32,
+    gradient_words: u32,
 }
 
 impl<'t> Engine<'t> {
@@ -59,12 +65,24 @@ impl<'t> Engine<'t> {
     /// # Errors
     /// If the task does not fit the device, or the device fails.
     pub fn new(gpu: Gpu, task: &'t Task) -> Result<Self> {
+        Self::with_gradients(gpu, task, Gradients::default())
+    }
+
+    /// The same with gradients like these.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_gradients(gpu: Gpu, task: &'t Task, gradients: Gradients) -> Result<Self> {
+        if gradients.stored_as == StorageType::Bf16 {
+            bail!("the model writes gradients as f32 or f16");
+        }
         let Gpu { device, queue, .. } = &gpu;
         let kernels = Kernels::new(device, queue)?; // once per device, shared by its optimizers
-        let arena = Arena::new(device, queue, task.model.tensors())?;
-        let ([params], [grads]) = (arena.params(), arena.grads()) else {
+        let (tensors, params_type) = (task.model.tensors(), StorageType::F32);
+        let arena = Arena::stored_as(device, queue, tensors, params_type, gradients.stored_as)?;
+        if arena.params().len() != 1 {
             bail!("the parameters do not fit one buffer of this device");
-        };
+        }
 
         let batches: Vec<_> = task.batches().collect();
         // Dynamic offsets are aligned.
@@ -73,23 +91,23 @@ impl<'t> Engine<'t> {
         if batches.len() as u64 * u64::from(batch_stride) > u64::from(u32::MAX) {
             bail!("{} batches are too many for one buffer", batches.len());
         }
-        let (buffers, bindings, layers, loss) = checked(device, || {
+        let (buffers, layout, layers, loss) = checked(device, || {
             let buffers = Buffers::new(device, task, &batches, batch_stride);
             let layout = bindings_layout(device);
-            let bindings = bind(device, &layout, &buffers, params, grads);
-            let (layers, loss) = pipelines(device, &layout, task, &arena);
-            (buffers, bindings, layers, loss)
+            let (layers, loss) = pipelines(device, &layout, task, &arena, gradients.stored_as);
+            (buffers, layout, layers, loss)
         })
         .context("the device refuses the model")?;
         Ok(Self {
             task,
+            gradients,
             name: gpu.adapter.get_info().name,
             kernels,
             arena,
             buffers,
             layers,
             loss,
-            bindings,
+            layout,
             batch_stride,
             submissions: Cell::new(0),
             gpu,
@@ -123,9 +141,18 @@ impl<'t> Engine<'t> {
         self.arena.upload_all_params(&start.params)?;
         let order = bytemuck::cast_slice(&start.order);
         self.gpu.queue.write_buffer(&self.buffers.order, 0, order);
+        let control = self.gradients.control.clone();
+        let control = control.map(|control| GpuControl::new(&self.kernels, control));
+        let control = control.transpose()?;
+        let scale = control.as_ref().map(GpuControl::loss_scale_buffer);
+        let scale = scale.unwrap_or(&self.buffers.no_scale);
+        let bindings = checked(&self.gpu.device, || self.bind(scale))?;
         Ok(EngineRun {
             engine: self,
             optimizer,
+            control,
+            records: Vec::new(),
+            bindings,
             steps: 0,
             evaluates,
             last_epoch: None,
@@ -140,43 +167,37 @@ impl<'t> Engine<'t> {
         })
     }
 
-    /// Records the loss of a batch and what each prediction weighs in it.
-    fn record_loss(&self, pass: &mut wgpu::ComputePass<'_>, batch: Batch) {
-        pass.set_bind_group(0, &self.bindings, &[batch.slot * self.batch_stride]);
-        for layer in &self.layers {
-            dispatch(pass, &layer.forward, batch.rows * layer.outputs);
-        }
-        dispatch(pass, &self.loss, 1);
-    }
-
-    /// Records forward and backward of a batch: its gradients go where the optimizer reads them.
-    fn record_gradients(&self, encoder: &mut wgpu::CommandEncoder, batch: Batch) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("train.gradients"),
-            timestamp_writes: None,
+    /// In the order of `model.wgsl`.
+    fn bind(&self, scale: &wgpu::Buffer) -> wgpu::BindGroup {
+        let (buffers, arena) = (&self.buffers, &self.arena);
+        let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &buffers.batches,
+            offset: 0,
+            size: wgpu::BufferSize::new(size_of::<Batch>() as u64),
         });
-        self.record_loss(&mut pass, batch);
-        for (index, layer) in self.layers.iter().enumerate().rev() {
-            dispatch(
-                &mut pass,
-                &layer.gradient,
-                (layer.inputs + 1) * layer.outputs,
-            );
-            if index > 0 {
-                dispatch(&mut pass, &layer.backward, batch.rows * layer.inputs);
-            }
-        }
-    }
-
-    /// Records the losses over all rows after so many epochs; they stay on the device until the run is over.
-    fn record_evaluation(&self, encoder: &mut wgpu::CommandEncoder, epoch: usize) {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: Some("train.evaluation"),
-            timestamp_writes: None,
-        });
-        for batch in self.task.evaluation(epoch) {
-            self.record_loss(&mut pass, batch);
-        }
+        let whole = [
+            &buffers.dataset,
+            &buffers.order,
+            &arena.params()[0],
+            &arena.grads()[0],
+            &buffers.activations,
+            &buffers.deltas,
+            &buffers.losses,
+            scale,
+        ];
+        let whole = whole.map(|buffer| buffer.as_entire_binding());
+        let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
+        let entries: Vec<_> = (0..)
+            .zip([batch].into_iter().chain(whole))
+            .map(entry)
+            .collect();
+        self.gpu
+            .device
+            .create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("train.bindings"),
+                layout: &self.layout,
+                entries: &entries,
+            })
     }
 
     /// The only place from which a run submits.
@@ -215,6 +236,9 @@ impl Device for Engine<'_> {
 pub struct EngineRun<'e> {
     engine: &'e Engine<'e>,
     optimizer: GpuOptimizer<AnyRule>,
+    control: Option<GpuControl>,
+    records: Vec<ControlRecord>,
+    bindings: wgpu::BindGroup,
     steps: usize,
     evaluates: bool,
     /// The last submissions of this epoch and of the one before.
@@ -229,22 +253,32 @@ impl EngineRun<'_> {
         &self.optimizer
     }
 
-    /// The gradients of the last step, in the model's order.
+    /// What the controlled steps came to, as far as it has arrived; where the device is behind, the last ones are missing.
+    #[must_use]
+    pub fn records(&self) -> &[ControlRecord] {
+        &self.records
+    }
+
+    /// The gradients of the last step as they are stored, in the model's order.
     ///
     /// # Errors
     /// If the device fails.
     pub fn grads(&self) -> Result<Vec<Vec<f32>>> {
         let (gpu, arena) = (&self.engine.gpu, &self.engine.arena);
         let of = |tensor: &wgpu_optim::ArenaTensor| {
-            let buffer = &arena.grads()[tensor.buffer];
-            let (offset, numel) = (tensor.offset_bytes, tensor.numel);
-            Ok(download_blocking(
-                &gpu.device,
-                &gpu.queue,
-                buffer,
-                offset,
-                numel,
-            )?)
+            let (stored_as, numel) = (self.engine.gradients.stored_as, tensor.numel);
+            let (buffer, offset) = (
+                &arena.grads()[tensor.buffer],
+                arena.grads_offset_bytes(tensor),
+            );
+            let words = (numel * stored_as.bytes()).div_ceil(4);
+            let words = download_blocking(&gpu.device, &gpu.queue, buffer, offset, words)?;
+            if stored_as == StorageType::F32 {
+                return Ok(words);
+            }
+            let mut grads = vec![0.0; numel as usize];
+            storage::unpack(stored_as, bytemuck::cast_slice(&words), &mut grads);
+            Ok(grads)
         };
         arena.tensors().iter().map(of).collect()
     }
@@ -257,6 +291,49 @@ impl EngineRun<'_> {
         let download = self.engine.arena.download_all_params();
         Ok(block_on(&self.engine.gpu.device, download)?)
     }
+
+    /// Records the loss of a batch and what each prediction weighs in it.
+    fn record_loss(&self, pass: &mut wgpu::ComputePass<'_>, batch: Batch) {
+        let (bindings, engine) = (&self.bindings, self.engine);
+        pass.set_bind_group(0, bindings, &[batch.slot * engine.batch_stride]);
+        for layer in &engine.layers {
+            dispatch(pass, &layer.forward, batch.rows * layer.outputs);
+        }
+        dispatch(pass, &engine.loss, 1);
+    }
+
+    /// Records forward and backward of a batch: its gradients go where the optimizer reads them.
+    fn record_gradients(&self, encoder: &mut wgpu::CommandEncoder, batch: Batch) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("train.gradients"),
+            timestamp_writes: None,
+        });
+        self.record_loss(&mut pass, batch);
+        for (index, layer) in self.engine.layers.iter().enumerate().rev() {
+            dispatch(&mut pass, &layer.gradient, layer.gradient_words);
+            if index > 0 {
+                dispatch(&mut pass, &layer.backward, batch.rows * layer.inputs);
+            }
+        }
+    }
+
+    /// Records the losses over all rows after so many epochs; they stay on the device until the run is over.
+    fn record_evaluation(&self, encoder: &mut wgpu::CommandEncoder, epoch: usize) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("train.evaluation"),
+            timestamp_writes: None,
+        });
+        for batch in self.engine.task.evaluation(epoch) {
+            self.record_loss(&mut pass, batch);
+        }
+    }
+
+    /// What has arrived: nothing is waited for. The optimizer learns by it, too, how many of its steps were applied.
+    fn read_records(&mut self) {
+        if let Some(control) = &mut self.control {
+            self.records.extend(control.read());
+        }
+    }
 }
 
 impl Run for EngineRun<'_> {
@@ -265,13 +342,17 @@ impl Run for EngineRun<'_> {
         let (engine, task) = (self.engine, self.engine.task);
         let mut encoder = engine.encoder();
         if self.evaluates && self.steps == 0 {
-            engine.record_evaluation(&mut encoder, 0);
+            self.record_evaluation(&mut encoder, 0);
         }
 
         // Forward and backward: the gradients, where the optimizer reads them.
-        engine.record_gradients(&mut encoder, task.batch(self.steps));
-        // The optimizer: the parameters, where the next forward reads them.
-        self.optimizer.step(&mut encoder)?;
+        self.record_gradients(&mut encoder, task.batch(self.steps));
+        // The optimizer: the parameters, where the next forward reads them. Under a control it unscales and clips, or skips
+        // the step and sets the scale that the next backward reads.
+        match &mut self.control {
+            None => self.optimizer.step(&mut encoder)?,
+            Some(control) => self.optimizer.step_with(&mut encoder, control)?,
+        }
 
         self.steps += 1;
         let (epoch, within) = (
@@ -279,9 +360,10 @@ impl Run for EngineRun<'_> {
             self.steps % task.steps_per_epoch(),
         );
         if self.evaluates && within == 0 {
-            engine.record_evaluation(&mut encoder, epoch);
+            self.record_evaluation(&mut encoder, epoch);
         }
         self.this_epoch = Some(engine.submit(encoder));
+        self.read_records();
 
         if within == 0 {
             // The device may be an epoch behind, not more: what is recorded takes memory.
@@ -292,13 +374,28 @@ impl Run for EngineRun<'_> {
     }
 
     fn wait(&mut self) -> Result<()> {
-        self.engine.wait_for(self.this_epoch.take())
+        self.engine.wait_for(self.this_epoch.take())?;
+        self.read_records();
+        Ok(())
     }
 
     fn losses(&self) -> Result<Losses> {
         let (Gpu { device, queue, .. }, losses) = (&self.engine.gpu, &self.engine.buffers.losses);
         let slots = download_blocking(device, queue, losses, 0, losses.size() / 4)?;
         Ok(self.engine.task.losses(&slots, self.steps, self.evaluates))
+    }
+
+    fn outcome(&self) -> Result<Option<Outcome>> {
+        let Some(control) = &self.control else {
+            return Ok(None);
+        };
+        let Gpu { device, queue, .. } = &self.engine.gpu;
+        // Of the last step, whichever records have arrived.
+        let record = download_blocking(device, queue, control.record_buffer(), 0, 6)?;
+        Ok(Some(Outcome {
+            skipped: record[5].to_bits().into(),
+            scale: record[4],
+        }))
     }
 }
 
@@ -352,57 +449,29 @@ impl Buffers {
             activations: empty("train.activations", rows * units),
             deltas: empty("train.deltas", rows * units),
             losses: empty("train.losses", batches.len()),
+            no_scale: filled(
+                "train.no_scale",
+                bytemuck::bytes_of(&1.0_f32),
+                wgpu::BufferUsages::UNIFORM,
+            ),
         }
     }
 }
 
-/// In the order of `model.wgsl`.
-fn bind(
-    device: &wgpu::Device,
-    layout: &wgpu::BindGroupLayout,
-    buffers: &Buffers,
-    params: &wgpu::Buffer,
-    grads: &wgpu::Buffer,
-) -> wgpu::BindGroup {
-    let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-        buffer: &buffers.batches,
-        offset: 0,
-        size: wgpu::BufferSize::new(size_of::<Batch>() as u64),
-    });
-    let whole = [
-        &buffers.dataset,
-        &buffers.order,
-        params,
-        grads,
-        &buffers.activations,
-        &buffers.deltas,
-        &buffers.losses,
-    ];
-    let whole = whole.map(|buffer| buffer.as_entire_binding());
-    let entry = |(binding, resource)| wgpu::BindGroupEntry { binding, resource };
-    let entries: Vec<_> = (0..)
-        .zip([batch].into_iter().chain(whole))
-        .map(entry)
-        .collect();
-    device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some("train.bindings"),
-        layout,
-        entries: &entries,
-    })
-}
-
-/// In the order of `model.wgsl`: a batch, what is read, what is written.
+/// In the order of `model.wgsl`: a batch, what is read, what is written, the loss scale.
 fn bindings_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     let read = wgpu::BufferBindingType::Storage { read_only: true };
     let write = wgpu::BufferBindingType::Storage { read_only: false };
-    let batch = wgpu::BufferBindingType::Uniform;
-    let types = [batch, read, read, read, write, write, write, write];
+    let uniform = wgpu::BufferBindingType::Uniform;
+    let types = [
+        uniform, read, read, read, write, write, write, write, uniform,
+    ];
     let entry = |(binding, ty)| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer {
             ty,
-            has_dynamic_offset: ty == batch,
+            has_dynamic_offset: binding == 0,
             min_binding_size: None,
         },
         count: None,
@@ -420,6 +489,7 @@ fn pipelines(
     layout: &wgpu::BindGroupLayout,
     task: &Task,
     arena: &Arena,
+    grads_type: StorageType,
 ) -> (Vec<LayerPipelines>, wgpu::ComputePipeline) {
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some("train.model"),
@@ -448,7 +518,8 @@ fn pipelines(
     let mut inputs_at = 0;
     let mut outputs_at = 0;
     let mut layers = Vec::new();
-    let mut constants = [("", 0.0); 9];
+    let mut constants = [("", 0.0); 10];
+    let grads_per_word = 4 / grads_type.bytes() as usize;
     let tensors = arena.tensors().chunks_exact(2);
     for (index, (layer, tensors)) in task.model.layers.iter().zip(tensors).enumerate() {
         let elems = |tensor: usize| (tensors[tensor].offset_bytes / 4) as f64;
@@ -462,13 +533,16 @@ fn pipelines(
             ("bias_at", elems(1)),
             ("inputs_at", inputs_at as f64),
             ("outputs_at", outputs_at as f64),
+            ("grads_per_word", grads_per_word as f64),
         ];
+        let words = |elems: usize| elems.div_ceil(grads_per_word) as u32;
         layers.push(LayerPipelines {
             forward: pipeline("forward", &constants),
             backward: pipeline("backward", &constants),
             gradient: pipeline("gradient", &constants),
             inputs: layer.inputs as u32,
             outputs: layer.outputs as u32,
+            gradient_words: words(layer.inputs * layer.outputs) + words(layer.outputs),
         });
         inputs_at = outputs_at;
         outputs_at += task.data.rows() * layer.outputs;

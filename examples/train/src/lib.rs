@@ -8,6 +8,7 @@ pub mod contender;
 pub mod cpu;
 pub mod data;
 pub mod gpu;
+pub mod mixed;
 pub mod model;
 pub mod picture;
 pub mod report;

@@ -12,11 +12,12 @@ use train::contender::{Contender, learning_rates, runs_of_sweep};
 use train::cpu::Twin;
 use train::data::Dataset;
 use train::gpu::Engine;
+use train::mixed;
 use train::model::Model;
 use train::picture;
 use train::report;
 use train::task::Task;
-use train::training::Device;
+use train::training::{Device, Gradients};
 use wgpu_optim::wgpu::Backends;
 use wgpu_optim::{AdapterRequest, Gpu, GpuError};
 use wgpu_optim_cli::picture::to_png;
@@ -45,6 +46,10 @@ struct Args {
     /// Without @LR at the best of eleven learning rates, with @same at that of the first rule
     #[arg(long, value_name = "RULE,RULE,...", value_delimiter = ',', default_values = ["plain", "momentum@same", "nesterov", "AdamW"])]
     rules: Vec<Contender>,
+    /// f16 trains every rule once more, by gradients of 16 bits under a dynamic loss scale and clipped by their norm, and
+    /// says how many steps were skipped and how far the losses are from those of f32
+    #[arg(long, value_enum, default_value_t)]
+    gradients: GradientsArg,
     /// Where to write train.svg, train.png and train.csv
     #[arg(long, value_name = "DIR", default_value = "pictures")]
     out: PathBuf,
@@ -56,6 +61,13 @@ enum DeviceArg {
     Auto,
     Gpu,
     Cpu,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum GradientsArg {
+    #[default]
+    F32,
+    F16,
 }
 
 fn main() -> Result<()> {
@@ -79,9 +91,7 @@ fn main() -> Result<()> {
         .collect();
     let engine = open(args.device, &task)?;
     let twin = Twin::new(&task);
-    let mut devices: Vec<&dyn Device> = Vec::new();
-    devices.extend(engine.as_ref().map(|engine| engine as &dyn Device));
-    devices.push(&twin);
+    let devices = devices(engine.as_ref(), &twin);
 
     let lrs = {
         let progress = bar("learning rates", runs_of_sweep(&args.rules, starts.len()));
@@ -100,6 +110,28 @@ fn main() -> Result<()> {
         ("train.csv", report::csv(&comparison)?),
     ];
     let mut text = report::text(&task, &comparison);
+    if args.gradients == GradientsArg::F16 {
+        let gradients = Gradients::f16()?;
+        let of_f16 = |engine: &Engine<'_>| {
+            Engine::with_gradients(engine.gpu().clone(), &task, gradients.clone())
+        };
+        let engine = engine.as_ref().map(of_f16).transpose()?;
+        let twin = Twin::with_gradients(&task, gradients.clone());
+        let devices = self::devices(engine.as_ref(), &twin);
+        let progress = bar(
+            "f16 gradients",
+            contenders.len() * starts.len() * devices.len(),
+        );
+        let mixed = mixed::again(
+            &task,
+            &contenders,
+            &starts,
+            &devices,
+            &comparison,
+            &progress,
+        )?;
+        text += &report::mixed_text(&task, &mixed);
+    }
     if engine.is_none() && args.device == DeviceArg::Auto {
         text += "there is no adapter: all of this is the CPU twin's\n";
     }
@@ -113,6 +145,11 @@ fn main() -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+fn devices<'d>(engine: Option<&'d Engine<'_>>, twin: &'d Twin<'_>) -> Vec<&'d dyn Device> {
+    let engine = engine.map(|engine| engine as &dyn Device);
+    engine.into_iter().chain([twin as &dyn Device]).collect()
 }
 
 fn open(device: DeviceArg, task: &Task) -> Result<Option<Engine<'_>>> {

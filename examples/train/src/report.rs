@@ -5,7 +5,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::comparison::{Comparison, least, median};
+use crate::mixed::{Mixed, MixedRun};
 use crate::task::{Losses, Task};
+use crate::training::Gradients;
 
 #[derive(Serialize)]
 struct Row<'c> {
@@ -79,6 +81,41 @@ fn table(comparison: &Comparison) -> Table {
         table.add_row(cells);
     }
     table
+}
+
+/// What gradients of 16 bits came to, for a person; medians over the starts.
+#[must_use]
+pub fn mixed_text(task: &Task, mixed: &[Mixed]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    let skipped = format!("skipped of {} steps", task.steps());
+    let header = ["rule", "device", &skipped, "loss scale at the end"];
+    table.set_header(
+        header
+            .into_iter()
+            .chain(["loss at the end", "with f32", "at most apart"]),
+    );
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for mixed in mixed {
+        let typical = |of: fn(&MixedRun) -> f64| median(mixed.runs.iter().map(of).map(Some));
+        let apart = mixed.runs.iter().map(MixedRun::apart).fold(0.0, f32::max);
+        let device = mixed.device.split(" (").next().unwrap_or_default();
+        table.add_row([
+            mixed.label.clone(),
+            device.to_owned(),
+            typical(|run| run.outcome.skipped as f64).to_string(),
+            typical(|run| run.outcome.scale.into()).to_string(),
+            format!("{:.3}", typical(|run| run.loss.into())),
+            format!("{:.3}", typical(|run| run.loss_f32.into())),
+            format!("{:.2} %", 100.0 * apart),
+        ]);
+    }
+    format!(
+        "the same with f16 gradients, a dynamic loss scale and norms clipped to {}\n{table}\n",
+        Gradients::MAX_NORM
+    )
 }
 
 /// A number, unless it is beyond all.

@@ -29,7 +29,7 @@ pub struct Batch {
     pub rows: u32,
     /// Where its loss goes.
     pub slot: u32,
-    /// What the error of a row weighs in the gradient of the mean square. A loss scale would be a factor of it.
+    /// What the error of a row weighs in the gradient of the mean square, beside the loss scale.
     pub error_weight: f32,
 }
 

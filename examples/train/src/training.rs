@@ -3,9 +3,49 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use wgpu_optim::AnyRule;
+use wgpu_optim::{AnyRule, ConfigError, LossScale, StepControl, StorageType};
 
 use crate::task::{Losses, Start};
+
+/// How gradients are stored, and what stands between them and a step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gradients {
+    /// What the backward pass rounds them to: `f32` or `f16`.
+    pub stored_as: StorageType,
+    /// Without one the loss has no scale and every step is applied.
+    pub control: Option<StepControl>,
+}
+
+impl Gradients {
+    /// The most that their norm may be.
+    pub const MAX_NORM: f64 = 0.5;
+
+    /// Of 16 bits, under a loss scale that starts too high and soon grows too high again, and clipped by their norm.
+    ///
+    /// # Errors
+    /// None: all numbers are in range.
+    pub fn f16() -> Result<Self, ConfigError> {
+        let loss_scale = LossScale {
+            initial: f64::from(1 << 24),
+            growth_interval: 50,
+            ..LossScale::default()
+        };
+        let control = StepControl::builder().loss_scale(loss_scale);
+        Ok(Self {
+            stored_as: StorageType::F16,
+            control: Some(control.max_norm(Self::MAX_NORM).build()?),
+        })
+    }
+}
+
+/// What a control came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// How many steps were skipped.
+    pub skipped: u64,
+    /// The loss scale of the last step.
+    pub scale: f32,
+}
 
 /// What can train.
 pub trait Device {
@@ -43,6 +83,12 @@ pub trait Run {
     /// # Errors
     /// If the device fails.
     fn losses(&self) -> Result<Losses>;
+
+    /// What the control came to, if there is one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn outcome(&self) -> Result<Option<Outcome>>;
 }
 
 /// What came out of a run.
@@ -50,6 +96,8 @@ pub trait Run {
 pub struct Trained {
     /// What was measured.
     pub losses: Losses,
+    /// Of the control, if there was one.
+    pub outcome: Option<Outcome>,
     /// From the first step's recording to the last one's end.
     pub seconds: f64,
 }
@@ -72,6 +120,7 @@ pub fn train(
     let seconds = began.elapsed().as_secs_f64();
     Ok(Trained {
         losses: run.losses()?,
+        outcome: run.outcome()?,
         seconds,
     })
 }
