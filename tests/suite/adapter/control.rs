@@ -587,6 +587,9 @@ async fn what_nobody_reads_of_stops_steps_and_reading_lets_them_go_on() {
         if steps % 2 == 0 {
             oracle.step(&adamw(), &gradient);
         }
+        if steps % 16 == 0 {
+            bench.wait(control.state()).await.unwrap();
+        }
     }
     oracle.check_params(&bench.download(&params).await).unwrap();
     bench.outcomes(&mut control).await;
