@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::iter;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -111,25 +112,20 @@ fn main() -> Result<()> {
     ];
     let mut text = report::text(&task, &comparison);
     if args.gradients == GradientsArg::F16 {
-        let gradients = Gradients::f16()?;
-        let of_f16 = |engine: &Engine<'_>| {
-            Engine::with_gradients(engine.gpu().clone(), &task, gradients.clone())
-        };
-        let engine = engine.as_ref().map(of_f16).transpose()?;
-        let twin = Twin::with_gradients(&task, gradients.clone());
-        let devices = self::devices(engine.as_ref(), &twin);
-        let progress = bar(
-            "f16 gradients",
-            contenders.len() * starts.len() * devices.len(),
-        );
-        let mixed = mixed::again(
-            &task,
-            &contenders,
-            &starts,
-            &devices,
-            &comparison,
-            &progress,
-        )?;
+        let gradients = [Gradients::f16()?, Gradients::f32_clipped()?];
+        let twins = gradients.clone().map(|of| Twin::with_gradients(&task, of));
+        let mut engines = Vec::new();
+        for (engine, of) in iter::repeat_n(engine.as_ref(), 2).flatten().zip(gradients) {
+            engines.push(Engine::with_gradients(engine.gpu().clone(), &task, of)?);
+        }
+        let [of_f16, of_f32] = &twins;
+        let mut pairs = vec![[of_f16 as &dyn Device, of_f32]];
+        if let [of_f16, of_f32] = engines.as_slice() {
+            pairs.insert(0, [of_f16, of_f32]);
+        }
+        let runs = 2 * contenders.len() * starts.len() * pairs.len();
+        let progress = bar("f16 gradients", runs);
+        let mixed = mixed::again(&task, &contenders, &starts, &pairs, &progress)?;
         text += &report::mixed_text(&task, &mixed);
     }
     if engine.is_none() && args.device == DeviceArg::Auto {

@@ -3,7 +3,6 @@
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 
-use crate::comparison::Comparison;
 use crate::contender::Contender;
 use crate::task::{Start, Task};
 use crate::training::{Device, Outcome, train};
@@ -26,7 +25,7 @@ pub struct MixedRun {
     pub outcome: Outcome,
     /// The training loss at its end.
     pub loss: f32,
-    /// That of the comparison's run, whose gradients are `f32`, neither scaled nor clipped.
+    /// That of the run whose gradients are `f32`, clipped alike and never skipped.
     pub loss_f32: f32,
 }
 
@@ -38,8 +37,8 @@ impl MixedRun {
     }
 }
 
-/// Runs every contender of a comparison again, at the same learning rate and from the same starts, on devices with other
-/// [gradients](crate::training::Gradients) in the same order; `progress` counts runs.
+/// Runs every contender again, at the same learning rate and from the same starts, on devices in pairs: one with gradients
+/// of 16 bits, and what that is compared with; `progress` counts runs.
 ///
 /// # Errors
 /// If a device fails, or has no control.
@@ -47,33 +46,33 @@ pub fn again(
     task: &Task,
     contenders: &[(Contender, f64)],
     starts: &[Start],
-    devices: &[&dyn Device],
-    comparison: &Comparison,
+    devices: &[[&dyn Device; 2]],
     progress: &ProgressBar,
 ) -> Result<Vec<Mixed>> {
     let mut mixed = Vec::new();
-    for ((contender, lr), measured) in contenders.iter().zip(&comparison.contenders) {
+    for (contender, lr) in contenders {
         let rule = contender.rule(*lr)?;
-        for (device, of_f32) in devices.iter().zip(&measured.runs) {
+        for pair in devices {
             let mut runs = Vec::new();
-            for (start, of_f32) in starts.iter().zip(of_f32) {
-                let trained = train(*device, (&rule, start), (task.steps(), true))?;
-                let (losses, losses_f32) = (&trained.losses.train, &of_f32.losses.train);
-                let (Some(outcome), [.., loss], [.., loss_f32]) =
-                    (trained.outcome, losses.as_slice(), losses_f32.as_slice())
-                else {
-                    bail!("{} has no control", device.name());
+            for start in starts {
+                let run = |device: &dyn Device| {
+                    let trained = train(device, (&rule, start), (task.steps(), true))?;
+                    progress.inc(1);
+                    match (trained.outcome, trained.losses.train.last()) {
+                        (Some(outcome), Some(loss)) => Ok((outcome, *loss)),
+                        _ => bail!("{} has no control", device.name()),
+                    }
                 };
+                let [(outcome, loss), (_, loss_f32)] = [run(pair[0])?, run(pair[1])?];
                 runs.push(MixedRun {
                     outcome,
-                    loss: *loss,
-                    loss_f32: *loss_f32,
+                    loss,
+                    loss_f32,
                 });
-                progress.inc(1);
             }
             mixed.push(Mixed {
-                label: measured.label.clone(),
-                device: device.name().to_owned(),
+                label: contender.label(),
+                device: pair[0].name().to_owned(),
                 runs,
             });
         }

@@ -113,7 +113,7 @@ pub fn mixed_text(task: &Task, mixed: &[Mixed]) -> String {
         ]);
     }
     format!(
-        "the same with f16 gradients, a dynamic loss scale and norms clipped to {}\n{table}\n",
+        "with norms clipped to {}, by f16 gradients under a dynamic loss scale, and by f32 ones\n{table}\n",
         Gradients::MAX_NORM
     )
 }

@@ -20,6 +20,18 @@ impl Gradients {
     /// The most that their norm may be.
     pub const MAX_NORM: f64 = 0.5;
 
+    /// Of 32 bits, clipped by their norm: what [`f16`](Self::f16) is compared with.
+    ///
+    /// # Errors
+    /// None: all numbers are in range.
+    pub fn f32_clipped() -> Result<Self, ConfigError> {
+        let control = StepControl::builder().max_norm(Self::MAX_NORM);
+        Ok(Self {
+            stored_as: StorageType::F32,
+            control: Some(control.build()?),
+        })
+    }
+
     /// Of 16 bits, under a loss scale that starts too high and soon grows too high again, and clipped by their norm.
     ///
     /// # Errors
