@@ -178,7 +178,8 @@ fn factors_of(sums: Partial, max_norm: f32, unscale: f32) -> Factors {
 // torch._amp_update_scale_, but never to where the scale or its inverse is subnormal.
 fn follow(found: bool) {
     var next = scale.scale;
-    var tracker = scale.growth_tracker + 1u;
+    // A loaded state may say any number.
+    var tracker = min(scale.growth_tracker, 0xfffffffeu) + 1u;
     if found {
         next *= k.backoff_factor;
         tracker = 0u;

@@ -122,7 +122,7 @@ impl ControlState {
         self.growth_tracker = if found_nonfinite {
             0
         } else {
-            self.growth_tracker + 1
+            self.growth_tracker.saturating_add(1)
         };
         let factor = if found_nonfinite {
             loss.backoff_factor

@@ -116,11 +116,7 @@ impl<R: Twin> CpuOptimizer<R> {
         grads: &[&[f32]],
         control: &mut CpuControl,
     ) -> Result<ControlRecord, SliceError> {
-        self.check_slices(params, grads)?;
-        let norms = self.norms(grads, control.control());
-        let verdict = control.decide(&[norms]);
-        self.apply(params, grads, &verdict);
-        Ok(*verdict.record())
+        self.step_controlled(params, grads, control)
     }
 
     /// The same over tensors of any types.
@@ -133,11 +129,7 @@ impl<R: Twin> CpuOptimizer<R> {
         grads: &[TensorSlice<'_>],
         control: &mut CpuControl,
     ) -> Result<ControlRecord, SliceError> {
-        self.check_slices(params, grads)?;
-        let norms = self.norms(grads, control.control());
-        let verdict = control.decide(&[norms]);
-        self.apply(params, grads, &verdict);
-        Ok(*verdict.record())
+        self.step_controlled(params, grads, control)
     }
 
     /// The norms that a control tells apart, of the gradients of all tensors that are not frozen: first that of the
@@ -167,6 +159,19 @@ impl<R: Twin> CpuOptimizer<R> {
         self.check_slices(params, grads)?;
         self.apply(params, grads, verdict);
         Ok(())
+    }
+
+    fn step_controlled<P: Params + Send, G: Grads + Sync>(
+        &mut self,
+        params: &mut [P],
+        grads: &[G],
+        control: &mut CpuControl,
+    ) -> Result<ControlRecord, SliceError> {
+        self.check_slices(params, grads)?;
+        let norms = self.norms(grads, control.control());
+        let verdict = control.decide(&[norms]);
+        self.apply(params, grads, &verdict);
+        Ok(*verdict.record())
     }
 
     fn apply<P: Params + Send, G: Grads + Sync>(

@@ -1,7 +1,7 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::KernelError;
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
@@ -190,10 +190,7 @@ impl Kernels {
         scalars_bytes: u32,
     ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout), KernelError> {
         let inner = &self.inner;
-        let compiled = &mut *inner
-            .compiled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let compiled = &mut *inner.compiled();
         let key = (entry_point, source);
         if let Some(built) = compiled.of_control.get(&key) {
             return Ok(built.clone());
@@ -216,10 +213,7 @@ impl Kernels {
         variant: KernelVariant,
     ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout), KernelError> {
         let inner = &self.inner;
-        let compiled = &mut *inner
-            .compiled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let compiled = &mut *inner.compiled();
         checked(&inner.device, || inner.compile(compiled, &variant)).map_err(|error| {
             // Whatever was built with it may be invalid.
             *compiled = Compiled::default();
@@ -232,6 +226,10 @@ impl Kernels {
 }
 
 impl Inner {
+    fn compiled(&self) -> MutexGuard<'_, Compiled> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn compile(
         &self,
         compiled: &mut Compiled,

@@ -273,7 +273,6 @@ impl Norm {
     ) -> Result<(), StepError> {
         if self.is_stale {
             self.chunks.record(device, encoder)?;
-            self.is_stale = false;
         }
         if let Some(ring) = &mut self.ring {
             for (slot, part) in self.parts.iter().enumerate() {
@@ -316,6 +315,11 @@ impl Norm {
             let [x, y] = grid(part.count, self.max_workgroups);
             pass.dispatch_workgroups(x, y, 1);
         }
+    }
+
+    /// A step has been recorded behind what [`prepare`](Self::prepare) did. Until then its encoder may be dropped.
+    pub(crate) fn set_recorded(&mut self) {
+        self.is_stale = false;
     }
 
     /// How many there are.

@@ -187,7 +187,7 @@ impl<R: Rule> GpuOptimizer<R> {
         match &self.counts.mailbox().latest {
             Some(letter) => {
                 let recorded = letter.recorded[index];
-                recorded - crate::state::skipped(recorded, letter.applied[index])
+                recorded.saturating_sub(crate::state::skipped(recorded, letter.applied[index]))
             }
             None => tensor.applied_steps - tensor.unread.min(tensor.applied_steps),
         }
@@ -519,9 +519,10 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
     }
 
     fn record_step(&mut self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>) {
-        let Some(under) = &self.controlled else {
+        let Some(under) = &mut self.controlled else {
             return;
         };
+        under.norm.set_recorded();
         pass.set_pipeline(&given.select.0);
         pass.set_bind_group(TENSORS_GROUP, &under.select, &[]);
         pass.dispatch_workgroups(1, 1, 1);

@@ -3,7 +3,8 @@
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
 use wgpu_optim::{
     AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LossScale, NonFinite,
-    ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType, TensorBinding, wgpu,
+    ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError, StorageType, TensorBinding,
+    wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -661,7 +662,14 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
         let scaled = bench.control(scale);
         let mut state = bench.wait(scaled.state()).await.unwrap();
         assert_eq!((state.scale, state.growth_tracker), (65536.0, 0));
-        (state.scale, state.growth_tracker) = (2.0, 1999);
+        (state.scale, state.growth_tracker) = (
+            2.0,
+            if bench.kernels.scalar_path() == ScalarPath::Uniforms {
+                u32::MAX
+            } else {
+                1999
+            },
+        );
         scaled.load_state(&state).unwrap();
         let mut scaled = scaled;
         bench.submit(|encoder| optimizer.step_with(encoder, &mut scaled).unwrap());
@@ -730,6 +738,41 @@ async fn optimizers_that_share_a_control_share_a_norm() {
             (first.applied_steps("theta"), second.applied_steps("theta")),
             (Some(3), Some(2))
         );
+    }
+}
+
+/// What an encoder held that was dropped for an error is recorded again.
+#[gpu_test]
+async fn a_step_that_was_refused_leaves_nothing_behind() {
+    for bench in Bench::both().await {
+        let (start, gradient) = (values(1, 1003), values(2, 1003));
+        let buffers = [(); 2].map(|()| (bench.buffer_of(&start), bench.buffer_of(&gradient)));
+        let tensors = buffers
+            .each_ref()
+            .map(|(params, grads)| [whole("theta", params, grads)]);
+        let optimizer = |i: usize| GpuOptimizer::new(&bench.kernels, adamw(), &tensors[i]).unwrap();
+        let (mut fresh, mut unread) = (optimizer(0), optimizer(1));
+        let mut other = bench.control(only_finite());
+        bench.submit(|encoder| unread.step_with(encoder, &mut other).unwrap());
+        let control = StepControl::builder().max_norm(1.0).build().unwrap();
+        let decision =
+            ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+        let mut control = bench.control(control);
+        let mut encoder = bench.encoder();
+        let refused = control.step(&mut encoder, &mut [&mut fresh, &mut unread]);
+        assert_eq!(refused, Err(StepError::Unread));
+        drop(encoder);
+        assert_eq!((fresh.steps(), control.steps()), (0, 0));
+        bench.submit(|encoder| fresh.step_with(encoder, &mut control).unwrap());
+        let norm = f64::from(bench.outcomes(&mut control).await[0].norm);
+        assert!(
+            decision.norm.low <= norm && norm <= decision.norm.high,
+            "{norm}"
+        );
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        oracle.step_by(&adamw(), &gradient, &decision.of_group("default"));
+        let params = bench.download(&buffers[0].0).await;
+        oracle.check_params(&params).unwrap();
     }
 }
 
