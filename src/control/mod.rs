@@ -158,16 +158,19 @@ impl StepControl {
         groups.find(|(_, clip)| clip.group == group)
     }
 
-    /// Which norm the gradients of a group are part of: the first is that of all groups without one of their own.
-    pub(crate) fn norm_of(&self, group: &str) -> usize {
+    /// Which of the [`norms`](Self::norms) the gradients of a parameter group are part of: the first is that of all groups
+    /// without one of their own.
+    #[must_use]
+    pub fn norm_of(&self, group: &str) -> usize {
         match self.of_group(group) {
             Some((index, clip)) if clip.max_norm.is_some() => index + 1,
             _ => 0,
         }
     }
 
-    /// How many norms there are.
-    pub(crate) fn norms(&self) -> usize {
+    /// How many norms are told apart, as [`CpuControl::decide`](crate::CpuControl::decide) wants them.
+    #[must_use]
+    pub fn norms(&self) -> usize {
         self.groups.len() + 1
     }
 

@@ -46,6 +46,25 @@ impl GradNorm {
         }
     }
 
+    /// Its bytes, for a process that takes the norm over several.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 12] {
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&self.sum.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.top.to_le_bytes());
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) has made of one.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 12]) -> Self {
+        let [s0, s1, s2, s3, s4, s5, s6, s7, top @ ..] = bytes;
+        Self {
+            sum: f64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+            top: u32::from_le_bytes(top),
+        }
+    }
+
     /// Whether no gradient was infinite or NaN.
     #[must_use]
     pub const fn is_finite(&self) -> bool {

@@ -245,6 +245,14 @@ pub enum TransferError {
         /// What the buffer has.
         actual: wgpu::BufferUsages,
     },
+    /// Regions that have not as many bytes as were given for them.
+    #[error("the regions have {expected} bytes, got {actual}")]
+    Length {
+        /// Bytes of all regions.
+        expected: u64,
+        /// Bytes given.
+        actual: u64,
+    },
     /// The device was lost before the data had been moved.
     #[error("device lost: the data could not be moved")]
     DeviceLost,

@@ -65,8 +65,8 @@ pub(crate) fn upload_bytes(
         .map_err(|error| refused(device, &error))
 }
 
-/// A buffer and some of its bytes.
-pub(crate) type Region<'b> = (&'b wgpu::Buffer, Range<u64>);
+/// A buffer and some of its bytes, from one multiple of 4 to another.
+pub type Region<'b> = (&'b wgpu::Buffer, Range<u64>);
 
 /// Whether buffers are mapped when they are created. In a browser that throws where there is no memory or no device any
 /// more, and wgpu 30 then panics; what is written into the queue does neither.
@@ -129,6 +129,63 @@ pub(crate) fn overwrite(
     .map_err(|error| refused(device, &error))
 }
 
+/// Writes many regions, one after the other in `bytes`. Submits the copies, all together: they take effect after
+/// everything submitted so far.
+///
+/// # Errors
+/// [`TransferError`] as [`upload`], or if `bytes` are not as many as the regions have; then nothing has been written.
+pub fn upload_regions(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    regions: &[Region<'_>],
+    bytes: &[u8],
+) -> Result<(), TransferError> {
+    check_regions(regions, wgpu::BufferUsages::COPY_DST)?;
+    let sizes = regions.iter().map(|(_, bytes)| bytes.end - bytes.start);
+    let expected: u64 = sizes.sum();
+    if bytes.len() as u64 != expected {
+        return Err(TransferError::Length {
+            expected,
+            actual: bytes.len() as u64,
+        });
+    }
+    if expected == 0 {
+        return Ok(());
+    }
+    let staging = checked(device, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgpu_optim.upload"),
+            size: expected,
+            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: MAPS_AT_CREATION,
+        })
+    })
+    .map_err(|error| refused(device, &error))?;
+    if MAPS_AT_CREATION {
+        let mapped = staging.get_mapped_range_mut(..);
+        let mut mapped = mapped.map_err(|error| unless_lost(device, error.to_string()))?;
+        mapped.copy_from_slice(bytes);
+    }
+    checked(device, || {
+        if MAPS_AT_CREATION {
+            staging.unmap();
+        } else {
+            queue.write_buffer(&staging, 0, bytes);
+        }
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim.upload"),
+        });
+        let mut start = 0;
+        for (buffer, bytes) in regions {
+            let size = bytes.end - bytes.start;
+            encoder.copy_buffer_to_buffer(&staging, start, buffer, bytes.start, size);
+            start += size;
+        }
+        queue.submit([encoder.finish()]);
+    })
+    .map_err(|error| refused(device, &error))
+}
+
 /// A buffer that holds `data` and can be stepped on, uploaded to and downloaded from: usages `STORAGE`,
 /// `COPY_SRC` and `COPY_DST`. As with [`upload`], the data is there for the next submission.
 ///
@@ -185,7 +242,32 @@ pub(crate) async fn read<T>(
     take: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, TransferError> {
     check(buffer, offset_bytes, numel, wgpu::BufferUsages::COPY_SRC)?;
-    if numel == 0 {
+    let region = offset_bytes..offset_bytes + numel * ELEM_BYTES;
+    read_checked(device, queue, &[(buffer, region)], take).await
+}
+
+/// Reads many regions, one after the other, in one transfer as [`download`] makes it.
+///
+/// # Errors
+/// As [`download`].
+pub async fn download_regions(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    regions: &[Region<'_>],
+) -> Result<Vec<u8>, TransferError> {
+    check_regions(regions, wgpu::BufferUsages::COPY_SRC)?;
+    read_checked(device, queue, regions, <[u8]>::to_vec).await
+}
+
+async fn read_checked<T>(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    regions: &[Region<'_>],
+    take: impl FnOnce(&[u8]) -> T,
+) -> Result<T, TransferError> {
+    let size_of = |(_, bytes): &Region<'_>| bytes.end - bytes.start;
+    let size = regions.iter().map(size_of).sum();
+    if size == 0 {
         return Ok(take(&[]));
     }
     let (sender, receiver) = oneshot_channel();
@@ -193,14 +275,19 @@ pub(crate) async fn read<T>(
     let created = checked_by_waiting(device, || {
         let staging = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("wgpu_optim.readback"),
-            size: numel * ELEM_BYTES,
+            size,
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
             mapped_at_creation: false,
         });
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
             label: Some("wgpu_optim.readback"),
         });
-        encoder.copy_buffer_to_buffer(buffer, offset_bytes, &staging, 0, staging.size());
+        let mut start = 0;
+        for (buffer, bytes) in regions {
+            let size = bytes.end - bytes.start;
+            encoder.copy_buffer_to_buffer(buffer, bytes.start, &staging, start, size);
+            start += size;
+        }
         let submission = queue.submit([encoder.finish()]);
         let sender = Arc::clone(&sender);
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -306,6 +393,18 @@ pub fn block_on<F: Future>(device: &wgpu::Device, transfer: F) -> F::Output {
     let output = pollster::block_on(transfer);
     BLOCKED_ON.set(before);
     output
+}
+
+fn check_regions(
+    regions: &[Region<'_>],
+    required: wgpu::BufferUsages,
+) -> Result<(), TransferError> {
+    regions.iter().try_for_each(|(buffer, bytes)| {
+        let size = bytes.end.saturating_sub(bytes.start);
+        // Half a word too many is out of bounds, wherever it is.
+        let start = bytes.start + size % ELEM_BYTES;
+        check(buffer, start, size / ELEM_BYTES, required)
+    })
 }
 
 fn check(

@@ -121,7 +121,19 @@ impl<R: Rule> ParamGroups<R> {
         Ok(self)
     }
 
-    /// The group that takes a tensor: the first that was added and accepts it, else the default.
+    /// Every group with its configuration and precision, the default group first.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &R, &Precision)> {
+        let groups = self.groups.iter();
+        groups.map(|(group, _)| (&*group.name, &group.config, &group.precision))
+    }
+
+    /// The name of the group that takes a tensor of this name: the first that was added and accepts it, else the default.
+    #[must_use]
+    pub fn group_of(&self, tensor: &str) -> &str {
+        &self.groups[self.index_of(tensor)].0.name
+    }
+
+    /// The same by its place.
     pub(crate) fn index_of(&self, tensor: &str) -> usize {
         let mut added = self.groups.iter().skip(1);
         added

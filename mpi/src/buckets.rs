@@ -1,0 +1,302 @@
+//! Gradients and parameters on their way between ranks, bucket by bucket: while one is under way, the last is unpacked and
+//! the next is packed.
+
+use std::fmt::Display;
+use std::mem;
+use std::ops::Range;
+
+use wgpu_optim::StorageType;
+use wgpu_optim::storage::unpack;
+
+use crate::error::ShardError;
+use crate::ranks::{Counts, Ranks};
+use crate::shares::{ALIGN_ELEMS, Shares, Slice};
+
+/// A model as it is cut into shares, and these into parts. A bucket is a part of every rank's share.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    pub(crate) shares: Shares,
+    pub(crate) tensors: Vec<Stored>,
+    part_elems: u64,
+}
+
+/// What a tensor's values are stored as, and whether they are exchanged at all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    pub(crate) params: StorageType,
+    pub(crate) grads: StorageType,
+    pub(crate) is_frozen: bool,
+}
+
+/// Where the whole parameters and gradients of a rank lie.
+pub(crate) trait Memory {
+    type Error: From<ShardError> + Display;
+
+    /// Puts the gradients of these slices behind `bytes`, as they are stored.
+    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Self::Error>;
+
+    /// The same with the parameters.
+    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Self::Error>;
+
+    /// Overwrites the parameters of these slices.
+    fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Self::Error>;
+
+    /// Takes what the gradients of a slice of this rank's share come to over all ranks.
+    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), Self::Error>;
+}
+
+/// What the gradients of each rank count for.
+#[derive(Clone, Debug)]
+pub(crate) struct Weights {
+    /// What they are multiplied by.
+    pub(crate) of_ranks: Vec<f64>,
+    /// What their sum is divided by.
+    pub(crate) total: f64,
+}
+
+impl Weights {
+    /// Sums values that lie one after the other in each rank's bytes: in the order of the ranks and in `f64`, so that the
+    /// sum depends on nothing else.
+    fn sum(&self, of: StorageType, of_ranks: &[&[u8]], sums: &mut Vec<f64>) {
+        const BLOCK_ELEMS: usize = 1024;
+        let elem_bytes = of.bytes() as usize;
+        let numel = of_ranks[0].len() / elem_bytes;
+        sums.clear();
+        sums.resize(numel, 0.0);
+        let (mut halves, mut block) = ([0; BLOCK_ELEMS], [0.0; BLOCK_ELEMS]);
+        for (index, sums) in sums.chunks_mut(BLOCK_ELEMS).enumerate() {
+            let start = index * BLOCK_ELEMS * elem_bytes;
+            for (bytes, weight) in of_ranks.iter().zip(&self.of_ranks) {
+                let bytes = &bytes[start..start + sums.len() * elem_bytes];
+                let block = &mut block[..sums.len()];
+                match of {
+                    StorageType::F32 => bytemuck::cast_slice_mut(block).copy_from_slice(bytes),
+                    of => {
+                        let halves = &mut halves[..sums.len()];
+                        bytemuck::cast_slice_mut(halves).copy_from_slice(bytes);
+                        unpack(of, halves, block);
+                    }
+                }
+                for (sum, value) in sums.iter_mut().zip(block) {
+                    *sum += weight * f64::from(*value);
+                }
+            }
+            for sum in sums {
+                *sum /= self.total;
+            }
+        }
+    }
+}
+
+impl Buckets {
+    pub(crate) fn new(shares: Shares, tensors: Vec<Stored>, bucket_bytes: u64) -> Self {
+        let part_elems = bucket_bytes / 4 / shares.ranks() as u64;
+        Self {
+            shares,
+            tensors,
+            part_elems: (part_elems / ALIGN_ELEMS * ALIGN_ELEMS).max(ALIGN_ELEMS),
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.shares.largest().div_ceil(self.part_elems)
+    }
+
+    /// What a bucket has of a rank's share, but for frozen tensors.
+    fn slices(&self, rank: usize, bucket: u64) -> Vec<Slice> {
+        let part = self.shares.part(rank, bucket, self.part_elems);
+        let slices = self.shares.slices(part);
+        slices
+            .filter(|slice| !self.tensors[slice.tensor].is_frozen)
+            .collect()
+    }
+
+    fn grads_bytes(&self, slices: &[Slice]) -> usize {
+        let bytes = |slice: &Slice| slice.numel() * self.tensors[slice.tensor].grads.bytes();
+        slices.iter().map(bytes).sum::<u64>() as usize
+    }
+
+    fn params_bytes(&self, slices: &[Slice]) -> usize {
+        let bytes = |slice: &Slice| slice.numel() * self.tensors[slice.tensor].params.bytes();
+        slices.iter().map(bytes).sum::<u64>() as usize
+    }
+
+    /// Reduce-scatter: `memory` [takes](Memory::take_grads) the gradients of this rank's share. Each rank sends every other
+    /// what is of its share, and sums what it gets itself.
+    ///
+    /// # Errors
+    /// On every rank where one has failed.
+    pub(crate) fn reduce<M: Memory>(
+        &self,
+        ranks: &Ranks,
+        memory: &mut M,
+        weights: &Weights,
+    ) -> Result<(), M::Error> {
+        let sums = Vec::new();
+        let flow = Reduce {
+            buckets: self,
+            ranks,
+            memory,
+            weights,
+            sums,
+        };
+        drive(self.count(), ranks, flow)
+    }
+
+    /// All-gather: every rank gets the parameters of the others' shares.
+    ///
+    /// # Errors
+    /// On every rank where one has failed; then parameters are of two steps.
+    pub(crate) fn gather<M: Memory>(&self, ranks: &Ranks, memory: &mut M) -> Result<(), M::Error> {
+        let flow = Gather {
+            buckets: self,
+            ranks,
+            memory,
+        };
+        drive(self.count(), ranks, flow)
+    }
+}
+
+/// What is done with each bucket.
+trait Flow {
+    type Error: From<ShardError> + Display;
+
+    /// Puts what this rank sends of a bucket into `sent`.
+    fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), Self::Error>;
+
+    /// Takes what this rank has received of a bucket.
+    fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), Self::Error>;
+
+    /// How many bytes of a bucket this rank receives from each.
+    fn incoming(&self, bucket: u64) -> Vec<usize>;
+
+    /// How many it sends to each, unless all get the same.
+    fn outgoing(&self, bucket: u64) -> Option<Vec<usize>>;
+}
+
+/// Exchanges all buckets, one at a time.
+fn drive<F: Flow>(count: u64, ranks: &Ranks, mut flow: F) -> Result<(), F::Error> {
+    let (mut sent, mut next) = (Vec::new(), Vec::new());
+    let (mut received, mut last) = (Vec::new(), Vec::new());
+    let mut ready = match count {
+        0 => Ok(()),
+        _ => flow.pack(0, &mut sent),
+    };
+    for bucket in 0..count {
+        let counts = ready.and_then(|()| {
+            let from = Counts::new(flow.incoming(bucket))?;
+            let to = flow.outgoing(bucket).map(Counts::new).transpose()?;
+            Ok((from, to))
+        });
+        let (from, to) = ranks.all_well(counts)?;
+        received.resize(from.total(), 0);
+        let meanwhile = || {
+            if let Some(before) = bucket.checked_sub(1) {
+                flow.unpack(before, &last)?;
+            }
+            match bucket + 1 < count {
+                true => flow.pack(bucket + 1, &mut next),
+                false => Ok(()),
+            }
+        };
+        ready = match to {
+            Some(to) => ranks.exchange_while(&sent, &to, &mut received, &from, meanwhile),
+            None => ranks.gather_while(&sent, &mut received, &from, meanwhile),
+        };
+        mem::swap(&mut sent, &mut next);
+        mem::swap(&mut received, &mut last);
+    }
+    if let Some(bucket) = count.checked_sub(1) {
+        ready = ready.and_then(|()| flow.unpack(bucket, &last));
+    }
+    ranks.all_well(ready)
+}
+
+struct Reduce<'a, M> {
+    buckets: &'a Buckets,
+    ranks: &'a Ranks,
+    memory: &'a mut M,
+    weights: &'a Weights,
+    sums: Vec<f64>,
+}
+
+impl<M: Memory> Flow for Reduce<'_, M> {
+    type Error = M::Error;
+
+    fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), M::Error> {
+        let slices = (0..self.ranks.size()).flat_map(|rank| self.buckets.slices(rank, bucket));
+        sent.clear();
+        self.memory.read_grads(&slices.collect::<Vec<_>>(), sent)
+    }
+
+    fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), M::Error> {
+        let slices = self.buckets.slices(self.ranks.rank(), bucket);
+        let size = self.buckets.grads_bytes(&slices);
+        let mut start = 0;
+        for slice in &slices {
+            let of = self.buckets.tensors[slice.tensor].grads;
+            let bytes = (slice.numel() * of.bytes()) as usize;
+            let of_ranks: Vec<_> = (0..self.ranks.size())
+                .map(|rank| &received[rank * size + start..][..bytes])
+                .collect();
+            self.weights.sum(of, &of_ranks, &mut self.sums);
+            self.memory.take_grads(slice, &self.sums)?;
+            start += bytes;
+        }
+        Ok(())
+    }
+
+    fn incoming(&self, bucket: u64) -> Vec<usize> {
+        let own = self.buckets.slices(self.ranks.rank(), bucket);
+        vec![self.buckets.grads_bytes(&own); self.ranks.size()]
+    }
+
+    fn outgoing(&self, bucket: u64) -> Option<Vec<usize>> {
+        let ranks = 0..self.ranks.size();
+        let bytes_of = |rank| self.buckets.grads_bytes(&self.buckets.slices(rank, bucket));
+        Some(ranks.map(bytes_of).collect())
+    }
+}
+
+struct Gather<'a, M> {
+    buckets: &'a Buckets,
+    ranks: &'a Ranks,
+    memory: &'a mut M,
+}
+
+impl<M: Memory> Flow for Gather<'_, M> {
+    type Error = M::Error;
+
+    fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), M::Error> {
+        let slices = self.buckets.slices(self.ranks.rank(), bucket);
+        sent.clear();
+        self.memory.read_params(&slices, sent)
+    }
+
+    fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), M::Error> {
+        let slices_of = |ranks: Range<usize>| -> Vec<_> {
+            let slices = ranks.flat_map(|rank| self.buckets.slices(rank, bucket));
+            slices.collect()
+        };
+        // It has its own already.
+        let rank = self.ranks.rank();
+        let (before, after) = (slices_of(0..rank), slices_of(rank + 1..self.ranks.size()));
+        let before_end = self.buckets.params_bytes(&before);
+        let after_start = received.len() - self.buckets.params_bytes(&after);
+        self.memory.write_params(&before, &received[..before_end])?;
+        self.memory.write_params(&after, &received[after_start..])
+    }
+
+    fn incoming(&self, bucket: u64) -> Vec<usize> {
+        let ranks = 0..self.ranks.size();
+        let bytes_of = |rank| {
+            self.buckets
+                .params_bytes(&self.buckets.slices(rank, bucket))
+        };
+        ranks.map(bytes_of).collect()
+    }
+
+    fn outgoing(&self, _: u64) -> Option<Vec<usize>> {
+        None
+    }
+}

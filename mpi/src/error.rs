@@ -1,0 +1,138 @@
+//! What can go wrong on a rank, and what the others hear of it.
+
+use std::io;
+use std::path::PathBuf;
+
+use wgpu_optim::files::{HeaderError, IndexError};
+use wgpu_optim::{
+    BuildError, ConfigError, DuplicateName, GroupError, SliceError, StateError, StateFileError,
+    StepError, TransferError, UnknownTensor,
+};
+
+/// A failure of a sharded optimizer. Unless a variant says otherwise, every rank gets an error at the same call, and
+/// nothing has changed on any.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShardError {
+    /// Ranks that do not mean the same.
+    #[error("rank {rank}: {what} is {actual}, on rank 0 it is {expected}")]
+    Disagreement {
+        /// The first rank that differs from rank 0.
+        rank: usize,
+        /// What differs: a tensor, a group's configuration, ...
+        what: String,
+        /// What it is on rank 0.
+        expected: String,
+        /// What it is there.
+        actual: String,
+    },
+    /// Another rank failed, which has the error itself.
+    #[error("rank {rank}: {message}")]
+    Rank {
+        /// The first rank that failed.
+        rank: usize,
+        /// Its error.
+        message: String,
+    },
+    /// An earlier step failed half-way: parameters and state are not of one step. A state that is loaded, with its
+    /// parameters, mends it.
+    #[error(
+        "an earlier step failed half-way; load the last state, with the parameters that it goes with"
+    )]
+    HalfWay,
+    /// Stochastic rounding, whose random bits go by a tensor's elements from its first on, which a rank need not have.
+    #[error("tensor {tensor:?} is rounded stochastically, which shards cannot be; keep masters")]
+    Stochastic {
+        /// The tensor.
+        tensor: String,
+    },
+    /// More than fits into one message.
+    #[error("{bytes} bytes are more than one message may have; use smaller buckets")]
+    TooLarge {
+        /// Bytes of a part of it.
+        bytes: usize,
+    },
+    /// Two tensors of one name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
+    /// No tensor of this name.
+    #[error(transparent)]
+    UnknownTensor(#[from] UnknownTensor),
+    /// Slices that do not fit the tensors.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
+    /// A hyper-parameter that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A group that is not there, or what it cannot use.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The optimizer on the device could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The device could not make the step.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// The device could not copy.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// A state that does not fit, or cannot be read off the device.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file of a state that is not one.
+    #[error("{}: {source}", path.display())]
+    StateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: StateFileError,
+    },
+    /// A file that is no safetensors file.
+    #[error("{}: {source}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: HeaderError,
+    },
+    /// An index that is not one.
+    #[error("{}: {source}", path.display())]
+    Index {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: IndexError,
+    },
+    /// Files that are not of one state.
+    #[error("{}: its {key} is not that of the files before, which are of another state", path.display())]
+    Mixed {
+        /// The first file that differs.
+        path: PathBuf,
+        /// The metadata in which it does.
+        key: String,
+    },
+    /// Elements of a slot that no file has, or two.
+    #[error(
+        "tensor {tensor:?}: its {slot} is in {files} files from element {elem} on, expected in one"
+    )]
+    Coverage {
+        /// The tensor.
+        tensor: String,
+        /// The slot.
+        slot: String,
+        /// The first such element.
+        elem: u64,
+        /// How many files have it.
+        files: usize,
+    },
+    /// The system could not read or write a file.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// `read`, `write`, ...
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}

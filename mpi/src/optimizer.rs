@@ -1,0 +1,715 @@
+//! An optimizer whose state is sharded over ranks.
+
+use std::ops::Range;
+
+use mpi::traits::Communicator;
+use wgpu_optim::half::slice::HalfFloatSliceExt as _;
+use wgpu_optim::storage::Storage;
+use wgpu_optim::{
+    Arena, ConfigError, ControlRecord, CpuControl, CpuOptimizer, GradNorm, GroupError, Kernels,
+    OptimizerState, ParamGroups, Rule, SliceError, StepControl, StorageType, TensorSlice,
+    TensorSliceMut, TensorSpec, Twin, UnknownTensor, Verdict,
+};
+
+use crate::buckets::{Buckets, Memory, Stored, Weights};
+use crate::error::ShardError;
+use crate::ranks::{Ranks, Terms, Traffic};
+use crate::share::{CpuShare, GpuShare, Share};
+use crate::shares::{Shares, Slice};
+
+/// What becomes of the gradients of all ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their mean, as PyTorch's `DistributedDataParallel` takes it.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+}
+
+/// How a [`ShardedOptimizer`] works, the same on every rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sharding {
+    /// What becomes of the gradients of all ranks.
+    pub reduction: Reduction,
+    /// What is done to the reduced gradients before they are applied. Norms are taken over all ranks.
+    pub control: Option<StepControl>,
+    /// About how many bytes of `f32` are on their way at a time: 16 MiB. Two such buckets are in memory, as they are sent and
+    /// as they are received.
+    pub bucket_bytes: u64,
+}
+
+impl Default for Sharding {
+    fn default() -> Self {
+        Self {
+            reduction: Reduction::Mean,
+            control: None,
+            bucket_bytes: 16 << 20,
+        }
+    }
+}
+
+/// An optimizer of parameters that every rank has, whose state is cut into a share for each: stage 1 of
+/// [ZeRO](https://arxiv.org/abs/1910.02054).
+///
+/// A step takes each rank's own gradients. They are reduce-scattered, each rank steps the elements of its share, and the
+/// parameters are all-gathered in place. All methods that say so are *collective*: every rank of the communicator calls
+/// them, in the same order; and they return errors on all ranks together.
+///
+/// Gradients are summed in the order of the ranks and in `f64`, and rounded to `f32` once, so a run repeats bit for bit with
+/// as many ranks. Nothing else depends on how many there are.
+///
+/// ```
+/// use wgpu_optim::{AdamConfig, ParamGroups};
+/// use wgpu_optim_mpi::mpi::traits::Communicator;
+/// use wgpu_optim_mpi::{ShardedOptimizer, Sharding, mpi};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let universe = mpi::initialize().ok_or("MPI has been initialized already")?;
+/// let world = universe.world();
+/// let groups = ParamGroups::new(AdamConfig::adamw(1e-3).weight_decay(0.01).build()?);
+/// let tensors = [("weight", vec![100, 10]), ("bias", vec![10])];
+/// let mut optimizer = ShardedOptimizer::on_cpu(&world, &groups, tensors, &Sharding::default())?;
+///
+/// let (mut weight, mut bias) = (vec![1.0; 1000], vec![0.0; 10]);
+/// // Of this rank's part of the batch.
+/// let (weight_grads, bias_grads) = (vec![world.rank() as f32; 1000], vec![1.0; 10]);
+/// optimizer.step(
+///     &mut [(&mut weight[..]).into(), (&mut bias[..]).into()],
+///     &[(&weight_grads[..]).into(), (&bias_grads[..]).into()],
+/// )?;
+/// // The same on every rank.
+/// assert!((bias[0] + 1e-3).abs() < 1e-9);
+///
+/// let folder = std::env::temp_dir().join("wgpu-optim-mpi-example");
+/// std::fs::create_dir_all(&folder)?;
+/// optimizer.save(&folder.join("state.safetensors.index.json"))?;
+/// # std::fs::remove_dir_all(&folder)?;
+/// # drop(optimizer);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It has a communicator of its own, so drop it before MPI is finalized, which is when the `Universe` is dropped.
+pub struct ShardedOptimizer<S: Share> {
+    pub(crate) ranks: Ranks,
+    pub(crate) buckets: Buckets,
+    pub(crate) tensors: Vec<TensorSpec>,
+    pub(crate) share: S,
+    /// The names of all groups, and of each tensor's.
+    groups: Vec<String>,
+    group_of: Vec<String>,
+    weights: Weights,
+    control: Option<CpuControl>,
+    /// The reduced gradients of the share, tensor by tensor.
+    grads: Vec<Vec<f32>>,
+    steps: u64,
+    is_half_way: bool,
+}
+
+/// What is the same wherever the share is stepped.
+struct Layout {
+    ranks: Ranks,
+    buckets: Buckets,
+    tensors: Vec<TensorSpec>,
+    groups: Vec<String>,
+    group_of: Vec<String>,
+    elems: Vec<Range<u64>>,
+}
+
+impl Layout {
+    fn new<R: Rule>(
+        communicator: &impl Communicator,
+        groups: &ParamGroups<R>,
+        tensors: Vec<TensorSpec>,
+        sharding: &Sharding,
+    ) -> Result<Self, ShardError> {
+        let ranks = Ranks::new(communicator);
+        let mut terms = Terms::default();
+        terms.add("the version of wgpu-optim-mpi", env!("CARGO_PKG_VERSION"));
+        terms.add("the sharding", format!("{sharding:?}"));
+        for (group, config, precision) in groups.iter() {
+            terms.add(
+                format!("group {group:?}"),
+                format!("{config:?}, {precision:?}"),
+            );
+        }
+        terms.add("the number of tensors", tensors.len().to_string());
+        let mut checked = Ok(());
+        for (index, tensor) in tensors.iter().enumerate() {
+            let TensorSpec {
+                name,
+                shape,
+                params_type,
+                grads_type,
+            } = tensor;
+            let group = groups.group_of(name);
+            terms.add(format!("the name of tensor {index}"), format!("{name:?}"));
+            terms.add(
+                format!("tensor {name:?}"),
+                format!(
+                    "{shape:?} of {}, gradients of {}, in group {group:?}",
+                    params_type.name(),
+                    grads_type.name()
+                ),
+            );
+            let group = groups.iter().find(|(known, ..)| *known == group);
+            let is_stochastic = group.is_some_and(|(_, config, precision)| {
+                let slots = config.slots().kept().count();
+                Storage::new(*params_type, *grads_type, slots, precision).is_stochastic
+            });
+            if is_stochastic {
+                checked = Err(ShardError::Stochastic {
+                    tensor: name.clone(),
+                });
+            }
+        }
+        ranks.agree(checked.map(|()| &terms))?;
+
+        let numels: Vec<_> = tensors.iter().map(numel).collect();
+        let shares = Shares::new(&numels, ranks.size());
+        let stored = tensors.iter().map(|tensor| Stored {
+            params: tensor.params_type,
+            grads: tensor.grads_type,
+            is_frozen: false,
+        });
+        let elems = |tensor| shares.of_tensor(ranks.rank(), tensor);
+        Ok(Self {
+            elems: (0..tensors.len()).map(elems).collect(),
+            buckets: Buckets::new(shares, stored.collect(), sharding.bucket_bytes),
+            groups: groups.iter().map(|(group, ..)| group.to_owned()).collect(),
+            group_of: tensors
+                .iter()
+                .map(|tensor| groups.group_of(&tensor.name).to_owned())
+                .collect(),
+            tensors,
+            ranks,
+        })
+    }
+
+    fn with<S: Share>(
+        self,
+        share: Result<S, ShardError>,
+        sharding: &Sharding,
+    ) -> Result<ShardedOptimizer<S>, ShardError> {
+        let share = self.ranks.all_well(share)?;
+        let size = self.ranks.size();
+        Ok(ShardedOptimizer {
+            grads: self
+                .elems
+                .iter()
+                .map(|elems| vec![0.0; (elems.end - elems.start) as usize])
+                .collect(),
+            share,
+            groups: self.groups,
+            group_of: self.group_of,
+            weights: Weights {
+                of_ranks: vec![1.0; size],
+                total: match sharding.reduction {
+                    Reduction::Mean => size as f64,
+                    Reduction::Sum => 1.0,
+                },
+            },
+            control: sharding.control.clone().map(CpuControl::new),
+            ranks: self.ranks,
+            buckets: self.buckets,
+            tensors: self.tensors,
+            steps: 0,
+            is_half_way: false,
+        })
+    }
+}
+
+fn numel(tensor: &TensorSpec) -> u64 {
+    let sizes = tensor.shape.iter();
+    sizes.fold(1, |numel: u64, size| numel.saturating_mul(*size as u64))
+}
+
+impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
+    /// One whose ranks step their shares with the CPU twin, of tensors that lie in memory. Collective.
+    ///
+    /// # Errors
+    /// [`ShardError`] where ranks differ in anything, or a tensor is one that cannot be stepped in shares.
+    pub fn on_cpu(
+        communicator: &impl Communicator,
+        groups: &ParamGroups<R>,
+        tensors: impl IntoIterator<Item: Into<TensorSpec>>,
+        sharding: &Sharding,
+    ) -> Result<Self, ShardError> {
+        let tensors = tensors.into_iter().map(Into::into).collect();
+        let layout = Layout::new(communicator, groups, tensors, sharding)?;
+        let own = layout
+            .tensors
+            .iter()
+            .zip(&layout.elems)
+            .map(|(tensor, elems)| {
+                // Reduced gradients are f32, whatever they were sent as.
+                TensorSpec::new(&*tensor.name, [(elems.end - elems.start) as usize])
+                    .stored_as(tensor.params_type, StorageType::F32)
+            });
+        let optimizer = CpuOptimizer::with_groups(groups, own);
+        layout.with(optimizer.map(CpuShare).map_err(Into::into), sharding)
+    }
+
+    /// Applies one step: `params[i]`, the same on every rank, moves by `grads[i]` of all ranks, in the order in which the
+    /// tensors were given. Collective. Returns what the control made of it, if there is one.
+    ///
+    /// # Errors
+    /// [`ShardError`], where nothing has changed unless this step or one before [went half-way](ShardError::HalfWay).
+    pub fn step(
+        &mut self,
+        params: &mut [TensorSliceMut<'_>],
+        grads: &[TensorSlice<'_>],
+    ) -> Result<Option<ControlRecord>, ShardError> {
+        let checked = self.check_slices(params, grads);
+        self.agree(checked)?;
+        let mut memory = Host {
+            params,
+            grads,
+            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
+        };
+        self.buckets
+            .reduce(&self.ranks, &mut memory, &self.weights)?;
+        let verdict = self.decide()?;
+        let record = verdict.as_ref().map(|verdict| *verdict.record());
+        let rank = self.ranks.rank();
+        let mut own: Vec<_> = params
+            .iter_mut()
+            .enumerate()
+            .map(|(tensor, params)| {
+                let elems = self.buckets.shares.of_tensor(rank, tensor);
+                let elems = elems.start as usize..elems.end as usize;
+                match params {
+                    TensorSliceMut::F32(params) => TensorSliceMut::F32(&mut params[elems]),
+                    TensorSliceMut::Bf16(params) => TensorSliceMut::Bf16(&mut params[elems]),
+                    TensorSliceMut::F16(params) => TensorSliceMut::F16(&mut params[elems]),
+                }
+            })
+            .collect();
+        let own_grads = self.grads.iter().map(|grads| TensorSlice::F32(grads));
+        let own_grads: Vec<_> = own_grads.collect();
+        let optimizer = &mut self.share.0;
+        let stepped = match &verdict {
+            Some(verdict) => optimizer.step_by(&mut own, &own_grads, verdict),
+            None => optimizer.step_mixed(&mut own, &own_grads),
+        };
+        let mut memory = Host {
+            params,
+            grads,
+            reduced: Reduced::of(&self.buckets.shares, rank, &mut self.grads),
+        };
+        finish(
+            (&self.ranks, &self.buckets),
+            &mut memory,
+            stepped.map_err(Into::into),
+            record,
+            &mut self.is_half_way,
+        )?;
+        self.steps = self.steps.saturating_add(1);
+        Ok(record)
+    }
+
+    fn check_slices(
+        &self,
+        params: &[TensorSliceMut<'_>],
+        grads: &[TensorSlice<'_>],
+    ) -> Result<(), SliceError> {
+        let params = params.iter().map(|slice| match slice {
+            TensorSliceMut::F32(values) => (StorageType::F32, values.len()),
+            TensorSliceMut::Bf16(values) => (StorageType::Bf16, values.len()),
+            TensorSliceMut::F16(values) => (StorageType::F16, values.len()),
+        });
+        let grads = grads.iter().map(|slice| match slice {
+            TensorSlice::F32(values) => (StorageType::F32, values.len()),
+            TensorSlice::Bf16(values) => (StorageType::Bf16, values.len()),
+            TensorSlice::F16(values) => (StorageType::F16, values.len()),
+        });
+        self.check("params", params, |tensor| tensor.params_type)?;
+        self.check("grads", grads, |tensor| tensor.grads_type)
+    }
+
+    fn check(
+        &self,
+        role: &'static str,
+        slices: impl ExactSizeIterator<Item = (StorageType, usize)>,
+        expected: impl Fn(&TensorSpec) -> StorageType,
+    ) -> Result<(), SliceError> {
+        if slices.len() != self.tensors.len() {
+            return Err(SliceError::TensorCount {
+                role,
+                expected: self.tensors.len(),
+                actual: slices.len(),
+            });
+        }
+        for (tensor, (of, len)) in self.tensors.iter().zip(slices) {
+            if of != expected(tensor) {
+                return Err(SliceError::Stored {
+                    tensor: tensor.name.clone(),
+                    role,
+                    expected: expected(tensor).name(),
+                    actual: of.name(),
+                });
+            }
+            if len as u64 != numel(tensor) {
+                return Err(SliceError::Length {
+                    tensor: tensor.name.clone(),
+                    role,
+                    expected: numel(tensor) as usize,
+                    actual: len,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
+    /// One whose ranks step their shares on their devices, of the tensors of an arena, which every rank has one of.
+    /// Collective.
+    ///
+    /// # Errors
+    /// [`ShardError`] where ranks differ in anything, a tensor is one that cannot be stepped in shares, or an optimizer
+    /// cannot be built.
+    pub fn on_gpu(
+        communicator: &impl Communicator,
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        arena: &Arena,
+        sharding: &Sharding,
+    ) -> Result<Self, ShardError> {
+        let tensors = arena.bindings().into_iter().map(|binding| {
+            TensorSpec::new(binding.name, binding.shape)
+                .stored_as(binding.params_type, binding.grads_type)
+        });
+        let layout = Layout::new(communicator, groups, tensors.collect(), sharding)?;
+        let share = GpuShare::new(kernels, groups, arena, &layout.elems);
+        layout.with(share, sharding)
+    }
+
+    /// Applies one step: the arena's parameters, the same on every rank, move by its gradients on all ranks. Collective.
+    /// Submits, and waits for the device; what was submitted before has been done. Returns what the control made of it, if
+    /// there is one.
+    ///
+    /// # Errors
+    /// [`ShardError`], where nothing has changed unless this step or one before [went half-way](ShardError::HalfWay).
+    pub fn step(&mut self) -> Result<Option<ControlRecord>, ShardError> {
+        self.agree(Ok(()))?;
+        let mut memory = Device {
+            share: &self.share,
+            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
+        };
+        self.buckets
+            .reduce(&self.ranks, &mut memory, &self.weights)?;
+        let verdict = self.decide()?;
+        let record = verdict.as_ref().map(|verdict| *verdict.record());
+        let stepped = match &verdict {
+            Some(verdict) if verdict.record().is_skipped => Ok(()),
+            verdict => {
+                if let Some(verdict) = verdict {
+                    for (grads, group) in self.grads.iter_mut().zip(&self.group_of) {
+                        verdict.apply_to(group, grads);
+                    }
+                }
+                self.share.step(&self.grads)
+            }
+        };
+        let mut memory = Device {
+            share: &self.share,
+            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
+        };
+        finish(
+            (&self.ranks, &self.buckets),
+            &mut memory,
+            stepped,
+            record,
+            &mut self.is_half_way,
+        )?;
+        self.steps = self.steps.saturating_add(1);
+        Ok(record)
+    }
+}
+
+/// Gives every rank the parameters that have been stepped, unless the step was skipped.
+fn finish(
+    (ranks, buckets): (&Ranks, &Buckets),
+    memory: &mut impl Memory<Error = ShardError>,
+    stepped: Result<(), ShardError>,
+    record: Option<ControlRecord>,
+    is_half_way: &mut bool,
+) -> Result<(), ShardError> {
+    if record.is_some_and(|record| record.is_skipped) {
+        return ranks.all_well(stepped);
+    }
+    *is_half_way = true;
+    ranks.all_well(stepped)?;
+    buckets.gather(ranks, memory)?;
+    *is_half_way = false;
+    Ok(())
+}
+
+impl<S: Share> ShardedOptimizer<S> {
+    /// The configuration of a group, with the hyper-parameters of the next step; of tensors that no other takes it is
+    /// `default`.
+    #[must_use]
+    pub fn group_config(&self, group: &str) -> Option<&S::Rule> {
+        self.share.group_config(group)
+    }
+
+    /// Sets the learning rate of the steps to come, as [`CpuOptimizer::set_lr`]; on every rank alike, before its next step.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it cannot be used; then every learning rate is as it was.
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
+        self.share.set_lr(lr)
+    }
+
+    /// Sets the learning rate of one group, likewise.
+    ///
+    /// # Errors
+    /// [`GroupError`] if there is no such group, or it cannot be used.
+    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
+        self.share.set_group_lr(group, lr)
+    }
+
+    /// Sets the momentum of the steps to come, as [`CpuOptimizer::set_momentum`], likewise.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it cannot be used.
+    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+        self.share.set_momentum(momentum)
+    }
+
+    /// Freezes a tensor or lets it go on, on every rank alike, before its next step. Of a frozen tensor nothing is exchanged.
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        self.share.set_frozen(tensor, frozen)?;
+        let tensors = self.tensors.iter().zip(&mut self.buckets.tensors);
+        for (_, stored) in { tensors }.filter(|(known, _)| known.name == tensor) {
+            stored.is_frozen = frozen;
+        }
+        Ok(())
+    }
+
+    /// How many steps have been made, whatever was frozen or skipped: the position in a schedule.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// How many steps have been applied to a tensor.
+    #[must_use]
+    pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
+        self.share.applied_steps(tensor)
+    }
+
+    /// What the gradients of the next step are to be multiplied by: 1 without a control.
+    #[must_use]
+    pub fn loss_scale(&self) -> f32 {
+        self.control.as_ref().map_or(1.0, CpuControl::loss_scale)
+    }
+
+    /// How the elements are cut into shares.
+    #[must_use]
+    pub const fn shares(&self) -> &Shares {
+        &self.buckets.shares
+    }
+
+    /// Which of the ranks this is.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.ranks.rank()
+    }
+
+    /// What has been exchanged so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.ranks.traffic()
+    }
+
+    /// What this rank remembers: of each tensor the elements of its share, as a tensor of one dimension. Not collective.
+    ///
+    /// # Errors
+    /// [`ShardError::State`] if the device is lost or out of memory.
+    pub fn state(&self) -> Result<OptimizerState<S::Rule>, ShardError> {
+        let state = self.share.state()?;
+        Ok(OptimizerState {
+            steps: self.steps,
+            control: self.control.as_ref().map(CpuControl::state),
+            ..state
+        })
+    }
+
+    pub(crate) fn load_own(&mut self, state: &OptimizerState<S::Rule>) -> Result<(), ShardError> {
+        self.share.load_state(state)?;
+        self.steps = state.steps;
+        if let Some((control, state)) = self.control.as_mut().zip(state.control.as_ref()) {
+            control.load_state(state);
+        }
+        self.is_half_way = false;
+        Ok(())
+    }
+
+    /// Makes sure that every rank is about to make the same step.
+    fn agree(&self, checked: Result<(), SliceError>) -> Result<(), ShardError> {
+        let mut terms = Terms::default();
+        terms.add("the number of steps made", self.steps.to_string());
+        for group in &self.groups {
+            let config = self.share.group_config(group);
+            terms.add(format!("group {group:?}"), format!("{config:?}"));
+        }
+        for (tensor, stored) in self.tensors.iter().zip(&self.buckets.tensors) {
+            if stored.is_frozen {
+                terms.add(format!("frozen tensor {:?}", tensor.name), "frozen");
+            }
+        }
+        if let Some(control) = &self.control {
+            terms.add("the control's state", format!("{:?}", control.state()));
+        }
+        let checked = match self.is_half_way {
+            true => Err(ShardError::HalfWay),
+            false => checked.map_err(Into::into),
+        };
+        self.ranks.agree(checked.map(|()| &terms))
+    }
+
+    /// What becomes of the step, by the norms of all ranks.
+    fn decide(&mut self) -> Result<Option<Verdict>, ShardError> {
+        let Some(control) = &mut self.control else {
+            return Ok(None);
+        };
+        let groups = self.group_of.iter().zip(&self.buckets.tensors);
+        let groups = groups.map(|(group, stored)| (!stored.is_frozen).then_some(group.as_str()));
+        let groups: Vec<_> = groups.collect();
+        let norms = self
+            .share
+            .grad_norms(&self.grads, &groups, control.control());
+        let norms = self.ranks.all_well(norms.map_err(ShardError::from))?;
+        let mut of_ranks = vec![Vec::with_capacity(norms.len()); self.ranks.size()];
+        for norm in norms {
+            let norms = self.ranks.gather(norm.to_bytes()).into_iter();
+            for (of_rank, norm) in of_ranks.iter_mut().zip(norms) {
+                of_rank.push(GradNorm::from_bytes(norm));
+            }
+        }
+        Ok(Some(control.decide(&of_ranks)))
+    }
+}
+
+/// Where the reduced gradients of a share go.
+struct Reduced<'a> {
+    shares: &'a Shares,
+    rank: usize,
+    grads: &'a mut [Vec<f32>],
+}
+
+impl<'a> Reduced<'a> {
+    fn of(shares: &'a Shares, rank: usize, grads: &'a mut [Vec<f32>]) -> Self {
+        Self {
+            shares,
+            rank,
+            grads,
+        }
+    }
+
+    fn take(&mut self, slice: &Slice, grads: &[f64]) {
+        let own = self.shares.of_tensor(self.rank, slice.tensor);
+        let start = (slice.elems.start - own.start) as usize;
+        let to = &mut self.grads[slice.tensor][start..start + grads.len()];
+        for (to, grad) in to.iter_mut().zip(grads) {
+            *to = *grad as f32;
+        }
+    }
+}
+
+/// Parameters and gradients in memory.
+struct Host<'a, 'p, 'g> {
+    params: &'a mut [TensorSliceMut<'p>],
+    grads: &'a [TensorSlice<'g>],
+    reduced: Reduced<'a>,
+}
+
+impl Memory for Host<'_, '_, '_> {
+    type Error = ShardError;
+
+    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
+        for Slice { tensor, elems } in slices {
+            let elems = elems.start as usize..elems.end as usize;
+            bytes.extend_from_slice(match &self.grads[*tensor] {
+                TensorSlice::F32(values) => bytemuck::cast_slice(&values[elems]),
+                TensorSlice::Bf16(values) => bytemuck::cast_slice(values[elems].reinterpret_cast()),
+                TensorSlice::F16(values) => bytemuck::cast_slice(values[elems].reinterpret_cast()),
+            });
+        }
+        Ok(())
+    }
+
+    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
+        for Slice { tensor, elems } in slices {
+            let elems = elems.start as usize..elems.end as usize;
+            bytes.extend_from_slice(match &self.params[*tensor] {
+                TensorSliceMut::F32(values) => bytemuck::cast_slice(&values[elems]),
+                TensorSliceMut::Bf16(values) => {
+                    bytemuck::cast_slice(values[elems].reinterpret_cast())
+                }
+                TensorSliceMut::F16(values) => {
+                    bytemuck::cast_slice(values[elems].reinterpret_cast())
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
+        let mut rest = bytes;
+        for Slice { tensor, elems } in slices {
+            let elems = elems.start as usize..elems.end as usize;
+            let to: &mut [u8] = match &mut self.params[*tensor] {
+                TensorSliceMut::F32(values) => bytemuck::cast_slice_mut(&mut values[elems]),
+                TensorSliceMut::Bf16(values) => {
+                    bytemuck::cast_slice_mut(values[elems].reinterpret_cast_mut())
+                }
+                TensorSliceMut::F16(values) => {
+                    bytemuck::cast_slice_mut(values[elems].reinterpret_cast_mut())
+                }
+            };
+            let (own, others) = rest.split_at(to.len());
+            to.copy_from_slice(own);
+            rest = others;
+        }
+        Ok(())
+    }
+
+    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), ShardError> {
+        self.reduced.take(slice, grads);
+        Ok(())
+    }
+}
+
+/// Parameters and gradients in an arena.
+struct Device<'a, R: Rule> {
+    share: &'a GpuShare<R>,
+    reduced: Reduced<'a>,
+}
+
+impl<R: Rule> Memory for Device<'_, R> {
+    type Error = ShardError;
+
+    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
+        self.share.read_grads(slices, bytes)
+    }
+
+    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
+        self.share.read_params(slices, bytes)
+    }
+
+    fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
+        self.share.write_params(slices, bytes)
+    }
+
+    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), ShardError> {
+        self.reduced.take(slice, grads);
+        Ok(())
+    }
+}

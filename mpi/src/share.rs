@@ -1,0 +1,328 @@
+//! What steps a rank's share: the CPU twin, or a device.
+
+use std::ops::Range;
+
+use wgpu_optim::wgpu;
+use wgpu_optim::{
+    Arena, ConfigError, CpuOptimizer, GpuOptimizer, GradNorm, GroupError, Kernels, OptimizerState,
+    ParamGroups, Rule, SliceError, StepControl, StorageType, TensorBinding, TensorSlice, Twin,
+    UnknownTensor, readback,
+};
+
+use crate::error::ShardError;
+use crate::shares::Slice;
+
+/// An optimizer of a rank's share: a [`CpuOptimizer`] or a [`GpuShare`].
+pub trait Share: sealed::Share {}
+
+impl<S: sealed::Share> Share for S {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// What both have in common.
+    pub trait Share {
+        type Rule: Rule;
+
+        fn group_config(&self, group: &str) -> Option<&Self::Rule>;
+        fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError>;
+        fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError>;
+        fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError>;
+        fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor>;
+        fn applied_steps(&self, tensor: &str) -> Option<u64>;
+        fn state(&self) -> Result<OptimizerState<Self::Rule>, ShardError>;
+        fn load_state(&mut self, state: &OptimizerState<Self::Rule>) -> Result<(), ShardError>;
+
+        /// The norms that a control tells apart. `groups` has the parameter group of each tensor that is not frozen.
+        fn grad_norms(
+            &self,
+            grads: &[Vec<f32>],
+            groups: &[Option<&str>],
+            control: &StepControl,
+        ) -> Result<Vec<GradNorm>, SliceError>;
+    }
+}
+
+macro_rules! delegate {
+    () => {
+        type Rule = R;
+
+        fn group_config(&self, group: &str) -> Option<&R> {
+            self.optimizer().group_config(group)
+        }
+
+        fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
+            self.optimizer_mut().set_lr(lr)
+        }
+
+        fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
+            self.optimizer_mut().set_group_lr(group, lr)
+        }
+
+        fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
+            self.optimizer_mut().set_momentum(momentum)
+        }
+
+        fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+            self.optimizer_mut().set_frozen(tensor, frozen)
+        }
+
+        fn applied_steps(&self, tensor: &str) -> Option<u64> {
+            self.optimizer().applied_steps(tensor)
+        }
+
+        fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), ShardError> {
+            Ok(self.optimizer_mut().load_state(state)?)
+        }
+    };
+}
+
+/// A rank's share on the CPU.
+pub struct CpuShare<R: Twin>(pub(crate) CpuOptimizer<R>);
+
+impl<R: Twin> CpuShare<R> {
+    fn optimizer(&self) -> &CpuOptimizer<R> {
+        &self.0
+    }
+
+    fn optimizer_mut(&mut self) -> &mut CpuOptimizer<R> {
+        &mut self.0
+    }
+}
+
+impl<R: Twin> sealed::Share for CpuShare<R> {
+    delegate!();
+
+    fn state(&self) -> Result<OptimizerState<R>, ShardError> {
+        Ok(self.0.state())
+    }
+
+    fn grad_norms(
+        &self,
+        grads: &[Vec<f32>],
+        _: &[Option<&str>],
+        control: &StepControl,
+    ) -> Result<Vec<GradNorm>, SliceError> {
+        let grads: Vec<_> = grads.iter().map(|grads| TensorSlice::F32(grads)).collect();
+        self.0.grad_norms(&grads, control)
+    }
+}
+
+/// A rank's share on its device: its part of the parameters in an [`Arena`] that has all of them, and its part of the
+/// state.
+pub struct GpuShare<R: Rule> {
+    kernels: Kernels,
+    arena: Arena,
+    optimizer: GpuOptimizer<R>,
+    /// For each buffer of the arena, the gradients of the share.
+    grads: Vec<wgpu::Buffer>,
+    /// For each tensor, which of them and the byte of its first gradient.
+    places: Vec<(usize, u64)>,
+}
+
+/// Elements between offsets that any device can bind at, whatever they are stored as.
+const BINDING_ELEMS: u64 = 128;
+
+impl<R: Rule> GpuShare<R> {
+    /// `elems` are those of each tensor that are the share's.
+    pub(crate) fn new(
+        kernels: &Kernels,
+        groups: &ParamGroups<R>,
+        arena: &Arena,
+        elems: &[Range<u64>],
+    ) -> Result<Self, ShardError> {
+        let bindings = arena.bindings();
+        let tensors: Vec<_> = arena.tensors().iter().zip(&bindings).zip(elems).collect();
+        // Gradients lie as parameters do, so that what is side by side there is so here, and one dispatch has both.
+        let mut spans = vec![u64::MAX..0; arena.params().len()];
+        let mut slices = Vec::with_capacity(tensors.len());
+        for ((tensor, binding), elems) in tensors {
+            let first = binding.params_offset_bytes / binding.params_type.bytes() + elems.start;
+            let padding_elems = match elems.end == tensor.numel {
+                true => tensor.padding_elems,
+                false => 0,
+            };
+            if !elems.is_empty() {
+                let span = &mut spans[tensor.buffer];
+                span.start = span.start.min(first / BINDING_ELEMS * BINDING_ELEMS);
+                let end = first + elems.end - elems.start + padding_elems;
+                span.end = span.end.max(end);
+            }
+            slices.push((tensor.buffer, binding, elems, first, padding_elems));
+        }
+        let allocate = |span: &Range<u64>| {
+            let numel = span.end.saturating_sub(span.start).max(BINDING_ELEMS);
+            let zeros = vec![0.0; numel as usize];
+            let (device, queue) = (kernels.device(), kernels.queue());
+            readback::storage_buffer(device, queue, "wgpu_optim.shard.grads", &zeros)
+        };
+        let grads: Vec<_> = spans.iter().map(allocate).collect::<Result<_, _>>()?;
+        let place = |buffer: usize, elems: &Range<u64>, first: u64| match elems.is_empty() {
+            true => 0,
+            false => (first - spans[buffer].start) * StorageType::F32.bytes(),
+        };
+        let bound: Vec<_> = slices
+            .iter()
+            .map(
+                |(buffer, binding, elems, first, padding_elems)| TensorBinding {
+                    params_offset_bytes: first * binding.params_type.bytes(),
+                    grads: &grads[*buffer],
+                    grads_type: StorageType::F32,
+                    grads_offset_bytes: place(*buffer, elems, *first),
+                    shape: vec![(elems.end - elems.start) as usize],
+                    padding_elems: if elems.is_empty() { 0 } else { *padding_elems },
+                    ..(*binding).clone()
+                },
+            )
+            .collect();
+        let optimizer = GpuOptimizer::with_groups(kernels, groups, &bound)?;
+        let places = slices
+            .iter()
+            .map(|(buffer, _, elems, first, _)| (*buffer, place(*buffer, elems, *first)))
+            .collect();
+        Ok(Self {
+            kernels: kernels.clone(),
+            arena: arena.clone(),
+            optimizer,
+            grads,
+            places,
+        })
+    }
+
+    fn optimizer(&self) -> &GpuOptimizer<R> {
+        &self.optimizer
+    }
+
+    fn optimizer_mut(&mut self) -> &mut GpuOptimizer<R> {
+        &mut self.optimizer
+    }
+
+    /// Applies one step by these gradients of the share, tensor by tensor.
+    pub(crate) fn step(&mut self, grads: &[Vec<f32>]) -> Result<(), ShardError> {
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let regions = self
+            .places
+            .iter()
+            .zip(grads)
+            .map(|((buffer, start), grads)| {
+                let bytes = size_of_val(&**grads) as u64;
+                (&self.grads[*buffer], *start..start + bytes)
+            });
+        let regions: Vec<_> = regions.collect();
+        let bytes: Vec<u8> = grads
+            .iter()
+            .flat_map(|grads| bytemuck::cast_slice(grads))
+            .copied()
+            .collect();
+        readback::upload_regions(device, queue, &regions, &bytes)?;
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim.shard"),
+        });
+        self.optimizer.step(&mut encoder)?;
+        queue.submit([encoder.finish()]);
+        Ok(())
+    }
+
+    pub(crate) fn read_grads(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
+        let place = |slice: &Slice| {
+            let binding = &bindings[slice.tensor];
+            (
+                binding.grads,
+                binding.grads_offset_bytes,
+                binding.grads_type,
+            )
+        };
+        self.read(slices, place, to)
+    }
+
+    pub(crate) fn read_params(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
+        let place = |slice: &Slice| {
+            let binding = &bindings[slice.tensor];
+            (
+                binding.params,
+                binding.params_offset_bytes,
+                binding.params_type,
+            )
+        };
+        self.read(slices, place, to)
+    }
+
+    fn read<'b>(
+        &self,
+        slices: &[Slice],
+        place: impl Fn(&Slice) -> (&'b wgpu::Buffer, u64, StorageType),
+        to: &mut Vec<u8>,
+    ) -> Result<(), ShardError> {
+        let regions: Vec<_> = slices
+            .iter()
+            .map(|slice| {
+                let (buffer, start, of) = place(slice);
+                (buffer, words_of(slice, start, of))
+            })
+            .collect();
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let read = readback::download_regions(device, queue, &regions);
+        let bytes = readback::block_on(device, read)?;
+        let mut rest = &bytes[..];
+        for (slice, (_, words)) in slices.iter().zip(&regions) {
+            let (own, others) = rest.split_at((words.end - words.start) as usize);
+            to.extend_from_slice(&own[..(slice.numel() * place(slice).2.bytes()) as usize]);
+            rest = others;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_params(&self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
+        let (mut regions, mut words) = (Vec::with_capacity(slices.len()), Vec::new());
+        let mut rest = bytes;
+        for slice in slices {
+            let binding = &bindings[slice.tensor];
+            let of = binding.params_type;
+            let (own, others) = rest.split_at((slice.numel() * of.bytes()) as usize);
+            let region = words_of(slice, binding.params_offset_bytes, of);
+            words.extend_from_slice(own);
+            // What shares a tensor's last word is padding of the arena.
+            words.resize(
+                words.len() + (region.end - region.start) as usize - own.len(),
+                0,
+            );
+            regions.push((binding.params, region));
+            rest = others;
+        }
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        Ok(readback::upload_regions(device, queue, &regions, &words)?)
+    }
+}
+
+/// The words that a slice lies in, of a tensor that starts at this byte. Slices start on whole words.
+fn words_of(slice: &Slice, start: u64, of: StorageType) -> Range<u64> {
+    let start = start + slice.elems.start * of.bytes();
+    start..start + (slice.numel() * of.bytes()).next_multiple_of(4)
+}
+
+impl<R: Rule> sealed::Share for GpuShare<R> {
+    delegate!();
+
+    fn state(&self) -> Result<OptimizerState<R>, ShardError> {
+        let state = self.optimizer.state();
+        Ok(readback::block_on(self.kernels.device(), state)?)
+    }
+
+    fn grad_norms(
+        &self,
+        grads: &[Vec<f32>],
+        groups: &[Option<&str>],
+        control: &StepControl,
+    ) -> Result<Vec<GradNorm>, SliceError> {
+        let mut norms = vec![GradNorm::default(); control.norms()];
+        for (grads, group) in grads.iter().zip(groups) {
+            if let Some(group) = group {
+                norms[control.norm_of(group)].add(grads);
+            }
+        }
+        Ok(norms)
+    }
+}
