@@ -79,6 +79,9 @@ impl Terms {
     }
 }
 
+/// No bytes, at an address. That of an empty vector is 1, which Open MPI takes for `MPI_IN_PLACE`.
+static NOTHING: &[u8] = [0].split_at(1).1;
+
 /// The ranks of a communicator of our own, so that nobody else's messages are taken for ours.
 pub(crate) struct Ranks {
     communicator: SimpleCommunicator,
@@ -215,6 +218,12 @@ impl Ranks {
         meanwhile: impl FnOnce() -> T,
     ) -> T {
         self.count(own.len() * (self.size() - 1), counts.total() - own.len());
+        let own = if own.is_empty() { NOTHING } else { own };
+        let mut nothing = [0];
+        let all = match all {
+            [] => &mut nothing[1..],
+            all => all,
+        };
         let mut all = PartitionMut::new(all, &counts.counts[..], &counts.starts[..]);
         mpi::request::scope(|scope| {
             let request = self
@@ -238,6 +247,12 @@ impl Ranks {
     ) -> T {
         let mine = to.counts[self.rank()] as usize;
         self.count(to.total() - mine, from.total() - mine);
+        let own = if own.is_empty() { NOTHING } else { own };
+        let mut nothing = [0];
+        let others = match others {
+            [] => &mut nothing[1..],
+            others => others,
+        };
         let own = Partition::new(own, &to.counts[..], &to.starts[..]);
         let mut others = PartitionMut::new(others, &from.counts[..], &from.starts[..]);
         mpi::request::scope(|scope| {

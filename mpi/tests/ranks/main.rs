@@ -1,0 +1,59 @@
+//! Every test runs itself on several ranks, under `mpirun` on this machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod model;
+mod parity;
+
+use std::any::type_name_of_val;
+use std::env;
+use std::process::Command;
+
+use wgpu_optim_mpi::mpi;
+use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
+
+/// Set on ranks: the test that they run.
+const TEST: &str = "WGPU_OPTIM_MPI_TEST";
+
+/// Runs the test that calls it on each of these numbers of ranks, in turn; `body` on each rank.
+fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
+    // A closure is called after the function that it is in.
+    let path = type_name_of_val(&body);
+    let test = path.trim_end_matches("::{{closure}}");
+    let (_, test) = test.split_once("::").unwrap();
+    if env::var(TEST).is_ok_and(|running| running == test) {
+        let universe = mpi::initialize().unwrap();
+        body(&universe.world());
+        return;
+    }
+    for ranks in sizes {
+        let output = mpirun(*ranks)
+            .arg(env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(TEST, test)
+            .output()
+            .expect("mpirun, of the package openmpi-bin");
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(
+            output.status.success() && stdout.matches("1 passed").count() == *ranks,
+            "{test} on {ranks} ranks: {}\n{stdout}\n{stderr}",
+            output.status
+        );
+    }
+}
+
+/// `mpirun` on this machine, whoever runs it and however few cores there are.
+fn mpirun(ranks: usize) -> Command {
+    let mut command = Command::new("mpirun");
+    command
+        .args(["-n", &ranks.to_string()])
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command
+}
