@@ -392,7 +392,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     ///
     /// # Errors
     /// [`ShardError`], where nothing has changed unless this step or one before [went half-way](ShardError::HalfWay).
-    pub fn step(&mut self) -> Result<Option<ControlRecord>, ShardError> {
+    pub fn step_arena(&mut self) -> Result<Option<ControlRecord>, ShardError> {
         self.agree(Ok(()))?;
         let mut memory = Device {
             share: &self.share,
@@ -426,6 +426,14 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
         )?;
         self.steps = self.steps.saturating_add(1);
         Ok(record)
+    }
+}
+
+impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
+    /// Dispatches of the last step on this rank's device.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.share.dispatches()
     }
 }
 

@@ -197,6 +197,10 @@ impl<R: Rule> GpuShare<R> {
         &mut self.optimizer
     }
 
+    pub(crate) fn dispatches(&self) -> usize {
+        self.optimizer.dispatches()
+    }
+
     /// Applies one step by these gradients of the share, tensor by tensor.
     pub(crate) fn step(&mut self, grads: &[Vec<f32>]) -> Result<(), ShardError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());

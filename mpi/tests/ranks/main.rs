@@ -6,12 +6,17 @@
     reason = "tests"
 )]
 
+mod checkpoint;
+mod counts;
+mod device;
+mod failures;
 mod model;
 mod parity;
 
 use std::any::type_name_of_val;
 use std::env;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use wgpu_optim_mpi::mpi;
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
@@ -30,6 +35,9 @@ fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
         body(&universe.world());
         return;
     }
+    // `mpirun`s that start at one time may both make the folder of all, and one then fails.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for ranks in sizes {
         let output = mpirun(*ranks)
             .arg(env::current_exe().unwrap())

@@ -1,0 +1,95 @@
+//! Bytes on the wire and in memory, as `docs/scale.md` has them.
+
+use wgpu_optim::{
+    AdamConfig, Masters, ParamGroups, SgdConfig, StepControl, StorageType, TensorValues,
+};
+use wgpu_optim_mpi::mpi::traits::Communicator as _;
+use wgpu_optim_mpi::{ALIGN_ELEMS, ShardedOptimizer, Sharding};
+
+use crate::model::{Model, numel};
+use crate::on_ranks;
+
+/// Of `values` in all: N - 1 ranks each send a rank its share of the gradients, and each gets its share of the parameters.
+#[test]
+fn a_step_moves_the_bytes_of_the_formulas() {
+    on_ranks(&[1, 2, 4], |world| {
+        use StorageType::{Bf16, F16, F32};
+        let (rank, ranks) = (world.rank() as usize, world.size() as usize);
+        for (types, clips) in [
+            ((F32, F32), false),
+            ((Bf16, F16), false),
+            ((F32, F32), true),
+        ] {
+            let model = Model::new(5, &[types]);
+            let sharding = Sharding {
+                bucket_bytes: 2 << 10,
+                control: clips.then(|| StepControl::builder().max_norm(1.0).build().unwrap()),
+                ..Sharding::default()
+            };
+            let config = AdamConfig::adamw(1e-3).build().unwrap();
+            let groups = ParamGroups::new(config);
+            let mut optimizer =
+                ShardedOptimizer::on_cpu(world, &groups, model.tensors.clone(), &sharding).unwrap();
+            let built = optimizer.traffic();
+            let mut params = model.params.clone();
+            let grads = model.grads(rank, 0);
+            let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+            let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
+            optimizer.step(&mut slices, &grads).unwrap();
+
+            let total: u64 = model
+                .tensors
+                .iter()
+                .map(|tensor| numel(tensor) as u64)
+                .sum();
+            let share = optimizer.shares().of(rank);
+            let share = share.end - share.start;
+            let others = ranks as u64 - 1;
+            let [params_bytes, grads_bytes] = [types.0, types.1].map(StorageType::bytes);
+            let buckets = optimizer
+                .shares()
+                .largest()
+                .div_ceil((2 << 10) / 4 / ranks as u64);
+            // Agreement: 1 and 8 bytes. One before each bucket and after the last, down and up, and one for the step itself.
+            let small = 9 + 2 * (buckets + 1) + 1;
+            let small = small + if clips { 1 + 12 } else { 0 };
+            let traffic = optimizer.traffic();
+            assert_eq!(
+                traffic.sent - built.sent,
+                (total - share) * grads_bytes + others * share * params_bytes + others * small
+            );
+            assert_eq!(
+                traffic.received - built.received,
+                others * share * grads_bytes + (total - share) * params_bytes + others * small
+            );
+        }
+    });
+}
+
+#[test]
+fn a_rank_keeps_its_part_of_the_state() {
+    on_ranks(&[1, 2, 3, 4], |world| {
+        let (rank, ranks) = (world.rank() as usize, world.size() as usize);
+        let model = Model::new(5, &[(StorageType::Bf16, StorageType::F32)]);
+        assert_eq!(wgpu_optim::Precision::default().masters, Masters::F32);
+        let groups = ParamGroups::new(SgdConfig::builder(0.1).momentum(0.9).build().unwrap());
+        let mut optimizer =
+            ShardedOptimizer::on_cpu(world, &groups, model.tensors.clone(), &Sharding::default())
+                .unwrap();
+        let mut params = model.params.clone();
+        let grads = model.grads(rank, 0);
+        let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+        let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
+        optimizer.step(&mut slices, &grads).unwrap();
+        let state = optimizer.state().unwrap();
+        let slots = state.tensors.iter().flat_map(|tensor| &tensor.slots);
+        let bytes: usize = slots.map(|slot| size_of_val(&*slot.values)).sum();
+        let total: usize = model.tensors.iter().map(numel).sum();
+        // Momentum and masters.
+        let even = 8.0 * total as f64 / ranks as f64;
+        assert!(
+            (bytes as f64 - even).abs() <= 8.0 * ALIGN_ELEMS as f64,
+            "{bytes} of {even}"
+        );
+    });
+}
