@@ -25,11 +25,12 @@ pub struct Args {
     pub command: Option<Command>,
 }
 
+/// What every command takes.
 #[derive(Debug, ClapArgs)]
 pub struct CommonArgs {
     /// Where to compute: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
     #[arg(long, global = true, value_enum, default_value_t)]
-    pub device: DeviceArg,
+    pub(crate) device: DeviceArg,
     /// Only this adapter: its number in `info`, or else text in its name
     #[arg(long, global = true, value_name = "NUMBER|TEXT")]
     pub adapter: Option<String>,

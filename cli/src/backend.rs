@@ -25,11 +25,30 @@ pub enum Backend {
 
 /// The chosen device, and why it was chosen.
 pub struct Choice {
-    pub backend: Backend,
+    pub(crate) backend: Backend,
+    /// Why it was chosen.
     pub reason: String,
 }
 
 impl Choice {
+    /// `gpu` or `cpu`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self.backend {
+            Backend::Gpu(_) => "gpu",
+            Backend::Cpu => "cpu",
+        }
+    }
+
+    /// The name of the adapter, or of the processor.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.backend {
+            Backend::Gpu(open) => open.name(),
+            Backend::Cpu => cpu_name(),
+        }
+    }
+
     /// For commands that update a model: `auto` is a hardware GPU, else the CPU twin, which beats a software
     /// adapter.
     pub fn for_updates(common: &CommonArgs) -> Result<Self, Failure> {

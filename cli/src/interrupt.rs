@@ -52,6 +52,10 @@ impl Interrupt {
         Ok(CAUGHT.get_or_init(|| Self { signal }).clone())
     }
 
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`Failure::Interrupted`] if a signal has come.
     pub fn check(&self) -> Result<(), Failure> {
         match self.signal.load(Ordering::Relaxed) {
             0 => Ok(()),

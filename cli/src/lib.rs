@@ -1,14 +1,16 @@
 //! `wgpu-optim`: applies optimizer steps to safetensors models and benchmarks GPU against CPU.
 //!
 //! The command as a library, so that it can be run in a process of somebody else's, a fuzzer's for one: [`run`] is all
-//! there is to it, beside the look of its pictures in [`picture`], which the project's examples share.
+//! there is to it. The rest is what the project's other programs share with it: the look of its pictures in [`picture`],
+//! and for commands over files the arguments, [`files`] that are replaced together or not at all, and [`window`]s of them
+//! that are stepped.
 
 mod accuracy;
 mod args;
 mod backend;
 mod bench;
 mod experiments;
-mod files;
+pub mod files;
 mod info;
 mod interrupt;
 pub mod picture;
@@ -17,18 +19,25 @@ mod progress;
 mod rule;
 mod step;
 mod storage;
+pub mod window;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Write as _};
 
 use clap::Parser as _;
 use serde::Serialize;
 
-use args::{Args, BenchArgs, Command, CommonArgs};
+pub use args::CommonArgs;
+use args::{Args, BenchArgs, Command};
+pub use backend::Choice;
+pub use interrupt::Interrupt;
+pub use progress::Progress;
+pub use rule::{FieldArgs, RuleArgs};
 
 /// Why a command did not succeed.
 #[derive(Debug)]
-enum Failure {
+pub enum Failure {
     /// Something is wrong with the arguments or the files: exit code 2, and nothing has been written.
     Refused(anyhow::Error),
     /// The device failed: exit code 1.
@@ -44,6 +53,32 @@ impl Failure {
     fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::Failed(error.into())
     }
+
+    /// The exit code.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 2,
+            Self::Failed(_) | Self::Wrong(_) => 1,
+            Self::Interrupted(signal) => 128 + *signal,
+        }
+    }
+
+    /// Says it in one line on stderr.
+    pub fn report(&self) {
+        // Where stderr is closed there is nobody left to tell.
+        let _ = writeln!(io::stderr(), "error: {self}");
+    }
+}
+
+/// In one line, whatever the error holds.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&match self {
+            Self::Refused(error) | Self::Failed(error) | Self::Wrong(error) => with_causes(error),
+            Self::Interrupted(_) => "interrupted".to_owned(),
+        }))
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -58,7 +93,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
-            return report(&Failure::Refused(args::one_line(&error)));
+            return failed(&Failure::Refused(args::one_line(&error)));
         }
         Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
     };
@@ -72,20 +107,13 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     };
     match outcome {
         Ok(()) => 0,
-        Err(failure) => report(&failure),
+        Err(failure) => failed(&failure),
     }
 }
 
-/// One line on stderr, whatever the error holds.
-fn report(failure: &Failure) -> u8 {
-    let (error, code) = match failure {
-        Failure::Refused(error) => (with_causes(error), 2),
-        Failure::Failed(error) | Failure::Wrong(error) => (with_causes(error), 1),
-        Failure::Interrupted(signal) => ("interrupted".to_owned(), 128 + signal),
-    };
-    // Where stderr is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "error: {}", one_line(&error));
-    code
+fn failed(failure: &Failure) -> u8 {
+    failure.report();
+    failure.code()
 }
 
 /// An error and what caused it; many a message ends with that of its cause already.
@@ -100,7 +128,7 @@ fn with_causes(error: &anyhow::Error) -> String {
 }
 
 /// One line on stderr about something that did not keep the command from its work.
-fn warn(message: &str) {
+pub fn warn(message: &str) {
     let _ = writeln!(io::stderr(), "warning: {}", one_line(message));
 }
 
@@ -119,7 +147,10 @@ fn one_line(message: &str) -> String {
 
 /// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe
 /// early has read enough.
-fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Result<(), Failure> {
+///
+/// # Errors
+/// [`Failure::Failed`] if it cannot be written.
+pub fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Result<(), Failure> {
     let document = if common.json {
         serde_json::to_string_pretty(report).map_err(Failure::failed)?
     } else {

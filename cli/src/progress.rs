@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Says how far long work has come.
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
@@ -14,6 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Of so many units.
     pub fn new(units: u64) -> Self {
         Self::with_template(units, "{msg:>10} [{bar:40}] {percent:>3}% {eta}")
     }

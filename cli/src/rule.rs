@@ -28,6 +28,7 @@ pub struct RuleArgs {
     /// or particle
     #[arg(long, value_name = "FORM", conflicts_with = "preset", help_heading = HEADING)]
     pub form: Option<String>,
+    /// Its hyper-parameters.
     #[command(flatten)]
     pub fields: FieldArgs,
 }

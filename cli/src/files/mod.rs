@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 pub use model::{Model, Place, Shard, Steppable, is_index, storage_type};
-pub use output::Outputs;
+pub use output::{Finished, Output, Outputs};
 pub use source::{SourceFile, read_whole};
 
 /// A table with one line per row, headed by the names of the fields.

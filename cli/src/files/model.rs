@@ -31,14 +31,18 @@ pub struct IndexFile {
 /// One of the files.
 #[derive(Debug)]
 pub struct Shard {
+    /// The file.
     pub source: SourceFile,
+    /// What it starts with.
     pub header: Header,
 }
 
 /// A tensor and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'m> {
+    /// Which of the model's files it is in.
     pub shard: usize,
+    /// Its name, dtype and shape.
     pub entry: &'m TensorEntry,
     /// First byte of the tensor in the shard's file.
     pub offset: u64,
@@ -122,6 +126,7 @@ impl Model {
         })
     }
 
+    /// The files.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
     }
@@ -131,10 +136,12 @@ impl Model {
         self.index.as_ref()
     }
 
+    /// How many tensors there are.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
+    /// A tensor by its name.
     pub fn get(&self, tensor: &str) -> Option<Place<'_>> {
         let (shard, position) = *self.places.get(tensor)?;
         Some(self.place(shard, &self.shards[shard].header.tensors()[position]))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use tempfile::TempPath;
 
-use super::at::write_all_at;
+use super::at::{read_exact_at, write_all_at};
 
 const PREFIX: &str = ".wgpu-optim-";
 
@@ -20,6 +20,12 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug, Default)]
 pub struct Outputs {
     files: Vec<Output>,
+}
+
+/// Outputs that are on disk and have yet to take their targets' places; they vanish if they do not.
+pub struct Finished {
+    named: Vec<Replacement>,
+    warnings: Vec<String>,
 }
 
 /// A file that is being made and vanishes if it does not take its target's place.
@@ -53,10 +59,12 @@ impl Outputs {
         Ok(self.files.len() - 1)
     }
 
+    /// All of them, in the order in which they were made.
     pub fn iter(&self) -> impl Iterator<Item = &Output> {
         self.files.iter()
     }
 
+    /// One of them, by its index.
     pub fn get(&self, index: usize) -> &Output {
         &self.files[index]
     }
@@ -64,6 +72,11 @@ impl Outputs {
     /// Lets all files take their targets' places, or none. They are on disk before the first does. Returns what could
     /// not be kept of the targets, for the user to know.
     pub fn replace_targets(self) -> Result<Vec<String>> {
+        self.finish()?.replace_targets()
+    }
+
+    /// Sees to it that all files are on disk, beside their targets.
+    pub fn finish(self) -> Result<Finished> {
         let mut warnings = Vec::new();
         // Each waits for its disk; together they wait once.
         let finished: Vec<Result<Option<String>>> = std::thread::scope(|scope| {
@@ -89,8 +102,15 @@ impl Outputs {
             .into_iter()
             .map(Output::named)
             .collect::<Result<_>>()?;
-        replace_all(named)?;
-        Ok(warnings)
+        Ok(Finished { named, warnings })
+    }
+}
+
+impl Finished {
+    /// Lets all files take their targets' places, or none. Returns what could not be kept of the targets.
+    pub fn replace_targets(self) -> Result<Vec<String>> {
+        replace_all(self.named)?;
+        Ok(self.warnings)
     }
 }
 
@@ -127,6 +147,11 @@ impl Output {
     /// Writes at a place of the file; the target stays as it is.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         write_all_at(&self.file, bytes, offset).with_context(|| cannot_write(&self.target))
+    }
+
+    /// Reads what has been written at a place of the file.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        read_exact_at(&self.file, buffer, offset).with_context(|| cannot_write(&self.target))
     }
 
     /// Whether both have the same place, or the same file is in their places.

@@ -23,6 +23,7 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
+    /// Opens a regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let open = || -> io::Result<(File, Metadata)> {
             // A pipe would block when it is opened, and cannot be read by place.
@@ -46,6 +47,7 @@ impl SourceFile {
         })
     }
 
+    /// The path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,7 +1,5 @@
 //! `step`: the update applied to a model held in safetensors files, as a stream of windows.
 
-mod cpu;
-mod gpu;
 mod inputs;
 mod norm;
 mod plan;
@@ -18,15 +16,14 @@ use wgpu_optim::storage::Rounding;
 use wgpu_optim::{AnyRule, CpuControl, Precision, StateRecord, Verdict};
 
 use crate::args::{CommonArgs, MastersArg, NonFinite, RoundingArg, StepArgs};
-use crate::backend::{Backend, Choice, OpenGpu, cpu_name};
+use crate::backend::{Backend, Choice, OpenGpu};
 use crate::files::Outputs;
 use crate::interrupt::Interrupt;
+use crate::window::{Engine, OnCpu, OnGpu};
 use crate::{Failure, print, warn};
-use cpu::OnCpu;
-use gpu::OnGpu;
 use inputs::{Inputs, Pairing, Updated, record_after};
 use plan::{Plan, Targets, Window};
-use stream::{Engine, NonFiniteGradient, Stream, Streamed};
+use stream::{NonFiniteGradient, Stream, Streamed};
 
 /// Elements of a window on the CPU: it stays in the caches from its reading to its writing.
 const CPU_WINDOW_ELEMS: u64 = 1 << 18;
@@ -139,17 +136,10 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
             job.compute(&choice, &plan, &outputs)?
         }
     };
-    let Choice { backend, reason } = choice;
     let mut report = Report {
-        backend: match backend {
-            Backend::Gpu(_) => "gpu",
-            Backend::Cpu => "cpu",
-        },
-        adapter: match &backend {
-            Backend::Gpu(open) => open.name(),
-            Backend::Cpu => cpu_name(),
-        },
-        reason,
+        backend: choice.kind(),
+        adapter: choice.name(),
+        reason: choice.reason,
         tensors_updated: pairing.updated.len(),
         tensors_frozen: inputs.params.len() - pairing.updated.len(),
         tensors_skipped_non_float: pairing.skipped_non_float,

@@ -10,6 +10,7 @@ use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 
 use super::inputs::{Inputs, Pairing, Updated};
 use crate::files::{Outputs, Shard, is_index};
+use crate::window::ELEM_BYTES;
 
 /// A byte of one of the files that are read, or of one of those that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -394,9 +395,6 @@ fn fill(
     }
     full.into_iter()
 }
-
-/// Bytes of an element as it is computed, and of one of a slot or of masters.
-pub const ELEM_BYTES: u64 = 4;
 
 fn file_name(shard: &Shard) -> String {
     let name = shard.source.path().file_name().unwrap_or_default();

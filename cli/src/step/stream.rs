@@ -11,7 +11,7 @@ use wgpu_optim::storage::{self, Key, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
 
 use super::inputs::Inputs;
-use super::plan::{At, Copy, ELEM_BYTES, Plan, Segment, Update, Window};
+use super::plan::{At, Copy, Plan, Segment, Update, Window};
 use super::reader::{Reader, Run, in_window, runs};
 use super::threads::in_turn;
 use crate::Failure;
@@ -19,25 +19,10 @@ use crate::args::NonFinite;
 use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
+use crate::window::{ELEM_BYTES, Engine, Values};
 
 /// The parameter group that all tensors are in.
 const GROUP: &str = "default";
-
-/// The values of a window, one tensor after the other.
-pub struct Values {
-    /// Masters, where there are some.
-    pub params: Vec<f32>,
-    pub grads: Vec<f32>,
-    /// One for each slot that the rule keeps.
-    pub slots: Vec<Vec<f32>>,
-}
-
-/// Computes the steps of a window.
-pub trait Engine: Send {
-    /// Applies the gradients so many times. All values are in one phase of the rule
-    /// ([`Rule::phase`](wgpu_optim::Rule::phase)).
-    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure>;
-}
 
 /// Gradient elements of one tensor that are infinite or no number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -6,8 +6,7 @@ use std::sync::mpsc;
 use anyhow::{Context as _, anyhow};
 use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Rule as _, Slot, wgpu};
 
-use super::plan::ELEM_BYTES;
-use super::stream::{Engine, Values};
+use super::{ELEM_BYTES, Engine, Values};
 use crate::Failure;
 use crate::backend::OpenGpu;
 
