@@ -388,7 +388,8 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 /// Clap's message without the usage that follows it.
-pub fn one_line(error: &clap::Error) -> anyhow::Error {
+#[must_use]
+pub fn usage_error(error: &clap::Error) -> anyhow::Error {
     let text = error.to_string();
     let message = text.split("\n\nUsage:").next().unwrap_or(&text);
     let message = message

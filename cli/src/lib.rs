@@ -28,8 +28,8 @@ use std::io::{self, Write as _};
 use clap::Parser as _;
 use serde::Serialize;
 
-pub use args::CommonArgs;
 use args::{Args, BenchArgs, Command};
+pub use args::{CommonArgs, usage_error};
 pub use backend::Choice;
 pub use interrupt::Interrupt;
 pub use progress::Progress;
@@ -93,7 +93,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
-            return failed(&Failure::Refused(args::one_line(&error)));
+            return failed(&Failure::Refused(usage_error(&error)));
         }
         Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
     };
@@ -160,5 +160,24 @@ pub fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Resu
     match writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
         _ => Ok(()),
+    }
+}
+
+/// The most memory that this process has had, as far as the system says.
+#[must_use]
+pub fn peak_memory_bytes() -> Option<u64> {
+    // Not `getrusage`, which on Linux counts what was there before this program was started in the process.
+    #[cfg(target_os = "linux")]
+    {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib << 10)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        None
     }
 }

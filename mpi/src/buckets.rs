@@ -41,8 +41,8 @@ pub(crate) trait Memory {
     /// Overwrites the parameters of these slices.
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Self::Error>;
 
-    /// Takes what the gradients of a slice of this rank's share come to over all ranks.
-    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), Self::Error>;
+    /// Takes what the gradients of these slices of this rank's share, one after the other, come to over all ranks.
+    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), Self::Error>;
 }
 
 /// What the gradients of each rank count for.
@@ -55,16 +55,15 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Sums values that lie one after the other in each rank's bytes: in the order of the ranks and in `f64`, so that the
-    /// sum depends on nothing else.
+    /// Sums values that lie one after the other in each rank's bytes, behind `sums`: in the order of the ranks and in `f64`,
+    /// so that the sum depends on nothing else.
     fn sum(&self, of: StorageType, of_ranks: &[&[u8]], sums: &mut Vec<f64>) {
         const BLOCK_ELEMS: usize = 1024;
         let elem_bytes = of.bytes() as usize;
-        let numel = of_ranks[0].len() / elem_bytes;
-        sums.clear();
-        sums.resize(numel, 0.0);
+        let first = sums.len();
+        sums.resize(first + of_ranks[0].len() / elem_bytes, 0.0);
         let (mut halves, mut block) = ([0; BLOCK_ELEMS], [0.0; BLOCK_ELEMS]);
-        for (index, sums) in sums.chunks_mut(BLOCK_ELEMS).enumerate() {
+        for (index, sums) in sums[first..].chunks_mut(BLOCK_ELEMS).enumerate() {
             let start = index * BLOCK_ELEMS * elem_bytes;
             for (bytes, weight) in of_ranks.iter().zip(&self.of_ranks) {
                 let bytes = &bytes[start..start + sums.len() * elem_bytes];
@@ -96,6 +95,11 @@ impl Buckets {
             tensors,
             part_elems: (part_elems / ALIGN_ELEMS * ALIGN_ELEMS).max(ALIGN_ELEMS),
         }
+    }
+
+    /// The most elements that a bucket has of one share.
+    pub(crate) const fn max_part_elems(&self) -> u64 {
+        self.part_elems + ALIGN_ELEMS
     }
 
     fn count(&self) -> u64 {
@@ -232,6 +236,7 @@ impl<M: Memory> Flow for Reduce<'_, M> {
     fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), M::Error> {
         let slices = self.buckets.slices(self.ranks.rank(), bucket);
         let size = self.buckets.grads_bytes(&slices);
+        self.sums.clear();
         let mut start = 0;
         for slice in &slices {
             let of = self.buckets.tensors[slice.tensor].grads;
@@ -240,10 +245,9 @@ impl<M: Memory> Flow for Reduce<'_, M> {
                 .map(|rank| &received[rank * size + start..][..bytes])
                 .collect();
             self.weights.sum(of, &of_ranks, &mut self.sums);
-            self.memory.take_grads(slice, &self.sums)?;
             start += bytes;
         }
-        Ok(())
+        self.memory.take_grads(&slices, &self.sums)
     }
 
     fn incoming(&self, bucket: u64) -> Vec<usize> {

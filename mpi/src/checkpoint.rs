@@ -530,7 +530,7 @@ impl Names {
     fn remove_others(&self, index: &Path) {
         let folder = folder_of(index);
         let of_stem = format!("{}-", self.stem);
-        let own = format!("{}-{:06}-", self.stem, self.generation);
+        let own: HashSet<_> = (0..self.ranks).map(|rank| self.of(rank)).collect();
         let is_other = |name: &str| {
             let rest = name.strip_prefix(&of_stem);
             let rest = rest.and_then(|rest| rest.strip_suffix(".safetensors"));
@@ -543,7 +543,7 @@ impl Names {
                 text.len() >= digits && text.bytes().all(|byte| byte.is_ascii_digit())
             };
             let ours = is_number(generation, 6) && is_number(rank, 5) && is_number(ranks, 5);
-            ours && !name.starts_with(&own)
+            ours && !own.contains(name)
         };
         // What is left is in nobody's way.
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

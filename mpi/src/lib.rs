@@ -7,6 +7,8 @@
 
 mod buckets;
 mod checkpoint;
+#[cfg(feature = "command")]
+pub mod command;
 mod error;
 mod optimizer;
 mod ranks;

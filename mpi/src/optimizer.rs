@@ -621,12 +621,16 @@ impl<'a> Reduced<'a> {
         }
     }
 
-    fn take(&mut self, slice: &Slice, grads: &[f64]) {
-        let own = self.shares.of_tensor(self.rank, slice.tensor);
-        let start = (slice.elems.start - own.start) as usize;
-        let to = &mut self.grads[slice.tensor][start..start + grads.len()];
-        for (to, grad) in to.iter_mut().zip(grads) {
-            *to = *grad as f32;
+    fn take(&mut self, slices: &[Slice], mut grads: &[f64]) {
+        for slice in slices {
+            let own = self.shares.of_tensor(self.rank, slice.tensor);
+            let start = (slice.elems.start - own.start) as usize;
+            let (of_slice, rest) = grads.split_at(slice.numel() as usize);
+            let to = &mut self.grads[slice.tensor][start..start + of_slice.len()];
+            for (to, grad) in to.iter_mut().zip(of_slice) {
+                *to = *grad as f32;
+            }
+            grads = rest;
         }
     }
 }
@@ -689,8 +693,8 @@ impl Memory for Host<'_, '_, '_> {
         Ok(())
     }
 
-    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slice, grads);
+    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
+        self.reduced.take(slices, grads);
         Ok(())
     }
 }
@@ -716,8 +720,8 @@ impl<R: Rule> Memory for Device<'_, R> {
         self.share.write_params(slices, bytes)
     }
 
-    fn take_grads(&mut self, slice: &Slice, grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slice, grads);
+    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
+        self.reduced.take(slices, grads);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use crate::backend::{Backend, Choice, OpenGpu};
 use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::window::{Engine, OnCpu, OnGpu};
-use crate::{Failure, print, warn};
+use crate::{Failure, peak_memory_bytes, print, warn};
 use inputs::{Inputs, Pairing, Updated, record_after};
 use plan::{Plan, Targets, Window};
 use stream::{NonFiniteGradient, Stream, Streamed};
@@ -302,24 +302,6 @@ fn refusal(gradients: &[NonFiniteGradient]) -> anyhow::Error {
     anyhow!(
         "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
     )
-}
-
-/// The most memory that this process has had.
-fn peak_memory_bytes() -> Option<u64> {
-    // Not `getrusage`, which on Linux counts what was there before this program was started in the process.
-    #[cfg(target_os = "linux")]
-    {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib << 10)
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        None
-    }
 }
 
 impl GradientsReport {

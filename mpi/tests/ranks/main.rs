@@ -12,11 +12,12 @@ mod device;
 mod failures;
 mod model;
 mod parity;
+mod round;
 
 use std::any::type_name_of_val;
 use std::env;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use wgpu_optim_mpi::mpi;
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
@@ -35,9 +36,7 @@ fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
         body(&universe.world());
         return;
     }
-    // `mpirun`s that start at one time may both make the folder of all, and one then fails.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     for ranks in sizes {
         let output = mpirun(*ranks)
             .arg(env::current_exe().unwrap())
@@ -53,6 +52,12 @@ fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
             output.status
         );
     }
+}
+
+/// `mpirun`s that start at one time may both make the folder of all, and one then fails.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `mpirun` on this machine, whoever runs it and however few cores there are.

@@ -1,0 +1,166 @@
+//! The command `wgpu-optim-mpi` (feature `command`), as a library.
+
+mod models;
+mod report;
+mod round;
+mod state;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use wgpu_optim_cli::{CommonArgs, Failure, RuleArgs, usage_error};
+
+use crate::error::ShardError;
+use crate::ranks::Ranks;
+
+/// Optimizer steps over models of several ranks. Run it under mpirun, on one rank for each model.
+#[derive(Debug, Parser)]
+#[command(name = "wgpu-optim-mpi", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One round of DiLoCo or federated averaging: the last global model moves by the mean of what it is more than each
+    /// rank's local model, by an outer optimizer whose state is kept in shards. Of {rank} in a path each rank makes its number
+    Round(RoundArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(mut_arg("lr", |lr| lr.required(true)))]
+struct RoundArgs {
+    /// The model that this rank has trained since the last round: a safetensors file or the .index.json of several
+    #[arg(long, value_name = "FILE")]
+    local: PathBuf,
+    /// The global model that it started from, the same on every rank, likewise
+    #[arg(long, value_name = "FILE")]
+    global: PathBuf,
+    /// The outer state that an earlier round wrote, on a disk that all ranks see; without it, a fresh start
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Where each rank writes the new global model; may be an input. An .index.json if --global is one
+    #[arg(long, value_name = "FILE")]
+    out_global: PathBuf,
+    /// The index of the outer state for the next round, on a disk that all ranks see; may be --state. Its name ends in
+    /// .index.json, and each rank's shard lies beside it
+    #[arg(long, value_name = "FILE")]
+    out_state: PathBuf,
+    /// What the local models count for in their mean: a number for this rank, such as of its examples, or one for each rank,
+    /// separated by commas
+    #[arg(
+        long,
+        value_name = "X[,X..]",
+        value_delimiter = ',',
+        default_value = "1"
+    )]
+    weight: Vec<f64>,
+    /// About how many bytes are on their way between ranks at a time
+    #[arg(long, value_name = "N", default_value_t = 16 << 20, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    bucket_bytes: u64,
+    #[command(flatten)]
+    rule: RuleArgs,
+}
+
+impl RoundArgs {
+    /// Its paths as a rank has them.
+    fn of_rank(mut self, rank: usize) -> Self {
+        let own = |path: &Path| match path.to_str() {
+            Some(path) => path.replace("{rank}", &rank.to_string()).into(),
+            None => path.to_owned(),
+        };
+        for path in [
+            &mut self.local,
+            &mut self.global,
+            &mut self.out_global,
+            &mut self.out_state,
+        ]
+        .into_iter()
+        .chain(&mut self.state)
+        {
+            *path = own(path);
+        }
+        self
+    }
+}
+
+/// Runs the command with these arguments, the first of which is its name, on a rank, and returns its exit code. The first
+/// rank prints to stdout and stderr. MPI must not have been initialized.
+pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => Ok(args),
+        Err(error) if error.use_stderr() => Err(Failure::Refused(usage_error(&error))),
+        Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
+    };
+    let Some(universe) = mpi::initialize() else {
+        let failure = Failure::Failed(anyhow!("MPI has been initialized already"));
+        failure.report();
+        return failure.code();
+    };
+    let ranks = Ranks::new(&universe.world());
+    let outcome = ranks
+        .all_well(args)
+        .and_then(|Args { common, command }| match command {
+            Command::Round(args) => round::run(&ranks, &common, &args.of_rank(ranks.rank())),
+        });
+    let code = outcome.as_ref().map_or_else(Failure::code, |()| 0);
+    if let Err(failure) = outcome
+        && ranks.rank() == 0
+    {
+        failure.report();
+    }
+    // All ranks fail together, whichever it was, and end with its code.
+    let codes = ranks.gather([code]);
+    codes.into_iter().map(|[code]| code).max().unwrap_or(code)
+}
+
+/// The failure of a rank, as the others have it: theirs is the exit code.
+impl From<ShardError> for Failure {
+    fn from(error: ShardError) -> Self {
+        match error {
+            ShardError::Build(_) | ShardError::Step(_) | ShardError::Transfer(_) => {
+                Self::Failed(error.into())
+            }
+            error @ ShardError::Rank { .. } => Self::Failed(error.into()),
+            error => Self::Refused(error.into()),
+        }
+    }
+}
+
+/// Numbers of all ranks, added up.
+fn sum(ranks: &Ranks, own: u64) -> u64 {
+    let all = ranks.gather(own.to_le_bytes()).into_iter();
+    all.map(u64::from_le_bytes).sum()
+}
+
+/// What each rank counts for.
+fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
+    let own = match weight {
+        [weight] => Ok(*weight),
+        weights if weights.len() == ranks.size() => Ok(weights[ranks.rank()]),
+        weights => Err(anyhow!(
+            "--weight has {} numbers, expected one, or one for each of {} ranks",
+            weights.len(),
+            ranks.size()
+        )),
+    };
+    let own = own.and_then(|weight| match weight >= 0.0 && weight.is_finite() {
+        true => Ok(weight),
+        false => Err(anyhow!(
+            "--weight {weight}: expected zero or a positive number"
+        )),
+    });
+    let own = ranks.all_well(own.map_err(Failure::from))?;
+    let all = ranks.gather(own.to_le_bytes()).into_iter();
+    let all: Vec<_> = all.map(f64::from_le_bytes).collect();
+    let total: f64 = all.iter().sum();
+    (total > 0.0 && total.is_finite())
+        .then_some(all)
+        .context("the weights of all ranks are zero, or their sum is infinite")
+        .map_err(Failure::from)
+}

@@ -1,0 +1,545 @@
+//! The command's rounds over files, beside an optimizer in memory.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use wgpu_optim::{
+    AdamConfig, CpuOptimizer, Rule, SgdConfig, StorageType, TensorSlice, TensorSpec, TensorValues,
+    Twin,
+};
+
+use crate::model::{Model, numel};
+use crate::{alone, mpirun};
+
+const TYPES: &[(StorageType, StorageType)] = &[
+    (StorageType::F32, StorageType::F32),
+    (StorageType::Bf16, StorageType::F32),
+    (StorageType::F16, StorageType::F32),
+];
+
+const NESTEROV: &[&str] = &["--lr", "0.7", "--momentum", "0.9", "--nesterov"];
+
+/// A folder of this test's own, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn bytes(values: &TensorValues) -> Vec<u8> {
+    match values {
+        TensorValues::F32(values) => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+        TensorValues::Bf16(values) => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+        TensorValues::F16(values) => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+    }
+}
+
+/// A model's file, with a tensor of integers beside the others.
+fn write(path: &Path, model: &Model, params: &[TensorValues], count: i64) {
+    let mut datas: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = model
+        .tensors
+        .iter()
+        .zip(params)
+        .map(|(tensor, params)| {
+            let dtype = match tensor.params_type {
+                StorageType::F32 => Dtype::F32,
+                StorageType::Bf16 => Dtype::BF16,
+                StorageType::F16 => Dtype::F16,
+            };
+            (
+                tensor.name.clone(),
+                dtype,
+                tensor.shape.clone(),
+                bytes(params),
+            )
+        })
+        .collect();
+    datas.push((
+        "batches".to_owned(),
+        Dtype::I64,
+        vec![1],
+        count.to_le_bytes().to_vec(),
+    ));
+    let views = datas.iter().map(|(name, dtype, shape, data)| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let file = safetensors::serialize(views, Some(metadata)).unwrap();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, file).unwrap();
+}
+
+fn data(path: &Path) -> HashMap<String, Vec<u8>> {
+    let file = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let tensors = file.iter();
+    tensors
+        .map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec()))
+        .collect()
+}
+
+/// A round of so many ranks in a folder, whose state is in `outer.index.json` there from the second on.
+fn round(folder: &Path, ranks: usize, more: &[&str]) -> Command {
+    let mut command = mpirun(ranks);
+    command
+        .arg(env!("CARGO_BIN_EXE_wgpu-optim-mpi"))
+        .arg("round")
+        .args([
+            "--local",
+            "rank{rank}/local.safetensors",
+            "--global",
+            "rank{rank}/global.safetensors",
+            "--out-global",
+            "rank{rank}/global.safetensors",
+            "--out-state",
+            "outer.index.json",
+        ]);
+    if folder.join("outer.index.json").exists() {
+        command.args(["--state", "outer.index.json"]);
+    }
+    // Many buckets.
+    for (flag, value) in [("--bucket-bytes", "4096"), ("--device", "cpu")] {
+        if !more.contains(&flag) {
+            command.args([flag, value]);
+        }
+    }
+    command.args(more).current_dir(folder);
+    command
+}
+
+fn run(mut command: Command) -> Output {
+    let _alone = alone();
+    command.output().unwrap()
+}
+
+fn succeeded(output: Output) -> String {
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(
+        output.status.success(),
+        "{}\n{stdout}\n{stderr}",
+        output.status
+    );
+    stdout
+}
+
+/// The first line of stderr, where that is the command's own.
+fn refused(output: Output, code: i32) -> String {
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    let own: Vec<_> = stderr
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(own.len(), 1, "{stderr}");
+    own[0].to_owned()
+}
+
+/// Rounds of these numbers of ranks, one after the other, whose outer state goes from the shards of one to those of the
+/// next; every parameter compared, bit for bit.
+fn compare<R: Rule + Twin>(
+    name: &str,
+    config: R,
+    args: &[&str],
+    weights: Option<&[f64]>,
+    ranks: &[usize],
+) {
+    let folder = folder(name);
+    let model = Model::new(31, TYPES);
+    let specs: Vec<_> = model
+        .tensors
+        .iter()
+        .map(|tensor| TensorSpec {
+            grads_type: StorageType::F32,
+            ..tensor.clone()
+        })
+        .collect();
+    let mut expected = model.params.clone();
+    let mut optimizer = CpuOptimizer::new(config, specs).unwrap();
+    for rank in 0..*ranks.iter().max().unwrap() {
+        write(
+            &folder.join(format!("rank{rank}/global.safetensors")),
+            &model,
+            &expected,
+            5,
+        );
+    }
+    for (step, ranks) in ranks.iter().enumerate() {
+        let locals: Vec<Vec<TensorValues>> = (0..*ranks)
+            .map(|rank| {
+                let moved = model.grads(rank, step as u64);
+                let pairs = model.tensors.iter().zip(expected.iter().zip(&moved));
+                pairs
+                    .map(|(tensor, (global, moved))| {
+                        let (global, moved) = (global.to_f32(), moved.to_f32());
+                        let local: Vec<_> = global
+                            .iter()
+                            .zip(&moved)
+                            .map(|(global, moved)| global + 0.1 * moved)
+                            .collect();
+                        TensorValues::new(tensor.params_type, &local)
+                    })
+                    .collect()
+            })
+            .collect();
+        for (rank, local) in locals.iter().enumerate() {
+            write(
+                &folder.join(format!("rank{rank}/local.safetensors")),
+                &model,
+                local,
+                6,
+            );
+            let global = folder.join(format!("rank{rank}/global.safetensors"));
+            if rank > 0 {
+                fs::copy(folder.join("rank0/global.safetensors"), global).unwrap();
+            }
+        }
+        let mut command = round(&folder, *ranks, args);
+        if let Some(weights) = weights {
+            let weights: Vec<_> = weights[..*ranks].iter().map(f64::to_string).collect();
+            command.args(["--weight", &weights.join(",")]);
+        }
+        let stdout = succeeded(run(command));
+        assert!(
+            stdout.contains(&format!("round       {}", step + 1)),
+            "{stdout}"
+        );
+
+        let weight = |rank: usize| weights.map_or(1.0, |weights| weights[rank]);
+        let total: f64 = (0..*ranks).map(weight).sum();
+        let grads: Vec<Vec<f32>> = expected
+            .iter()
+            .enumerate()
+            .map(|(tensor, global)| {
+                let locals: Vec<_> = locals.iter().map(|local| local[tensor].to_f32()).collect();
+                let global = global.to_f32().into_iter().enumerate();
+                global
+                    .map(|(elem, global)| {
+                        let sum: f64 = (0..*ranks)
+                            .map(|rank| weight(rank) * f64::from(locals[rank][elem]))
+                            .sum();
+                        (f64::from(global) - sum / total) as f32
+                    })
+                    .collect()
+            })
+            .collect();
+        let grads: Vec<_> = grads.iter().map(|grads| TensorSlice::F32(grads)).collect();
+        let mut slices: Vec<_> = expected.iter_mut().map(TensorValues::slice_mut).collect();
+        optimizer.step_mixed(&mut slices, &grads).unwrap();
+        let first = fs::read(folder.join("rank0/global.safetensors")).unwrap();
+        for rank in 0..*ranks {
+            let path = folder.join(format!("rank{rank}/global.safetensors"));
+            assert!(fs::read(&path).unwrap() == first, "rank {rank}");
+        }
+        let data = data(&folder.join("rank0/global.safetensors"));
+        for (tensor, expected) in model.tensors.iter().zip(&expected) {
+            assert_eq!(
+                data[&tensor.name],
+                bytes(expected),
+                "{} after round {step}",
+                tensor.name
+            );
+        }
+        assert_eq!(data["batches"], 5_i64.to_le_bytes());
+    }
+    let shards = fs::read_dir(&folder).unwrap().flatten();
+    let shards = shards.filter(|entry| {
+        entry
+            .file_name()
+            .to_str()
+            .unwrap()
+            .ends_with(".safetensors")
+    });
+    assert_eq!(shards.count(), *ranks.last().unwrap());
+}
+
+#[test]
+fn rounds_are_those_of_one_process_however_many_ranks_each_has() {
+    let nesterov = SgdConfig::builder(0.7)
+        .momentum(0.9)
+        .nesterov(true)
+        .build()
+        .unwrap();
+    compare("rounds", nesterov, NESTEROV, None, &[3, 2, 1, 4]);
+    let adam = AdamConfig::builder(0.1).build().unwrap();
+    let args = ["--rule", "adam", "--lr", "0.1"];
+    compare(
+        "weighted-rounds",
+        adam,
+        &args,
+        Some(&[1.0, 2.5, 0.0]),
+        &[3, 2, 3],
+    );
+}
+
+#[test]
+fn an_adapter_makes_the_round_of_the_twin() {
+    let folders = ["on-cpu", "on-gpu"].map(folder);
+    let model = Model::new(4, TYPES);
+    for (folder, device) in folders.iter().zip(["cpu", "gpu"]) {
+        for rank in 0..2 {
+            let global = folder.join(format!("rank{rank}/global.safetensors"));
+            write(&global, &model, &model.params, 0);
+            let local = folder.join(format!("rank{rank}/local.safetensors"));
+            write(
+                &local,
+                &model,
+                &model
+                    .grads(rank, 0)
+                    .iter()
+                    .zip(&model.tensors)
+                    .map(|(grads, tensor)| TensorValues::new(tensor.params_type, &grads.to_f32()))
+                    .collect::<Vec<_>>(),
+                0,
+            );
+        }
+        for _ in 0..2 {
+            let device = ["--device", device];
+            succeeded(run(round(folder, 2, &[NESTEROV, &device].concat())));
+        }
+    }
+    let [cpu, gpu] = folders.map(|folder| data(&folder.join("rank0/global.safetensors")));
+    for tensor in model
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.params_type == StorageType::F32)
+    {
+        let [cpu, gpu] = [&cpu, &gpu].map(|data| {
+            let (words, _) = data[&tensor.name].as_chunks();
+            words
+                .iter()
+                .map(|word| f32::from_le_bytes(*word))
+                .collect::<Vec<_>>()
+        });
+        // Two steps of a handful of roundings each, of numbers up to 4.
+        for (cpu, gpu) in cpu.iter().zip(&gpu) {
+            assert!(
+                (cpu - gpu).abs() <= 16.0 * 4.0 * f32::EPSILON,
+                "{}",
+                tensor.name
+            );
+        }
+    }
+}
+
+/// What there is in a folder, to be compared.
+fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut contents = Vec::new();
+    for entry in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        match entry.is_dir() {
+            true => contents.extend(self::contents(&entry)),
+            false => contents.push((entry.clone(), fs::read(&entry).unwrap())),
+        }
+    }
+    contents.sort();
+    contents
+}
+
+#[test]
+fn what_one_rank_cannot_do_ends_the_round_of_all() {
+    let folder = folder("refused");
+    let model = Model::new(8, TYPES);
+    let prepare = |rank: usize, local: &[TensorValues]| {
+        let global = folder.join(format!("rank{rank}/global.safetensors"));
+        write(&global, &model, &model.params, 0);
+        write(
+            &folder.join(format!("rank{rank}/local.safetensors")),
+            &model,
+            local,
+            0,
+        );
+    };
+    for rank in 0..3 {
+        prepare(rank, &model.params);
+    }
+    succeeded(run(round(&folder, 3, NESTEROV)));
+    for rank in 0..3 {
+        let global = folder.join(format!("rank{rank}/global.safetensors"));
+        let _ = fs::copy(global, folder.join(format!("rank{rank}/local.safetensors")));
+    }
+    let before = contents(&folder);
+    let refused = |change: &dyn Fn(), args: &[&str], code: i32| {
+        for (path, content) in &before {
+            fs::write(path, content).unwrap();
+        }
+        change();
+        let changed = contents(&folder);
+        let error = refused(run(round(&folder, 3, &[NESTEROV, args].concat())), code);
+        assert!(contents(&folder) == changed, "{error}");
+        error
+    };
+
+    let mut broken = model.params.clone();
+    if let TensorValues::F32(values) = &mut broken[3] {
+        values[0] = f32::NAN;
+    }
+    let local = folder.join("rank2/local.safetensors");
+    let error = refused(&|| write(&local, &model, &broken, 0), &[], 2);
+    assert_eq!(
+        error,
+        "error: rank 2: tensor \"layer3.bias\": the local model's element 0 is infinite or NaN"
+    );
+
+    let other = Model::new(8, &TYPES[..1]);
+    let error = refused(&|| write(&local, &other, &other.params, 0), &[], 2);
+    assert!(
+        error.starts_with("error: rank 2: tensor \"layer"),
+        "{error}"
+    );
+
+    let error = refused(
+        &|| fs::remove_file(folder.join("rank1/local.safetensors")).unwrap(),
+        &[],
+        2,
+    );
+    assert!(
+        error.starts_with("error: rank 1: cannot read rank1/local.safetensors"),
+        "{error}"
+    );
+
+    // Of the round before: the folder's state is of round 1.
+    let old = || {
+        write(
+            &folder.join("rank1/global.safetensors"),
+            &model,
+            &model.params,
+            0,
+        )
+    };
+    let error = refused(
+        &|| {
+            old();
+            let path = folder.join("rank1/global.safetensors");
+            let file = fs::read(&path).unwrap();
+            let tensors = SafeTensors::deserialize(&file).unwrap();
+            let metadata = HashMap::from([("wgpu_optim.outer_steps".to_owned(), "7".to_owned())]);
+            let file = safetensors::serialize(tensors.tensors(), Some(metadata)).unwrap();
+            fs::write(path, file).unwrap();
+        },
+        &[],
+        2,
+    );
+    assert_eq!(
+        error,
+        "error: rank 1: rank1/global.safetensors is of round 7, and the state of round 1"
+    );
+
+    let error = refused(&|| {}, &["--weight", "1,2"], 2);
+    assert_eq!(
+        error,
+        "error: --weight has 2 numbers, expected one, or one for each of 3 ranks"
+    );
+    let error = refused(&|| {}, &["--weight", "0"], 2);
+    assert_eq!(
+        error,
+        "error: the weights of all ranks are zero, or their sum is infinite"
+    );
+    let error = refused(&|| {}, &["--rule", "lion"], 2);
+    assert!(
+        error.starts_with("error: a hyper-parameter") || error.contains("momentum"),
+        "{error}"
+    );
+}
+
+/// All files of the round before are whole, and the round can be made again.
+#[test]
+fn a_rank_that_is_killed_leaves_the_last_round() {
+    let folder = folder("killed");
+    // Enough buckets for a second or two.
+    let mut model = Model::new(1, &TYPES[..1]);
+    model.tensors = vec![TensorSpec::new("w", [8_000_003])];
+    let values = |offset: f32| {
+        let numel = numel(&model.tensors[0]);
+        vec![TensorValues::F32(
+            (0..numel).map(|elem| (elem % 97) as f32 + offset).collect(),
+        )]
+    };
+    let prepare = || {
+        for rank in 0..3 {
+            let global = folder.join(format!("rank{rank}/global.safetensors"));
+            write(&global, &model, &values(0.0), 0);
+            let local = folder.join(format!("rank{rank}/local.safetensors"));
+            write(&local, &model, &values(rank as f32), 0);
+        }
+    };
+    prepare();
+    succeeded(run(round(
+        &folder,
+        3,
+        &[NESTEROV, &["--bucket-bytes", "16777216"]].concat(),
+    )));
+    let before = contents(&folder);
+
+    let alone = alone();
+    let mut child = round(&folder, 3, NESTEROV)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let victim = loop {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it was over before it could be killed"
+        );
+        let ranks = ranks_in(&folder);
+        // All at work for a while.
+        if ranks.len() == 3 && started.elapsed() > Duration::from_millis(700) {
+            break ranks[1];
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let killed = Command::new("kill")
+        .args(["-KILL", &victim.to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    assert!(!child.wait().unwrap().success());
+    drop(alone);
+    let after: HashMap<_, _> = contents(&folder).into_iter().collect();
+    for (path, content) in &before {
+        assert!(after[path] == *content, "{}", path.display());
+    }
+    let stdout = succeeded(run(round(
+        &folder,
+        3,
+        &[NESTEROV, &["--bucket-bytes", "16777216"]].concat(),
+    )));
+    assert!(stdout.contains("round       2"), "{stdout}");
+}
+
+/// The processes of the command that run in a folder.
+fn ranks_in(folder: &Path) -> Vec<u32> {
+    let folder = folder.canonicalize().unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut ranks: Vec<u32> = processes
+        .filter(|process| {
+            let of = |what| fs::read_link(format!("/proc/{process}/{what}"));
+            let is_command = of("exe").is_ok_and(|exe| exe.ends_with("wgpu-optim-mpi"));
+            is_command && of("cwd").is_ok_and(|cwd| cwd == folder)
+        })
+        .collect();
+    ranks.sort_unstable();
+    ranks
+}
