@@ -7,11 +7,24 @@ use xshell::{Shell, cmd};
 
 const PACKAGE: &str = "mesa-vulkan-drivers";
 
+/// Tests that need an adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct Tests<'a> {
+    /// Cargo's arguments for their packages.
+    pub packages: &'a [&'a str],
+    /// The test target that says whether there is one, by [`IS_THERE`].
+    pub target: &'a str,
+}
+
+/// The name of the test that there is an adapter, whatever it is in.
+const IS_THERE: &str = "an_adapter_is_there";
+
 /// Leaves the machine as it is where there is an adapter; else installs Mesa's on Debian and Ubuntu.
-pub fn make_sure(shell: &Shell) -> Result<()> {
+pub fn make_sure(shell: &Shell, tests: Tests<'_>) -> Result<()> {
     // The tests themselves say whether they find one; building them all first costs nothing twice.
-    cmd!(shell, "cargo test --workspace --locked --no-run").run()?;
-    if is_there(shell)? {
+    let packages = tests.packages;
+    cmd!(shell, "cargo test --locked {packages...} --no-run").run()?;
+    if is_there(shell, tests)? {
         return Ok(());
     }
     ensure!(
@@ -27,7 +40,7 @@ pub fn make_sure(shell: &Shell) -> Result<()> {
     eprintln!("no wgpu adapter on this machine: installing {PACKAGE}");
     apt_get(shell, &[PACKAGE])?;
     ensure!(
-        is_there(shell)?,
+        is_there(shell, tests)?,
         "{PACKAGE} is installed, and still there is no wgpu adapter (VK_DRIVER_FILES is {:?})",
         env::var_os("VK_DRIVER_FILES")
     );
@@ -56,7 +69,8 @@ pub fn apt_get(shell: &Shell, packages: &[&str]) -> Result<()> {
 pub const SWIFTSHADER: &str = "/usr/lib/chromium/vk_swiftshader_icd.json";
 
 /// Runs the adapter tests on the other software adapters, and says which are not there.
-pub fn test_others(shell: &Shell) -> Result<()> {
+pub fn test_others(shell: &Shell, tests: Tests<'_>) -> Result<()> {
+    let packages = tests.packages;
     let others = [
         ("Mesa through GL", vec![("WGPU_BACKEND", "gl")]),
         (
@@ -72,11 +86,11 @@ pub fn test_others(shell: &Shell) -> Result<()> {
             .into_iter()
             .map(|(key, value)| shell.push_env(key, value))
             .collect();
-        if is_there(shell)? {
+        if is_there(shell, tests)? {
             eprintln!("adapter tests on {name}");
             cmd!(
                 shell,
-                "cargo test --workspace --locked --test suite adapter::"
+                "cargo test --locked {packages...} --test suite adapter::"
             )
             .run()?;
         } else {
@@ -86,11 +100,10 @@ pub fn test_others(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-fn is_there(shell: &Shell) -> Result<bool> {
-    let test = "adapter::an_adapter_is_there";
+fn is_there(shell: &Shell, Tests { packages, target }: Tests<'_>) -> Result<bool> {
     let found = cmd!(
         shell,
-        "cargo test --workspace --locked --test suite {test} -- --exact"
+        "cargo test --locked {packages...} --test {target} {IS_THERE}"
     )
     .quiet()
     .ignore_status()

