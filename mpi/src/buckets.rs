@@ -135,30 +135,49 @@ impl Buckets {
         ranks: &Ranks,
         memory: &mut M,
         weights: &Weights,
+        staging: &mut Staging,
     ) -> Result<(), M::Error> {
-        let sums = Vec::new();
+        let mut sums = mem::take(&mut staging.sums);
         let flow = Reduce {
             buckets: self,
             ranks,
             memory,
             weights,
-            sums,
+            sums: &mut sums,
         };
-        drive(self.count(), ranks, flow)
+        let reduced = drive(self.count(), ranks, staging, flow);
+        staging.sums = sums;
+        reduced
     }
 
     /// All-gather: every rank gets the parameters of the others' shares.
     ///
     /// # Errors
     /// On every rank where one has failed; then parameters are of two steps.
-    pub(crate) fn gather<M: Memory>(&self, ranks: &Ranks, memory: &mut M) -> Result<(), M::Error> {
+    pub(crate) fn gather<M: Memory>(
+        &self,
+        ranks: &Ranks,
+        memory: &mut M,
+        staging: &mut Staging,
+    ) -> Result<(), M::Error> {
         let flow = Gather {
             buckets: self,
             ranks,
             memory,
         };
-        drive(self.count(), ranks, flow)
+        drive(self.count(), ranks, staging, flow)
     }
+}
+
+/// Two buckets as they are sent and as they are received, and what gradients come to. Kept from step to step, so that their
+/// memory is.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    sent: Vec<u8>,
+    next: Vec<u8>,
+    received: Vec<u8>,
+    last: Vec<u8>,
+    sums: Vec<f64>,
 }
 
 /// What is done with each bucket.
@@ -179,12 +198,22 @@ trait Flow {
 }
 
 /// Exchanges all buckets, one at a time.
-fn drive<F: Flow>(count: u64, ranks: &Ranks, mut flow: F) -> Result<(), F::Error> {
-    let (mut sent, mut next) = (Vec::new(), Vec::new());
-    let (mut received, mut last) = (Vec::new(), Vec::new());
+fn drive<F: Flow>(
+    count: u64,
+    ranks: &Ranks,
+    staging: &mut Staging,
+    mut flow: F,
+) -> Result<(), F::Error> {
+    let Staging {
+        sent,
+        next,
+        received,
+        last,
+        ..
+    } = staging;
     let mut ready = match count {
         0 => Ok(()),
-        _ => flow.pack(0, &mut sent),
+        _ => flow.pack(0, sent),
     };
     for bucket in 0..count {
         let counts = ready.and_then(|()| {
@@ -196,22 +225,22 @@ fn drive<F: Flow>(count: u64, ranks: &Ranks, mut flow: F) -> Result<(), F::Error
         received.resize(from.total(), 0);
         let meanwhile = || {
             if let Some(before) = bucket.checked_sub(1) {
-                flow.unpack(before, &last)?;
+                flow.unpack(before, last)?;
             }
             match bucket + 1 < count {
-                true => flow.pack(bucket + 1, &mut next),
+                true => flow.pack(bucket + 1, next),
                 false => Ok(()),
             }
         };
         ready = match to {
-            Some(to) => ranks.exchange_while(&sent, &to, &mut received, &from, meanwhile),
-            None => ranks.gather_while(&sent, &mut received, &from, meanwhile),
+            Some(to) => ranks.exchange_while(sent, &to, received, &from, meanwhile),
+            None => ranks.gather_while(sent, received, &from, meanwhile),
         };
-        mem::swap(&mut sent, &mut next);
-        mem::swap(&mut received, &mut last);
+        mem::swap(sent, next);
+        mem::swap(received, last);
     }
     if let Some(bucket) = count.checked_sub(1) {
-        ready = ready.and_then(|()| flow.unpack(bucket, &last));
+        ready = ready.and_then(|()| flow.unpack(bucket, last));
     }
     ranks.all_well(ready)
 }
@@ -221,7 +250,7 @@ struct Reduce<'a, M> {
     ranks: &'a Ranks,
     memory: &'a mut M,
     weights: &'a Weights,
-    sums: Vec<f64>,
+    sums: &'a mut Vec<f64>,
 }
 
 impl<M: Memory> Flow for Reduce<'_, M> {
@@ -244,10 +273,10 @@ impl<M: Memory> Flow for Reduce<'_, M> {
             let of_ranks: Vec<_> = (0..self.ranks.size())
                 .map(|rank| &received[rank * size + start..][..bytes])
                 .collect();
-            self.weights.sum(of, &of_ranks, &mut self.sums);
+            self.weights.sum(of, &of_ranks, self.sums);
             start += bytes;
         }
-        self.memory.take_grads(&slices, &self.sums)
+        self.memory.take_grads(&slices, self.sums)
     }
 
     fn incoming(&self, bucket: u64) -> Vec<usize> {

@@ -11,7 +11,7 @@ use wgpu_optim::{
     TensorSliceMut, TensorSpec, Twin, UnknownTensor, Verdict,
 };
 
-use crate::buckets::{Buckets, Memory, Stored, Weights};
+use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
 use crate::error::ShardError;
 use crate::ranks::{Ranks, Terms, Traffic};
 use crate::share::{CpuShare, GpuShare, Share};
@@ -103,6 +103,7 @@ pub struct ShardedOptimizer<S: Share> {
     control: Option<CpuControl>,
     /// The reduced gradients of the share, tensor by tensor.
     grads: Vec<Vec<f32>>,
+    staging: Staging,
     steps: u64,
     is_half_way: bool,
 }
@@ -214,6 +215,7 @@ impl Layout {
             ranks: self.ranks,
             buckets: self.buckets,
             tensors: self.tensors,
+            staging: Staging::default(),
             steps: 0,
             is_half_way: false,
         })
@@ -269,7 +271,7 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
             reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
         };
         self.buckets
-            .reduce(&self.ranks, &mut memory, &self.weights)?;
+            .reduce(&self.ranks, &mut memory, &self.weights, &mut self.staging)?;
         let verdict = self.decide()?;
         let record = verdict.as_ref().map(|verdict| *verdict.record());
         let rank = self.ranks.rank();
@@ -299,7 +301,7 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
             reduced: Reduced::of(&self.buckets.shares, rank, &mut self.grads),
         };
         finish(
-            (&self.ranks, &self.buckets),
+            (&self.ranks, &self.buckets, &mut self.staging),
             &mut memory,
             stepped.map_err(Into::into),
             record,
@@ -399,7 +401,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
             reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
         };
         self.buckets
-            .reduce(&self.ranks, &mut memory, &self.weights)?;
+            .reduce(&self.ranks, &mut memory, &self.weights, &mut self.staging)?;
         let verdict = self.decide()?;
         let record = verdict.as_ref().map(|verdict| *verdict.record());
         let stepped = match &verdict {
@@ -418,7 +420,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
             reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
         };
         finish(
-            (&self.ranks, &self.buckets),
+            (&self.ranks, &self.buckets, &mut self.staging),
             &mut memory,
             stepped,
             record,
@@ -439,7 +441,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
 
 /// Gives every rank the parameters that have been stepped, unless the step was skipped.
 fn finish(
-    (ranks, buckets): (&Ranks, &Buckets),
+    (ranks, buckets, staging): (&Ranks, &Buckets, &mut Staging),
     memory: &mut impl Memory<Error = ShardError>,
     stepped: Result<(), ShardError>,
     record: Option<ControlRecord>,
@@ -450,7 +452,7 @@ fn finish(
     }
     *is_half_way = true;
     ranks.all_well(stepped)?;
-    buckets.gather(ranks, memory)?;
+    buckets.gather(ranks, memory, staging)?;
     *is_half_way = false;
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::RoundArgs;
 use super::models::{At, Models, Tensor};
 use super::report::Report;
 use super::state::State;
-use crate::buckets::{Buckets, Memory, Stored, Weights};
+use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
 use crate::checkpoint::Names;
 use crate::ranks::{Ranks, Terms};
 use crate::shares::{Shares, Slice};
@@ -76,8 +76,10 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     };
     let total = weights.iter().sum();
     let of_ranks = weights.clone();
-    buckets.reduce(ranks, &mut round, &Weights { of_ranks, total })?;
-    buckets.gather(ranks, &mut round)?;
+    let mut staging = Staging::default();
+    let weighted = Weights { of_ranks, total };
+    buckets.reduce(ranks, &mut round, &weighted, &mut staging)?;
+    buckets.gather(ranks, &mut round, &mut staging)?;
     let (read, written) = (round.read.get(), round.written.get());
     drop(round);
 
@@ -345,6 +347,8 @@ impl Memory for Round<'_> {
             let start = bytes.len();
             bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
             let At { file, offset } = tensor.out.elem(slice.elems.start, tensor.of);
+            let read = (bytes.len() - start) as u64;
+            self.read.set(self.read.get() + read);
             self.outputs
                 .get(file)
                 .read_exact_at(&mut bytes[start..], offset)?;

@@ -1,5 +1,8 @@
 //! Bytes on the wire and in memory, as `docs/scale.md` has them.
 
+use std::fs;
+use std::path::PathBuf;
+
 use wgpu_optim::{
     AdamConfig, Masters, ParamGroups, SgdConfig, StepControl, StorageType, TensorValues,
 };
@@ -7,7 +10,7 @@ use wgpu_optim_mpi::mpi::traits::Communicator as _;
 use wgpu_optim_mpi::{ALIGN_ELEMS, ShardedOptimizer, Sharding};
 
 use crate::model::{Model, numel};
-use crate::on_ranks;
+use crate::{on_ranks, on_ranks_with};
 
 /// Of `values` in all: N - 1 ranks each send a rank its share of the gradients, and each gets its share of the parameters.
 #[test]
@@ -64,6 +67,57 @@ fn a_step_moves_the_bytes_of_the_formulas() {
             );
         }
     });
+}
+
+/// What Open MPI itself says that each rank has sent to others, beside what the optimizer says.
+#[test]
+fn open_mpi_counts_the_same() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("monitored");
+    let is_rank = std::env::var_os(crate::TEST).is_some();
+    if !is_rank {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+    }
+    let files = folder.join("sent");
+    let monitored = [
+        ("OMPI_MCA_pml_monitoring_enable", "2"),
+        ("OMPI_MCA_pml_monitoring_enable_output", "3"),
+        ("OMPI_MCA_pml_monitoring_filename", files.to_str().unwrap()),
+    ];
+    const RANKS: usize = 4;
+    on_ranks_with(&monitored, &[RANKS], |world| {
+        let groups = ParamGroups::new(AdamConfig::adamw(1e-3).build().unwrap());
+        const NUMEL: usize = 1_000_003;
+        let tensors = [("w", [NUMEL])];
+        let mut optimizer =
+            ShardedOptimizer::on_cpu(world, &groups, tensors, &Sharding::default()).unwrap();
+        let (mut params, grads) = (vec![0.5; NUMEL], vec![0.25; NUMEL]);
+        optimizer
+            .step(&mut [(&mut params[..]).into()], &[(&grads[..]).into()])
+            .unwrap();
+        let said = folder.join(format!("said.{}", world.rank()));
+        fs::write(said, optimizer.traffic().sent.to_string()).unwrap();
+    });
+    if is_rank {
+        return;
+    }
+    for rank in 0..RANKS {
+        let said = fs::read_to_string(folder.join(format!("said.{rank}"))).unwrap();
+        let said: u64 = said.parse().unwrap();
+        let counted = fs::read_to_string(folder.join(format!("sent.{rank}.prof"))).unwrap();
+        let counted: u64 = counted
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            // Point to point, within this machine and beyond it.
+            .filter(|fields| matches!(fields.first(), Some(&"I" | &"E")))
+            .map(|fields| fields[3].parse::<u64>().unwrap())
+            .sum();
+        // Small messages may go by way of others.
+        assert!(
+            counted.abs_diff(said) < 4096,
+            "rank {rank}: {counted} bytes, said {said}"
+        );
+    }
 }
 
 #[test]

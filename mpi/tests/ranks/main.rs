@@ -27,6 +27,15 @@ const TEST: &str = "WGPU_OPTIM_MPI_TEST";
 
 /// Runs the test that calls it on each of these numbers of ranks, in turn; `body` on each rank.
 fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
+    on_ranks_with(&[], sizes, body);
+}
+
+/// The same where `mpirun` has these variables, too.
+fn on_ranks_with<F: FnOnce(&SimpleCommunicator)>(
+    variables: &[(&str, &str)],
+    sizes: &[usize],
+    body: F,
+) {
     // A closure is called after the function that it is in.
     let path = type_name_of_val(&body);
     let test = path.trim_end_matches("::{{closure}}");
@@ -42,6 +51,7 @@ fn on_ranks<F: FnOnce(&SimpleCommunicator)>(sizes: &[usize], body: F) {
             .arg(env::current_exe().unwrap())
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
             .env(TEST, test)
+            .envs(variables.iter().copied())
             .output()
             .expect("mpirun, of the package openmpi-bin");
         let [stdout, stderr] =

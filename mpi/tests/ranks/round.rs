@@ -338,6 +338,87 @@ fn an_adapter_makes_the_round_of_the_twin() {
     }
 }
 
+/// Bytes of all ranks on wire and disk, as `docs/scale.md` has them.
+#[test]
+fn a_round_moves_the_bytes_of_the_formulas() {
+    for (types, elem_bytes, state_bytes) in [(&TYPES[..1], 4, 4), (&TYPES[1..2], 2, 8)] {
+        for ranks in [1, 2, 4] {
+            let folder = folder("counted");
+            let model = Model::new(3, types);
+            for rank in 0..ranks {
+                let global = folder.join(format!("rank{rank}/global.safetensors"));
+                write(&global, &model, &model.params, 0);
+                let local = folder.join(format!("rank{rank}/local.safetensors"));
+                write(&local, &model, &model.params, 0);
+            }
+            for round_number in 1..=2 {
+                let stdout = succeeded(run(round(
+                    &folder,
+                    ranks,
+                    &[NESTEROV, &["--json"]].concat(),
+                )));
+                let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+                let count = |name: &str| report[name].as_u64().unwrap();
+                let ranks = ranks as u64;
+                let numel = model
+                    .tensors
+                    .iter()
+                    .map(|tensor| numel(tensor) as u64)
+                    .sum::<u64>();
+                let params = elem_bytes * numel;
+                // The integers of each global model.
+                let copied = 8 * ranks;
+                let state_read = if round_number == 1 {
+                    0
+                } else {
+                    state_bytes * numel
+                };
+                assert_eq!(
+                    count("bytes_read"),
+                    (ranks + 2) * params + state_read + copied
+                );
+                assert_eq!(
+                    count("bytes_written"),
+                    ranks * params + state_bytes * numel + copied
+                );
+                // Whether all is well is asked before each bucket and after the last.
+                let exchanged = 2 * (ranks - 1) * params;
+                let small = count("bytes_sent") - exchanged;
+                let share = numel.div_ceil(ranks) + 8;
+                let buckets = share.div_ceil(4096 / 4 / ranks);
+                let agreement = 64 * 1024;
+                assert!(
+                    small <= ranks * (ranks - 1) * (2 * buckets + 4) + agreement,
+                    "{small}"
+                );
+                assert_eq!(count("outer_step"), round_number);
+            }
+            // Each rank's shard has its part, behind a header.
+            let shards = fs::read_dir(&folder).unwrap().flatten();
+            let shards = shards.filter(|entry| {
+                entry
+                    .file_name()
+                    .to_str()
+                    .unwrap()
+                    .ends_with(".safetensors")
+            });
+            let bytes: u64 = shards
+                .map(|entry| {
+                    let file = fs::read(entry.path()).unwrap();
+                    let (_, metadata) = SafeTensors::read_metadata(&file).unwrap();
+                    metadata.data_len() as u64
+                })
+                .sum();
+            let numel = model
+                .tensors
+                .iter()
+                .map(|tensor| numel(tensor) as u64)
+                .sum::<u64>();
+            assert_eq!(bytes, state_bytes * numel);
+        }
+    }
+}
+
 /// What there is in a folder, to be compared.
 fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut contents = Vec::new();
