@@ -21,3 +21,8 @@ pub use optimizer::{Reduction, ShardedOptimizer, Sharding};
 pub use ranks::Traffic;
 pub use share::{CpuShare, GpuShare, Share};
 pub use shares::{ALIGN_ELEMS, Shares, Slice};
+
+/// The README's example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
