@@ -196,7 +196,7 @@ impl Ranks {
     }
 
     /// The first rank's bytes.
-    fn from_first(&self, mut own: Vec<u8>) -> Vec<u8> {
+    fn broadcast(&self, mut own: Vec<u8>) -> Vec<u8> {
         let len = u64::from_le_bytes(self.gather((own.len() as u64).to_le_bytes())[0]);
         own.resize(len as usize, 0);
         match self.rank() {
@@ -302,7 +302,7 @@ impl Ranks {
         if digests.iter().all(|digest| *digest == digests[0]) {
             return Ok(());
         }
-        let first = Terms::from_bytes(&self.from_first(terms.to_bytes()));
+        let first = Terms::from_bytes(&self.broadcast(terms.to_bytes()));
         let difference = terms.difference(&first);
         let [what, on_first, here] = difference.map_or_else(Default::default, <[_; 3]>::from);
         let mut columns = Vec::new();

@@ -131,55 +131,64 @@ impl<R: Rule> GpuShare<R> {
         arena: &Arena,
         elems: &[Range<u64>],
     ) -> Result<Self, ShardError> {
-        let bindings = arena.bindings();
-        let tensors: Vec<_> = arena.tensors().iter().zip(&bindings).zip(elems).collect();
-        // Gradients lie as parameters do, so that what is side by side there is so here, and one dispatch has both.
-        let mut spans = vec![u64::MAX..0; arena.params().len()];
-        let mut slices = Vec::with_capacity(tensors.len());
-        for ((tensor, binding), elems) in tensors {
-            let first = binding.params_offset_bytes / binding.params_type.bytes() + elems.start;
-            let padding_elems = match elems.end == tensor.numel {
-                true => tensor.padding_elems,
-                false => 0,
-            };
-            if !elems.is_empty() {
-                let span = &mut spans[tensor.buffer];
-                span.start = span.start.min(first / BINDING_ELEMS * BINDING_ELEMS);
-                let end = first + elems.end - elems.start + padding_elems;
-                span.end = span.end.max(end);
-            }
-            slices.push((tensor.buffer, binding, elems, first, padding_elems));
+        /// A slice of a tensor, in elements from the start of its buffer.
+        struct Own<'b> {
+            binding: TensorBinding<'b>,
+            buffer: usize,
+            elems: Range<u64>,
+            padding_elems: u64,
         }
+        let tensors = arena.tensors().iter().zip(arena.bindings()).zip(elems);
+        let own = tensors.map(|((tensor, binding), elems)| {
+            let first = binding.params_offset_bytes / binding.params_type.bytes();
+            let is_last = elems.end == tensor.numel && !elems.is_empty();
+            Own {
+                buffer: tensor.buffer,
+                elems: first + elems.start..first + elems.end,
+                padding_elems: if is_last { tensor.padding_elems } else { 0 },
+                binding,
+            }
+        });
+        let own: Vec<_> = own.collect();
+        // Gradients lie as parameters do, so that what is side by side there is so here, and one dispatch has both.
+        let span_of = |buffer: usize| {
+            let of_buffer = own
+                .iter()
+                .filter(|own| own.buffer == buffer && !own.elems.is_empty());
+            let start = of_buffer
+                .clone()
+                .map(|own| own.elems.start)
+                .min()
+                .unwrap_or(0);
+            let ends = of_buffer.map(|own| own.elems.end + own.padding_elems);
+            let start = start / BINDING_ELEMS * BINDING_ELEMS;
+            start..ends.max().unwrap_or(start).max(start + BINDING_ELEMS)
+        };
+        let spans: Vec<_> = (0..arena.params().len()).map(span_of).collect();
         let allocate = |span: &Range<u64>| {
-            let numel = span.end.saturating_sub(span.start).max(BINDING_ELEMS);
-            let zeros = vec![0.0; numel as usize];
+            let zeros = vec![0.0; (span.end - span.start) as usize];
             let (device, queue) = (kernels.device(), kernels.queue());
             readback::storage_buffer(device, queue, "wgpu_optim.shard.grads", &zeros)
         };
         let grads: Vec<_> = spans.iter().map(allocate).collect::<Result<_, _>>()?;
-        let place = |buffer: usize, elems: &Range<u64>, first: u64| match elems.is_empty() {
+        let place = |own: &Own<'_>| match own.elems.is_empty() {
             true => 0,
-            false => (first - spans[buffer].start) * StorageType::F32.bytes(),
+            false => (own.elems.start - spans[own.buffer].start) * StorageType::F32.bytes(),
         };
-        let bound: Vec<_> = slices
+        let bound: Vec<_> = own
             .iter()
-            .map(
-                |(buffer, binding, elems, first, padding_elems)| TensorBinding {
-                    params_offset_bytes: first * binding.params_type.bytes(),
-                    grads: &grads[*buffer],
-                    grads_type: StorageType::F32,
-                    grads_offset_bytes: place(*buffer, elems, *first),
-                    shape: vec![(elems.end - elems.start) as usize],
-                    padding_elems: if elems.is_empty() { 0 } else { *padding_elems },
-                    ..(*binding).clone()
-                },
-            )
+            .map(|own| TensorBinding {
+                params_offset_bytes: own.elems.start * own.binding.params_type.bytes(),
+                grads: &grads[own.buffer],
+                grads_type: StorageType::F32,
+                grads_offset_bytes: place(own),
+                shape: vec![(own.elems.end - own.elems.start) as usize],
+                padding_elems: own.padding_elems,
+                ..own.binding.clone()
+            })
             .collect();
         let optimizer = GpuOptimizer::with_groups(kernels, groups, &bound)?;
-        let places = slices
-            .iter()
-            .map(|(buffer, _, elems, first, _)| (*buffer, place(*buffer, elems, *first)))
-            .collect();
+        let places = own.iter().map(|own| (own.buffer, place(own))).collect();
         Ok(Self {
             kernels: kernels.clone(),
             arena: arena.clone(),

@@ -17,6 +17,7 @@ const LANES: usize = 16;
 /// norm.add(&[-4e30]);
 /// assert!(norm.is_finite());
 /// assert!((norm.value() / 5e30 - 1.0).abs() < 1e-6);
+/// assert_eq!(GradNorm::from_bytes(norm.to_bytes()), norm);
 /// norm.add(&[f32::NAN]);
 /// assert!(norm.value().is_nan());
 /// ```

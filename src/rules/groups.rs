@@ -22,6 +22,10 @@ const DEFAULT: &str = "default";
 ///     .with("no_decay", no_decay, |tensor| tensor.ends_with("bias") || tensor.contains("norm"))?;
 /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("fc.weight", [4]), ("fc.bias", [2])])?;
 /// optimizer.set_group_lr("no_decay", 0.05)?;
+///
+/// assert_eq!(groups.group_of("fc.bias"), "no_decay");
+/// let names: Vec<_> = groups.iter().map(|(name, ..)| name).collect();
+/// assert_eq!(names, ["default", "no_decay"]);
 /// # Ok(())
 /// # }
 /// ```

@@ -141,6 +141,11 @@ impl Model {
         self.places.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// A tensor by its name.
     pub fn get(&self, tensor: &str) -> Option<Place<'_>> {
         let (shard, position) = *self.places.get(tensor)?;

@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::readback::{download, upload};
+use wgpu_optim::readback::{download, download_regions, upload, upload_regions};
 use wgpu_optim::{Arena, ArenaError, GpuOptimizer, SgdConfig, StateError, TransferError, wgpu};
 
 use super::{Bench, gpu_test};
@@ -37,6 +37,60 @@ async fn what_goes_up_comes_down_also_in_parts() {
     );
     let nothing = bench.read(&buffer, 0, 0).await.unwrap();
     assert!(nothing.is_empty());
+}
+
+#[gpu_test]
+async fn many_regions_go_up_and_come_down_in_their_order() {
+    let bench = Bench::best().await;
+    let (device, queue) = (&bench.device, &bench.queue);
+    let (first, second) = (values(1, 100), values(2, 1001));
+    let [a, b] = [&first, &second].map(|data| bench.buffer_of(data));
+    let regions = [(&b, 4000..4004), (&a, 8..24), (&a, 0..0), (&b, 0..4)];
+    let read = || async {
+        let read = bench.wait(download_regions(device, queue, &regions)).await;
+        let bytes = read.unwrap();
+        let (words, _) = bytes.as_chunks();
+        words
+            .iter()
+            .map(|word| f32::from_ne_bytes(*word))
+            .collect::<Vec<_>>()
+    };
+    let [from_b, from_a] =
+        [(&second, 1000..1001), (&first, 2..6)].map(|(data, elems)| &data[elems]);
+    assert_eq!(read().await, [from_b, from_a, &second[..1]].concat());
+
+    let new = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let bytes: Vec<u8> = new.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    upload_regions(device, queue, &regions, &bytes).unwrap();
+    assert_eq!(read().await, new);
+    // Nothing beside them.
+    let after = bench.download(&a).await;
+    assert_eq!((&after[..2], &after[6..]), (&first[..2], &first[6..]));
+    assert_eq!(bench.download(&b).await[1..1000], second[1..1000]);
+
+    let none = bench
+        .wait(download_regions(device, queue, &[]))
+        .await
+        .unwrap();
+    assert!(none.is_empty());
+    upload_regions(device, queue, &[(&a, 4..4)], &[]).unwrap();
+    let refused = upload_regions(device, queue, &regions, &bytes[1..]);
+    let expected = TransferError::Length {
+        expected: 24,
+        actual: 23,
+    };
+    assert_eq!(refused, Err(expected));
+    for region in [0..404, 2..6, 0..6, 400..404] {
+        let refused = upload_regions(device, queue, &[(&a, region.clone())], &[0; 404]);
+        assert!(
+            matches!(refused, Err(TransferError::OutOfBounds { .. })),
+            "{region:?}"
+        );
+        let regions = [(&a, region)];
+        let refused = bench.wait(download_regions(device, queue, &regions)).await;
+        assert!(matches!(refused, Err(TransferError::OutOfBounds { .. })));
+    }
+    assert_eq!(read().await, new);
 }
 
 #[gpu_test]
