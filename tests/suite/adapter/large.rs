@@ -8,8 +8,71 @@ use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
 use super::{Bench, gpu, gpu_test};
 use crate::cases::values;
 
-/// Elements that are compared at a time.
-const CHUNK: usize = 1 << 20;
+/// Every how many elements parameters and gradients repeat. A prime keeps apart what lies at the same place in two bindings.
+const PERIOD: usize = 100_003;
+
+const LRS: [f64; 2] = [0.1, 0.03];
+
+/// A pattern from one of its elements on, again and again.
+fn tiled(pattern: &[f32], first: usize, numel: usize) -> Vec<f32> {
+    let pattern = pattern.iter().cycle().skip(first);
+    pattern.take(numel).copied().collect()
+}
+
+/// Steps of repeating parameters and gradients, and one period of them in the oracle.
+struct Repeating {
+    config: SgdConfig,
+    start: Vec<f32>,
+    gradient: Vec<f32>,
+    period: Oracle,
+}
+
+impl Repeating {
+    fn new(config: SgdConfig) -> Self {
+        let (start, gradient) = (values(1, PERIOD), values(2, PERIOD));
+        Self {
+            period: oracle(&config, &start, &gradient),
+            config,
+            start,
+            gradient,
+        }
+    }
+
+    /// Compares every element of a tensor that starts at an element of the pattern.
+    fn check(&self, first: usize, params: &[f32], velocity: &[f32]) {
+        let check = |oracle: &Oracle, (params, velocity): (&[f32], &[f32])| {
+            oracle.check_params(params).unwrap();
+            oracle.check_velocity(velocity).unwrap();
+        };
+        let first = first % PERIOD;
+        let head = (PERIOD - first).min(params.len());
+        let ((params_head, params), (velocity_head, velocity)) =
+            (params.split_at(head), velocity.split_at(head));
+        let pattern = first..first + head;
+        let of_head = oracle(
+            &self.config,
+            &self.start[pattern.clone()],
+            &self.gradient[pattern],
+        );
+        check(&of_head, (params_head, velocity_head));
+        let periods = params.par_chunks(PERIOD).zip(velocity.par_chunks(PERIOD));
+        periods.for_each(|(params, velocity)| match params.len() {
+            PERIOD => check(&self.period, (params, velocity)),
+            tail => {
+                let (start, gradient) = (&self.start[..tail], &self.gradient[..tail]);
+                check(&oracle(&self.config, start, gradient), (params, velocity));
+            }
+        });
+    }
+}
+
+fn oracle(config: &SgdConfig, start: &[f32], gradient: &[f32]) -> Oracle {
+    let mut oracle = Oracle::new(start, Rounding::WGSL);
+    for lr in LRS {
+        oracle.step(&config.with_lr(lr).unwrap(), gradient);
+    }
+    oracle
+}
 
 #[gpu_test]
 async fn forty_million_elements_past_one_binding() {
@@ -20,36 +83,23 @@ async fn forty_million_elements_past_one_binding() {
         .nesterov(true)
         .build()
         .unwrap();
-    // The prime period keeps what lies at the same place in two bindings apart.
-    let period = 100_003;
-    let tiled = |seed| {
-        let values = values(seed, period);
-        (0..numel).map(|i| values[i % period]).collect::<Vec<_>>()
-    };
-    let (start, gradient) = (tiled(1), tiled(2));
+    let repeating = Repeating::new(config);
+    let [start, gradient] =
+        [&repeating.start, &repeating.gradient].map(|pattern| tiled(pattern, 0, numel));
     let params = bench.buffer_of(&start);
     let grads = bench.buffer_of(&gradient);
     let mut optimizer = bench.optimizer(config, &params, &grads);
     let binding_elems = bench.device.limits().max_storage_buffer_binding_size / 4;
     let pieces = (numel as u64).div_ceil(binding_elems);
     assert_eq!(optimizer.plan().pieces.len() as u64, pieces);
-    for lr in [0.1, 0.03] {
+    for lr in LRS {
         optimizer.set_lr(lr).unwrap();
         bench.step(&mut optimizer);
     }
 
     let after = bench.download(&params).await;
     let velocity = bench.velocity(&optimizer, 0).await.unwrap();
-    let given = start.chunks(CHUNK).zip(gradient.chunks(CHUNK));
-    let results = after.chunks(CHUNK).zip(velocity.chunks(CHUNK));
-    for ((start, gradient), (after, velocity)) in given.zip(results) {
-        let mut oracle = Oracle::new(start, Rounding::WGSL);
-        for lr in [0.1, 0.03] {
-            oracle.step(&config.with_lr(lr).unwrap(), gradient);
-        }
-        oracle.check_params(after).unwrap();
-        oracle.check_velocity(velocity).unwrap();
-    }
+    repeating.check(0, &after, &velocity);
 }
 
 /// More than nine of lavapipe's bindings per array. Takes 3.6 GB on the device, and 2.4 on the host, but not all of
@@ -75,16 +125,14 @@ async fn an_arena_of_three_hundred_million_elements() {
     assert!(planned >= needed && allocated >= planned);
     assert!(allocated <= needed * 105 / 100, "{allocated} bytes");
 
-    let period = 100_003;
-    let (start, gradient) = (values(1, period), values(2, period));
+    let repeating = Repeating::new(config);
     // Each tensor starts elsewhere in the pattern.
-    let tiled = |pattern: &[f32], tensor: usize| -> Vec<f32> {
-        let pattern = pattern.iter().cycle().skip(7 * tensor);
-        pattern.take(NUMEL).copied().collect()
-    };
+    let tiled = |pattern: &[f32], tensor: usize| tiled(pattern, 7 * tensor, NUMEL);
     for (tensor, name) in names.iter().enumerate() {
-        arena.upload_params(name, &tiled(&start, tensor)).unwrap();
-        arena.upload_grads(name, &tiled(&gradient, tensor)).unwrap();
+        let [start, gradient] =
+            [&repeating.start, &repeating.gradient].map(|pattern| tiled(pattern, tensor));
+        arena.upload_params(name, &start).unwrap();
+        arena.upload_grads(name, &gradient).unwrap();
         // Staging memory goes back with each submission.
         bench.queue.submit([]);
         bench
@@ -92,7 +140,7 @@ async fn an_arena_of_three_hundred_million_elements() {
             .poll(wgpu::PollType::wait_indefinitely())
             .unwrap();
     }
-    for lr in [0.1, 0.03] {
+    for lr in LRS {
         optimizer.set_lr(lr).unwrap();
         bench.step(&mut optimizer);
     }
@@ -106,21 +154,7 @@ async fn an_arena_of_three_hundred_million_elements() {
     for (tensor, (name, state)) in names.iter().zip(state.tensors).enumerate() {
         let params = bench.wait(arena.download_params(name)).await.unwrap();
         let velocity = state.slot("momentum_buffer").unwrap();
-        let (start, gradient) = (tiled(&start, tensor), tiled(&gradient, tensor));
-        let given = start.par_chunks(CHUNK).zip(gradient.par_chunks(CHUNK));
-        let results = params.par_chunks(CHUNK).zip(velocity.par_chunks(CHUNK));
-        given
-            .zip(results)
-            .for_each(|((start, gradient), (params, velocity))| {
-                let mut oracle = Oracle::new(start, Rounding::WGSL);
-                for lr in [0.1, 0.03] {
-                    oracle.step(&config.with_lr(lr).unwrap(), gradient);
-                }
-                let checked = oracle.check_params(params);
-                checked.unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
-                let checked = oracle.check_velocity(velocity);
-                checked.unwrap_or_else(|e| panic!("tensor {tensor}: {e}"));
-            });
+        repeating.check(7 * tensor, &params, velocity);
     }
 }
 
