@@ -141,9 +141,11 @@ fn pipelines<R: Rule>(
     let of_kind = |kind: &Kind| {
         let config = groups.config(kind.group);
         // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let variant = |access| KernelVariant::new(config, access, 1).stored(kind.storage);
-        let pipeline =
-            |access| kernels.pipeline(of(variant(access).in_one_buffer(kind.in_one_buffer)));
+        let pipeline = |access| {
+            let variant = KernelVariant::new(config, access, 1).stored(kind.storage);
+            let variant = variant.in_one_buffer(kind.in_one_buffer);
+            kernels.pipeline(of(variant.in_vec4_pairs(kind.in_vec4_pairs)))
+        };
         let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
         let ((vec4, layout), (vec4_offset, _), (scalar, _)) = (vec4?, vec4_offset?, scalar?);
         Ok(Pipelines {
@@ -176,6 +178,7 @@ fn batch_pipelines<R: Rule>(
 struct Kind {
     group: usize,
     in_one_buffer: bool,
+    in_vec4_pairs: bool,
     storage: Storage,
 }
 
@@ -193,6 +196,7 @@ fn kinds(groups: usize, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
     let kind_of = |piece: &Piece| Kind {
         group: piece.group,
         in_one_buffer: !piece.is_absent && piece.in_one_buffer(),
+        in_vec4_pairs: piece.in_vec4_pairs,
         storage: piece.storage,
     };
     let of_pieces = pieces.iter().map(|piece| index_of(kind_of(piece)));
@@ -202,6 +206,7 @@ fn kinds(groups: usize, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
             index_of(Kind {
                 group,
                 in_one_buffer: false,
+                in_vec4_pairs: false,
                 storage: Storage::F32,
             });
         }

@@ -133,6 +133,14 @@ impl Kernels {
         self.limits.max_dispatch_elems
     }
 
+    /// The same kernels, for optimizers built from now on, as a software adapter wants them or as a GPU does. By default
+    /// that is what the device is; the other is there to be measured.
+    #[must_use]
+    pub fn as_for_software(mut self, is_software: bool) -> Self {
+        self.limits.is_software = is_software;
+        self
+    }
+
     /// What optimizers are planned with.
     #[must_use]
     pub fn device_limits(&self) -> &DeviceLimits {

@@ -18,6 +18,7 @@ pub struct KernelVariant {
     tensors: usize,
     storage: Storage,
     in_one_buffer: bool,
+    in_vec4_pairs: bool,
     control: Option<Controls>,
 }
 
@@ -234,6 +235,7 @@ impl KernelVariant {
             tensors,
             storage: Storage::F32,
             in_one_buffer: false,
+            in_vec4_pairs: false,
             control: None,
         }
     }
@@ -249,6 +251,13 @@ impl KernelVariant {
     #[must_use]
     pub fn in_one_buffer(mut self, in_one_buffer: bool) -> Self {
         self.in_one_buffer = in_one_buffer;
+        self
+    }
+
+    /// The same with two vec4 per invocation of the vec4 entry point, or one: of an `f32` piece on a software adapter.
+    #[must_use]
+    pub fn in_vec4_pairs(mut self, in_vec4_pairs: bool) -> Self {
+        self.in_vec4_pairs = in_vec4_pairs;
         self
     }
 
@@ -294,6 +303,12 @@ impl KernelVariant {
     pub fn source(&self, path: ScalarPath) -> String {
         let piece = self.rule.piece(path, &self.storage, self.is_controlled());
         let mut source = match self.tensors {
+            0..=1 if self.in_vec4_pairs => {
+                let frame = include_str!("../../shaders/frame/vec4_pairs.wgsl");
+                let rule = &self.rule;
+                let state = rule.loads_and_stores("vec4_pairs", "state", "section", |value| value);
+                piece + &frame.replace("RULE", rule.stem) + &state
+            }
             0..=1 => piece,
             tensors => self.rule.batch(piece, self.access, tensors, &self.storage),
         };
@@ -314,6 +329,9 @@ impl KernelVariant {
     pub fn entry_point(&self) -> String {
         let stem = self.rule.stem;
         match (self.tensors, self.access) {
+            (0..=1, Access::Vec4 | Access::Vec4Offset) if self.in_vec4_pairs => {
+                format!("{stem}_vec4_pairs")
+            }
             (0..=1, Access::Vec4 | Access::Vec4Offset) => stem.to_owned(),
             (0..=1, Access::Scalar) => format!("{stem}_scalar"),
             _ => format!("{stem}_batch"),
@@ -422,10 +440,14 @@ mod tests {
         for path in PATHS {
             let mut parsed = HashMap::new();
             for config in configs() {
-                let placed = accesses.iter().flat_map(|at| [(at, false), (at, true)]);
-                for ((access, tensors), in_one_buffer) in placed {
+                let flags = [(false, false), (true, false), (false, true), (true, true)];
+                let placed = accesses
+                    .iter()
+                    .flat_map(|at| flags.map(|flags| (at, flags)));
+                for ((access, tensors), (in_one_buffer, in_pairs)) in placed {
                     let variant = KernelVariant::new(&config, *access, *tensors);
                     let variant = variant.in_one_buffer(in_one_buffer);
+                    let variant = variant.in_vec4_pairs(*tensors == 1 && in_pairs);
                     let source = variant.source(path);
                     let (module, info) = parsed
                         .entry(source)
@@ -536,6 +558,11 @@ mod tests {
                         config.bytes_per_elem() * elems,
                         "{path:?} {variant:?}"
                     );
+                    if tensors == 1 && access != Access::Scalar {
+                        let pairs = variant.in_vec4_pairs(true);
+                        let bytes = 2 * config.bytes_per_elem() * elems;
+                        assert_eq!(bytes_moved(&pairs, path), bytes, "{path:?} {pairs:?}");
+                    }
                 }
             }
         }
@@ -681,8 +708,11 @@ mod tests {
         // Those of a piece come with the batches.
         let variant = KernelVariant::new(&configs()[0], Access::Vec4, 2);
         let (module, _) = parse(ScalarPath::Uniforms, &variant.source(ScalarPath::Uniforms));
-        assert_eq!(module.entry_points.len(), 3);
-        for entry_point in &module.entry_points {
+        let pairs = KernelVariant::new(&configs()[0], Access::Vec4, 1).in_vec4_pairs(true);
+        let (pairs, _) = parse(ScalarPath::Uniforms, &pairs.source(ScalarPath::Uniforms));
+        let numbers = [&module, &pairs].map(|module| module.entry_points.len());
+        assert_eq!(numbers, [3, 3]);
+        for entry_point in module.entry_points.iter().chain(&pairs.entry_points) {
             let expected = if entry_point.name.ends_with("batch") {
                 BATCH_WORKGROUP_SIZE
             } else {

@@ -164,6 +164,7 @@ impl Plan {
                 parts: parts_start..self.parts.len(),
                 batched: false,
                 is_absent: first.is_absent,
+                in_vec4_pairs: self.is_software && storage.is_f32(),
             };
             if !piece.is_absent && piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
                 let end = if params_start < grads_start {

@@ -49,6 +49,8 @@ pub struct DeviceLimits {
     /// Most elements in one dispatch, so that a slow adapter's watchdog does not take a long one for a hang; eight
     /// at least.
     pub max_dispatch_elems: u64,
+    /// Whether the device is the host's processor, on which an invocation has costs of its own.
+    pub is_software: bool,
 }
 
 impl DeviceLimits {
@@ -64,13 +66,14 @@ impl DeviceLimits {
         };
         Self {
             max_dispatch_elems,
+            is_software: device_type == wgpu::DeviceType::Cpu,
             ..Self::from(limits)
         }
     }
 }
 
 impl From<&wgpu::Limits> for DeviceLimits {
-    /// With no ceiling on the elements of a dispatch.
+    /// Of a GPU, with no ceiling on the elements of a dispatch.
     fn from(limits: &wgpu::Limits) -> Self {
         Self {
             max_binding_bytes: limits.max_storage_buffer_binding_size,
@@ -79,6 +82,7 @@ impl From<&wgpu::Limits> for DeviceLimits {
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_dispatch_elems: u64::MAX,
+            is_software: false,
         }
     }
 }
@@ -261,6 +265,9 @@ pub struct Piece {
     pub batched: bool,
     /// Whether its tensor lies nowhere yet, so that there is nothing to bind.
     pub is_absent: bool,
+    /// Whether an invocation of its vec4 entry points updates two vec4 that follow each other: on software adapters,
+    /// where both share the costs of an invocation, in `f32`.
+    pub in_vec4_pairs: bool,
 }
 
 impl Piece {
@@ -339,7 +346,7 @@ impl Part {
 /// How a dispatch reaches its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
-    /// Four elements per invocation, through 16-byte loads and stores; eight where something is stored in 16 bits.
+    /// Four elements per unit, through 16-byte loads and stores; eight where something is stored in 16 bits.
     Vec4,
     /// The same, but further on than the windows start.
     Vec4Offset,
@@ -401,7 +408,7 @@ pub struct Dispatch {
     /// The elements that it may update, counted from the start of the parameter window. At either end a unit of two may
     /// hold one that it leaves as it is.
     pub elems: [u32; 2],
-    /// Workgroups in x and y.
+    /// Workgroups in x and y: an invocation for each unit, or for two where a piece is in pairs of vec4.
     pub workgroups: [u32; 2],
 }
 
@@ -429,6 +436,7 @@ pub struct Plan {
     /// The parts of each tensor, an index range of `parts`.
     tensor_parts: Vec<Range<usize>>,
     max_workgroups_per_dimension: u32,
+    is_software: bool,
     /// No piece has more than `u32` elements.
     max_dispatch_elems: u32,
 }
@@ -482,6 +490,7 @@ impl Plan {
             batches: Vec::new(),
             tensor_parts: vec![0..0; tensors.len()],
             max_workgroups_per_dimension: limits.max_workgroups_per_dimension,
+            is_software: limits.is_software,
             max_dispatch_elems: u32::try_from(limits.max_dispatch_elems)
                 .unwrap_or(u32::MAX)
                 .max(MAX_UNIT_ELEMS),
@@ -636,6 +645,11 @@ impl Plan {
         } else {
             0
         };
+        let invocations = if windows.in_vec4_pairs {
+            vec4_count.div_ceil(2)
+        } else {
+            vec4_count
+        };
         let section_elems = windows.state.map_or(0, |sections| sections.section_elems);
         let vec4 = Dispatch {
             target: Target::Piece(piece),
@@ -651,7 +665,7 @@ impl Plan {
             gap: 0,
             section: section_elems / unit_elems,
             elems: [first, first + numel],
-            workgroups: grid(vec4_count, self.max_workgroups_per_dimension),
+            workgroups: grid(invocations, self.max_workgroups_per_dimension),
         };
         let scalar_elems = windows.unit_elems(Access::Scalar);
         let first_unit = first / scalar_elems;
@@ -676,9 +690,9 @@ impl Plan {
     }
 }
 
-/// Workgroups in x and y for `units` invocations: one row if it fits, else rows of nearly equal length.
-fn grid(units: u32, max_per_dimension: u32) -> [u32; 2] {
-    let total = units.div_ceil(WORKGROUP_SIZE);
+/// Workgroups in x and y for so many invocations: one row if it fits, else rows of nearly equal length.
+fn grid(invocations: u32, max_per_dimension: u32) -> [u32; 2] {
+    let total = invocations.div_ceil(WORKGROUP_SIZE);
     let rows = total.div_ceil(max_per_dimension).max(1);
     [total.div_ceil(rows), rows]
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wgpu_optim::plan::{Access, Piece, Place, Plan, Target, TensorLayout};
+use wgpu_optim::plan::{Access, DeviceLimits, Piece, Place, Plan, Target, TensorLayout};
 use wgpu_optim::{Arena, MAX_SLOTS, Rule as _, SgdConfig, Terms, readback, wgpu};
 
 use super::timing::GpuWork;
@@ -248,7 +248,12 @@ impl<'a> Elementwise<'a> {
                 layout.numel <= tensor.numel + tensor.padding_elems,
                 "an arena pads to whole vec4s"
             );
-            let plan = Plan::new(&[layout], self.open.kernels.device_limits())?;
+            // One vec4 per invocation on every device, as these kernels have it.
+            let limits = DeviceLimits {
+                is_software: false,
+                ..*self.open.kernels.device_limits()
+            };
+            let plan = Plan::new(&[layout], &limits)?;
             let state = |piece: &Piece| {
                 let size = piece.state?.size_bytes();
                 Some(device.create_buffer(&wgpu::BufferDescriptor {

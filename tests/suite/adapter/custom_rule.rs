@@ -192,7 +192,7 @@ async fn errors_in_its_wgsl_point_at_its_lines_and_the_next_rule_builds() {
             };
             match build(rule).unwrap_err() {
                 BuildError::Kernel(KernelError::Device { kernel, message }) => {
-                    assert_eq!(kernel, "wgpu_optim.counting");
+                    assert!(kernel.starts_with("wgpu_optim.counting"), "{kernel}");
                     message
                 }
                 other => panic!("{other}"),

@@ -36,6 +36,7 @@ mod shared;
 #[cfg(feature = "safetensors")]
 mod storage;
 mod transfers;
+mod vec4_pairs;
 mod vertices;
 
 use std::future::Future;

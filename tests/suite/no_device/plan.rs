@@ -14,6 +14,7 @@ const COMMON: DeviceLimits = DeviceLimits {
     max_storage_buffers: 8,
     max_workgroups_per_dimension: 65_535,
     max_dispatch_elems: u64::MAX,
+    is_software: false,
 };
 
 /// A group without state among groups with more and more of it.
@@ -115,10 +116,12 @@ fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
         Access::Scalar => 1,
         _ => per_unit,
     };
+    let in_pairs = piece.in_vec4_pairs && d.access != Access::Scalar;
+    let units = 1 + u32::from(in_pairs);
     let mut elements = Vec::new();
     for y in 0..d.workgroups[1] {
-        for x in 0..d.workgroups[0] * WORKGROUP_SIZE {
-            let unit = y * d.row() + x;
+        for x in 0..d.workgroups[0] * WORKGROUP_SIZE * units {
+            let unit = y * d.row() * units + x;
             if unit >= d.count {
                 continue;
             }
@@ -177,6 +180,8 @@ fn check_plan(
                 assert_eq!(bytes, place.offset_bytes + part.elems.start * of.bytes());
             };
             assert_eq!(piece.storage, layout.storage);
+            let in_vec4_pairs = limits.is_software && layout.storage.is_f32();
+            assert_eq!(piece.in_vec4_pairs, in_vec4_pairs);
             at(&layout.params, &piece.params, layout.storage.params);
             at(&layout.grads, &piece.grads, layout.storage.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
@@ -382,6 +387,7 @@ proptest! {
         buffer_steps in 6u64..120,
         max_workgroups_per_dimension in 1u32..5,
         max_dispatch_elems in prop_oneof![8u64..100, 100u64..5000, Just(u64::MAX)],
+        is_software in any::<bool>(),
     ) {
         let step = alignment.max(16);
         let limits = DeviceLimits {
@@ -391,6 +397,7 @@ proptest! {
             max_storage_buffers,
             max_workgroups_per_dimension,
             max_dispatch_elems,
+            is_software,
         };
         let apart: Vec<_> = sizes
             .into_iter()
@@ -434,6 +441,7 @@ proptest! {
         binding_steps in 16u64..80,
         max_workgroups_per_dimension in 1u32..5,
         max_dispatch_elems in prop_oneof![8u64..100, 100u64..5000, Just(u64::MAX)],
+        is_software in any::<bool>(),
     ) {
         let storage = Storage { is_stochastic: is_stochastic && !storage.is_f32(), ..storage };
         let step = alignment.max(16);
@@ -444,6 +452,7 @@ proptest! {
             max_storage_buffers,
             max_workgroups_per_dimension,
             max_dispatch_elems,
+            is_software,
         };
         let stored = |numel, params: u64, grads: u64| TensorLayout {
             storage,
@@ -515,6 +524,7 @@ proptest! {
         buffer_steps in 2u64..200,
         max_workgroups_per_dimension in 1u32..5,
         max_dispatch_elems in prop_oneof![8u64..5000, Just(u64::MAX)],
+        is_software in any::<bool>(),
     ) {
         let step = alignment.max(16);
         let limits = DeviceLimits {
@@ -525,6 +535,7 @@ proptest! {
             max_storage_buffers: 3,
             max_workgroups_per_dimension,
             max_dispatch_elems,
+            is_software,
         };
         // Nothing between them, or what an arena puts there.
         let multiple = if padded { step / ELEM_BYTES } else { 1 };
@@ -623,6 +634,53 @@ fn limits_without_bounds_leave_those_of_indices_and_drivers() {
             updated += u64::from(dispatch.count) * u64::from(unit_elems);
         }
         assert_eq!(updated, numel);
+    }
+}
+
+#[test]
+fn software_adapters_take_half_the_invocations_for_the_same_elements() {
+    let software = DeviceLimits {
+        is_software: true,
+        ..COMMON
+    };
+    let per_workgroup = 4 * u64::from(WORKGROUP_SIZE);
+    let bf16 = Storage::new(
+        StorageType::Bf16,
+        StorageType::Bf16,
+        1,
+        &Precision::default(),
+    );
+    // Whole pairs, a vec4 alone in its workgroup, an odd end, and an odd start.
+    for (numel, start) in [
+        (8 * per_workgroup, 0),
+        (8 * per_workgroup + 4, 0),
+        (8 * per_workgroup + 7, 0),
+        (9 * per_workgroup, 3),
+    ] {
+        let tensor = tensor(numel, 4 * start, 4 * start);
+        let vec4 = |limits| {
+            let plan = check_plan(&[tensor], limits, &all);
+            let dispatches = plan.dispatches(|_| Some(()));
+            let of_scalars = |d: &Dispatch| d.access == Access::Scalar;
+            assert!(
+                dispatches
+                    .iter()
+                    .all(|(d, ())| !of_scalars(d) || d.workgroups == [1, 1])
+            );
+            dispatches[0].0
+        };
+        let (one, two) = (vec4(&COMMON), vec4(&software));
+        let halved = one.count.div_ceil(2).div_ceil(WORKGROUP_SIZE);
+        assert_eq!(two.workgroups, [halved, 1], "{numel} from {start}");
+        let workgroups = one.workgroups;
+        assert_eq!(Dispatch { workgroups, ..two }, one);
+
+        let stored = TensorLayout {
+            storage: bf16,
+            ..tensor
+        };
+        let plans = [&COMMON, &software].map(|limits| check_plan(&[stored], limits, &all));
+        assert_eq!(plans[0].pieces, plans[1].pieces);
     }
 }
 
@@ -791,6 +849,7 @@ fn slow_adapters_have_a_ceiling_on_dispatches() {
         let of = DeviceLimits::of(&limits, device_type);
         let expected = DeviceLimits {
             max_dispatch_elems: ceiling,
+            is_software: device_type == wgpu::DeviceType::Cpu,
             ..DeviceLimits::from(&limits)
         };
         assert_eq!(of, expected, "{device_type:?}");
