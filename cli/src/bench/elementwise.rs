@@ -2,6 +2,7 @@
 //! of separate kernels that a tensor library would run instead.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::plan::{Access, DeviceLimits, Piece, Place, Plan, Target, TensorLayout};
@@ -65,6 +66,60 @@ const fn copy_with_slots(entry_point: &'static str, slots: u64) -> Op {
     }
 }
 
+/// The copies with two vec4 per invocation, as the step has them on software adapters: `NAME_pairs`. The last vec4 may be alone.
+fn paired_copies() -> String {
+    let mut source = String::new();
+    for (slots, copy) in COPIES.iter().enumerate() {
+        // Everything moves on by one array.
+        let arrays = |unit: &str| -> Vec<String> {
+            let slot = |slot| format!("z[{unit} + {slot}u * k.section]");
+            let params = format!("x[{unit}]");
+            [params].into_iter().chain((0..slots).map(slot)).collect()
+        };
+        let (mut loads, mut stores) = (String::new(), [String::new(), String::new()]);
+        for (unit, stores) in ["unit", "next"].into_iter().zip(&mut stores) {
+            let arrays = arrays(unit);
+            // Writing to a string cannot fail.
+            let _ = writeln!(loads, "let y_{unit} = y[{unit}];");
+            for (index, array) in arrays.iter().enumerate() {
+                let _ = writeln!(loads, "let from_{index}_{unit} = {array};");
+                let to = &arrays[(index + 1) % arrays.len()];
+                let value = match (index == slots, slots) {
+                    (true, 0) => format!("select(from_{index}_{unit}, y_{unit}, k.swap == 0u)"),
+                    (true, _) => format!("select(from_{index}_{unit}, y_{unit}, k.swap != 0u)"),
+                    (false, _) => format!("from_{index}_{unit}"),
+                };
+                let _ = writeln!(stores, "{to} = {value};");
+            }
+        }
+        let (name, [first, second]) = (copy.entry_point, stores);
+        let _ = write!(
+            source,
+            "
+@compute @workgroup_size(256)
+fn {name}_pairs(@builtin(global_invocation_id) invocation: vec3<u32>) {{
+    let unit = 2u * unit_of(invocation);
+    if unit >= k.count {{
+        return;
+    }}
+    let is_pair = unit + 1u < k.count;
+    let next = select(unit, unit + 1u, is_pair);
+    {loads}
+    {first}
+    if is_pair {{
+        {second}
+    }}
+}}
+"
+        );
+    }
+    source
+}
+
+fn source() -> String {
+    include_str!("../../shaders/elementwise.wgsl").to_owned() + &paired_copies()
+}
+
 /// `theta <- theta - s`
 const SUBTRACT_SCRATCH: Op = Op {
     entry_point: "subtract",
@@ -108,25 +163,29 @@ const PLAIN: &[Op] = &[
 ];
 
 /// The kernels of all operations, by entry point: once per device.
-pub struct Pipelines(HashMap<&'static str, wgpu::ComputePipeline>);
+pub struct Pipelines(HashMap<String, wgpu::ComputePipeline>);
 
 impl Pipelines {
     pub fn new(device: &wgpu::Device) -> Self {
-        let module =
-            device.create_shader_module(wgpu::include_wgsl!("../../shaders/elementwise.wgsl"));
-        let pipeline = |op: &Op| {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some("wgpu_optim.bench.elementwise"),
+            source: wgpu::ShaderSource::Wgsl(source().into()),
+        });
+        let pipeline = |entry_point: String| {
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(op.entry_point),
+                label: Some(&entry_point),
                 layout: None,
                 module: &module,
-                entry_point: Some(op.entry_point),
+                entry_point: Some(&entry_point),
                 compilation_options: wgpu::PipelineCompilationOptions::default(),
                 cache: None,
             });
-            (op.entry_point, pipeline)
+            (entry_point, pipeline)
         };
         let ops = [&COPIES, HEAVY_BALL, PLAIN].into_iter().flatten();
-        Self(ops.map(pipeline).collect())
+        let alone = ops.map(|op| op.entry_point.to_owned());
+        let pairs = COPIES.iter().map(|op| format!("{}_pairs", op.entry_point));
+        Self(alone.chain(pairs).map(pipeline).collect())
     }
 }
 
@@ -248,10 +307,11 @@ impl<'a> Elementwise<'a> {
                 layout.numel <= tensor.numel + tensor.padding_elems,
                 "an arena pads to whole vec4s"
             );
-            // One vec4 per invocation on every device, as these kernels have it.
+            let device_limits = self.open.kernels.device_limits();
             let limits = DeviceLimits {
-                is_software: false,
-                ..*self.open.kernels.device_limits()
+                // Of the chain there is one vec4 per invocation on every device.
+                is_software: device_limits.is_software && self.chained.is_none(),
+                ..*device_limits
             };
             let plan = Plan::new(&[layout], &limits)?;
             let state = |piece: &Piece| {
@@ -266,7 +326,10 @@ impl<'a> Elementwise<'a> {
             let states: Vec<_> = plan.pieces.iter().map(state).collect();
             let parts = plan.dispatches(|_| Some(()));
             for op in self.ops {
-                let pipeline = &pipelines.0[op.entry_point];
+                let pipeline = match limits.is_software {
+                    true => &pipelines.0[&format!("{}_pairs", op.entry_point)],
+                    false => &pipelines.0[op.entry_point],
+                };
                 for (part, ()) in &parts {
                     let (Target::Piece(piece), Access::Vec4) = (part.target, part.access) else {
                         bail!("an arena's tensors start with their bindings");
@@ -432,11 +495,13 @@ mod tests {
 
     #[test]
     fn the_accesses_of_an_operation_are_those_of_its_shader() {
-        let source = include_str!("../../shaders/elementwise.wgsl");
-        let module = naga::front::wgsl::parse_str(source).unwrap();
-        for op in [&COPIES, HEAVY_BALL, PLAIN].concat() {
+        let module = naga::front::wgsl::parse_str(&source()).unwrap();
+        let alone = [&COPIES, HEAVY_BALL, PLAIN].concat().into_iter();
+        let alone = alone.map(|op| (op.entry_point.to_owned(), op.accesses));
+        let pairs = COPIES.map(|op| (format!("{}_pairs", op.entry_point), 2 * op.accesses));
+        for (entry_point, accesses) in alone.chain(pairs) {
             let mut entry_points = module.entry_points.iter();
-            let entry = entry_points.find(|e| e.name == op.entry_point).unwrap();
+            let entry = entry_points.find(|e| e.name == entry_point).unwrap();
             let function = &entry.function;
             let is_storage = |pointer| {
                 let space = base(&module, function, pointer).space;
@@ -445,15 +510,16 @@ mod tests {
             let loads = function.expressions.iter().filter(|(_, expression)| {
                 matches!(expression, Expression::Load { pointer } if is_storage(*pointer))
             });
-            let stores = function.body.iter().filter(|statement| {
+            // Those of the second of a pair are in a block of their own.
+            let statements = function.body.iter().flat_map(|statement| match statement {
+                Statement::If { accept, .. } => accept.iter().collect(),
+                statement => vec![statement],
+            });
+            let stores = statements.filter(|statement| {
                 matches!(statement, Statement::Store { pointer, .. } if is_storage(*pointer))
             });
-            assert_eq!(
-                (loads.count() + stores.count()) as u64,
-                op.accesses,
-                "{}",
-                op.entry_point
-            );
+            let counted = (loads.count() + stores.count()) as u64;
+            assert_eq!(counted, accesses, "{entry_point}");
         }
         // The copies move what the steps move, plain descent to four slots.
         let accesses = COPIES.each_ref().map(|copy| copy.accesses);
@@ -470,8 +536,7 @@ mod tests {
 
     #[test]
     fn the_uniforms_are_those_of_the_shader() {
-        let source = include_str!("../../shaders/elementwise.wgsl");
-        let module = naga::front::wgsl::parse_str(source).unwrap();
+        let module = naga::front::wgsl::parse_str(&source()).unwrap();
         let uniforms = module.types.iter().map(|(_, ty)| ty);
         let uniforms = uniforms
             .filter(|ty| ty.name.as_deref() == Some("ElementwiseUniforms"))
