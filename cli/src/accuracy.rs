@@ -9,9 +9,6 @@ use crate::backend::{Backend, Choice};
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, at_a_gentle_lr};
 use crate::{Failure, print, rule};
 
-/// Elements of each problem: enough for the worst case to show, and no multiple of four.
-const NUMEL: usize = (1 << 20) + 3;
-
 #[derive(Debug, Serialize)]
 struct Report {
     /// The adapter, if there is one.
@@ -84,7 +81,7 @@ pub fn run(common: &CommonArgs, args: &AccuracyArgs) -> Result<(), Failure> {
     };
     let mut rows = Vec::new();
     for (rule, config) in rules {
-        let problem = Problem::new(config, vec![NUMEL]);
+        let problem = Problem::new(config, vec![args.numel]);
         let check = |stepper: &mut dyn Stepper, rounding| {
             problem.check(stepper, rounding).map(|agreement| Accuracy {
                 worst_ulp: agreement.worst_ulp,

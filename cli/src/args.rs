@@ -215,6 +215,9 @@ pub enum NonFinite {
 
 #[derive(Debug, ClapArgs)]
 pub struct AccuracyArgs {
+    /// Elements of each problem; the default is enough for the worst case to show, and no multiple of four
+    #[arg(long, value_name = "N", default_value = "1048579", value_parser = parse_numel)]
+    pub numel: usize,
     #[command(flatten)]
     pub rule: RuleArgs,
 }

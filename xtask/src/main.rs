@@ -11,7 +11,9 @@ mod targets;
 mod web;
 
 use std::env;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -152,19 +154,36 @@ fn ci(shell: &Shell) -> Result<()> {
     kernel_report::run(shell, "isa", &["--check".to_owned()])?;
     // The README's main command, with the adapter and, shortly, as on a machine without a driver.
     cmd!(shell, "cargo run --release --locked").run()?;
-    where_it_can_run("tests in a browser", web::prepare_test(shell), || {
-        web::test(shell, &[])
-    })?;
-    let desktops = &targets::DESKTOPS;
-    where_it_can_run("other platforms", targets::prepare(shell, desktops), || {
-        targets::check(shell, desktops)
-    })?;
+    elsewhere(shell)?;
     let _no_driver = [
         shell.push_env("VK_DRIVER_FILES", "/nonexistent.json"),
         shell.push_env("VK_ICD_FILENAMES", "/nonexistent.json"),
     ];
     cmd!(shell, "cargo run --release --locked -- bench --numel 1M").run()?;
     Ok(())
+}
+
+/// What runs in browsers and on other platforms. A browser keeps one core busy at most, so what only compiles does so beside
+/// it.
+fn elsewhere(shell: &Shell) -> Result<()> {
+    let desktops = &targets::DESKTOPS;
+    let browser = web::prepare_test(shell);
+    if browser.is_ok() {
+        web::build_tests(shell)?;
+    }
+    let others = targets::prepare(shell, desktops);
+    thread::scope(|scope| {
+        let checked = scope.spawn(|| {
+            where_it_can_run("other platforms", others, || {
+                let shell = Shell::new()?;
+                shell.change_dir(root());
+                targets::check_silently(&shell, desktops)
+            })
+        });
+        let tested = where_it_can_run("tests in a browser", browser, || web::test(shell, &[]));
+        let checked = checked.join().unwrap_or_else(|panic| resume_unwind(panic));
+        tested.and(checked)
+    })
 }
 
 /// Runs a check, or says that what it needs is not there and cannot be installed.

@@ -1,7 +1,7 @@
 //! Checks library and command for platforms that this machine is none of.
 
-use anyhow::Result;
-use xshell::Shell;
+use anyhow::{Result, ensure};
+use xshell::{Cmd, Shell};
 
 use crate::platform::{BROWSER, DENY_WARNINGS, MACOS, Platform, WINDOWS};
 
@@ -27,8 +27,25 @@ pub fn prepare(shell: &Shell, targets: &[Target]) -> Result<()> {
 /// Checks packages for their platforms, warnings denied: at once where that can be, as each is a chain of packages that wait
 /// for one another.
 pub fn check(shell: &Shell, targets: &[Target]) -> Result<()> {
+    checks(shell, targets)?
+        .into_iter()
+        .try_for_each(|cargo| Ok(cargo.run()?))
+}
+
+/// The same in silence, for when something else has the terminal; what there is to say comes with the failure.
+pub fn check_silently(shell: &Shell, targets: &[Target]) -> Result<()> {
+    for cargo in checks(shell, targets)? {
+        let output = cargo.quiet().ignore_status().output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{said}");
+    }
+    Ok(())
+}
+
+fn checks<'s>(shell: &'s Shell, targets: &[Target]) -> Result<Vec<Cmd<'s>>> {
     let go_together =
         |(a, of_a): &Target, (b, of_b): &Target| of_a == of_b && a.goes_with(*b, shell);
+    let mut checks = Vec::new();
     for together in targets.chunk_by(go_together) {
         let [(platform, packages), others @ ..] = together else {
             continue;
@@ -38,7 +55,7 @@ pub fn check(shell: &Shell, targets: &[Target]) -> Result<()> {
         let others = others.iter().flat_map(|(of, _)| ["--target", of.target]);
         let packages = packages.iter().flat_map(|package| ["--package", package]);
         let cargo = platform.cargo(shell, "check")?.args(others).args(packages);
-        cargo.env("RUSTFLAGS", DENY_WARNINGS).run()?;
+        checks.push(cargo.env("RUSTFLAGS", DENY_WARNINGS));
     }
-    Ok(())
+    Ok(checks)
 }

@@ -29,26 +29,36 @@ pub fn prepare_test(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
+const LIBRARY_TESTS: &[&str] = &[
+    "--package",
+    "wgpu-optim",
+    "--features",
+    "safetensors",
+    "--test",
+    "suite",
+];
+const LANDSCAPE_TESTS: &[&str] = &[
+    "--package",
+    "landscape",
+    "--no-default-features",
+    "--test",
+    "browser",
+];
+
+/// Builds what [`test`] runs.
+pub fn build_tests(shell: &Shell) -> Result<()> {
+    for tests in [LIBRARY_TESTS, LANDSCAPE_TESTS] {
+        let cargo = BROWSER.cargo(shell, "test")?.args(tests).arg("--no-run");
+        cargo.env("RUSTFLAGS", DENY_WARNINGS).run()?;
+    }
+    Ok(())
+}
+
 /// Runs the library's tests and those of the landscape in headless Chromium, or those whose names hold what `args` say.
 pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
     prepare_test(shell)?;
     let runner = tool(shell, "wasm-bindgen-test-runner")?;
-    let library = [
-        "--package",
-        "wgpu-optim",
-        "--features",
-        "safetensors",
-        "--test",
-        "suite",
-    ];
-    let landscape = [
-        "--package",
-        "landscape",
-        "--no-default-features",
-        "--test",
-        "browser",
-    ];
-    for tests in [&library[..], &landscape] {
+    for tests in [LIBRARY_TESTS, LANDSCAPE_TESTS] {
         BROWSER
             .cargo(shell, "test")?
             .args(tests)

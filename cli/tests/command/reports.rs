@@ -88,7 +88,7 @@ fn accuracy_compares_every_rule_and_form_on_every_back_end() {
         let mut command = wgpu_optim();
         let report = json(
             &command
-                .args(["accuracy", "--json"])
+                .args(["accuracy", "--numel", "65539", "--json"])
                 .args(args)
                 .output()
                 .unwrap(),
