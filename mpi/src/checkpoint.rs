@@ -248,10 +248,12 @@ impl<R: Recorded> SavedState<R> {
             let tensors = index.tensors().iter();
             tensors.map(|(tensor, file)| (&**tensor, &**file)).collect()
         });
-        let mut metadata = index.as_ref().map(|index| {
+        let metadata = index.as_ref().map(|index| {
             let own = index.metadata.iter().filter(|(key, _)| key != GENERATION);
             own.cloned().collect()
         });
+        // One that somebody else has written need not say anything.
+        let mut metadata = metadata.filter(|metadata: &Vec<_>| !metadata.is_empty());
         let mut saved = (Vec::new(), BTreeMap::<_, BTreeMap<_, Vec<_>>>::new());
         for (index, path) in paths.iter().enumerate() {
             let file = File::open(path).map_err(io_error("read", path))?;
@@ -451,9 +453,7 @@ impl Names {
             _ => Ok(0),
         };
         let last = ranks.all_well(last)?;
-        let [first, ..] = ranks.gather(last.to_le_bytes())[..] else {
-            return Err(ShardError::HalfWay);
-        };
+        let first = ranks.gather(last.to_le_bytes())[0];
         let name = index.file_name().unwrap_or_default().to_string_lossy();
         let stem = [".safetensors.index.json", ".index.json", ".json"]
             .iter()

@@ -10,6 +10,7 @@ mod checkpoint;
 #[cfg(feature = "command")]
 pub mod command;
 mod error;
+mod memory;
 mod optimizer;
 mod ranks;
 mod share;

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use mpi::traits::Communicator;
-use wgpu_optim::half::slice::HalfFloatSliceExt as _;
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     Arena, ConfigError, ControlRecord, CpuControl, CpuOptimizer, GradNorm, GroupError, Kernels,
@@ -13,9 +12,10 @@ use wgpu_optim::{
 
 use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
 use crate::error::ShardError;
+use crate::memory::{Device, Host, Reduced};
 use crate::ranks::{Ranks, Terms, Traffic};
 use crate::share::{CpuShare, GpuShare, Share};
-use crate::shares::{Shares, Slice};
+use crate::shares::Shares;
 
 /// What becomes of the gradients of all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,9 @@ impl Default for Sharding {
 /// use wgpu_optim_mpi::{ShardedOptimizer, Sharding, mpi};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let universe = mpi::initialize().ok_or("MPI has been initialized already")?;
+/// // Other threads compute, and this one talks to other ranks.
+/// let threads = mpi::Threading::Funneled;
+/// let (universe, _) = mpi::initialize_with_threading(threads).ok_or("MPI has been initialized")?;
 /// let world = universe.world();
 /// let groups = ParamGroups::new(AdamConfig::adamw(1e-3).weight_decay(0.01).build()?);
 /// let tensors = [("weight", vec![100, 10]), ("bias", vec![10])];
@@ -604,126 +606,5 @@ impl<S: Share> ShardedOptimizer<S> {
             }
         }
         Ok(Some(control.decide(&of_ranks)))
-    }
-}
-
-/// Where the reduced gradients of a share go.
-struct Reduced<'a> {
-    shares: &'a Shares,
-    rank: usize,
-    grads: &'a mut [Vec<f32>],
-}
-
-impl<'a> Reduced<'a> {
-    fn of(shares: &'a Shares, rank: usize, grads: &'a mut [Vec<f32>]) -> Self {
-        Self {
-            shares,
-            rank,
-            grads,
-        }
-    }
-
-    fn take(&mut self, slices: &[Slice], mut grads: &[f64]) {
-        for slice in slices {
-            let own = self.shares.of_tensor(self.rank, slice.tensor);
-            let start = (slice.elems.start - own.start) as usize;
-            let (of_slice, rest) = grads.split_at(slice.numel() as usize);
-            let to = &mut self.grads[slice.tensor][start..start + of_slice.len()];
-            for (to, grad) in to.iter_mut().zip(of_slice) {
-                *to = *grad as f32;
-            }
-            grads = rest;
-        }
-    }
-}
-
-/// Parameters and gradients in memory.
-struct Host<'a, 'p, 'g> {
-    params: &'a mut [TensorSliceMut<'p>],
-    grads: &'a [TensorSlice<'g>],
-    reduced: Reduced<'a>,
-}
-
-impl Memory for Host<'_, '_, '_> {
-    type Error = ShardError;
-
-    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        for Slice { tensor, elems } in slices {
-            let elems = elems.start as usize..elems.end as usize;
-            bytes.extend_from_slice(match &self.grads[*tensor] {
-                TensorSlice::F32(values) => bytemuck::cast_slice(&values[elems]),
-                TensorSlice::Bf16(values) => bytemuck::cast_slice(values[elems].reinterpret_cast()),
-                TensorSlice::F16(values) => bytemuck::cast_slice(values[elems].reinterpret_cast()),
-            });
-        }
-        Ok(())
-    }
-
-    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        for Slice { tensor, elems } in slices {
-            let elems = elems.start as usize..elems.end as usize;
-            bytes.extend_from_slice(match &self.params[*tensor] {
-                TensorSliceMut::F32(values) => bytemuck::cast_slice(&values[elems]),
-                TensorSliceMut::Bf16(values) => {
-                    bytemuck::cast_slice(values[elems].reinterpret_cast())
-                }
-                TensorSliceMut::F16(values) => {
-                    bytemuck::cast_slice(values[elems].reinterpret_cast())
-                }
-            });
-        }
-        Ok(())
-    }
-
-    fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
-        let mut rest = bytes;
-        for Slice { tensor, elems } in slices {
-            let elems = elems.start as usize..elems.end as usize;
-            let to: &mut [u8] = match &mut self.params[*tensor] {
-                TensorSliceMut::F32(values) => bytemuck::cast_slice_mut(&mut values[elems]),
-                TensorSliceMut::Bf16(values) => {
-                    bytemuck::cast_slice_mut(values[elems].reinterpret_cast_mut())
-                }
-                TensorSliceMut::F16(values) => {
-                    bytemuck::cast_slice_mut(values[elems].reinterpret_cast_mut())
-                }
-            };
-            let (own, others) = rest.split_at(to.len());
-            to.copy_from_slice(own);
-            rest = others;
-        }
-        Ok(())
-    }
-
-    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slices, grads);
-        Ok(())
-    }
-}
-
-/// Parameters and gradients in an arena.
-struct Device<'a, R: Rule> {
-    share: &'a GpuShare<R>,
-    reduced: Reduced<'a>,
-}
-
-impl<R: Rule> Memory for Device<'_, R> {
-    type Error = ShardError;
-
-    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        self.share.read_grads(slices, bytes)
-    }
-
-    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        self.share.read_params(slices, bytes)
-    }
-
-    fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
-        self.share.write_params(slices, bytes)
-    }
-
-    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slices, grads);
-        Ok(())
     }
 }

@@ -45,7 +45,7 @@ const LANDSCAPE_TESTS: &[&str] = &[
     "browser",
 ];
 
-/// Builds what [`test`] runs.
+/// Builds what [`test()`] runs.
 pub fn build_tests(shell: &Shell) -> Result<()> {
     for tests in [LIBRARY_TESTS, LANDSCAPE_TESTS] {
         let cargo = BROWSER.cargo(shell, "test")?.args(tests).arg("--no-run");

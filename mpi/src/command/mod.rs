@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use mpi::Threading;
 use wgpu_optim_cli::{CommonArgs, Failure, RuleArgs, usage_error};
 
 use crate::error::ShardError;
@@ -97,7 +98,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
         Err(error) if error.use_stderr() => Err(Failure::Refused(usage_error(&error))),
         Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
     };
-    let Some(universe) = mpi::initialize() else {
+    let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
         let failure = Failure::Failed(anyhow!("MPI has been initialized already"));
         failure.report();
         return failure.code();

@@ -8,7 +8,7 @@ use wgpu_optim::{
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
-use wgpu_optim_mpi::{ShardedOptimizer, Sharding};
+use wgpu_optim_mpi::{ShardError, ShardedOptimizer, Sharding};
 
 use crate::model::{Model, numel};
 use crate::on_ranks;
@@ -222,5 +222,37 @@ fn devices_skip_a_step_together() {
         let after = readback::block_on(&device, arena.download_all_params()).unwrap();
         let expected = params[4][0] - 0.5 / norm as f32;
         assert!((after[4][0] - expected).abs() <= 4.0 * f32::EPSILON);
+    });
+}
+
+/// One rank's device is gone: no rank steps, and those whose devices are there can go on without it.
+#[test]
+fn a_lost_device_ends_the_step_of_all() {
+    on_ranks(&[3], |world| {
+        let Gpu { device, queue, .. } = open();
+        let kernels = Kernels::new(&device, &queue).unwrap();
+        let arena = Arena::new(&device, &queue, [("w", [1000])]).unwrap();
+        let params = vec![vec![1.0; 1000]];
+        arena.upload_all_params(&params).unwrap();
+        arena.upload_all_grads(&params).unwrap();
+        let groups = ParamGroups::new(SgdConfig::builder(0.5).momentum(0.9).build().unwrap());
+        let mut optimizer =
+            ShardedOptimizer::on_gpu(world, &kernels, &groups, &arena, &sharding()).unwrap();
+        optimizer.step_arena().unwrap();
+        if world.rank() == 1 {
+            device.destroy();
+        }
+        for _ in 0..2 {
+            let error = optimizer.step_arena().unwrap_err();
+            match world.rank() {
+                1 => assert!(matches!(error, ShardError::Transfer(_)), "{error}"),
+                _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
+            }
+        }
+        if world.rank() != 1 {
+            let after = readback::block_on(&device, arena.download_all_params()).unwrap();
+            assert_eq!(after, [[0.5; 1000]]);
+            assert_eq!(optimizer.steps(), 1);
+        }
     });
 }
