@@ -180,6 +180,21 @@ pub(crate) struct Staging {
     sums: Vec<f64>,
 }
 
+impl Staging {
+    /// How much memory it has.
+    pub(crate) fn bytes(&self) -> usize {
+        let buffers = [&self.sent, &self.next, &self.received, &self.last];
+        let buffers = buffers.into_iter().map(Vec::capacity);
+        buffers.sum::<usize>() + self.sums.capacity() * size_of::<f64>()
+    }
+}
+
+/// Makes a buffer as long as it has to be, and gives it no more memory than that.
+fn resize(buffer: &mut Vec<u8>, len: usize) {
+    buffer.reserve_exact(len.saturating_sub(buffer.len()));
+    buffer.resize(len, 0);
+}
+
 /// What is done with each bucket.
 trait Flow {
     type Error: From<ShardError> + Display;
@@ -222,7 +237,7 @@ fn drive<F: Flow>(
             Ok((from, to))
         });
         let (from, to) = ranks.all_well(counts)?;
-        received.resize(from.total(), 0);
+        resize(received, from.total());
         let meanwhile = || {
             if let Some(before) = bucket.checked_sub(1) {
                 flow.unpack(before, last)?;
@@ -258,14 +273,18 @@ impl<M: Memory> Flow for Reduce<'_, M> {
 
     fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), M::Error> {
         let slices = (0..self.ranks.size()).flat_map(|rank| self.buckets.slices(rank, bucket));
+        let slices: Vec<_> = slices.collect();
         sent.clear();
-        self.memory.read_grads(&slices.collect::<Vec<_>>(), sent)
+        sent.reserve_exact(self.buckets.grads_bytes(&slices));
+        self.memory.read_grads(&slices, sent)
     }
 
     fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), M::Error> {
         let slices = self.buckets.slices(self.ranks.rank(), bucket);
         let size = self.buckets.grads_bytes(&slices);
         self.sums.clear();
+        let numel: u64 = slices.iter().map(Slice::numel).sum();
+        self.sums.reserve_exact(numel as usize);
         let mut start = 0;
         for slice in &slices {
             let of = self.buckets.tensors[slice.tensor].grads;
@@ -303,6 +322,7 @@ impl<M: Memory> Flow for Gather<'_, M> {
     fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), M::Error> {
         let slices = self.buckets.slices(self.ranks.rank(), bucket);
         sent.clear();
+        sent.reserve_exact(self.buckets.params_bytes(&slices));
         self.memory.read_params(&slices, sent)
     }
 

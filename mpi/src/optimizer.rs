@@ -540,6 +540,14 @@ impl<S: Share> ShardedOptimizer<S> {
         self.ranks.traffic()
     }
 
+    /// Bytes of host memory that this rank has beside parameters, gradients and state: the reduced gradients of its share, and
+    /// buckets on their way.
+    #[must_use]
+    pub fn working_bytes(&self) -> usize {
+        let reduced = self.grads.iter().map(|grads| size_of_val(&**grads));
+        reduced.sum::<usize>() + self.staging.bytes()
+    }
+
     /// What this rank remembers: of each tensor the elements of its share, as a tensor of one dimension. Not collective.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use safetensors::SafeTensors;
+
 use wgpu_optim::{
     AdamConfig, CpuOptimizer, OptimizerState, ParamGroups, StorageType, TensorSlice, TensorSpec,
     TensorValues,
@@ -135,6 +137,13 @@ fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
                 .chain(["state.safetensors.index.json".to_owned()])
                 .collect();
             assert_eq!(files(&folder), names);
+            // Its own file has what it remembers, behind a header.
+            let file = fs::read(folder.join(&names[world.rank() as usize])).unwrap();
+            let (_, metadata) = SafeTensors::read_metadata(&file).unwrap();
+            let state = optimizer.state().unwrap();
+            let slots = state.tensors.iter().flat_map(|tensor| &tensor.slots);
+            let bytes: usize = slots.map(|slot| size_of_val(&*slot.values)).sum();
+            assert_eq!(metadata.data_len(), bytes);
             return;
         }
         (params, _) = expected(&model, 3);

@@ -40,6 +40,20 @@ fn a_step_moves_the_bytes_of_the_formulas() {
             let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
             optimizer.step(&mut slices, &grads).unwrap();
 
+            // Two buckets as they are sent and two as they are received, by the larger of both exchanges; sums; the share.
+            let part = (2 << 10) / 4 / ranks + ALIGN_ELEMS as usize;
+            let [params_elem, grads_elem] = [types.0, types.1].map(|of| of.bytes() as usize);
+            let sent = ranks * part * grads_elem;
+            let received = ranks * part * grads_elem.max(params_elem);
+            let share = optimizer.shares().of(rank);
+            let reduced = 4 * (share.end - share.start) as usize;
+            let most = 2 * (sent.max(part * params_elem) + received) + 8 * part + reduced;
+            let working = optimizer.working_bytes();
+            assert!(
+                working <= most && working > most * 3 / 4,
+                "{working} of {most}"
+            );
+
             let total: u64 = model
                 .tensors
                 .iter()
