@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
-
 use wgpu_optim::{
     AdamConfig, CpuOptimizer, OptimizerState, ParamGroups, StorageType, TensorSlice, TensorSpec,
     TensorValues,
