@@ -111,7 +111,11 @@ fn main() -> Result<()> {
             targets::prepare(&shell, &targets)?;
             targets::check(&shell, &targets)
         }
-        Task::WebTest { args } => web::test(&shell, &args),
+        Task::WebTest { args } => {
+            web::prepare_test(&shell)?;
+            let programs = web::build_tests(&shell)?;
+            web::run_tests(&shell, &programs, &args)
+        }
         Task::Web { serve, port } => {
             let folder = LANDSCAPE.build(&shell)?;
             eprintln!("{}", folder.display());
@@ -168,9 +172,10 @@ fn ci(shell: &Shell) -> Result<()> {
 fn elsewhere(shell: &Shell) -> Result<()> {
     let desktops = &targets::DESKTOPS;
     let browser = web::prepare_test(shell);
-    if browser.is_ok() {
-        web::build_tests(shell)?;
-    }
+    let programs = match &browser {
+        Ok(()) => web::build_tests(shell)?,
+        Err(_) => Vec::new(),
+    };
     let others = targets::prepare(shell, desktops);
     thread::scope(|scope| {
         let checked = scope.spawn(|| {
@@ -180,7 +185,9 @@ fn elsewhere(shell: &Shell) -> Result<()> {
                 targets::check_silently(&shell, desktops)
             })
         });
-        let tested = where_it_can_run("tests in a browser", browser, || web::test(shell, &[]));
+        let tested = where_it_can_run("tests in a browser", browser, || {
+            web::run_tests(shell, &programs, &[])
+        });
         let checked = checked.join().unwrap_or_else(|panic| resume_unwind(panic));
         tested.and(checked)
     })

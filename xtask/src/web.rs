@@ -29,44 +29,49 @@ pub fn prepare_test(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-const LIBRARY_TESTS: &[&str] = &[
-    "--package",
-    "wgpu-optim",
-    "--features",
-    "safetensors",
-    "--test",
-    "suite",
-];
-const LANDSCAPE_TESTS: &[&str] = &[
-    "--package",
-    "landscape",
-    "--no-default-features",
-    "--test",
-    "browser",
+/// The library's tests and those of the landscape, as arguments of cargo.
+const TESTS: [&[&str]; 2] = [
+    &[
+        "--package",
+        "wgpu-optim",
+        "--features",
+        "safetensors",
+        "--test",
+        "suite",
+    ],
+    &[
+        "--package",
+        "landscape",
+        "--no-default-features",
+        "--test",
+        "browser",
+    ],
 ];
 
-/// Builds what [`test()`] runs.
-pub fn build_tests(shell: &Shell) -> Result<()> {
-    for tests in [LIBRARY_TESTS, LANDSCAPE_TESTS] {
-        let cargo = BROWSER.cargo(shell, "test")?.args(tests).arg("--no-run");
-        cargo.env("RUSTFLAGS", DENY_WARNINGS).run()?;
-    }
-    Ok(())
-}
-
-/// Runs the library's tests and those of the landscape in headless Chromium, or those whose names hold what `args` say.
-pub fn test(shell: &Shell, args: &[String]) -> Result<()> {
-    prepare_test(shell)?;
-    let runner = tool(shell, "wasm-bindgen-test-runner")?;
-    for tests in [LIBRARY_TESTS, LANDSCAPE_TESTS] {
-        BROWSER
-            .cargo(shell, "test")?
-            .args(tests)
-            .arg("--")
-            .args(args)
+/// Builds the tests and returns their programs.
+pub fn build_tests(shell: &Shell) -> Result<Vec<PathBuf>> {
+    let mut programs = Vec::new();
+    for tests in TESTS {
+        let cargo = BROWSER.cargo(shell, "test")?.args(tests);
+        let messages = cargo
+            .args(["--no-run", "--message-format=json-render-diagnostics"])
             // As `cargo xtask targets` does, so that this is its check of the library.
             .env("RUSTFLAGS", DENY_WARNINGS)
-            .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", &runner)
+            .read()?;
+        for message in messages.lines() {
+            let message: serde_json::Value = serde_json::from_str(message)?;
+            programs.extend(message["executable"].as_str().map(PathBuf::from));
+        }
+    }
+    Ok(programs)
+}
+
+/// Runs tests in headless Chromium, those whose names hold what `args` say. Without cargo, which would wait for whoever else
+/// builds.
+pub fn run_tests(shell: &Shell, programs: &[PathBuf], args: &[String]) -> Result<()> {
+    let runner = tool(shell, "wasm-bindgen-test-runner")?;
+    for program in programs {
+        cmd!(shell, "{runner} {program} {args...}")
             .env("CHROMEDRIVER", "chromedriver")
             .env("WASM_BINDGEN_TEST_TIMEOUT", TEST_TIMEOUT_S)
             .env(
