@@ -5,8 +5,8 @@ use std::ops::Range;
 use wgpu_optim::wgpu;
 use wgpu_optim::{
     Arena, ConfigError, CpuOptimizer, GpuOptimizer, GradNorm, GroupError, Kernels, OptimizerState,
-    ParamGroups, Rule, SliceError, StepControl, StorageType, TensorBinding, TensorSlice, Twin,
-    UnknownTensor, readback,
+    ParamGroups, Rule, SliceError, StepControl, StorageType, TensorBinding, TensorSlice,
+    TransferError, Twin, UnknownTensor, readback,
 };
 
 use crate::error::ShardError;
@@ -232,8 +232,16 @@ impl<R: Rule> GpuShare<R> {
             label: Some("wgpu_optim.shard"),
         });
         self.optimizer.step(&mut encoder)?;
+        // A buffer of the arena that somebody has destroyed is noticed here, and would else be a panic.
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         queue.submit([encoder.finish()]);
-        Ok(())
+        match readback::block_on(device, scope.pop()) {
+            None => Ok(()),
+            Some(error) => Err(TransferError::Device {
+                message: error.to_string(),
+            }
+            .into()),
+        }
     }
 
     pub(crate) fn read_grads(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {

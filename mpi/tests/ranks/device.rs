@@ -1,5 +1,8 @@
 //! Steps of a device's share, beside the oracle.
 
+use std::fs;
+use std::path::PathBuf;
+
 use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
@@ -254,5 +257,58 @@ fn a_lost_device_ends_the_step_of_all() {
             assert_eq!(after, [[0.5; 1000]]);
             assert_eq!(optimizer.steps(), 1);
         }
+    });
+}
+
+/// A step that fails on one rank when others have made theirs: nobody goes on from it, until a state is loaded.
+#[test]
+fn a_step_that_goes_half_way_is_said_until_a_state_is_loaded() {
+    on_ranks(&[3], |world| {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("half-way");
+        let index = folder.join("state.index.json");
+        let Gpu { device, queue, .. } = open();
+        let kernels = Kernels::new(&device, &queue).unwrap();
+        let new_arena = || Arena::new(&device, &queue, [("w", [1000])]).unwrap();
+        let arena = new_arena();
+        arena.upload_all_grads(&[vec![1.0; 1000]]).unwrap();
+        let groups = ParamGroups::new(SgdConfig::builder(0.5).momentum(0.9).build().unwrap());
+        let mut optimizer =
+            ShardedOptimizer::on_gpu(world, &kernels, &groups, &arena, &sharding()).unwrap();
+        optimizer.step_arena().unwrap();
+        fs::create_dir_all(&folder).unwrap();
+        optimizer.save(&index).unwrap();
+        if world.rank() == 1 {
+            arena.params()[0].destroy();
+        }
+        let error = optimizer.step_arena().unwrap_err();
+        match world.rank() {
+            1 => assert!(matches!(error, ShardError::Transfer(_)), "{error}"),
+            _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
+        }
+        for _ in 0..2 {
+            let error = optimizer.step_arena().unwrap_err();
+            assert!(matches!(error, ShardError::HalfWay), "{error}");
+        }
+
+        // With the parameters that go with the state, which rank 1 has in buffers of its own again.
+        let arena = new_arena();
+        arena.upload_all_params(&[vec![-0.5; 1000]]).unwrap();
+        arena.upload_all_grads(&[vec![1.0; 1000]]).unwrap();
+        let mut resumed =
+            ShardedOptimizer::on_gpu(world, &kernels, &groups, &arena, &sharding()).unwrap();
+        resumed.load(&index).unwrap();
+        resumed.step_arena().unwrap();
+        let after = readback::block_on(&device, arena.download_all_params()).unwrap();
+        assert!(
+            after[0]
+                .iter()
+                .all(|theta| (theta + 1.45).abs() <= 4.0 * f32::EPSILON)
+        );
+        // Where the buffers are there, the optimizer itself goes on, too.
+        optimizer.load(&index).unwrap();
+        assert!(!matches!(
+            optimizer.step_arena().unwrap_err(),
+            ShardError::HalfWay
+        ));
     });
 }

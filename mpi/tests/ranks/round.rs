@@ -94,6 +94,19 @@ fn data(path: &Path) -> HashMap<String, Vec<u8>> {
         .collect()
 }
 
+/// The files of the outer state in a folder.
+fn shards_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
+        .collect()
+}
+
 /// A round of so many ranks in a folder, whose state is in `outer.index.json` there from the second on.
 fn round(folder: &Path, ranks: usize, more: &[&str]) -> Command {
     let mut command = mpirun(ranks);
@@ -258,15 +271,7 @@ fn compare<R: Rule + Twin>(
         }
         assert_eq!(data["batches"], 5_i64.to_le_bytes());
     }
-    let shards = fs::read_dir(&folder).unwrap().flatten();
-    let shards = shards.filter(|entry| {
-        entry
-            .file_name()
-            .to_str()
-            .unwrap()
-            .ends_with(".safetensors")
-    });
-    assert_eq!(shards.count(), *ranks.last().unwrap());
+    assert_eq!(shards_in(&folder).len(), *ranks.last().unwrap());
 }
 
 #[test]
@@ -394,17 +399,10 @@ fn a_round_moves_the_bytes_of_the_formulas() {
                 assert_eq!(count("outer_step"), round_number);
             }
             // Each rank's shard has its part, behind a header.
-            let shards = fs::read_dir(&folder).unwrap().flatten();
-            let shards = shards.filter(|entry| {
-                entry
-                    .file_name()
-                    .to_str()
-                    .unwrap()
-                    .ends_with(".safetensors")
-            });
-            let bytes: u64 = shards
-                .map(|entry| {
-                    let file = fs::read(entry.path()).unwrap();
+            let bytes: u64 = shards_in(&folder)
+                .iter()
+                .map(|shard| {
+                    let file = fs::read(shard).unwrap();
                     let (_, metadata) = SafeTensors::read_metadata(&file).unwrap();
                     metadata.data_len() as u64
                 })
