@@ -62,27 +62,12 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
         state: &'s OptimizerState<S::Rule>,
         file: &Path,
     ) -> Result<(Header, BTreeMap<String, &'s [f32]>), ShardError> {
-        let own = state.config.meaning();
-        let tensors = state.tensors.iter();
-        let others = tensors.clone().filter(|tensor| tensor.meaning != own);
-        let record = StateRecord {
-            config: state.config.clone(),
-            steps: state.steps,
-            applied_steps: tensors
-                .clone()
-                .map(|tensor| (tensor.name.clone(), tensor.applied_steps))
-                .collect(),
-            meanings: others
-                .map(|tensor| (tensor.name.clone(), tensor.meaning.clone()))
-                .collect(),
-            control: state.control,
-        };
         let state_file = |source| ShardError::StateFile {
             path: file.to_owned(),
             source,
         };
         let (mut entries, mut values) = (Vec::new(), BTreeMap::new());
-        for (index, (tensor, spec)) in tensors.zip(&self.tensors).enumerate() {
+        for (index, (tensor, spec)) in state.tensors.iter().zip(&self.tensors).enumerate() {
             let elems = self.buckets.shares.of_tensor(self.ranks.rank(), index);
             let part = Part::of(elems, &spec.shape, self.ranks.rank());
             let Some(part) = part else { continue };
@@ -93,6 +78,7 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
                 entries.push(entry);
             }
         }
+        let record = state.record().map_err(state_file)?;
         let metadata = record.to_metadata().map_err(state_file)?;
         let header = Header::new(metadata, entries).map_err(|source| ShardError::Header {
             path: file.to_owned(),

@@ -241,6 +241,25 @@ impl<R: Recorded> OptimizerState<R> {
     /// [`StateFileError`] if a slot does not have as many elements as its tensor's shape says, a name comes twice, or
     /// a slot is none of the rule's or has a name that no file can hold.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, StateFileError> {
+        let (record, known) = (self.record()?, self.config.slots());
+        let mut slots = Vec::new();
+        for tensor in &self.tensors {
+            let name = &tensor.name;
+            for slot in &tensor.slots {
+                let name_in_file = SlotEntry::name(name, &slot.name)?;
+                record.check_slot(&known, name, &slot.name)?;
+                slots.push((name_in_file, &*tensor.shape, &*slot.values));
+            }
+        }
+        Ok(serialize(record.to_metadata()?, slots)?)
+    }
+
+    /// What a file of the state says beside its slots.
+    ///
+    /// # Errors
+    /// [`StateFileError::DuplicateCount`] if a tensor's name comes twice.
+    pub fn record(&self) -> Result<StateRecord<R>, StateFileError> {
+        let own = self.config.meaning();
         let mut record = StateRecord {
             config: self.config.clone(),
             steps: self.steps,
@@ -248,8 +267,6 @@ impl<R: Recorded> OptimizerState<R> {
             meanings: BTreeMap::new(),
             control: self.control,
         };
-        let (own, known) = (self.config.meaning(), self.config.slots());
-        let mut slots = Vec::new();
         for tensor in &self.tensors {
             let name = &tensor.name;
             let counts = &mut record.applied_steps;
@@ -261,13 +278,8 @@ impl<R: Recorded> OptimizerState<R> {
             if tensor.meaning != own {
                 record.meanings.insert(name.clone(), tensor.meaning.clone());
             }
-            for slot in &tensor.slots {
-                let name_in_file = SlotEntry::name(name, &slot.name)?;
-                record.check_slot(&known, name, &slot.name)?;
-                slots.push((name_in_file, &*tensor.shape, &*slot.values));
-            }
         }
-        Ok(serialize(record.to_metadata()?, slots)?)
+        Ok(record)
     }
 
     /// Reads the content of a state file, of this format or an older one. Tensors come in alphabetical order.
