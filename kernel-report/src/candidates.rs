@@ -63,20 +63,20 @@ fn all() -> Result<Vec<Candidate>> {
     unchecked.kernel.bounds_checks = false;
 
     let mut scalar = default.named("one element per invocation");
-    scalar.kernel.entry_point = "sgd_scalar".to_owned();
+    scalar.kernel.entry_point = "wo_step_sgd_scalar".to_owned();
     scalar.elems_per_invocation = 1;
 
     let stored_early = default
         .named("velocity stored before the parameters are computed")
         .with(
-            "    let theta_new = update(rule_scalars(), theta, gradient(g), &s);\n    store_vec4(i, s);\n",
-            "    let k = rule_scalars();\n    let d = direction(k, theta, g);\n    \
-             s.momentum_buffer = next_velocity(k, s.momentum_buffer, d);\n    store_vec4(i, s);\n    \
+            "    let theta_new = update(wo_scalars(), theta, wo_gradient(g), &s);\n    wo_store_vec4(i, s);\n",
+            "    let k = wo_scalars();\n    let d = direction(k, theta, g);\n    \
+             s.momentum_buffer = next_velocity(k, s.momentum_buffer, d);\n    wo_store_vec4(i, s);\n    \
              let theta_new = next_params(k, theta, s.momentum_buffer, d);\n",
         )?;
     let one_row = default
         .named("grid of one row, not folded")
-        .with("invocation.y * k.row + invocation.x", "invocation.x")?;
+        .with("invocation.y * wo_k.row + invocation.x", "invocation.x")?;
     candidates.extend([uniforms, offset, unchecked, scalar, stored_early, one_row]);
     Ok(candidates)
 }
@@ -126,8 +126,8 @@ impl Candidate {
         let (before, rest) = self
             .kernel
             .wgsl
-            .split_once("fn sgd(")
-            .context("the shader has no entry point sgd")?;
+            .split_once("fn wo_step_sgd(")
+            .context("the shader has no entry point wo_step_sgd")?;
         let (body, after) = rest
             .split_once("\n}\n")
             .context("the entry point has no end")?;
@@ -138,12 +138,12 @@ impl Candidate {
         let first = match spread {
             Spread::Adjacent => format!("unit * {vec4s}u"),
             Spread::Strided => {
-                format!("unit / WORKGROUP_SIZE * WORKGROUP_SIZE * {vec4s}u + unit % WORKGROUP_SIZE")
+                format!("unit / wo_WORKGROUP_SIZE * wo_WORKGROUP_SIZE * {vec4s}u + unit % wo_WORKGROUP_SIZE")
             }
         };
         let stride = match spread {
             Spread::Adjacent => "1u",
-            Spread::Strided => "WORKGROUP_SIZE",
+            Spread::Strided => "wo_WORKGROUP_SIZE",
         };
         let mut repeated = String::new();
         for j in 0..vec4s {
@@ -170,13 +170,13 @@ impl Candidate {
         ));
         candidate.elems_per_invocation = 4 * vec4s;
         candidate.kernel.wgsl =
-            format!("{before}fn sgd({guard}        return;\n    }}\n{repeated}}}\n{after}");
+            format!("{before}fn wo_step_sgd({guard}        return;\n    }}\n{repeated}}}\n{after}");
         Ok(candidate)
     }
 }
 
 fn declaration(workgroup_size: u32) -> String {
-    format!("const WORKGROUP_SIZE: u32 = {workgroup_size};")
+    format!("const wo_WORKGROUP_SIZE: u32 = {workgroup_size};")
 }
 
 /// Every one of the identifiers `names` in `statement` with `suffix`.
@@ -235,12 +235,12 @@ mod tests {
             .unwrap();
         let wgsl = two.kernel.wgsl;
         let positions: Vec<_> = [
-            "let theta_0 = params[i_0];",
-            "let theta_1 = params[i_1];",
-            "var s_1 = load_vec4(i_1);",
-            "let theta_new_1 = update(rule_scalars(), theta_1, gradient(g_1), &s_1);",
-            "store_vec4(i_0, s_0);",
-            "params[i_1] = theta_new_1;",
+            "let theta_0 = wo_params[i_0];",
+            "let theta_1 = wo_params[i_1];",
+            "var s_1 = wo_load_vec4(i_1);",
+            "let theta_new_1 = update(wo_scalars(), theta_1, wo_gradient(g_1), &s_1);",
+            "wo_store_vec4(i_0, s_0);",
+            "wo_params[i_1] = theta_new_1;",
         ]
         .map(|statement| {
             wgsl.find(statement)

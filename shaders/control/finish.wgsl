@@ -11,12 +11,10 @@ struct Settings {
     norms: u32,
     // Bit 0: skip what is not finite. Bit 1: the loss scale follows.
     flags: u32,
-    // From so many skipped steps on, this one is too: the host knows of so few of them that it has sent no scalars for it.
-    most_skipped: u32,
     growth_factor: f32,
     backoff_factor: f32,
     growth_interval: u32,
-    // Where it does not follow; zero where it does.
+    // What the scale is where it does not follow.
     constant_scale: f32,
     // Of each norm; negative where it does not clip.
     max_norms: array<vec4<f32>, 4>,
@@ -34,7 +32,7 @@ struct Record {
     // Bits of an f32, since it may not be finite.
     norm: u32,
     clip_factor: u32,
-    // Bit 0: a gradient was not finite. Bit 1: the step was skipped.
+    // Bit 0: a gradient was not finite. Bit 1: the step was skipped. Bit 2: because there were no scalars for it.
     flags: u32,
     scale: f32,
     skipped: u32,
@@ -43,6 +41,8 @@ struct Record {
 
 struct Verdict {
     skip: u32,
+    // check.wgsl has found a class of tensors for which there are no scalars.
+    is_too_far_ahead: u32,
     // Of each norm: what gradients are multiplied by, one after the other.
     factors: array<vec2<u32>, 16>,
 }
@@ -195,7 +195,8 @@ fn follow(found: bool) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn finish(@builtin(local_invocation_index) lane: u32) {
-    let current = select(scale.scale, k.constant_scale, k.constant_scale > 0.0);
+    // What the loss has been multiplied by.
+    let current = scale.scale;
     let unscale = inverse(current);
     var total = Partial();
     var clip_factor = bitcast<u32>(1.0);
@@ -215,20 +216,21 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
         return;
     }
     let found = total.kind != 0u;
-    let is_full = scale.skipped >= k.most_skipped;
-    let skip = (found && (k.flags & 1u) != 0u) || is_full;
+    let is_too_far_ahead = verdict.is_too_far_ahead != 0u;
+    verdict.is_too_far_ahead = 0u;
+    let skip = (found && (k.flags & 1u) != 0u) || is_too_far_ahead;
     let finite = bits_of(root(total), unscale);
     let norm = select(select(finite, INFINITY, total.kind == 1u), NAN, total.kind == 2u);
     let skipped = scale.skipped + u32(skip);
-    let flags = u32(found) | (u32(skip) << 1u);
+    let flags = u32(found) | (u32(skip) << 1u) | (u32(is_too_far_ahead) << 2u);
     let record = Record(k.step, norm, clip_factor, flags, current, skipped, vec2(0u));
     latest = record;
     history[k.step % HISTORY] = record;
     verdict.skip = u32(skip);
     scale.skipped = skipped;
     if (k.flags & 2u) == 0u {
-        scale.scale = current;
-    } else if !is_full {
+        scale.scale = k.constant_scale;
+    } else if !is_too_far_ahead {
         follow(found);
     }
 }

@@ -7,7 +7,7 @@
 const WORKGROUP_SIZE: u32 = 64;
 
 // What `k` holds.
-struct Uniforms {
+struct wo_Uniforms {
     // Where the dispatch's chunks start, and how many there are: workgroups beyond have nothing to do.
     first: u32,
     count: u32,
@@ -40,6 +40,6 @@ fn store_partial(index: u32, sums: Sums) {
         bitcast<u32>(sum(sums.middle)),
         bitcast<u32>(sum(sums.small)),
         bitcast<u32>(sum(sums.large)),
-        kind | (k.norm << 2u),
+        kind | (wo_k.norm << 2u),
     );
 }

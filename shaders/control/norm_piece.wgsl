@@ -52,11 +52,11 @@ fn norm(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = workgroup.y * k.row + workgroup.x;
-    if index >= k.count {
+    let index = workgroup.y * wo_k.row + workgroup.x;
+    if index >= wo_k.count {
         return;
     }
-    let runs = chunks[k.first + index];
+    let runs = chunks[wo_k.first + index];
     var sums = Sums();
     for (var run = runs.x; run < runs.y; run++) {
         add_middle_run(&sums, chunks[run], lane);
@@ -67,5 +67,5 @@ fn norm(
             add_any_run(&sums, chunks[run], lane);
         }
     }
-    store_partial(k.partial + index * WORKGROUP_SIZE + lane, sums);
+    store_partial(wo_k.partial + index * WORKGROUP_SIZE + lane, sums);
 }

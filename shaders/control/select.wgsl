@@ -7,38 +7,35 @@ const BLOCK: u32 = 64u;
 
 struct Verdict {
     skip: u32,
+    is_too_far_ahead: u32,
     factors: array<vec2<u32>, 16>,
 }
 
-// The numbers of classes, of tensors, and of counts that the host says anew; the words of an entry; and behind them
-// classes, bits of which tensors take part, pairs of a tensor and its count, and entries.
+// The numbers of classes and of tensors, and the words of an entry; and behind them classes, bits of which tensors take
+// part, and entries.
 @group(0) @binding(0) var<storage, read> inputs: array<u32>;
 @group(0) @binding(1) var<storage, read> verdict: Verdict;
-// Of each tensor, how many steps have been applied to it, modulo 2^32.
-@group(0) @binding(2) var<storage, read_write> applied: array<u32>;
+// Of each tensor, how many steps the device has applied to it since it counts, modulo 2^32.
+@group(0) @binding(2) var<storage, read_write> counted: array<u32>;
 @group(0) @binding(3) var<storage, read_write> blocks: array<u32>;
 
-// Words of a class: one of its tensors, how many steps have been applied to that if none has been skipped that the host
+// Words of a class: one of its tensors, how many steps have been counted of that if none has been skipped that the host
 // does not know of, how many entries there are (by how many have been, from none on), where they start, its norm, and the
 // largest gradient.
 const CLASS: u32 = 6u;
+const HEADER: u32 = 3u;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn select_scalars(@builtin(local_invocation_index) lane: u32) {
     let classes = inputs[0];
     let tensors = inputs[1];
-    let counts = inputs[2];
-    let entry_words = inputs[3];
-    let bits_at = 4u + CLASS * classes;
-    let counts_at = bits_at + (tensors + 31u) / 32u;
-    for (var i = lane; i < counts; i += WORKGROUP_SIZE) {
-        applied[inputs[counts_at + 2u * i]] = inputs[counts_at + 2u * i + 1u];
-    }
-    storageBarrier();
+    let entry_words = inputs[2];
+    let bits_at = HEADER + CLASS * classes;
     for (var i = lane; i < classes; i += WORKGROUP_SIZE) {
-        let at = 4u + CLASS * i;
-        let skipped = inputs[at + 1u] - applied[inputs[at]];
-        let entry = inputs[at + 3u] + entry_words * min(skipped, inputs[at + 2u] - 1u);
+        let at = HEADER + CLASS * i;
+        // None where the device is ahead of what the host knew.
+        let behind = max(bitcast<i32>(inputs[at + 1u] - counted[inputs[at]]), 0);
+        let entry = inputs[at + 3u] + entry_words * min(u32(behind), inputs[at + 2u] - 1u);
         let factors = verdict.factors[inputs[at + 4u]];
         let block = BLOCK * i;
         blocks[block] = verdict.skip;
@@ -52,6 +49,6 @@ fn select_scalars(@builtin(local_invocation_index) lane: u32) {
     storageBarrier();
     for (var i = lane; i < tensors; i += WORKGROUP_SIZE) {
         let takes_part = (inputs[bits_at + i / 32u] >> (i % 32u)) & 1u;
-        applied[i] += takes_part & ~verdict.skip;
+        counted[i] += takes_part & ~verdict.skip;
     }
 }

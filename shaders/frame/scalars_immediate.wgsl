@@ -1,2 +1,2 @@
 // How the scalars of a step arrive on devices with immediates.
-var<immediate> k: Uniforms;
+var<immediate> wo_k: wo_Uniforms;

@@ -150,7 +150,21 @@ impl StepControl {
                 Scale::Dynamic(scale) => scale.initial as f32,
             },
             growth_tracker: 0,
+            is_dynamic: self.loss_scale().is_some(),
         }
+    }
+
+    /// What a control goes on with that takes over what another one remembered: a dynamic loss scale.
+    pub(crate) fn resumed(&self, state: &ControlState) -> ControlState {
+        match self.scale {
+            Scale::Dynamic(_) if state.is_dynamic => *state,
+            _ => self.initial_state(),
+        }
+    }
+
+    /// The parameter groups that are clipped by themselves.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.iter().map(|clip| &*clip.group)
     }
 
     fn of_group(&self, group: &str) -> Option<(usize, &GroupClip)> {
@@ -336,6 +350,16 @@ pub struct ControlState {
     pub scale: f32,
     /// Steps that were applied in a row since it last changed.
     pub growth_tracker: u32,
+    /// Whether the scale follows the gradients. One that does not belongs to the control's configuration, and is not taken
+    /// over by another control.
+    #[cfg_attr(feature = "safetensors", serde(default = "is_dynamic"))]
+    pub is_dynamic: bool,
+}
+
+/// Of files that do not say so.
+#[cfg(feature = "safetensors")]
+const fn is_dynamic() -> bool {
+    true
 }
 
 /// What a controlled step came to.
@@ -352,6 +376,9 @@ pub struct ControlRecord {
     pub found_nonfinite: bool,
     /// Whether the step was skipped.
     pub is_skipped: bool,
+    /// Whether it was skipped because the device had no scalars for it, which only happens to a
+    /// [`GpuControl`](crate::GpuControl) after 64 skipped steps of which nothing has arrived.
+    pub was_too_far_ahead: bool,
     /// What the gradients had been multiplied by.
     pub scale: f32,
     /// How many steps have been skipped, this one included.

@@ -62,11 +62,10 @@ impl CpuControl {
         &self.control
     }
 
-    /// Does something else from the next step on. A loss scale that was there goes on, whatever the new one would start as.
+    /// Does something else from the next step on. A dynamic loss scale that was there goes on, whatever the new one would
+    /// start as.
     pub fn set_control(&mut self, control: StepControl) {
-        if control.loss_scale().is_none() {
-            self.state.scale = control.initial_state().scale;
-        }
+        self.state = control.resumed(&self.state);
         self.control = control;
     }
 
@@ -82,9 +81,9 @@ impl CpuControl {
         self.state
     }
 
-    /// Takes over what a control remembered.
-    pub const fn load_state(&mut self, state: &ControlState) {
-        self.state = *state;
+    /// Takes over what a control remembered: its loss scale, if that is dynamic here and was there.
+    pub fn load_state(&mut self, state: &ControlState) {
+        self.state = self.control.resumed(state);
     }
 
     /// What becomes of a step whose gradients have these norms, as [`CpuOptimizer::grad_norms`] gives them for each
@@ -181,7 +180,7 @@ impl<R: Twin> CpuOptimizer<R> {
         verdict: &Verdict,
     ) {
         if verdict.record().is_skipped {
-            self.tensors.count_skipped_step();
+            self.counts.count_skipped_step();
             return;
         }
         let factors: Vec<_> = (0..self.groups.configs().len())

@@ -11,7 +11,7 @@ use crate::control::Factors;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
 use crate::state::{
-    DuplicateName, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
+    Counts, DuplicateName, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 pub use control::CpuControl;
@@ -41,6 +41,7 @@ use values::Values;
 pub struct CpuOptimizer<R: Twin = SgdConfig> {
     groups: Groups<R>,
     tensors: Tensors,
+    counts: Counts,
     /// The slots that each tensor keeps.
     state: Vec<Vec<Values>>,
 }
@@ -77,6 +78,7 @@ impl<R: Twin> CpuOptimizer<R> {
         Ok(Self {
             state: tensors.as_slice().iter().map(state_of).collect(),
             groups: groups.groups(),
+            counts: Counts::new(tensors.as_slice().len()),
             tensors,
         })
     }
@@ -122,7 +124,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// How many steps have been applied, whatever was frozen: the position in a schedule.
     #[must_use]
     pub fn steps(&self) -> u64 {
-        self.tensors.steps()
+        self.counts.steps
     }
 
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, state and step count
@@ -137,7 +139,8 @@ impl<R: Twin> CpuOptimizer<R> {
     /// How many steps have been applied to a tensor.
     #[must_use]
     pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
-        self.tensors.get(tensor).map(|tensor| tensor.applied_steps)
+        let index = self.tensors.index_of(tensor)?;
+        Some(self.counts.applied[index])
     }
 
     /// Applies one step: `params[i]` moves by `grads[i]`, in the order in which the tensors were given.
@@ -202,12 +205,13 @@ impl<R: Twin> CpuOptimizer<R> {
             factors,
             Batch {
                 tensors: self.tensors.as_slice(),
+                applied: &self.counts.applied,
                 params,
                 state: &mut self.state,
                 grads,
             },
         );
-        self.tensors.count_step();
+        self.counts.count_step(&self.tensors);
     }
 
     fn check_slices<P: Params, G: Grads>(
@@ -237,7 +241,7 @@ impl<R: Twin> CpuOptimizer<R> {
                 _ => values.to_vec(tensor.storage.state),
             }
         };
-        self.tensors.state(&self.groups, slot_of)
+        self.tensors.state(&self.groups, &self.counts, slot_of)
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh.
@@ -260,19 +264,19 @@ impl<R: Twin> CpuOptimizer<R> {
             }
             let masters = entry.slot(MASTER_PARAMS);
             match (tensor.storage.masters, &mut state[tensor.slots..]) {
-                (Masters::F32, [values]) => {
-                    let masters = masters.unwrap_or_default().iter();
-                    values.set(StorageType::F32, masters.copied());
-                }
+                (Masters::F32, [values]) => match masters {
+                    Some(masters) => values.set(StorageType::F32, masters.iter().copied()),
+                    None => values.clear(),
+                },
                 (Masters::Rest, [values]) => match (masters, entry.slot(PARAMS_REST)) {
                     (Some(masters), _) => values.set_rests(rest::of_masters(masters)),
                     (None, Some(rests)) => values.set_rests(rest::of_values(rests)),
-                    (None, None) => values.set_rests(std::iter::repeat(0)),
+                    (None, None) => values.clear(),
                 },
                 _ => {}
             }
         }
-        self.tensors.restore_counts(state.steps, &matched);
+        self.counts = self.tensors.counts_of(state.steps, &matched);
         Ok(())
     }
 

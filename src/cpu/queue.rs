@@ -27,6 +27,8 @@ const SPINS: u32 = 4096;
 /// Tensors with the slices of each.
 pub(super) struct Batch<'a, P, G> {
     pub(super) tensors: &'a [Tensor],
+    /// Steps applied to each.
+    pub(super) applied: &'a [u64],
     pub(super) params: &'a mut [P],
     /// The slots of each, and its masters.
     pub(super) state: &'a mut [Vec<Values>],
@@ -39,6 +41,7 @@ const MAX_SECTIONS: usize = MAX_SLOTS + 1;
 /// One tensor, or a part of it.
 struct Part<'a> {
     tensor: &'a Tensor,
+    applied_steps: u64,
     /// Its first element.
     start: usize,
     params: WordsMut<'a>,
@@ -135,17 +138,20 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
     fn split_off(&mut self, count: usize) -> Self {
         let count = count.min(self.tensors.len());
         let (tensors, later_tensors) = self.tensors.split_at(count);
+        let (applied, later_applied) = self.applied.split_at(count);
         let (params, later_params) = mem::take(&mut self.params).split_at_mut(count);
         let (state, later_state) = mem::take(&mut self.state).split_at_mut(count);
         let (grads, later_grads) = self.grads.split_at(count);
         *self = Self {
             tensors: later_tensors,
+            applied: later_applied,
             params: later_params,
             state: later_state,
             grads: later_grads,
         };
         Self {
             tensors,
+            applied,
             params,
             state,
             grads,
@@ -154,11 +160,12 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
 
     fn parts(self) -> impl Iterator<Item = Part<'a>> {
         let slices = self.params.iter_mut().zip(self.state).zip(self.grads);
-        let tensors = self.tensors.iter().zip(slices);
-        tensors.map(|(tensor, ((params, state), grads))| {
+        let tensors = self.tensors.iter().zip(self.applied).zip(slices);
+        tensors.map(|((tensor, applied_steps), ((params, state), grads))| {
             let mut sections = state.iter_mut();
             Part {
                 tensor,
+                applied_steps: *applied_steps,
                 start: 0,
                 params: params.words(),
                 state: std::array::from_fn(|_| match sections.next() {
@@ -181,18 +188,18 @@ impl Part<'_> {
     fn step<R: Twin>(self, groups: &Groups<R>, factors: &[Factors]) {
         let Self {
             tensor,
+            applied_steps,
             start,
             params,
             mut state,
             grads,
         } = self;
         let config = groups.config(tensor.group);
-        let phase = config.phase(tensor.applied_steps);
+        let phase = config.phase(applied_steps);
         let sections = tensor.slots + usize::from(tensor.has_masters());
         let stored = Stored {
             storage: tensor.storage,
-            is_fresh: tensor.has_fresh_masters(),
-            key: tensor.key(groups.rounding(tensor.group)),
+            key: tensor.key(groups.rounding(tensor.group), applied_steps),
             start,
             factors: factors
                 .get(tensor.group)
@@ -216,9 +223,10 @@ impl Part<'_> {
             }
         }
         let nothing = || WordsMut::F32(&mut []);
-        let (tensor, start) = (self.tensor, self.start);
+        let (tensor, applied_steps, start) = (self.tensor, self.applied_steps, self.start);
         let first = Self {
             tensor,
+            applied_steps,
             start,
             params,
             state: state.map(|section| section.unwrap_or_else(nothing)),
@@ -226,6 +234,7 @@ impl Part<'_> {
         };
         let rest = Self {
             tensor,
+            applied_steps,
             start: start + elems,
             params: later_params,
             state: later_state.map(|section| section.unwrap_or_else(nothing)),

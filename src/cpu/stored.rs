@@ -17,8 +17,6 @@ type Block = [f32; BLOCK_ELEMS];
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
     pub(super) storage: Storage,
-    /// Its masters start as its parameters.
-    pub(super) is_fresh: bool,
     pub(super) key: Key,
     /// The tensor's element that comes first.
     pub(super) start: usize,
@@ -92,9 +90,8 @@ pub(super) fn step<R: Twin>(
             }
             (WordsMut::Half(params), [WordsMut::F32(masters), ..]) => {
                 let (params, masters) = (&mut params[elems.clone()], &mut masters[elems.clone()]);
-                if stored.is_fresh {
-                    unpack(storage.params, params, masters);
-                }
+                unpack(storage.params, params, theta);
+                Arch::new().dispatch(Remember(theta, masters));
                 update(masters);
                 round(storage.params, masters, None, params);
             }
@@ -158,6 +155,22 @@ impl WithSimd for ScaleInPlace<'_> {
         let Self(factors, grads) = self;
         for grad in grads {
             *grad = factors.apply(*grad);
+        }
+    }
+}
+
+/// Parameters into masters that are zero: those that have not been made yet, and those of parameters that are zero.
+struct Remember<'a>(&'a [f32], &'a mut [f32]);
+
+impl WithSimd for Remember<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self(params, masters) = self;
+        for (master, param) in masters.iter_mut().zip(params) {
+            let bits = master.to_bits();
+            *master = f32::from_bits(if bits == 0 { param.to_bits() } else { bits });
         }
     }
 }

@@ -42,7 +42,7 @@ impl Values {
         Self { storage, start }
     }
 
-    /// Masters, which start as what they are in the parameters.
+    /// Masters, of which a zero is what the parameter is.
     pub(super) fn masters(numel: usize, masters: Masters, index: usize) -> Option<Self> {
         match masters {
             Masters::None => None,
@@ -83,6 +83,14 @@ impl Values {
                 let values = values[self.start..].iter();
                 values.map(|half| f32::from_bits(unpack(*half))).collect()
             }
+        }
+    }
+
+    /// Makes them zeros.
+    pub(super) fn clear(&mut self) {
+        match self.words() {
+            WordsMut::F32(slice) => slice.fill(0.0),
+            WordsMut::Half(slice) => slice.fill(0),
         }
     }
 

@@ -149,6 +149,14 @@ pub enum BuildError {
     },
 }
 
+impl From<wgpu::Error> for BuildError {
+    fn from(error: wgpu::Error) -> Self {
+        Self::Device {
+            message: error.to_string(),
+        }
+    }
+}
+
 /// Tensors to which an optimizer cannot be bound anew. It is as it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -194,11 +202,11 @@ pub enum RebindError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
-    /// [`GpuOptimizer::record`](crate::GpuOptimizer::record) without
-    /// [`prepare`](crate::GpuOptimizer::prepare) since the last step or the last change, on a device without
-    /// immediates.
+    /// [`GpuOptimizer::record`](crate::GpuOptimizer::record) on a device without immediates, or
+    /// [`GpuControl::record`](crate::GpuControl::record), without a `prepare` of the same optimizers since the last step or
+    /// the last change, or after the encoder of that was dropped.
     #[error(
-        "the step was not prepared since the last one or the last change, and this device has no immediates"
+        "the step was not prepared since the last one or the last change, or its encoder was dropped"
     )]
     NotPrepared,
     /// The scalars of the step could not be staged: the device is lost or out of memory.
@@ -212,6 +220,24 @@ pub enum StepError {
     /// [`GpuControl::read`](crate::GpuControl::read) has had the outcome of the last.
     #[error("the outcome of steps under a control has not been read yet")]
     Unread,
+    /// The device has skipped a step, and perhaps more, because it had no scalars for it: of the steps whose outcome had
+    /// not arrived by then more than 64 had been skipped. Steps that are recorded faster than the device does them, and
+    /// skipped, need a host that waits for the device now and then. Said once; nothing has been recorded, and the next
+    /// step can be.
+    #[error(
+        "step {step} was skipped: more than 64 steps before it had been skipped of which nothing had arrived yet; \
+         let the device catch up (poll it) and step again"
+    )]
+    TooFarAhead {
+        /// The last such step, by its number in [`ControlRecord`](crate::ControlRecord).
+        step: u64,
+    },
+    /// The control clips a parameter group that none of the optimizers has.
+    #[error("the control clips a parameter group {group:?}, and no optimizer has one of that name")]
+    UnknownGroup {
+        /// Its name.
+        group: String,
+    },
     /// The optimizer and its control are not built from the same [`Kernels`](crate::Kernels) or clones of them.
     #[error("the optimizer and its control are not built from the same kernels")]
     OtherKernels,

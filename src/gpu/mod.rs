@@ -11,11 +11,14 @@ mod device;
 mod error;
 mod error_scope;
 mod kernels;
+mod ledger;
+mod moves;
 mod optimizer;
 pub mod readback;
 mod scalars;
 mod source;
 mod staged;
+mod submission;
 mod wide;
 
 pub use arena::{Arena, ArenaLayout, ArenaTensor};

@@ -259,6 +259,36 @@ pub async fn download_regions(
     read_checked(device, queue, regions, <[u8]>::to_vec).await
 }
 
+/// The bytes of whole buffers, in transfers of so many bytes or of one buffer that is larger.
+pub(crate) async fn download_buffers<'b>(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffers: impl Iterator<Item = &'b wgpu::Buffer>,
+    max_bytes: u64,
+) -> Result<Vec<Vec<u8>>, TransferError> {
+    let mut buffers = buffers.peekable();
+    let mut all = Vec::new();
+    while buffers.peek().is_some() {
+        let (mut regions, mut size) = (Vec::new(), 0);
+        while let Some(buffer) =
+            buffers.next_if(|buffer| size == 0 || size + buffer.size() <= max_bytes)
+        {
+            size += buffer.size();
+            regions.push((buffer, 0..buffer.size()));
+        }
+        let split = |mut bytes: &[u8]| -> Vec<Vec<u8>> {
+            let take = |(_, region): &Region<'_>| {
+                let (first, others) = bytes.split_at(region.end as usize);
+                bytes = others;
+                first.to_vec()
+            };
+            regions.iter().map(take).collect()
+        };
+        all.extend(read_checked(device, queue, &regions, split).await?);
+    }
+    Ok(all)
+}
+
 async fn read_checked<T>(
     device: &wgpu::Device,
     queue: &wgpu::Queue,

@@ -69,16 +69,15 @@ pub(crate) const FRAME_SCALARS: [&str; 8] = [
 ];
 
 /// What it needs besides where something is stored in 16 bits.
-pub(crate) const WIDE_SCALARS: [&str; 6] = ["begin", "end", "fresh", "index", "key_x", "key_y"];
+pub(crate) const WIDE_SCALARS: [&str; 5] = ["begin", "end", "index", "key_x", "key_y"];
 
 /// What a control says of a class of tensors, and of their next step what only the device knows; a rule's scalars come
 /// behind it.
-pub(crate) const CONTROL_SCALARS: [(&str, &str); 7] = [
+pub(crate) const CONTROL_SCALARS: [(&str, &str); 6] = [
     ("skip", "u32"),
     ("unscale", "f32"),
     ("clip", "f32"),
     ("clip_value", "f32"),
-    ("fresh", "u32"),
     ("key_x", "u32"),
     ("key_y", "u32"),
 ];
@@ -93,8 +92,6 @@ const MAX_WORDS: usize = MAX_SCALARS + FRAME_SCALARS.len() + WIDE_SCALARS.len();
 /// What a dispatch over values of 16 bits says of its tensors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WideScalars {
-    /// Whether their masters start as their parameters.
-    pub(crate) is_fresh: bool,
     /// The tensor's element at the start of the window, modulo 2^32.
     pub(crate) index: u32,
     pub(crate) key: Key,
@@ -140,7 +137,7 @@ impl Uniforms {
         uniforms.push(&frame);
         if let Some(wide) = wide {
             let ([begin, end], Key([x, y])) = (dispatch.elems, wide.key);
-            uniforms.push(&[begin, end, wide.is_fresh.into(), wide.index, x, y]);
+            uniforms.push(&[begin, end, wide.index, x, y]);
         }
         uniforms
     }

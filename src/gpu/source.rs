@@ -9,6 +9,9 @@ use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
 use crate::storage::Storage;
 
+/// What the names of entry points begin with. Every name of the frame begins with `wo_`, and no name of a rule does.
+const PREFIX: &str = "wo_step_";
+
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
 /// inspect the WGSL themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,7 +95,7 @@ impl RuleSource {
                         .map(|(name, _)| ((*name).to_owned(), "vec4<f32>")),
                 ),
             ),
-            ("Uniforms", members(&mut { uniforms })),
+            ("wo_Uniforms", members(&mut { uniforms })),
         ];
         let structs = structs.map(|(name, members)| format!("struct {name} {{\n{members}}}\n\n"));
         let control = if is_controlled {
@@ -100,59 +103,62 @@ impl RuleSource {
             let members = members(&mut of_frame.into_iter().chain(of_control));
             let group = path.control_group().to_string();
             let hooks = include_str!("../../shaders/frame/controlled.wgsl");
-            format!("struct Control {{\n{members}}}\n\n") + &hooks.replace("CONTROL_GROUP", &group)
+            format!("struct wo_Control {{\n{members}}}\n\n") + &hooks.replace("CONTROL_GROUP", &group)
         } else {
             include_str!("../../shaders/frame/free.wgsl").to_owned()
         };
-        let holder = if is_controlled { "c" } else { "k" };
+        let holder = if is_controlled { "wo_c" } else { "wo_k" };
         let scalars_of_rule = rules.map(|name| format!("{holder}.rule_{name}"));
         let scalars_of_rule: Vec<_> = scalars_of_rule.collect();
         let scalars_of_rule = format!(
-            "fn rule_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
+            "fn wo_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
             scalars_of_rule.join(", ")
+        );
+        let key = format!(
+            "fn wo_key() -> vec2<u32> {{\n    return vec2({holder}.key_x, {holder}.key_y);\n}}\n\n"
         );
         // The rule first, so that errors in it count its own lines.
         [
-            &self.wgsl,
+            &*self.wgsl,
             "\n",
             scalars,
             &structs.concat(),
             &control,
             &scalars_of_rule,
+            if storage.is_stochastic { &key } else { "" },
         ]
         .concat()
     }
 
-    /// The rule and what surrounds it, for a tensor that is alone in its dispatch.
-    fn piece(&self, path: ScalarPath, storage: &Storage, is_controlled: bool) -> String {
-        let declarations = self.declarations(path, storage, is_controlled);
+    /// What surrounds the rule, for a tensor that is alone in its dispatch.
+    fn piece(&self, storage: &Storage) -> String {
         if !storage.is_f32() {
-            let frame = include_str!("../../shaders/frame/wide.wgsl").replace("RULE", self.stem);
+            let frame = include_str!("../../shaders/frame/wide.wgsl").to_owned();
             let slots: Vec<_> = self.kept().collect();
             let arrays = Arrays {
                 suffix: "",
-                section: "k.section",
+                section: "wo_k.section",
                 storage: *storage,
                 slots: &slots,
             };
-            return declarations + &frame + &wide::conversions(storage) + &arrays.with_ends();
+            return frame + &wide::conversions(storage) + &arrays.with_ends();
         }
-        let frame = include_str!("../../shaders/frame/piece.wgsl").replace("RULE", self.stem);
-        let vec4 = self.loads_and_stores("vec4", "state", "k.section", |value| value);
+        let frame = include_str!("../../shaders/frame/piece.wgsl").to_owned();
+        let vec4 = self.loads_and_stores("vec4", "wo_state", "wo_k.section", |value| value);
         let element = |value| value + ".x";
-        let scalar = self.loads_and_stores("scalar", "state_scalar", "k.section", element);
-        declarations + &frame + &vec4 + &scalar
+        let scalar = self.loads_and_stores("scalar", "wo_state_scalar", "wo_k.section", element);
+        frame + &vec4 + &scalar
     }
 
     /// The same for batches of so many tensors.
-    fn batch(&self, piece: String, access: Access, tensors: usize, storage: &Storage) -> String {
+    fn batch(&self, access: Access, tensors: usize, storage: &Storage) -> String {
         let unit = match access {
             _ if !storage.is_f32() => "",
             Access::Vec4 | Access::Vec4Offset => include_str!("../../shaders/frame/unit_vec4.wgsl"),
             Access::Scalar => include_str!("../../shaders/frame/unit_scalar.wgsl"),
         };
-        let stem = self.stem;
-        let mut wgsl = format!("{piece}{unit}const BATCH = {tensors};\n");
+        let piece = self.piece(storage);
+        let mut wgsl = format!("{piece}{unit}const wo_BATCH = {tensors};\n");
         let mut calls = String::new();
         let slots: Vec<_> = self.kept().collect();
         for tensor in 0..tensors {
@@ -161,29 +167,27 @@ impl RuleSource {
             } else {
                 include_str!("../../shaders/frame/wide_batch.wgsl")
             };
-            wgsl += &frame
-                .replace("RULE", stem)
-                .replace("TENSOR", &tensor.to_string());
+            wgsl += &frame.replace("TENSOR", &tensor.to_string());
             if storage.is_f32() {
-                let section = format!("section_of(arrayLength(&params_{tensor}))");
-                let stored = |value| format!("stored({value})");
-                let (name, state) = (tensor.to_string(), format!("state_{tensor}"));
+                let section = format!("wo_section_of(arrayLength(&wo_params_{tensor}))");
+                let stored = |value| format!("wo_stored({value})");
+                let (name, state) = (tensor.to_string(), format!("wo_state_{tensor}"));
                 wgsl += &self.loads_and_stores(&name, &state, &section, stored);
             } else {
                 let arrays = Arrays {
                     suffix: &format!("_{tensor}"),
-                    section: &format!("units_{tensor}()"),
+                    section: &format!("wo_units_{tensor}()"),
                     storage: *storage,
                     slots: &slots,
                 };
                 wgsl += &arrays.of_batch();
             }
-            calls += &format!("    {stem}_{tensor}(invocation.x);\n");
+            calls += &format!("    wo_tensor_{tensor}(invocation.x);\n");
         }
         wgsl + &format!(
             "@compute @workgroup_size({BATCH_WORKGROUP_SIZE})\n\
-             fn {stem}_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n    \
-             if is_skipped() {{\n        return;\n    }}\n{calls}}}\n"
+             fn wo_step_RULE_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n    \
+             if wo_is_skipped() {{\n        return;\n    }}\n{calls}}}\n"
         )
     }
 
@@ -205,8 +209,8 @@ impl RuleSource {
             stores += &format!("    {place} = {};\n", stored(format!("s.{field}")));
         }
         format!(
-            "fn load_{name}(i: u32) -> State {{\n    var s: State;\n{loads}    return s;\n}}\n\n\
-             fn store_{name}(i: u32, s: State) {{\n{stores}}}\n\n"
+            "fn wo_load_{name}(i: u32) -> State {{\n    var s: State;\n{loads}    return s;\n}}\n\n\
+             fn wo_store_{name}(i: u32, s: State) {{\n{stores}}}\n\n"
         )
     }
 }
@@ -301,27 +305,20 @@ impl KernelVariant {
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        let piece = self.rule.piece(path, &self.storage, self.is_controlled());
-        let mut source = match self.tensors {
+        let (rule, storage) = (&self.rule, &self.storage);
+        let frame = match self.tensors {
             0..=1 if self.in_vec4_pairs => {
-                let frame = include_str!("../../shaders/frame/vec4_pairs.wgsl");
-                let rule = &self.rule;
-                let state = rule.loads_and_stores("vec4_pairs", "state", "section", |value| value);
-                piece + &frame.replace("RULE", rule.stem) + &state
+                let state =
+                    rule.loads_and_stores("vec4_pairs", "wo_state", "wo_section", |value| value);
+                let pairs = include_str!("../../shaders/frame/vec4_pairs.wgsl");
+                rule.piece(storage) + pairs + &state
             }
-            0..=1 => piece,
-            tensors => self.rule.batch(piece, self.access, tensors, &self.storage),
+            0..=1 => rule.piece(storage),
+            tensors => rule.batch(self.access, tensors, storage),
         };
-        if self.in_one_buffer {
-            source = source.replace("var<storage, read> grads", "var<storage, read_write> grads");
-        }
-        if self.is_controlled() {
-            // Those that follow the applied steps.
-            for (name, _) in CONTROL_SCALARS {
-                source = source.replace(&format!("k.{name}"), &format!("c.{name}"));
-            }
-        }
-        source
+        let access = if self.in_one_buffer { "read_write" } else { "read" };
+        let frame = frame.replace("RULE", rule.stem).replace("GRADS_ACCESS", access);
+        rule.declarations(path, storage, self.is_controlled()) + &frame
     }
 
     /// The entry point.
@@ -330,28 +327,29 @@ impl KernelVariant {
         let stem = self.rule.stem;
         match (self.tensors, self.access) {
             (0..=1, Access::Vec4 | Access::Vec4Offset) if self.in_vec4_pairs => {
-                format!("{stem}_vec4_pairs")
+                format!("{PREFIX}{stem}_vec4_pairs")
             }
-            (0..=1, Access::Vec4 | Access::Vec4Offset) => stem.to_owned(),
-            (0..=1, Access::Scalar) => format!("{stem}_scalar"),
-            _ => format!("{stem}_batch"),
+            (0..=1, Access::Vec4 | Access::Vec4Offset) => format!("{PREFIX}{stem}"),
+            (0..=1, Access::Scalar) => format!("{PREFIX}{stem}_scalar"),
+            _ => format!("{PREFIX}{stem}_batch"),
         }
     }
 
     /// The pipeline's label.
     #[must_use]
     pub fn label(&self) -> String {
-        format!("wgpu_optim.{}", self.entry_point())
+        let entry_point = self.entry_point();
+        format!("wgpu_optim.{}", entry_point.trim_start_matches(PREFIX))
     }
 
     /// Values of the shader's `override`s.
     #[must_use]
     pub fn constants(&self) -> Vec<(&'static str, f64)> {
-        let has_offset = ("HAS_OFFSET", self.access == Access::Vec4Offset);
+        let has_offset = ("wo_HAS_OFFSET", self.access == Access::Vec4Offset);
         let terms = self.rule.terms.iter().copied().chain([has_offset]);
         let clips = self
             .control
-            .map(|control| ("HAS_CLIP_VALUE", control.clips_values));
+            .map(|control| ("wo_HAS_CLIP_VALUE", control.clips_values));
         let terms = terms.chain(clips);
         terms
             .map(|(name, has)| (name, f64::from(u8::from(has))))
@@ -640,9 +638,9 @@ mod tests {
         let variant = KernelVariant::new(config, Access::Vec4, 1).stored(storage);
         let (module, _) = parse(PATHS[0], &variant.source(PATHS[0]));
         let mut types = module.types.iter();
-        let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("Uniforms"));
+        let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("wo_Uniforms"));
         let naga::TypeInner::Struct { members, span } = &uniforms.unwrap().1.inner else {
-            unreachable!("Uniforms is a struct")
+            unreachable!("wo_Uniforms is a struct")
         };
         assert_eq!(*span, Uniforms::bytes(variant.scalars(), true));
         let names = members.iter().skip(variant.scalars());
@@ -672,9 +670,9 @@ mod tests {
 
                 let (module, _) = parse(path, &variant.source(path));
                 let mut types = module.types.iter();
-                let control = types.find(|(_, ty)| ty.name.as_deref() == Some("Control"));
+                let control = types.find(|(_, ty)| ty.name.as_deref() == Some("wo_Control"));
                 let naga::TypeInner::Struct { members, span } = &control.unwrap().1.inner else {
-                    unreachable!("Control is a struct")
+                    unreachable!("wo_Control is a struct")
                 };
                 let rules = config
                     .scalar_names()
@@ -729,9 +727,9 @@ mod tests {
             let variant = KernelVariant::new(&config, Access::Vec4, 1);
             let (module, _) = parse(path, &variant.source(path));
             let mut types = module.types.iter();
-            let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("Uniforms"));
+            let uniforms = types.find(|(_, ty)| ty.name.as_deref() == Some("wo_Uniforms"));
             let naga::TypeInner::Struct { members, span } = &uniforms.unwrap().1.inner else {
-                unreachable!("Uniforms is a struct")
+                unreachable!("wo_Uniforms is a struct")
             };
             let rules = config
                 .scalar_names()

@@ -55,13 +55,13 @@ impl Arrays<'_> {
         let suffix = self.suffix;
         let per_unit = vec4s(self.storage.params);
         format!(
-            "fn units{suffix}() -> u32 {{\n    return arrayLength(&params{suffix}) / {per_unit}u;\n}}\n\n"
+            "fn wo_units{suffix}() -> u32 {{\n    return arrayLength(&wo_params{suffix}) / {per_unit}u;\n}}\n\n"
         ) + &self.eights()
     }
 
     fn params(&self) -> Values<'_> {
         Values {
-            array: "params",
+            array: "wo_params",
             base: 0,
             of: self.storage.params,
             number: 0,
@@ -70,7 +70,7 @@ impl Arrays<'_> {
 
     fn grads(&self) -> Values<'_> {
         Values {
-            array: "grads",
+            array: "wo_grads",
             base: 0,
             of: self.storage.grads,
             number: 0,
@@ -81,7 +81,7 @@ impl Arrays<'_> {
     fn slots(&self) -> impl Iterator<Item = (&'static str, Values<'_>)> {
         (0..).zip(self.slots).map(|(slot, field)| {
             let values = Values {
-                array: "state",
+                array: "wo_state",
                 base: slot * vec4s(self.storage.state),
                 of: self.storage.state,
                 number: slot + 1,
@@ -94,7 +94,7 @@ impl Arrays<'_> {
     fn masters(&self) -> Values<'_> {
         let slots = self.slots.len() as u32;
         Values {
-            array: "state",
+            array: "wo_state",
             base: slots * vec4s(self.storage.state),
             of: match self.storage.masters {
                 Masters::Rest => StorageType::Bf16,
@@ -122,11 +122,11 @@ impl Arrays<'_> {
     fn load(&self, values: Values<'_>) -> String {
         match values.of {
             StorageType::F32 => format!(
-                "Eight({}, {})",
+                "wo_Eight({}, {})",
                 self.vec4_at(values, 0),
                 self.vec4_at(values, 1)
             ),
-            of => format!("eight_{}({})", of.name(), self.vec4_at(values, 0)),
+            of => format!("wo_eight_{}({})", of.name(), self.vec4_at(values, 0)),
         }
     }
 
@@ -139,7 +139,7 @@ impl Arrays<'_> {
                 self.vec4_at(values, 1)
             ),
             _ => format!(
-                "    {} = packed({}, {});\n",
+                "    {} = wo_packed({}, {});\n",
                 self.vec4_at(values, 0),
                 self.rounded(values, low, "8u * i"),
                 self.rounded(values, high, "8u * i + 4u"),
@@ -153,9 +153,9 @@ impl Arrays<'_> {
         let is_master = values.number == 0 && self.storage.masters != Masters::None;
         if self.storage.is_stochastic && !is_master {
             let number = values.number;
-            format!("stochastic_{of}({bits}, random(k.index + {element}, {number}u))")
+            format!("wo_stochastic_{of}({bits}, wo_random(wo_k.index + {element}, {number}u))")
         } else {
-            format!("nearest_{of}({bits})")
+            format!("wo_nearest_{of}({bits})")
         }
     }
 
@@ -169,9 +169,12 @@ impl Arrays<'_> {
             ),
             Masters::F32 => (
                 format!(
-                    "    if k.fresh != 0u {{\n        return {};\n    }} else {{\n        return {};\n    }}\n",
-                    self.load(params),
-                    self.load(masters)
+                    "    let masters = {};\n    let low = masters.low == vec4(0u);\n    \
+                     let high = masters.high == vec4(0u);\n    if any(low) || any(high) {{\n        \
+                     let params = {};\n        return wo_Eight(select(masters.low, params.low, low), \
+                     select(masters.high, params.high, high));\n    }}\n    return masters;\n",
+                    self.load(masters),
+                    self.load(params)
                 ),
                 self.store(masters, "theta.low", "theta.high")
                     + &self.store(params, "theta.low", "theta.high"),
@@ -181,11 +184,11 @@ impl Arrays<'_> {
                 (
                     format!(
                         "    let words = {words};\n    let rests = {rests};\n    return \
-                         Eight(join_bf16(words.xy, rests.xy), join_bf16(words.zw, rests.zw));\n"
+                         wo_Eight(wo_join_bf16(words.xy, rests.xy), wo_join_bf16(words.zw, rests.zw));\n"
                     ),
                     format!(
-                        "    {words} = packed(split_bf16(theta.low), split_bf16(theta.high));\n    {rests} = \
-                         packed(theta.low & vec4(0xffffu), theta.high & vec4(0xffffu));\n"
+                        "    {words} = wo_packed(wo_split_bf16(theta.low), wo_split_bf16(theta.high));\n    {rests} = \
+                         wo_packed(theta.low & vec4(0xffffu), theta.high & vec4(0xffffu));\n"
                     ),
                 )
             }
@@ -195,8 +198,8 @@ impl Arrays<'_> {
             // Writing to a string cannot fail.
             let _ = write!(
                 loads,
-                "    let {field} = {};\n    (*low).{field} = bitcast<vec4<f32>>({field}.low);\n    (*high).{field} = \
-                 bitcast<vec4<f32>>({field}.high);\n",
+                "    {{\n        let eight = {};\n        (*low).{field} = bitcast<vec4<f32>>(eight.low);\n        \
+                 (*high).{field} = bitcast<vec4<f32>>(eight.high);\n    }}\n",
                 self.load(values)
             );
             let [low, high] =
@@ -204,11 +207,11 @@ impl Arrays<'_> {
             stores += &self.store(values, &low, &high);
         }
         format!(
-            "fn load_theta{suffix}(i: u32) -> Eight {{\n{load_theta}}}\n\n\
-             fn store_theta{suffix}(i: u32, theta: Eight) {{\n{store_theta}}}\n\n\
-             fn load_grads{suffix}(i: u32) -> Eight {{\n    return {};\n}}\n\n\
-             fn load_state{suffix}(i: u32, low: ptr<function, State>, high: ptr<function, State>) {{\n{loads}}}\n\n\
-             fn store_state{suffix}(i: u32, low: State, high: State) {{\n{stores}}}\n\n",
+            "fn wo_load_theta{suffix}(i: u32) -> wo_Eight {{\n{load_theta}}}\n\n\
+             fn wo_store_theta{suffix}(i: u32, theta: wo_Eight) {{\n{store_theta}}}\n\n\
+             fn wo_load_grads{suffix}(i: u32) -> wo_Eight {{\n    return {};\n}}\n\n\
+             fn wo_load_state{suffix}(i: u32, low: ptr<function, State>, high: ptr<function, State>) {{\n{loads}}}\n\n\
+             fn wo_store_state{suffix}(i: u32, low: State, high: State) {{\n{stores}}}\n\n",
             self.load(grads)
         )
     }
@@ -222,7 +225,7 @@ impl Arrays<'_> {
         // A section is counted in elements here, and four words make a vec4 of eight or four elements.
         match values.base {
             0 => format!("{}_scalar[{i}]", values.array),
-            base => format!("{}_scalar[{base}u * (k.section / 2u) + {i}]", values.array),
+            base => format!("{}_scalar[{base}u * (wo_k.section / 2u) + {i}]", values.array),
         }
     }
 
@@ -230,7 +233,7 @@ impl Arrays<'_> {
         let word = self.word_at(values, 0);
         match values.of {
             StorageType::F32 => format!("vec4({word}, {}, 0u, 0u)", self.word_at(values, 1)),
-            of => format!("unpack_{}(vec2({word}, 0u))", of.name()),
+            of => format!("wo_unpack_{}(vec2({word}, 0u))", of.name()),
         }
     }
 
@@ -242,7 +245,7 @@ impl Arrays<'_> {
                 self.word_at(values, 1)
             ),
             _ => format!(
-                "    {word} = merged({word}, {}, mine);\n",
+                "    {word} = wo_merged({word}, {}, mine);\n",
                 self.rounded(values, bits, "2u * i")
             ),
         }
@@ -257,32 +260,32 @@ impl Arrays<'_> {
             ),
             Masters::F32 => (
                 format!(
-                    "    if k.fresh != 0u {{\n        return {};\n    }} else {{\n        return {};\n    }}\n",
-                    self.load_pair(params),
-                    self.load_pair(masters)
+                    "    let masters = {};\n    return select(masters, {}, masters == vec4(0u));\n",
+                    self.load_pair(masters),
+                    self.load_pair(params)
                 ),
                 self.store_pair(masters, "theta") + &self.store_pair(params, "theta"),
             ),
             Masters::Rest => {
                 let [word, rest] = [params, masters].map(|values| self.word_at(values, 0));
                 (
-                    format!("    return join_bf16(vec2({word}, 0u), vec2({rest}, 0u));\n"),
+                    format!("    return wo_join_bf16(vec2({word}, 0u), vec2({rest}, 0u));\n"),
                     format!(
-                        "    {word} = merged({word}, split_bf16(theta), mine);\n    {rest} = \
-                         merged({rest}, theta & vec4(0xffffu), mine);\n"
+                        "    {word} = wo_merged({word}, wo_split_bf16(theta), mine);\n    {rest} = \
+                         wo_merged({rest}, theta & vec4(0xffffu), mine);\n"
                     ),
                 )
             }
         };
         let load_grads = match grads.of {
             StorageType::F32 => {
-                "vec4(grads_scalar[element], grads_scalar[element + 1u], 0u, 0u)".to_owned()
+                "vec4(wo_grads_scalar[element], wo_grads_scalar[element + 1u], 0u, 0u)".to_owned()
             }
             of => {
                 let half =
-                    |element: &str| format!("half_of(grads_scalar[({element}) / 2u], {element})");
+                    |element: &str| format!("wo_half_of(wo_grads_scalar[({element}) / 2u], {element})");
                 format!(
-                    "unpack_{}(vec2({} | ({} << 16u), 0u))",
+                    "wo_unpack_{}(vec2({} | ({} << 16u), 0u))",
                     of.name(),
                     half("element"),
                     half("element + 1u")
@@ -297,11 +300,11 @@ impl Arrays<'_> {
             stores += &self.store_pair(values, &bits);
         }
         format!(
-            "fn load_theta_pair(i: u32) -> vec4<u32> {{\n{load_theta}}}\n\n\
-             fn store_theta_pair(i: u32, theta: vec4<u32>, mine: vec2<bool>) {{\n{store_theta}}}\n\n\
-             fn load_grads_pair(element: u32) -> vec4<u32> {{\n    return {load_grads};\n}}\n\n\
-             fn load_state_pair(i: u32, s: ptr<function, State>) {{\n{loads}}}\n\n\
-             fn store_state_pair(i: u32, s: State, mine: vec2<bool>) {{\n{stores}}}\n\n"
+            "fn wo_load_theta_pair(i: u32) -> vec4<u32> {{\n{load_theta}}}\n\n\
+             fn wo_store_theta_pair(i: u32, theta: vec4<u32>, mine: vec2<bool>) {{\n{store_theta}}}\n\n\
+             fn wo_load_grads_pair(element: u32) -> vec4<u32> {{\n    return {load_grads};\n}}\n\n\
+             fn wo_load_state_pair(i: u32, s: ptr<function, State>) {{\n{loads}}}\n\n\
+             fn wo_store_state_pair(i: u32, s: State, mine: vec2<bool>) {{\n{stores}}}\n\n"
         )
     }
 }

@@ -10,7 +10,7 @@ mod pytorch;
 #[cfg(feature = "safetensors")]
 mod recorded;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::control::ControlState;
 use crate::rules::sgd::SgdConfig;
@@ -127,11 +127,6 @@ impl<N: Into<String>, S: Into<Vec<usize>>> From<(N, S)> for TensorSpec {
     }
 }
 
-/// How many of the recorded steps were skipped, if the device has counted so many applied ones, modulo 2^32.
-pub(crate) fn skipped(recorded: u64, applied: u32) -> u64 {
-    (recorded as u32).wrapping_sub(applied).into()
-}
-
 /// Number of elements, the product of a shape; the largest number where that does not fit.
 pub(crate) fn numel(shape: &[usize]) -> u64 {
     shape
@@ -149,30 +144,25 @@ pub(crate) struct Tensor {
     /// How many slots its group keeps.
     pub(crate) slots: usize,
     pub(crate) storage: Storage,
-    /// Steps applied to it, those under a control that are not known to have been skipped among them.
-    pub(crate) applied_steps: u64,
-    /// Of the last of these, how many may have been skipped for all that the host knows.
-    pub(crate) unread: u64,
-    /// Since the device was told `applied_steps`, how many the host knows to have been skipped.
-    pub(crate) skipped: u64,
-    /// Tensors that differ in it may have had different steps skipped.
-    pub(crate) lineage: u64,
-    /// The device does not know of `applied_steps` yet.
-    pub(crate) is_recounted: bool,
-    /// After so many applied steps its masters start as its parameters.
-    pub(crate) fresh_at: Option<u64>,
     pub(crate) frozen: bool,
     /// It lies nowhere at the moment, and is left out as if it were frozen.
     pub(crate) absent: bool,
 }
 
-/// The tensors of an optimizer, in the order in which they were given, and how far it has come.
+/// How far an optimizer has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Steps, whatever was frozen.
+    pub(crate) steps: u64,
+    /// Steps applied to each tensor.
+    pub(crate) applied: Vec<u64>,
+}
+
+/// The tensors of an optimizer, in the order in which they were given.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensors {
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
-    steps: u64,
-    next_lineage: u64,
 }
 
 impl Tensors {
@@ -191,12 +181,6 @@ impl Tensors {
                 name: spec.name,
                 numel: numel(&spec.shape),
                 shape: spec.shape,
-                applied_steps: 0,
-                unread: 0,
-                skipped: 0,
-                lineage: 0,
-                is_recounted: true,
-                fresh_at: Some(0),
                 frozen: false,
                 absent: false,
             }
@@ -210,20 +194,11 @@ impl Tensors {
                 });
             }
         }
-        Ok(Self {
-            tensors,
-            by_name,
-            steps: 0,
-            next_lineage: 0,
-        })
+        Ok(Self { tensors, by_name })
     }
 
     pub(crate) fn as_slice(&self) -> &[Tensor] {
         &self.tensors
-    }
-
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
@@ -255,131 +230,39 @@ impl Tensors {
         }
     }
 
-    pub(crate) fn set_applied_steps(
-        &mut self,
-        name: &str,
-        steps: u64,
-    ) -> Result<(), UnknownTensor> {
-        let tensor = self.get_mut(name)?;
-        tensor.recount(steps);
-        // Masters are part of the state that the count goes with.
-        tensor.fresh_at = (steps == 0).then_some(0);
-        Ok(())
-    }
-
-    /// Counts a step that was skipped: as the position in a schedule.
-    pub(crate) fn count_skipped_step(&mut self) {
-        self.steps = self.steps.saturating_add(1);
-    }
-
-    /// Whether steps under a control have been recorded whose outcome the host does not know.
-    pub(crate) fn are_unread(&self) -> bool {
-        self.tensors.iter().any(|tensor| tensor.unread > 0)
-    }
-
-    /// Counts a step under a control: as an applied one, until it is known better.
-    pub(crate) fn count_controlled_step(&mut self) {
-        self.steps = self.steps.saturating_add(1);
-        let left_out: HashSet<u64> = self
-            .tensors
-            .iter()
-            .filter(|tensor| tensor.is_left_out())
-            .map(|tensor| tensor.lineage)
-            .collect();
-        // Who takes part has from now on another past than who did not and had the same until now.
-        let mut renamed = HashMap::new();
-        for tensor in self.tensors.iter_mut().filter(|t| !t.is_left_out()) {
-            tensor.applied_steps = tensor.applied_steps.saturating_add(1);
-            tensor.unread += 1;
-            if left_out.contains(&tensor.lineage) {
-                let next = &mut self.next_lineage;
-                tensor.lineage = *renamed.entry(tensor.lineage).or_insert_with(|| {
-                    *next += 1;
-                    *next
-                });
-            }
-        }
-    }
-
-    /// Of each tensor, the steps that were recorded for it since the device was told, on top of what it was told.
-    pub(crate) fn recorded(&self) -> impl Iterator<Item = u64> {
-        let recorded = |tensor: &Tensor| tensor.applied_steps + tensor.skipped;
-        self.tensors.iter().map(recorded)
-    }
-
-    /// Takes over what the device had counted, modulo 2^32, when so many steps of each tensor were
-    /// [`recorded`](Self::recorded). Returns whether tensors may now share dispatches that could not.
-    pub(crate) fn learn(&mut self, recorded: &[u64], applied: &[u32]) -> bool {
-        let counts = recorded.iter().zip(applied);
-        for (tensor, (recorded, applied)) in self.tensors.iter_mut().zip(counts) {
-            let now = tensor.applied_steps + tensor.skipped;
-            tensor.unread = tensor.unread.min(now.saturating_sub(*recorded));
-            tensor.skipped = skipped(*recorded, *applied);
-            tensor.applied_steps = now.saturating_sub(tensor.skipped);
-        }
-        let are_known = !self.are_unread();
-        let differ = self.tensors.iter().any(|tensor| tensor.lineage != 0);
-        if are_known && differ {
-            for tensor in &mut self.tensors {
-                tensor.lineage = 0;
-            }
-        }
-        are_known && differ
-    }
-
-    /// The device knows all counts.
-    pub(crate) fn set_told(&mut self) {
-        for tensor in &mut self.tensors {
-            tensor.is_recounted = false;
-        }
-    }
-
-    /// Counts a step, and for every tensor that is not left out an applied one.
-    pub(crate) fn count_step(&mut self) {
-        // A loaded state may say any number.
-        self.steps = self.steps.saturating_add(1);
-        for tensor in self
-            .tensors
-            .iter_mut()
-            .filter(|tensor| !tensor.is_left_out())
-        {
-            let steps = tensor.applied_steps.saturating_add(1);
-            tensor.recount(steps);
-        }
-    }
-
     /// What the optimizer remembers; `slot_of` is asked for the slots that tensors keep which have been updated, and
     /// behind the last of them for the masters.
     pub(crate) fn state<R: Rule>(
         &self,
         groups: &Groups<R>,
+        counts: &Counts,
         slot_of: impl Fn(usize, usize) -> Vec<f32>,
     ) -> OptimizerState<R> {
         let tensor_state = |(index, tensor): (usize, &Tensor)| {
             let config = groups.config(tensor.group);
+            let applied_steps = counts.applied[index];
+            let slot = |slot: usize, name: &str| SlotState {
+                name: name.to_owned(),
+                values: slot_of(index, slot),
+            };
             let slots = config.slots();
-            let kept = slots.kept().map(|slot| slot.name).enumerate();
-            let kept = kept.filter(|_| tensor.applied_steps > 0);
-            // Either may be loaded without the other.
-            let has_masters = tensor.has_masters() && !tensor.has_fresh_masters();
-            let masters = has_masters.then(|| (tensor.slots, tensor.storage.masters.slot()));
+            let kept = slots.kept().enumerate().filter(|_| applied_steps > 0);
+            let kept = kept.map(|(index, kept)| slot(index, kept.name));
+            let masters = tensor.has_masters();
+            let masters = masters.then(|| slot(tensor.slots, tensor.storage.masters.slot()));
+            // Without any the parameters are what they would be.
+            let masters = masters.filter(|masters| !is_blank(&masters.values));
             TensorState {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
-                applied_steps: tensor.applied_steps,
+                applied_steps,
                 meaning: config.meaning(),
-                slots: kept
-                    .chain(masters)
-                    .map(|(slot, name)| SlotState {
-                        name: name.to_owned(),
-                        values: slot_of(index, slot),
-                    })
-                    .collect(),
+                slots: kept.chain(masters).collect(),
             }
         };
         OptimizerState {
             config: groups.default_config().clone(),
-            steps: self.steps,
+            steps: counts.steps,
             tensors: self.tensors.iter().enumerate().map(tensor_state).collect(),
             control: None,
         }
@@ -421,18 +304,47 @@ impl Tensors {
         }
     }
 
-    /// Takes over the counts of a matched state. A state that did not come with it starts fresh, so its next step is
-    /// the first.
-    pub(crate) fn restore_counts(&mut self, steps: u64, matched: &[&TensorState]) {
-        self.steps = steps;
-        for (tensor, entry) in self.tensors.iter_mut().zip(matched) {
-            let masters = entry.slots.iter().filter(|slot| is_masters(slot)).count();
-            let fresh = tensor.slots > 0 && entry.slots.len() == masters;
-            let steps = if fresh { 0 } else { entry.applied_steps };
-            tensor.recount(steps);
-            tensor.fresh_at = (masters == 0).then_some(steps);
+    /// The counts of a matched state. A tensor that came without its slots starts fresh, so its next step is the first.
+    pub(crate) fn counts_of(&self, steps: u64, matched: &[&TensorState]) -> Counts {
+        let tensors = self.tensors.iter().zip(matched);
+        let applied = tensors.map(|(tensor, entry)| {
+            let is_fresh = tensor.slots > 0 && entry.slots.iter().all(is_masters);
+            if is_fresh { 0 } else { entry.applied_steps }
+        });
+        Counts {
+            steps,
+            applied: applied.collect(),
         }
     }
+}
+
+impl Counts {
+    /// Before the first step.
+    pub(crate) fn new(tensors: usize) -> Self {
+        Self {
+            steps: 0,
+            applied: vec![0; tensors],
+        }
+    }
+
+    /// Counts a step, and for every tensor that is not left out an applied one.
+    pub(crate) fn count_step(&mut self, tensors: &Tensors) {
+        self.count_skipped_step();
+        for (applied, tensor) in self.applied.iter_mut().zip(&tensors.tensors) {
+            *applied = applied.saturating_add((!tensor.is_left_out()).into());
+        }
+    }
+
+    /// Counts a step that was skipped: as the position in a schedule.
+    pub(crate) fn count_skipped_step(&mut self) {
+        // A loaded state may say any number.
+        self.steps = self.steps.saturating_add(1);
+    }
+}
+
+/// Whether a section of the state is as it was allocated.
+fn is_blank(values: &[f32]) -> bool {
+    values.iter().all(|value| value.to_bits() == 0)
 }
 
 impl Tensor {
@@ -441,31 +353,13 @@ impl Tensor {
         self.frozen || self.absent
     }
 
-    /// Whether its masters start as its parameters at its next step.
-    pub(crate) fn has_fresh_masters(&self) -> bool {
-        self.fresh_at == Some(self.applied_steps)
-    }
-
-    /// Says how many steps have been applied to it, whatever the device counted.
-    fn recount(&mut self, steps: u64) {
-        self.applied_steps = steps;
-        self.unread = 0;
-        self.skipped = 0;
-        self.is_recounted = true;
-    }
-
     /// Whether it remembers its parameters as `f32`, in one way or another.
     pub(crate) fn has_masters(&self) -> bool {
         self.storage.masters != Masters::None
     }
 
-    /// The random bits of its next step, if anything is rounded by them.
-    pub(crate) fn key(&self, rounding: Rounding) -> Key {
-        self.key_at(rounding, self.applied_steps)
-    }
-
-    /// Those of the step after so many applied ones.
-    pub(crate) fn key_at(&self, rounding: Rounding, applied_steps: u64) -> Key {
+    /// The random bits of its step after so many applied ones, if anything is rounded by them.
+    pub(crate) fn key(&self, rounding: Rounding, applied_steps: u64) -> Key {
         match rounding {
             Rounding::Stochastic { seed } if self.storage.is_stochastic => {
                 Key::new(seed, &self.name, applied_steps)

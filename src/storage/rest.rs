@@ -4,6 +4,8 @@
 //! An even bf16 is the nearest of 65,537 numbers, ties to even, and sixteen bits tell 65,536 of them apart. So of two
 //! that are as near this takes the larger in magnitude.
 
+use super::bf16;
+
 /// The bf16 and the rest of an f32 by its bits. NaN stays NaN, and becomes quiet.
 #[must_use]
 #[inline(always)]
@@ -17,15 +19,16 @@ pub const fn split(bits: u32) -> (u16, u16) {
     (half, rest)
 }
 
-/// The bits of the f32 that was split.
+/// The bits of the f32 that was split. A half that somebody else has written since, zero or infinity, may not go with its
+/// rest: then it stands alone, so that no NaN comes of two numbers.
 #[must_use]
 #[inline(always)]
 pub const fn join(half: u16, rest: u16) -> u32 {
-    let carried = if half & 0x7fff > 0x7f80 {
-        0
-    } else {
-        rest >> 15
-    };
+    let magnitude = half & 0x7fff;
+    let is_carried = rest >> 15 != 0;
+    let is_alone = (magnitude == 0 && is_carried) || (magnitude == 0x7f80 && !is_carried);
+    let carried = (is_carried && magnitude <= 0x7f80 && !is_alone) as u16;
+    let rest = if is_alone { 0 } else { rest };
     (half.wrapping_sub(carried) as u32) << 16 | rest as u32
 }
 
@@ -40,9 +43,17 @@ pub(crate) fn of_values(values: &[f32]) -> impl Iterator<Item = u16> {
     values.iter().map(|value| *value as u16)
 }
 
-/// What bf16 leave of masters.
+/// What bf16 leave of masters that were rounded to them to the nearest, ties to even. A master that was a tie has no rest
+/// where its bf16 is the smaller of both in magnitude: it becomes the `f32` before it.
 pub(crate) fn of_masters(masters: &[f32]) -> impl Iterator<Item = u16> {
-    masters.iter().map(|master| split(master.to_bits()).1)
+    masters.iter().map(|master| {
+        let (half, rest) = split(master.to_bits());
+        if half == bf16::nearest(master.to_bits()) {
+            rest
+        } else {
+            0x7fff
+        }
+    })
 }
 
 /// Rests as they lie in memory.

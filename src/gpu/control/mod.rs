@@ -3,6 +3,7 @@
 mod norm;
 mod telemetry;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,18 +12,19 @@ use super::error_scope::checked;
 use super::kernels::{BindingKind, Kernels, TENSORS_GROUP};
 use super::readback;
 use super::staged::Staged;
+use super::submission::{Fate, Submission, Submissions};
 use crate::control::{ControlRecord, ControlState, MAX_GROUP_NORMS, NonFinite, StepControl};
 pub(crate) use norm::Norm;
 pub use norm::NormVariant;
-pub(crate) use telemetry::{Counted, Mailbox};
+pub(crate) use telemetry::{Counted, Mailbox, Report};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
 
-/// So many steps may be skipped that nobody has read of: what a step sends of its scalars ends there, and further steps are
-/// skipped, too.
+/// Of the steps whose outcome the host does not know, so many may have been skipped or dropped: what a step sends of its
+/// scalars ends there, and where the device is behind by more it skips the step.
 pub(crate) const WINDOW: u64 = 64;
 
 /// Words of `Settings` in `shaders/control/finish.wgsl`, and of its `Verdict`.
-const SETTINGS_WORDS: usize = 12 + NORMS;
+const SETTINGS_WORDS: usize = 8 + NORMS;
 const VERDICT_WORDS: usize = 2 + 2 * NORMS;
 
 /// Most norms that are told apart.
@@ -70,18 +72,30 @@ pub struct GpuControl {
     /// Tells controls apart.
     identity: Arc<()>,
     finish: Kernel,
+    check: Kernel,
     select: Kernel,
     settings: Staged,
     buffers: Buffers,
     /// What there are partial sums of, and what `finish` binds.
     sums: Option<(wgpu::Buffer, wgpu::BindGroup)>,
-    /// Where the partial sums of each optimizer start in the step that has been prepared.
-    prepared: Vec<u32>,
-    /// What goes with the report of the last step.
-    counted: Vec<Counted>,
-    /// Steps that have been recorded.
+    /// How often a step has been prepared.
+    serial: u64,
+    prepared: Option<Prepared>,
+    submissions: Submissions,
+    /// Steps that have been recorded, without those that are known to have been dropped.
     steps: u64,
+    /// Their numbers, as far as nothing has arrived of them.
+    recorded: VecDeque<(u64, Submission)>,
+    /// What goes with the report of the last step.
+    counted: Option<Vec<Counted>>,
     telemetry: Telemetry,
+}
+
+/// A step that has been prepared.
+struct Prepared {
+    optimizers: usize,
+    number: u64,
+    submission: Submission,
 }
 
 /// What a control gives an optimizer, without borrowing all of it.
@@ -90,10 +104,10 @@ macro_rules! given {
         Given {
             control: &$control.control,
             identity: &$control.identity,
+            check: &$control.check,
             select: &$control.select,
             verdict: &$control.buffers.verdict,
             partials: $partials,
-            skipped: $control.telemetry.skipped(),
         }
     };
 }
@@ -114,48 +128,61 @@ pub trait Controlled: sealed::Controlled {}
 impl<T: sealed::Controlled> Controlled for T {}
 
 pub(crate) mod sealed {
-    use super::{Counted, Kernels, StepControl, StepError};
+    use super::{Counted, Kernels, StepControl, StepError, Submission};
     use std::sync::Arc;
 
     /// What a control gives an optimizer.
     pub struct Given<'c> {
         pub(crate) control: &'c StepControl,
         pub(crate) identity: &'c Arc<()>,
+        pub(crate) check: &'c super::Kernel,
         pub(crate) select: &'c super::Kernel,
         pub(crate) verdict: &'c wgpu::Buffer,
         pub(crate) partials: &'c wgpu::Buffer,
-        /// How many steps the host knows to have been skipped.
-        pub(crate) skipped: u64,
     }
 
     /// What an optimizer needs of a step.
     #[derive(Clone, Copy)]
     pub struct Needed {
         pub(crate) partials: u32,
-        /// How many steps had been skipped when it was last read which of its own were.
-        pub(crate) skipped: u64,
+    }
+
+    /// The step that an optimizer has been staged for.
+    #[derive(Clone)]
+    pub struct Staged {
+        pub(crate) control: Arc<()>,
+        pub(crate) serial: u64,
+        /// Where its partial sums start.
+        pub(crate) partial: u32,
     }
 
     /// The parts of a step under a control, in their order.
     pub trait Controlled {
         fn kernels(&self) -> &Kernels;
+        /// Whether it has a parameter group of this name.
+        fn has_group(&self, name: &str) -> bool;
         /// The most partial sums that its gradients can have.
         fn max_partials(&self) -> u64;
         /// Builds what it does not have yet, and says what takes part.
         fn begin(&mut self, given: &Given<'_>) -> Result<Needed, StepError>;
-        /// Records copies; partial sums start at `partial`.
+        /// Records copies.
         fn stage(
             &mut self,
             encoder: &mut wgpu::CommandEncoder,
             given: &Given<'_>,
-            partial: u32,
+            staged: Staged,
         ) -> Result<(), StepError>;
-        /// Whether nothing has changed since [`stage`](Self::stage).
-        fn is_prepared(&self) -> bool;
-        fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>, partial: u32);
-        fn record_step(&mut self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>);
-        /// What the device counts, and how many steps have been recorded; none before the first step.
-        fn counted(&self) -> Option<Counted>;
+        /// What it has been staged for, if nothing has changed since.
+        fn staged(&self) -> Option<&Staged>;
+        /// Records what comes before the decision.
+        fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>);
+        /// Records the step, and returns what the device counts of it.
+        fn record_step(
+            &mut self,
+            pass: &mut wgpu::ComputePass<'_>,
+            given: &Given<'_>,
+            submission: &Submission,
+        ) -> Option<Counted>;
     }
 }
 
@@ -170,6 +197,7 @@ impl GpuControl {
         use BindingKind::{Read, ReadWrite, Uniform};
         const FINISH: [BindingKind; 6] =
             [Uniform, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite];
+        const CHECK: [BindingKind; 3] = [Read, Read, ReadWrite];
         const SELECT: [BindingKind; 4] = [Read, Read, ReadWrite, ReadWrite];
         let device = kernels.device();
         let storage_buffers = device.limits().max_storage_buffers_per_shader_stage;
@@ -184,6 +212,8 @@ impl GpuControl {
         }
         let source = include_str!("../../../shaders/control/finish.wgsl").to_owned();
         let finish = kernels.of_control("finish", source, &FINISH, 0)?;
+        let source = include_str!("../../../shaders/control/check.wgsl").to_owned();
+        let check = kernels.of_control("check_scalars", source, &CHECK, 0)?;
         let source = include_str!("../../../shaders/control/select.wgsl").to_owned();
         let select = kernels.of_control("select_scalars", source, &SELECT, 0)?;
         let (settings, buffers) = checked(device, || {
@@ -191,9 +221,6 @@ impl GpuControl {
             let size = size_of::<[u32; SETTINGS_WORDS]>() as u64;
             let settings = Staged::new(device, "wgpu_optim.settings", size, usage);
             (settings, Buffers::new(device))
-        })
-        .map_err(|error| BuildError::Device {
-            message: error.to_string(),
         })?;
         let state = control.initial_state();
         let control = Self {
@@ -201,13 +228,17 @@ impl GpuControl {
             control,
             identity: Arc::new(()),
             finish,
+            check,
             select,
             settings,
             buffers,
             sums: None,
-            prepared: Vec::new(),
-            counted: Vec::new(),
+            serial: 0,
+            prepared: None,
+            submissions: Submissions::default(),
             steps: 0,
+            recorded: VecDeque::new(),
+            counted: None,
             telemetry: Telemetry::default(),
         };
         let message = |error: TransferError| BuildError::Device {
@@ -223,10 +254,18 @@ impl GpuControl {
         &self.control
     }
 
-    /// Does something else from the next recorded step on. A loss scale that was there goes on, whatever the new one would
-    /// start as.
+    /// Does something else from the next recorded step on. A dynamic loss scale that was there goes on, whatever the new one
+    /// would start as; where there was none the new one starts, and a constant scale holds at once: from the commands of
+    /// the next submission on [`loss_scale_buffer`](Self::loss_scale_buffer) has it.
     pub fn set_control(&mut self, control: StepControl) {
+        if control.loss_scale().is_none() || self.control.loss_scale().is_none() {
+            let state = control.initial_state();
+            let words = [state.scale.to_bits(), state.growth_tracker];
+            let queue = self.kernels.queue();
+            queue.write_buffer(&self.buffers.scale, 0, bytemuck::bytes_of(&words));
+        }
         self.control = control;
+        self.prepared = None;
     }
 
     /// The loss scale of the next step, the first `f32` of 16 bytes that a shader may bind as uniform or storage. In the
@@ -238,24 +277,32 @@ impl GpuControl {
 
     /// What the last step came to, 32 bytes that a shader may bind as uniform or storage: the step's number (`u32`), norm
     /// and clip factor (`f32`), flags (`u32`; bit 0: a gradient was not finite, bit 1: the step was skipped), the scale
-    /// (`f32`), and how many steps have been skipped (`u32`).
+    /// (`f32`), and how many steps have been skipped (`u32`). Bit 2 of the flags: the step was skipped because there were no
+    /// scalars for it ([`StepError::TooFarAhead`]).
     #[must_use]
     pub const fn record_buffer(&self) -> &wgpu::Buffer {
         &self.buffers.latest
     }
 
-    /// How many steps have been recorded.
+    /// How many steps have been recorded. One whose encoder was dropped does not count.
     #[must_use]
-    pub const fn steps(&self) -> u64 {
-        self.steps
+    pub fn steps(&self) -> u64 {
+        let dropped = self.recorded.iter().filter(is_dropped);
+        self.steps - dropped.count() as u64
     }
 
     /// Records one step of several optimizers whose gradients have one norm, and which are skipped together: one pass, and
     /// copies before and after it. The caller submits. Frozen tensors are left out of the norm, too.
     ///
+    /// What has arrived of earlier steps is taken in first. The scalars of a step follow the steps that the device has
+    /// applied, and the host sends them for every number that is possible: where more than 64 steps whose outcome has not
+    /// arrived were skipped, the device has none and skips the step, too.
+    ///
     /// # Errors
     /// [`StepError::Unread`] if an optimizer has steps under another control that have not been read of,
-    /// [`StepError::OtherKernels`], [`StepError::Scalars`] and [`StepError::Build`]; then no step has been recorded.
+    /// [`StepError::UnknownGroup`], [`StepError::OtherKernels`], [`StepError::Scalars`] and [`StepError::Build`]; then no
+    /// step has been recorded. [`StepError::TooFarAhead`], once, if a step had to be skipped because the device had no
+    /// scalars for it.
     pub fn step(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -266,10 +313,13 @@ impl GpuControl {
             label: Some("wgpu_optim.step"),
             timestamp_writes: None,
         });
-        self.record(&mut pass, optimizers)?;
+        if let Some(prepared) = self.prepared.take() {
+            // The pass is part of the encoder.
+            let submission = prepared.submission.clone();
+            self.record_prepared(&mut pass, optimizers, prepared.number, submission);
+        }
         drop(pass);
-        self.report(encoder);
-        Ok(())
+        self.report(encoder)
     }
 
     /// Records what the next [`record`](Self::record) of the same optimizers needs before its pass begins.
@@ -281,9 +331,20 @@ impl GpuControl {
         encoder: &mut wgpu::CommandEncoder,
         optimizers: &mut [&mut dyn Controlled],
     ) -> Result<(), StepError> {
+        self.prepared = None;
+        self.settle();
+        if let Some(step) = self.telemetry.take_too_far_ahead() {
+            return Err(StepError::TooFarAhead { step });
+        }
         let mut of_device = optimizers.iter().map(|optimizer| optimizer.kernels());
         if of_device.any(|kernels| !self.kernels.is_same(kernels)) {
             return Err(StepError::OtherKernels);
+        }
+        let is_known = |group: &&str| optimizers.iter().any(|optimizer| optimizer.has_group(group));
+        if let Some(unknown) = self.control.groups().find(|group| !is_known(group)) {
+            return Err(StepError::UnknownGroup {
+                group: unknown.to_owned(),
+            });
         }
         let max_partials = optimizers.iter().map(|optimizer| optimizer.max_partials());
         self.make_room(max_partials.sum())?;
@@ -291,66 +352,109 @@ impl GpuControl {
             return Ok(());
         };
         let given = given!(self, partials);
-        self.prepared.clear();
-        let (mut count, mut skipped) = (0, given.skipped);
+        self.serial += 1;
+        let mut count = 0;
         for optimizer in &mut *optimizers {
             let needed = optimizer.begin(&given)?;
-            optimizer.stage(encoder, &given, count)?;
-            self.prepared.push(count);
+            let staged = sealed::Staged {
+                control: Arc::clone(given.identity),
+                serial: self.serial,
+                partial: count,
+            };
+            optimizer.stage(encoder, &given, staged)?;
             count += needed.partials;
-            skipped = skipped.min(needed.skipped);
         }
-        let words = settings(&self.control, self.steps + 1, count, skipped + WINDOW - 1);
+        // No two steps that may still be submitted have one number.
+        let last = self.recorded.back();
+        let last = last.map_or(self.telemetry.last_arrived(), |(number, _)| *number);
+        let words = settings(&self.control, last + 1, count);
         self.settings.bytes.clear();
         self.settings
             .bytes
             .extend_from_slice(bytemuck::bytes_of(&words));
-        self.settings.record(self.kernels.device(), encoder)
+        self.settings.record(self.kernels.device(), encoder)?;
+        self.prepared = Some(Prepared {
+            optimizers: optimizers.len(),
+            number: last + 1,
+            submission: self.submissions.of_encoder(encoder),
+        });
+        Ok(())
     }
 
     /// Records one step into a compute pass that the caller has open. Leaves its own pipeline and bind groups set.
     ///
     /// # Errors
     /// [`StepError::NotPrepared`] if there was no [`prepare`](Self::prepare) of these optimizers since the last step or the
-    /// last change of a learning rate, momentum or frozen tensor; then nothing has been recorded.
+    /// last change of a learning rate, momentum, frozen tensor or of the control, or if the encoder of it was dropped; then
+    /// nothing has been recorded.
     pub fn record(
         &mut self,
         pass: &mut wgpu::ComputePass<'_>,
         optimizers: &mut [&mut dyn Controlled],
     ) -> Result<(), StepError> {
-        let Some((partials, finish)) = &self.sums else {
-            return Err(StepError::NotPrepared);
+        let is_of_step = |staged: &sealed::Staged| {
+            Arc::ptr_eq(&staged.control, &self.identity) && staged.serial == self.serial
         };
-        let are_prepared = optimizers.iter().all(|optimizer| optimizer.is_prepared());
-        if optimizers.is_empty() || self.prepared.len() != optimizers.len() || !are_prepared {
-            return Err(StepError::NotPrepared);
-        }
+        let are_prepared = optimizers
+            .iter()
+            .all(|optimizer| optimizer.staged().is_some_and(is_of_step));
+        let prepared = self.prepared.take_if(|prepared| {
+            let is_dropped = prepared.submission.fate() == Fate::Dropped;
+            prepared.optimizers == optimizers.len() && are_prepared && !is_dropped
+        });
+        let number = prepared.ok_or(StepError::NotPrepared)?.number;
+        let submission = self.submissions.of_pass(pass);
+        self.record_prepared(pass, optimizers, number, submission);
+        Ok(())
+    }
+
+    fn record_prepared(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        optimizers: &mut [&mut dyn Controlled],
+        number: u64,
+        submission: Submission,
+    ) {
+        let Some((partials, finish)) = &self.sums else {
+            return;
+        };
         let given = given!(self, partials);
-        for (optimizer, first) in optimizers.iter().zip(&self.prepared) {
-            optimizer.record_norm(pass, &given, *first);
+        for optimizer in &*optimizers {
+            optimizer.record_norm(pass, &given);
         }
         pass.set_pipeline(&self.finish.0);
         pass.set_bind_group(TENSORS_GROUP, finish, &[]);
         pass.dispatch_workgroups(1, 1, 1);
-        self.counted.clear();
-        for optimizer in &mut *optimizers {
-            optimizer.record_step(pass, &given);
-            self.counted.extend(optimizer.counted());
-        }
+        let steps = optimizers.iter_mut();
+        let counted = steps.filter_map(|optimizer| optimizer.record_step(pass, &given, &submission));
+        self.counted = Some(counted.collect());
         self.steps += 1;
-        self.prepared.clear();
-        Ok(())
+        self.recorded.push_back((number, submission));
     }
 
     /// Records, behind the pass of the last step, the copies by which [`read`](Self::read) learns of it.
-    pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) {
-        if self.counted.is_empty() {
-            return;
-        }
-        let counted = std::mem::take(&mut self.counted);
+    ///
+    /// # Errors
+    /// [`StepError::Build`] if the device has no memory for the buffer that they go to; the step is recorded, and a later one
+    /// tells of it.
+    pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
+        let Some((counted, (number, _))) = self.counted.take().zip(self.recorded.back()) else {
+            return Ok(());
+        };
         let (device, history) = (self.kernels.device(), &self.buffers.history);
-        self.telemetry
-            .record(device, encoder, self.steps, history, counted);
+        let recorded = self.telemetry.record(device, encoder, *number, history, counted);
+        recorded.map_err(|error| BuildError::from(error).into())
+    }
+
+    /// Takes in what has become of the steps that were recorded.
+    fn settle(&mut self) {
+        self.telemetry.collect();
+        let arrived = self.telemetry.last_arrived();
+        self.recorded.retain(|step| {
+            let is_dropped = is_dropped(&step);
+            self.steps -= u64::from(is_dropped);
+            !is_dropped && step.0 > arrived
+        });
     }
 
     /// Makes sure of a buffer for so many partial sums.
@@ -385,26 +489,27 @@ impl GpuControl {
             );
             (partials, bind_group)
         });
-        let made = made.map_err(|error| BuildError::Device {
-            message: error.to_string(),
-        })?;
-        self.sums = Some(made);
+        self.sums = Some(made?);
         Ok(())
     }
 
     /// The records that have arrived and were not returned before, oldest first. Does not wait: a step's arrives when it
     /// has been submitted and is done, and the host has had its turn (a submission, a poll, or this). Of more than 64
-    /// steps since the last call the oldest may be missing. Optimizers learn by this what was applied.
+    /// steps since the last call the oldest are missing. A step whose encoder was dropped has no record, and no number
+    /// unless later ones had been recorded by then.
     pub fn read(&mut self) -> Vec<ControlRecord> {
         // Whatever is wrong with the device shows elsewhere.
         let _ = self.kernels.device().poll(wgpu::PollType::Poll);
-        self.telemetry.read()
+        self.settle();
+        self.telemetry.take_records()
     }
 
-    /// How many of the recorded steps have not been read of.
+    /// Of how many recorded steps nothing has arrived yet.
     #[must_use]
-    pub const fn unread(&self) -> u64 {
-        self.steps - self.telemetry.last_read()
+    pub fn unread(&self) -> u64 {
+        let arrived = self.telemetry.last_arrived();
+        let unread = self.recorded.iter().filter(|step| !is_dropped(step) && step.0 > arrived);
+        unread.count() as u64
     }
 
     /// What the control remembers, after everything submitted so far. Submits and waits as
@@ -414,27 +519,36 @@ impl GpuControl {
     /// [`TransferError`] if the device is lost or out of memory.
     pub async fn state(&self) -> Result<ControlState, TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let is_dynamic = self.control.loss_scale().is_some();
         let take = |bytes: &[u8]| {
             let mut words = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned);
             let mut next = || words.next().unwrap_or_default();
             ControlState {
                 scale: f32::from_bits(next()),
                 growth_tracker: next(),
+                is_dynamic,
             }
         };
         readback::read(device, queue, &self.buffers.scale, 0, 2, take).await
     }
 
-    /// Takes over what a control remembered. Takes effect before the commands of the next submission.
+    /// Takes over what a control remembered: its loss scale, if that is dynamic here and was there. Takes effect before the
+    /// commands of the next submission.
     ///
     /// # Errors
     /// [`TransferError`] if the device is out of memory.
     pub fn load_state(&self, state: &ControlState) -> Result<(), TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let state = self.control.resumed(state);
         let words = [state.scale.to_bits(), state.growth_tracker];
         let bytes = bytemuck::bytes_of(&words);
         readback::upload_bytes(device, queue, &self.buffers.scale, 0, bytes)
     }
+}
+
+/// Whether a recorded step will never be done.
+fn is_dropped((_, submission): &&(u64, Submission)) -> bool {
+    submission.fate() == Fate::Dropped
 }
 
 impl Buffers {
@@ -463,31 +577,25 @@ impl Buffers {
 }
 
 /// `Settings` of a step.
-fn settings(
-    control: &StepControl,
-    step: u64,
-    partials: u32,
-    most_skipped: u64,
-) -> [u32; SETTINGS_WORDS] {
+fn settings(control: &StepControl, step: u64, partials: u32) -> [u32; SETTINGS_WORDS] {
     let mut words = [0; SETTINGS_WORDS];
     let skips = control.nonfinite() == NonFinite::Skip;
     let loss = control.loss_scale();
-    words[..5].copy_from_slice(&[
+    words[..4].copy_from_slice(&[
         step as u32,
         partials,
         control.norms() as u32,
         u32::from(skips) | u32::from(loss.is_some()) << 1,
-        most_skipped as u32,
     ]);
     match loss {
         Some(loss) => {
-            words[5] = (loss.growth_factor as f32).to_bits();
-            words[6] = (loss.backoff_factor as f32).to_bits();
-            words[7] = loss.growth_interval;
+            words[4] = (loss.growth_factor as f32).to_bits();
+            words[5] = (loss.backoff_factor as f32).to_bits();
+            words[6] = loss.growth_interval;
         }
-        None => words[8] = control.initial_state().scale.to_bits(),
+        None => words[7] = control.initial_state().scale.to_bits(),
     }
-    for (norm, word) in words[12..].iter_mut().enumerate() {
+    for (norm, word) in words[8..].iter_mut().enumerate() {
         let max_norm = control
             .max_norm_of(norm)
             .map_or(-1.0, |max_norm| max_norm as f32);

@@ -61,8 +61,8 @@ pub(crate) struct Norm {
     /// For each chunk, which of the runs behind all chunks are its; and first and last element of each run, from the start
     /// of the piece's gradients on.
     chunks: Staged,
-    /// `chunks` has to be copied again.
-    is_stale: bool,
+    /// The first step that `chunks` have been recorded with, since they last changed.
+    sent_with: Option<u64>,
     parts: Vec<Part>,
     partials: u32,
     max_workgroups: u32,
@@ -152,7 +152,7 @@ impl Norm {
             batches,
             chunk_elems,
             chunks,
-            is_stale: false,
+            sent_with: None,
             parts: Vec::new(),
             partials: 0,
             max_workgroups: kernels.device_limits().max_workgroups_per_dimension,
@@ -185,7 +185,7 @@ impl Norm {
     pub(crate) fn refresh(&mut self, plan: &Plan, takes_part: impl Fn(usize) -> bool) {
         self.parts.clear();
         self.partials = 0;
-        self.is_stale = true;
+        self.sent_with = None;
         let is_whole = |piece: &Piece| {
             let mut parts = plan.parts[piece.parts.clone()].iter();
             parts.all(|part| takes_part(part.tensor))
@@ -263,15 +263,17 @@ impl Norm {
     }
 
     /// Records what the dispatches need before their pass begins. Partial sums start at `partial`, and a parameter group is
-    /// part of the norm that `norm_of` says.
+    /// part of the norm that `norm_of` says. The device is known to have done the step `reported`: until that is one which
+    /// the chunks went with they go with every step.
     pub(crate) fn prepare(
         &mut self,
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
         partial: u32,
         norm_of: impl Fn(usize) -> u32,
+        reported: u64,
     ) -> Result<(), StepError> {
-        if self.is_stale {
+        if self.sent_with.is_none_or(|step| reported < step) {
             self.chunks.record(device, encoder)?;
         }
         if let Some(ring) = &mut self.ring {
@@ -317,9 +319,9 @@ impl Norm {
         }
     }
 
-    /// A step has been recorded behind what [`prepare`](Self::prepare) did. Until then its encoder may be dropped.
-    pub(crate) fn set_recorded(&mut self) {
-        self.is_stale = false;
+    /// The step of this number has been recorded behind what [`prepare`](Self::prepare) did.
+    pub(crate) fn set_recorded(&mut self, step: u64) {
+        self.sent_with.get_or_insert(step);
     }
 
     /// How many there are.
@@ -448,7 +450,7 @@ impl NormVariant {
         let bits = |words: &str| match self.grads {
             StorageType::F32 => vec![words.to_owned()],
             of => ["xy", "zw"]
-                .map(|half| format!("unpack_{}({words}.{half})", of.name()))
+                .map(|half| format!("wo_unpack_{}({words}.{half})", of.name()))
                 .into(),
         };
         let add_words = |add: &str| {
@@ -474,7 +476,7 @@ impl NormVariant {
             include_str!("../../../shaders/control/norm.wgsl"),
             path.declaration(),
             // What the conversions return.
-            "struct Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
+            "struct wo_Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
             conversion,
             "fn add_middle_words",
             &add_words("add_middle"),
@@ -489,7 +491,7 @@ impl NormVariant {
         let bits = match self.grads {
             StorageType::F32 => "grads_word[element]".to_owned(),
             of => format!(
-                "unpack_{}(vec2((grads_word[element / 2u] >> (16u * (element & 1u))) & 0xffffu, 0u)).x",
+                "wo_unpack_{}(vec2((grads_word[element / 2u] >> (16u * (element & 1u))) & 0xffffu, 0u)).x",
                 of.name()
             ),
         };
@@ -517,7 +519,7 @@ fn batch(tensors: usize, access: Access) -> String {
         );
         for (loops, add) in loops.iter_mut().zip(["middle", "any"]) {
             *loops += &format!(
-                "    if (k.tensor_mask & {}u) != 0u {{\n        \
+                "    if (wo_k.tensor_mask & {}u) != 0u {{\n        \
                  let run = run_of(0u, arrayLength(&{grads}), group, groups);\n        \
                  for (var i = run.x + lane % GROUP; i < run.y; i += GROUP) {{\n            \
                  add_{add}_words(&sums, {words});\n        }}\n    }}\n",
@@ -531,10 +533,10 @@ fn batch(tensors: usize, access: Access) -> String {
          @compute @workgroup_size(WORKGROUP_SIZE)\n\
          fn norm(\n    @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
          @builtin(local_invocation_index) lane: u32,\n) {{\n    \
-         let groups = k.count * WORKGROUP_SIZE / GROUP;\n    \
+         let groups = wo_k.count * WORKGROUP_SIZE / GROUP;\n    \
          let group = (workgroup.x * WORKGROUP_SIZE + lane) / GROUP;\n    \
          var sums = Sums();\n{middle}    \
          if is_beyond_middle(sums) {{\n    sums = Sums();\n{any}    }}\n    \
-         store_partial(k.partial + workgroup.x * WORKGROUP_SIZE + lane, sums);\n}}\n"
+         store_partial(wo_k.partial + workgroup.x * WORKGROUP_SIZE + lane, sums);\n}}\n"
     )
 }

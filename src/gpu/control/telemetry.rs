@@ -1,9 +1,11 @@
 //! What controlled steps came to, on its way to the host: copied behind each step, mapped by its submission, and looked at
 //! when somebody asks.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::super::error_scope::checked;
 use crate::control::ControlRecord;
 
 /// Records that the device keeps, and words of each; `Record` in `shaders/control/finish.wgsl`.
@@ -19,39 +21,36 @@ const MAX_SLOTS: usize = HISTORY;
 /// An optimizer's counts on the device, as they go with a step.
 pub struct Counted {
     /// A `u32` per tensor.
-    pub(crate) applied: wgpu::Buffer,
+    pub(crate) counted: wgpu::Buffer,
     pub(crate) tensors: usize,
-    /// [`Tensors::recorded`](crate::state::Tensors::recorded).
-    pub(crate) recorded: Vec<u64>,
+    /// Which of the optimizer's steps it is.
+    pub(crate) step: u64,
     pub(crate) mailbox: Arc<Mutex<Mailbox>>,
-    /// The mailbox's, when this was recorded.
-    pub(crate) epoch: u64,
 }
 
 /// Where an optimizer finds what the device has counted.
-#[derive(Debug, Default)]
-pub struct Mailbox {
-    /// What was recorded before counts were said anew is of no use any more.
-    pub(crate) epoch: u64,
-    pub(crate) latest: Option<Letter>,
-}
+pub(crate) type Mailbox = Vec<Report>;
 
-/// What the device had counted when so many steps were recorded.
+/// What the device had counted behind a step.
 #[derive(Debug)]
-pub(crate) struct Letter {
-    pub(crate) recorded: Vec<u64>,
-    pub(crate) applied: Vec<u32>,
-    /// How many steps of the control had been skipped.
-    pub(crate) skipped: u64,
+pub(crate) struct Report {
+    /// The optimizer's number of the step, which the device has done; or the last one that had been recorded.
+    pub(crate) step: u64,
+    pub(crate) is_of_step: bool,
+    pub(crate) counted: Vec<u32>,
 }
 
 #[derive(Default)]
 pub(super) struct Telemetry {
     slots: Vec<Slot>,
+    /// Records that have arrived, and that nobody has asked for.
+    records: VecDeque<ControlRecord>,
     /// Steps that are known to have been skipped.
     skipped: u64,
-    /// The last step whose record has been returned.
-    read: u64,
+    /// The last step whose record has arrived.
+    arrived: u64,
+    /// The last step that was skipped because there were no scalars for it, until somebody is told.
+    too_far_ahead: Option<u64>,
 }
 
 struct Slot {
@@ -85,14 +84,19 @@ impl Drop for Arrival {
 }
 
 impl Telemetry {
-    /// How many steps are known to have been skipped.
-    pub(super) const fn skipped(&self) -> u64 {
-        self.skipped
+    /// The last step whose record has arrived.
+    pub(super) const fn last_arrived(&self) -> u64 {
+        self.arrived
     }
 
-    /// The last step whose record has been returned.
-    pub(super) const fn last_read(&self) -> u64 {
-        self.read
+    /// The last step that was skipped because there were no scalars for it, once.
+    pub(super) fn take_too_far_ahead(&mut self) -> Option<u64> {
+        self.too_far_ahead.take()
+    }
+
+    /// The records that have arrived, oldest first, once.
+    pub(super) fn take_records(&mut self) -> Vec<ControlRecord> {
+        self.records.drain(..).collect()
     }
 
     /// Records the copies behind a step.
@@ -103,17 +107,17 @@ impl Telemetry {
         step: u64,
         history: &wgpu::Buffer,
         counted: Vec<Counted>,
-    ) {
+    ) -> Result<(), wgpu::Error> {
         let words: usize = counted.iter().map(|counted| counted.tensors).sum();
         let size = history.size() + 4 * words as u64;
-        let Some(slot) = self.slot(device, size) else {
-            return;
+        let Some(slot) = self.slot(device, size)? else {
+            return Ok(());
         };
         encoder.copy_buffer_to_buffer(history, 0, &slot.buffer, 0, history.size());
         let mut offset = history.size();
         for counted in &counted {
             let size = 4 * counted.tensors as u64;
-            encoder.copy_buffer_to_buffer(&counted.applied, 0, &slot.buffer, offset, size);
+            encoder.copy_buffer_to_buffer(&counted.counted, 0, &slot.buffer, offset, size);
             offset += size;
         }
         (slot.step, slot.counted) = (step, counted);
@@ -122,10 +126,15 @@ impl Telemetry {
         encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
             arrival.set_mapped(mapped.is_ok());
         });
+        Ok(())
     }
 
     /// One that is free, or else the oldest that has arrived and nobody has looked at.
-    fn slot(&mut self, device: &wgpu::Device, size: u64) -> Option<&mut Slot> {
+    fn slot(
+        &mut self,
+        device: &wgpu::Device,
+        size: u64,
+    ) -> Result<Option<&mut Slot>, wgpu::Error> {
         let mut best: Option<usize> = None;
         for (index, slot) in self.slots.iter().enumerate() {
             let rank = |index: usize| {
@@ -140,41 +149,50 @@ impl Telemetry {
                 best = Some(index);
             }
         }
-        let new = || Slot {
-            buffer: device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgpu_optim.telemetry"),
-                size,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }),
-            arrival: Arc::new(AtomicU8::new(FREE)),
-            step: 0,
-            counted: Vec::new(),
+        let new = || {
+            let buffer = checked(device, || {
+                device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("wgpu_optim.telemetry"),
+                    size,
+                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            });
+            Ok(Slot {
+                buffer: buffer?,
+                arrival: Arc::new(AtomicU8::new(FREE)),
+                step: 0,
+                counted: Vec::new(),
+            })
         };
         // Some at once, so that later steps allocate nothing.
         while self.slots.len() < SLOTS || (best.is_none() && self.slots.len() < MAX_SLOTS) {
-            self.slots.push(new());
+            self.slots.push(new()?);
             best = best.or(Some(self.slots.len() - 1));
         }
-        let slot = &mut self.slots[best?];
+        let Some(best) = best else {
+            return Ok(None);
+        };
+        let slot = &mut self.slots[best];
         if slot.arrival.load(Ordering::Acquire) == MAPPED {
             slot.buffer.unmap();
         }
         if slot.buffer.size() < size {
-            *slot = new();
+            *slot = new()?;
         }
-        Some(slot)
+        Ok(Some(slot))
     }
 
-    /// The records that have arrived since the last call, oldest first; the newest counts go to the optimizers.
-    pub(super) fn read(&mut self) -> Vec<ControlRecord> {
-        let mut records = Vec::new();
-        let mut slots: Vec<_> = self.slots.iter_mut().collect();
+    /// Takes in what has arrived since the last call; what the device has counted goes to the optimizers.
+    pub(super) fn collect(&mut self) {
+        let mut slots: Vec<&mut Slot> = Vec::new();
+        for slot in &mut self.slots {
+            if slot.arrival.load(Ordering::Acquire) == MAPPED {
+                slots.push(slot);
+            }
+        }
         slots.sort_by_key(|slot| slot.step);
         for slot in slots {
-            if slot.arrival.load(Ordering::Acquire) != MAPPED {
-                continue;
-            }
             // A device that was lost meanwhile has nothing to say.
             if let Ok(bytes) = slot.buffer.get_mapped_range(..) {
                 let words: Vec<u32> = bytes
@@ -182,31 +200,43 @@ impl Telemetry {
                     .map(bytemuck::pod_read_unaligned)
                     .collect();
                 let (history, counts) = words.split_at(HISTORY * RECORD_WORDS);
-                let first = (self.read + 1).max((slot.step + 1).saturating_sub(HISTORY as u64));
-                for step in first..=slot.step {
+                let of_step = |step: u64| {
                     let at = RECORD_WORDS * (step as usize % HISTORY);
                     let words = &history[at..at + RECORD_BYTES / 4];
-                    // One that was never submitted left what was there before.
-                    if words[0] == step as u32 {
+                    // One that was not done has left what was there before.
+                    (words[0] == step as u32).then_some(words)
+                };
+                let first = (self.arrived + 1).max((slot.step + 1).saturating_sub(HISTORY as u64));
+                for step in first..=slot.step {
+                    if let Some(words) = of_step(step) {
                         let news = words[5].wrapping_sub(self.skipped as u32);
                         self.skipped += u64::from(news);
-                        records.push(record(step, self.skipped, words));
+                        let record = record(step, self.skipped, words);
+                        if record.was_too_far_ahead {
+                            self.too_far_ahead = Some(step);
+                        }
+                        self.records.push_back(record);
                     }
                 }
-                self.read = self.read.max(slot.step);
+                while self.records.len() > HISTORY {
+                    self.records.pop_front();
+                }
+                // The copies of a submission that failed have not been made either.
+                let is_done = of_step(slot.step).is_some();
+                if is_done {
+                    self.arrived = self.arrived.max(slot.step);
+                }
                 let mut counts = counts;
                 for counted in slot.counted.drain(..) {
-                    let (applied, others) = counts.split_at(counted.tensors);
+                    let (of_tensors, others) = counts.split_at(counted.tensors);
                     counts = others;
-                    let mut mailbox = counted
-                        .mailbox
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    if mailbox.epoch == counted.epoch {
-                        mailbox.latest = Some(Letter {
-                            recorded: counted.recorded,
-                            applied: applied.to_vec(),
-                            skipped: self.skipped,
+                    if is_done {
+                        let mailbox = counted.mailbox.lock();
+                        let mut mailbox = mailbox.unwrap_or_else(PoisonError::into_inner);
+                        mailbox.push(Report {
+                            step: counted.step,
+                            is_of_step: true,
+                            counted: of_tensors.to_vec(),
                         });
                     }
                 }
@@ -214,7 +244,6 @@ impl Telemetry {
             slot.buffer.unmap();
             slot.arrival.store(FREE, Ordering::Release);
         }
-        records
     }
 }
 
@@ -225,6 +254,7 @@ fn record(step: u64, skipped: u64, words: &[u32]) -> ControlRecord {
         clip_factor: f32::from_bits(words[2]),
         found_nonfinite: words[3] & 1 != 0,
         is_skipped: words[3] & 2 != 0,
+        was_too_far_ahead: words[3] & 4 != 0,
         scale: f32::from_bits(words[4]),
         skipped,
     }

@@ -1,58 +1,72 @@
 //! Steps under a control: the host records what may come of them, and the device decides.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Class, GpuOptimizer, sort_by_pipeline, uniforms_of};
+use super::classes::Classes;
+use super::{FrameClass, GpuOptimizer, uniforms_of};
 use crate::gpu::bound::ControlledPipelines;
-use crate::gpu::control::sealed::{Controlled, Given, Needed};
-use crate::gpu::control::{Counted, GpuControl, Mailbox, Norm, WINDOW, bind_whole};
+use crate::gpu::control::sealed::{Controlled, Given, Needed, Staged as StagedStep};
+use crate::gpu::control::{Counted, GpuControl, Mailbox, Norm, Report, WINDOW, bind_whole};
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::{LOST, checked};
 use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use crate::gpu::ledger::Ledger;
 use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS};
 use crate::gpu::staged::Staged;
-use crate::plan::{Dispatch, Target};
+use crate::gpu::submission::Submission;
+use crate::plan::Target;
 use crate::rules::{Groups, Rule};
-use crate::state::{Tensor, Tensors};
-use crate::storage::{Key, Masters};
+use crate::state::Tensor;
+use crate::storage::Key;
 
 /// Bytes from one class's block to the next; `BLOCK` in `shaders/control/select.wgsl`.
 const BLOCK_BYTES: u64 = 256;
 
 /// Words of the header and of a class there.
-const HEADER_WORDS: usize = 4;
+const HEADER_WORDS: usize = 3;
 const CLASS_WORDS: usize = 6;
 
 /// Words before a rule's scalars in an entry: what else follows the applied steps.
 const ENTRY_WORDS: usize = CONTROL_SCALARS.len() - 4;
 
-/// What the device counts of an optimizer, and what the host knows of that.
+/// What the device counts of an optimizer's steps under a control.
 #[derive(Default)]
-pub(super) struct Counts {
-    /// Of each tensor, how many steps have been applied to it.
-    applied: Option<wgpu::Buffer>,
+pub(super) struct DeviceCounts {
+    /// Of each tensor, how many steps have been applied to it; from the first such step on.
+    pub(super) counted: Option<wgpu::Buffer>,
+    /// What it was when somebody has looked.
     mailbox: Arc<Mutex<Mailbox>>,
-    epoch: u64,
     /// The control of the last controlled step.
     control: Option<Arc<()>>,
-    /// How many steps of that had been skipped when counts were last learnt.
-    skipped: u64,
 }
 
-impl Counts {
+impl DeviceCounts {
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts are said anew: what is on its way is of no use.
-    pub(super) fn forget(&mut self) {
-        self.epoch += 1;
-        let mailbox = Mailbox {
-            epoch: self.epoch,
-            latest: None,
-        };
-        *self.mailbox() = mailbox;
+    /// What the last report that has not been taken over says of a tensor, and of which step it is.
+    pub(super) fn report_of(&self, tensor: usize) -> Option<(u64, u32)> {
+        let mailbox = self.mailbox();
+        mailbox.iter().map(|report| (report.step, report.counted[tensor])).max()
+    }
+
+    /// Somebody has looked, behind all steps up to this one that have been submitted.
+    pub(super) fn tell(&self, step: u64, counted: Vec<u32>) {
+        self.mailbox().push(Report {
+            step,
+            is_of_step: false,
+            counted,
+        });
+    }
+
+    /// Has the device count from zero again for tensors whose counts are set.
+    pub(super) fn clear(&self, queue: &wgpu::Queue, set: &[Option<u64>]) {
+        if let Some(counted) = &self.counted {
+            for (tensor, _) in (0_u64..).zip(set).filter(|(_, set)| set.is_some()) {
+                queue.write_buffer(counted, 4 * tensor, &[0; 4]);
+            }
+        }
     }
 }
 
@@ -62,91 +76,54 @@ pub(super) struct UnderControl {
     pipelines: ControlledPipelines,
     norm: Norm,
     /// For `select.wgsl`, and what that writes.
-    inputs: Staged,
-    blocks: wgpu::Buffer,
-    select: wgpu::BindGroup,
-    /// One class's block, by dynamic offset.
-    block: wgpu::BindGroup,
-    classes: Vec<ClassAt>,
-    dispatches: Vec<(Dispatch, usize)>,
-    pub(super) is_stale: bool,
-    /// The next step has been staged, and nothing has changed since.
-    pub(super) is_staged: bool,
+    places: Places,
+    pub(super) classes: Classes<Class>,
+    /// What the next step has been staged for, if nothing has changed since.
+    pub(super) staged: Option<StagedStep>,
 }
 
 /// What tensors have in common that share a dispatch, whatever the device skips.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Shared {
-    group: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Class {
+    frame: FrameClass,
     /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, and the next one
     /// does, their phase.
     count: u64,
     is_settled: bool,
     unread: u64,
-    lineage: u64,
-    /// How many of the unread steps ago masters were fresh.
-    fresh: Option<u64>,
-    /// The tensor, where something is rounded by random bits of its own.
-    tensor: Option<usize>,
+    /// Of those in which the unread steps are not the same ones.
+    history: u32,
 }
 
-/// A class, by one of its tensors.
-#[derive(Clone, Copy)]
-struct ClassAt {
-    tensor: usize,
-    shared: Shared,
-}
-
-impl Shared {
-    fn of<R: Rule>(groups: &Groups<R>, index: usize, tensor: &Tensor) -> Self {
+impl Class {
+    fn of<R: Rule>(
+        groups: &Groups<R>,
+        ledger: &Ledger,
+        histories: Option<&[u32]>,
+        index: usize,
+        tensor: &Tensor,
+    ) -> Self {
         let config = groups.config(tensor.group);
-        let unread = tensor.unread.min(tensor.applied_steps);
-        let phase = config.phase(tensor.applied_steps);
-        let is_stochastic = tensor.storage.is_stochastic;
-        let fresh = tensor
-            .fresh_at
-            .filter(|_| tensor.storage.masters == Masters::F32);
-        let fresh = fresh.and_then(|at| tensor.applied_steps.checked_sub(at));
-        let fresh = fresh.filter(|ago| *ago <= unread);
-        let others = [
-            tensor.applied_steps - unread,
-            tensor.applied_steps.saturating_add(1),
-        ];
-        let lasts = others.iter().all(|steps| config.phase(*steps) == phase);
-        let is_settled = lasts && fresh.is_none() && !is_stochastic;
+        let (most, unread) = (ledger.most(index), ledger.unread(index));
+        let phase = config.phase(most);
+        let mut others = most.saturating_sub(unread)..=most.saturating_add(1);
+        let frame = FrameClass::of(index, tensor);
+        let is_settled = frame.tensor.is_none() && others.all(|steps| config.phase(steps) == phase);
         Self {
-            group: tensor.group,
-            count: if is_settled {
-                phase
-            } else {
-                tensor.applied_steps
-            },
+            frame,
+            count: if is_settled { phase } else { most },
             is_settled,
             unread: if is_settled { 0 } else { unread },
-            lineage: if is_settled { 0 } else { tensor.lineage },
-            fresh,
-            tensor: is_stochastic.then_some(index),
-        }
-    }
-
-    /// What the frame has to know; what follows the applied steps comes from the device.
-    fn of_frame(&self) -> Class {
-        Class {
-            group: self.group,
-            phase: 0,
-            is_fresh: false,
-            tensor: self.tensor,
+            history: match histories {
+                Some(histories) if !is_settled => histories[index],
+                _ => 0,
+            },
         }
     }
 
     /// How many entries its scalars take: by how many of the last steps may have been skipped.
     fn entries(&self) -> u64 {
-        self.unread.min(WINDOW - 1) + 1
-    }
-
-    /// Whether it stays the same from step to step.
-    fn as_it_was(&self, before: &Self) -> bool {
-        self.is_settled == before.is_settled && (!self.is_settled || self.count == before.count)
+        self.unread.min(WINDOW) + 1
     }
 }
 
@@ -156,7 +133,6 @@ impl<R: Rule> GpuOptimizer<R> {
     /// of what the device may need before it and of what it counted after it. The caller submits.
     ///
     /// The scalars of the step follow the steps that the device has applied. The first such step builds what it needs.
-    /// After 64 skipped steps that nobody has [read](GpuControl::read) of, all others are skipped, too.
     ///
     /// # Errors
     /// As [`GpuControl::step`].
@@ -170,70 +146,30 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Takes over what has been read of the device's counts.
     pub(super) fn learn(&mut self) {
-        let letter = self.counts.mailbox().latest.take();
-        if let Some(letter) = letter {
-            let may_share = self.tensors.learn(&letter.recorded, &letter.applied);
-            self.counts.skipped = letter.skipped;
-            self.stale = true;
-            if let Some(under) = &mut self.controlled {
-                under.is_stale |= may_share;
+        let reports = std::mem::take(&mut *self.device_counts.mailbox());
+        for report in &reports {
+            match report.is_of_step {
+                true => self.ledger.learn_report(report.step, &report.counted),
+                false => self.ledger.learn(report.step, &report.counted),
             }
         }
-    }
-
-    /// Steps applied to a tensor, as far as the host knows.
-    pub(super) fn known_steps(&self, index: usize) -> u64 {
-        let tensor = &self.tensors.as_slice()[index];
-        match &self.counts.mailbox().latest {
-            Some(letter) => {
-                let recorded = letter.recorded[index];
-                recorded.saturating_sub(crate::state::skipped(recorded, letter.applied[index]))
-            }
-            None => tensor.applied_steps - tensor.unread.min(tensor.applied_steps),
-        }
-    }
-
-    /// What the optimizer remembers by the device's own counts, if the host does not know them.
-    pub(super) async fn counted_tensors(&self) -> Result<Option<Tensors>, crate::TransferError> {
-        let Some(applied) = self
-            .counts
-            .applied
-            .as_ref()
-            .filter(|_| self.tensors.are_unread())
-        else {
-            return Ok(None);
-        };
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let tensors = self.tensors.as_slice().len();
-        let take = |bytes: &[u8]| -> Vec<u32> {
-            let words = bytes.chunks_exact(4);
-            words.map(bytemuck::pod_read_unaligned).collect()
-        };
-        let words = tensors as u64;
-        let applied = crate::readback::read(device, queue, applied, 0, words, take).await?;
-        let mut tensors = self.tensors.clone();
-        let recorded: Vec<_> = tensors.recorded().collect();
-        tensors.learn(&recorded, &applied);
-        Ok(Some(tensors))
     }
 
     fn build(&mut self, given: &Given<'_>) -> Result<(), BuildError> {
         let device = self.kernels.device();
-        let failed = |error: wgpu::Error| BuildError::Device {
-            message: error.to_string(),
-        };
         let tensors = self.tensors.as_slice().len();
-        let applied = match &self.counts.applied {
-            Some(applied) => applied.clone(),
+        let counted = match &self.device_counts.counted {
+            Some(counted) => counted.clone(),
             None => checked(device, || {
                 device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("wgpu_optim.applied_steps"),
                     size: 4 * tensors.max(1) as u64,
-                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                    usage: wgpu::BufferUsages::STORAGE
+                        | wgpu::BufferUsages::COPY_SRC
+                        | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
                 })
-            })
-            .map_err(failed)?,
+            })?,
         };
         let pipelines = ControlledPipelines::new(
             &self.kernels,
@@ -242,77 +178,51 @@ impl<R: Rule> GpuOptimizer<R> {
             given.control.clips_values(),
         )?;
         let norm = Norm::new(&self.kernels, &self.plan, &self.bound, given.partials)?;
-        let places = checked(device, || Places::new(&self.kernels, given, &applied, 1, 1));
-        let places = places.map_err(failed)?;
-        self.counts.applied = Some(applied);
+        let places = checked(device, || Places::new(&self.kernels, given, &counted, 1, 1))?;
+        self.device_counts.counted = Some(counted);
         self.controlled = Some(Box::new(UnderControl {
             control: given.identity.clone(),
             pipelines,
             norm,
-            inputs: places.inputs,
-            blocks: places.blocks,
-            select: places.select,
-            block: places.block,
-            classes: Vec::new(),
-            dispatches: Vec::new(),
-            is_stale: true,
-            is_staged: false,
+            places,
+            classes: Classes::new(),
+            staged: None,
         }));
         Ok(())
     }
 
-    /// The dispatches of a step, and their classes.
+    /// Makes sure that the dispatches are those of the next step, and that there is room for what it says to the device.
     fn refresh_controlled(&mut self, given: &Given<'_>) -> Result<(), BuildError> {
-        let Some(under) = &mut self.controlled else {
+        let (Some(under), Some(counted)) = (&mut self.controlled, &self.device_counts.counted)
+        else {
             return Ok(());
         };
-        let tensors = self.tensors.as_slice();
-        let settled_anew = |class: &ClassAt| {
-            let tensor = &tensors[class.tensor];
-            !Shared::of(&self.groups, class.tensor, tensor).as_it_was(&class.shared)
+        let (tensors, groups, ledger) = (self.tensors.as_slice(), &self.groups, &self.ledger);
+        let histories = ledger.histories();
+        let takes_part = |index: usize| !tensors[index].is_left_out() && tensors[index].numel > 0;
+        let class_of = |index: usize| {
+            let class = || Class::of(groups, ledger, histories.as_deref(), index, &tensors[index]);
+            takes_part(index).then(class)
         };
-        let may_merge = under.classes.len() > 1 && under.classes.iter().any(settled_anew);
-        if !under.is_stale && !may_merge {
-            return Ok(());
+        let progress = |index: usize| {
+            let history = histories.as_ref().map(|histories| histories[index]);
+            (ledger.most(index), ledger.unread(index), history)
+        };
+        let classes = &mut under.classes;
+        if classes.refresh(&self.plan, tensors.len(), class_of, progress) {
+            classes.sort_by_pipeline(&self.bound, |class| class.frame.group);
+            under.norm.refresh(&self.plan, takes_part);
         }
-        let mut classes: Vec<ClassAt> = Vec::new();
-        let mut seen = HashMap::new();
-        let class_of = |(tensor, host): (usize, &Tensor)| {
-            if host.is_left_out() || host.numel == 0 {
-                return None;
-            }
-            let shared = Shared::of(&self.groups, tensor, host);
-            Some(*seen.entry(shared).or_insert_with(|| {
-                classes.push(ClassAt { tensor, shared });
-                classes.len() - 1
-            }))
-        };
-        let of_tensor: Vec<_> = tensors.iter().enumerate().map(class_of).collect();
-        let takes_part = |tensor: usize| of_tensor[tensor].is_some();
-        under.norm.refresh(&self.plan, takes_part);
-        under.dispatches = self.plan.dispatches(|tensor| of_tensor[tensor]);
-        let group_of = |class: &usize| classes[*class].shared.group;
-        sort_by_pipeline(&mut under.dispatches, &self.bound, group_of);
-
-        let of_class = CLASS_WORDS + WINDOW as usize * entry_words(&self.groups);
-        let words = HEADER_WORDS + tensors.len().div_ceil(32) + 2 * tensors.len();
-        let words = words + classes.len() * of_class;
-        let (inputs_bytes, blocks_bytes) = (4 * words as u64, BLOCK_BYTES * classes.len() as u64);
-        if let Some(applied) = &self.counts.applied
-            && (under.inputs.buffer().size() < inputs_bytes || under.blocks.size() < blocks_bytes)
+        let of_class = CLASS_WORDS + (WINDOW as usize + 1) * entry_words(groups);
+        let words = HEADER_WORDS + tensors.len().div_ceil(32) + under.classes.len() * of_class;
+        let inputs_bytes = 4 * words as u64;
+        let blocks_bytes = BLOCK_BYTES * under.classes.len() as u64;
+        if under.places.inputs.buffer().size() < inputs_bytes
+            || under.places.blocks.size() < blocks_bytes
         {
-            let make = || Places::new(&self.kernels, given, applied, inputs_bytes, blocks_bytes);
-            let places = checked(self.kernels.device(), make);
-            let places = places.map_err(|error| BuildError::Device {
-                message: error.to_string(),
-            })?;
-            under.inputs = places.inputs;
-            under.blocks = places.blocks;
-            under.select = places.select;
-            under.block = places.block;
+            let make = || Places::new(&self.kernels, given, counted, inputs_bytes, blocks_bytes);
+            under.places = checked(self.kernels.device(), make)?;
         }
-        under.classes = classes;
-        under.is_stale = false;
         Ok(())
     }
 
@@ -322,52 +232,37 @@ impl<R: Rule> GpuOptimizer<R> {
             return;
         };
         let tensors = self.tensors.as_slice();
-        let entry_words = entry_words(&self.groups);
-        let recounted = || {
-            tensors
-                .iter()
-                .enumerate()
-                .filter(|(_, tensor)| tensor.is_recounted)
-        };
-        let counts = recounted().count();
-        let header = [under.classes.len(), tensors.len(), counts, entry_words];
+        let (groups, ledger) = (&self.groups, &self.ledger);
+        let entry_words = entry_words(groups);
+        let header = [under.classes.len(), tensors.len(), entry_words];
 
-        under.inputs.bytes.clear();
-        let mut words = Words(&mut under.inputs.bytes);
+        under.places.inputs.bytes.clear();
+        let mut words = Words(&mut under.places.inputs.bytes);
         header.iter().for_each(|count| words.push(*count as u32));
         let mut entries_at =
-            HEADER_WORDS + header[0] * CLASS_WORDS + tensors.len().div_ceil(32) + 2 * counts;
-        for class in &mut under.classes {
-            let tensor = &tensors[class.tensor];
-            class.shared = Shared::of(&self.groups, class.tensor, tensor);
-            let group = self.groups.name(tensor.group);
-            words.push(class.tensor as u32);
-            words.push(tensor.applied_steps as u32);
-            words.push(class.shared.entries() as u32);
+            HEADER_WORDS + under.classes.len() * CLASS_WORDS + tensors.len().div_ceil(32);
+        for (class, tensor) in under.classes.iter() {
+            let group = groups.name(class.frame.group);
+            words.push(tensor as u32);
+            words.push(ledger.most_counted(tensor));
+            words.push(class.entries() as u32);
             words.push(entries_at as u32);
             words.push(given.control.norm_of(group) as u32);
             words.push(given.control.clip_value_of(group).to_bits());
-            entries_at += class.shared.entries() as usize * entry_words;
+            entries_at += class.entries() as usize * entry_words;
         }
         for tensors in tensors.chunks(32) {
             let bits = tensors.iter().enumerate();
             let bits = bits.filter(|(_, tensor)| !tensor.is_left_out());
             words.push(bits.fold(0, |word, (bit, _)| word | 1 << bit));
         }
-        for (index, tensor) in recounted() {
-            words.push(index as u32);
-            words.push(tensor.applied_steps as u32);
-        }
-        for class in &under.classes {
-            let tensor = &tensors[class.tensor];
-            let config = self.groups.config(tensor.group);
-            for skipped in 0..class.shared.entries() {
-                let applied_steps = tensor.applied_steps.saturating_sub(skipped);
-                let key = tensor.key_at(self.groups.rounding(tensor.group), applied_steps);
-                let Key([x, y]) = key;
-                words.push((class.shared.fresh == Some(skipped)).into());
-                words.push(x);
-                words.push(y);
+        for (class, tensor) in under.classes.iter() {
+            let config = groups.config(class.frame.group);
+            for skipped in 0..class.entries() {
+                let applied_steps = ledger.most(tensor).saturating_sub(skipped);
+                let rounding = groups.rounding(class.frame.group);
+                let Key(key) = tensors[tensor].key(rounding, applied_steps);
+                key.into_iter().for_each(|word| words.push(word));
                 let scalars = config.scalars(config.phase(applied_steps));
                 let scalars = scalars.as_slice();
                 scalars
@@ -379,7 +274,7 @@ impl<R: Rule> GpuOptimizer<R> {
     }
 }
 
-/// Little-endian or not, as the device's host is.
+/// Appends words as the device reads them.
 struct Words<'b>(&'b mut Vec<u8>);
 
 impl Words<'_> {
@@ -392,7 +287,9 @@ impl Words<'_> {
 struct Places {
     inputs: Staged,
     blocks: wgpu::Buffer,
+    check: wgpu::BindGroup,
     select: wgpu::BindGroup,
+    /// One class's block, by dynamic offset.
     block: wgpu::BindGroup,
 }
 
@@ -400,7 +297,7 @@ impl Places {
     fn new(
         kernels: &Kernels,
         given: &Given<'_>,
-        applied: &wgpu::Buffer,
+        counted: &wgpu::Buffer,
         inputs_bytes: u64,
         blocks_bytes: u64,
     ) -> Self {
@@ -414,7 +311,9 @@ impl Places {
             usage: storage | wgpu::BufferUsages::UNIFORM,
             mapped_at_creation: false,
         });
-        let select = [inputs.buffer(), given.verdict, applied, &blocks];
+        let check = [inputs.buffer(), counted, given.verdict];
+        let check = bind_whole(device, &given.check.1, &check);
+        let select = [inputs.buffer(), given.verdict, counted, &blocks];
         let select = bind_whole(device, &given.select.1, &select);
         let block = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("wgpu_optim.block"),
@@ -431,6 +330,7 @@ impl Places {
         Self {
             inputs,
             blocks,
+            check,
             select,
             block,
         }
@@ -440,6 +340,10 @@ impl Places {
 impl<R: Rule> Controlled for GpuOptimizer<R> {
     fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    fn has_group(&self, name: &str) -> bool {
+        self.groups.by_name(name).is_some()
     }
 
     fn max_partials(&self) -> u64 {
@@ -452,9 +356,9 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
                 message: LOST.to_owned(),
             });
         }
-        self.learn();
+        self.settle();
         let is_same = |control: &Arc<()>| Arc::ptr_eq(control, given.identity);
-        if self.tensors.are_unread() && !self.counts.control.as_ref().is_some_and(is_same) {
+        if self.ledger.are_unread() && !self.device_counts.control.as_ref().is_some_and(is_same) {
             return Err(StepError::Unread);
         }
         let stays = |under: &UnderControl| {
@@ -465,16 +369,9 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
             self.build(given)?;
         }
         self.refresh_controlled(given)?;
-        let norm = self
-            .controlled
-            .as_ref()
-            .map_or(0, |under| under.norm.partials());
+        let under = self.controlled.as_deref();
         Ok(Needed {
-            partials: norm,
-            skipped: match self.tensors.are_unread() {
-                true => self.counts.skipped,
-                false => given.skipped,
-            },
+            partials: under.map_or(0, |under| under.norm.partials()),
         })
     }
 
@@ -482,14 +379,14 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         given: &Given<'_>,
-        partial: u32,
+        staged: StagedStep,
     ) -> Result<(), StepError> {
         self.fill_inputs(given);
         if let (Some(ring), Some(under)) = (&mut self.ring, &self.controlled) {
-            let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
-            for (slot, (dispatch, class)) in under.dispatches.iter().enumerate() {
-                let class = under.classes[*class].shared.of_frame();
-                let uniforms = uniforms_of(&[].into(), groups, tensors, plan, dispatch, &class);
+            for (slot, (dispatch, class)) in under.classes.dispatches().iter().enumerate() {
+                let tensor = under.classes.key(*class).frame.tensor;
+                let scalars = [].into();
+                let uniforms = uniforms_of(&scalars, Key::default(), &self.plan, dispatch, tensor);
                 ring.set(slot, uniforms.as_bytes());
             }
             ring.record(self.kernels.device(), encoder)?;
@@ -497,38 +394,46 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         let device = self.kernels.device();
         let norm_of = norm_of(&self.groups, given);
         if let Some(under) = &mut self.controlled {
-            under.norm.prepare(device, encoder, partial, norm_of)?;
-            under.inputs.record(device, encoder)?;
-            under.is_staged = true;
+            let reported = self.ledger.reported();
+            under.norm.prepare(device, encoder, staged.partial, norm_of, reported)?;
+            under.places.inputs.record(device, encoder)?;
+            under.staged = Some(staged);
         }
         Ok(())
     }
 
-    fn is_prepared(&self) -> bool {
-        self.controlled
-            .as_ref()
-            .is_some_and(|under| under.is_staged)
+    fn staged(&self) -> Option<&StagedStep> {
+        self.controlled.as_ref()?.staged.as_ref()
     }
 
-    fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>, partial: u32) {
-        if let Some(under) = &self.controlled {
-            under
-                .norm
-                .record(pass, partial, norm_of(&self.groups, given));
+    fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>) {
+        let Some((under, staged)) = self.controlled.as_ref().zip(self.staged()) else {
+            return;
+        };
+        let norm_of = norm_of(&self.groups, given);
+        under.norm.record(pass, staged.partial, norm_of);
+        // There are scalars for so many skipped steps: the device says where it is behind by more.
+        if under.classes.iter().any(|(class, _)| class.unread > WINDOW) {
+            pass.set_pipeline(&given.check.0);
+            pass.set_bind_group(TENSORS_GROUP, &under.places.check, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
         }
     }
 
-    fn record_step(&mut self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>) {
-        let Some(under) = &mut self.controlled else {
-            return;
-        };
-        under.norm.set_recorded();
+    fn record_step(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        given: &Given<'_>,
+        submission: &Submission,
+    ) -> Option<Counted> {
+        let under = self.controlled.as_mut()?;
+        self.moves.iter_mut().for_each(|moves| moves.record(pass, submission));
         pass.set_pipeline(&given.select.0);
-        pass.set_bind_group(TENSORS_GROUP, &under.select, &[]);
+        pass.set_bind_group(TENSORS_GROUP, &under.places.select, &[]);
         pass.dispatch_workgroups(1, 1, 1);
         let mut current = None;
         let control_group = self.kernels.scalar_path().control_group();
-        for (slot, (dispatch, class)) in under.dispatches.iter().enumerate() {
+        for (slot, (dispatch, class)) in under.classes.dispatches().iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
                 Target::Piece(piece) => {
                     let pipelines = &under.pipelines.by_kind[self.bound.kind_of(piece)];
@@ -546,34 +451,29 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
             }
             pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
             let block = (*class as u64 * BLOCK_BYTES) as u32;
-            pass.set_bind_group(control_group, &under.block, &[block]);
+            pass.set_bind_group(control_group, &under.places.block, &[block]);
             match &self.ring {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => {
-                    let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
-                    let class = under.classes[*class].shared.of_frame();
-                    let uniforms = uniforms_of(&[].into(), groups, tensors, plan, dispatch, &class);
+                    let (scalars, key) = ([].into(), Key::default());
+                    let tensor = under.classes.key(*class).frame.tensor;
+                    let uniforms = uniforms_of(&scalars, key, &self.plan, dispatch, tensor);
                     pass.set_immediates(0, uniforms.as_bytes());
                 }
             }
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }
-        self.recorded = under.norm.dispatches() + 1 + under.dispatches.len();
+        self.recorded = under.norm.dispatches() + 1 + under.classes.dispatches().len();
+        self.device_counts.control = Some(given.identity.clone());
+        let step = self.ledger.record_counted(submission.clone());
+        under.norm.set_recorded(step);
         self.set_unprepared();
-        self.counts.control = Some(given.identity.clone());
-        self.tensors.set_told();
-        self.tensors.count_controlled_step();
-        self.stale = true;
-    }
-
-    fn counted(&self) -> Option<Counted> {
         Some(Counted {
-            applied: self.counts.applied.clone()?,
+            counted: self.device_counts.counted.clone()?,
             tensors: self.tensors.as_slice().len(),
-            recorded: self.tensors.recorded().collect(),
-            mailbox: self.counts.mailbox.clone(),
-            epoch: self.counts.epoch,
+            step,
+            mailbox: self.device_counts.mailbox.clone(),
         })
     }
 }

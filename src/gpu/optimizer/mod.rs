@@ -1,33 +1,39 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
+mod classes;
 mod controlled;
+mod rebind;
+mod transfer;
 
 use std::fmt;
-use std::ops::Range;
 
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
-use crate::gpu::error::{BuildError, RebindError, StepError};
+use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::LOST;
 use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
-use crate::gpu::readback;
+use crate::gpu::ledger::Ledger;
+use crate::gpu::moves::Moves;
 use crate::gpu::scalars::{UniformRing, Uniforms, WideScalars};
 use crate::gpu::source::check_scalars;
-use crate::plan::{Dispatch, ELEM_BYTES, Part, Piece, Plan, Target};
+use crate::gpu::submission::{Fate, Submission, Submissions};
+use crate::plan::{Dispatch, Plan, Target};
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule, Scalars};
-use controlled::{Counts, UnderControl};
-
-use crate::state::{
-    DuplicateName, OptimizerState, StateError, TensorSpec, TensorState, Tensors, UnknownTensor,
-};
-use crate::storage::{Key, MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
+use crate::state::{Tensor, TensorSpec, Tensors, UnknownTensor};
+use crate::storage::Key;
+use classes::Classes;
+use controlled::{DeviceCounts, UnderControl};
+pub use transfer::StateSlice;
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
 /// Holds the state (a velocity, say) and the applied-step counts. [`step`](Self::step) records; it never submits, polls,
-/// maps, compiles, or allocates GPU memory after the first step. A host-side step count moves when a step is
-/// recorded, so an encoder that holds a step has to be submitted.
+/// maps, compiles, or allocates GPU memory after the first step.
+///
+/// A step whose encoder is dropped, or finished and its command buffer dropped, has never happened: parameters, state,
+/// counts and random bits go on as if it had not been recorded. Steps that were recorded after it and before it was
+/// dropped keep the scalars that they were recorded with: a bias correction may be one step ahead there.
 ///
 /// ```
 /// use wgpu_optim::{AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback};
@@ -56,46 +62,38 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     kernels: Kernels,
     groups: Groups<R>,
     tensors: Tensors,
+    ledger: Ledger,
+    submissions: Submissions,
     plan: Plan,
     /// One per piece of the plan, where its rule keeps slots.
     state: Vec<Option<wgpu::Buffer>>,
     bound: Bound,
-    /// The dispatches of a step.
-    dispatches: Vec<(Dispatch, Class)>,
-    /// A tensor has been frozen, let go on, or had its first step since `dispatches` was made.
-    stale: bool,
-    /// The scalars of the next step have been recorded.
-    prepared: bool,
+    /// State on its way into other buffers.
+    moves: Vec<Moves>,
+    classes: Classes<Class>,
+    /// What the scalars of the next step have been recorded with.
+    prepared: Option<Submission>,
     /// On the uniform path only.
     ring: Option<UniformRing>,
-    counts: Counts,
+    device_counts: DeviceCounts,
     /// From the first step under a control on.
     controlled: Option<Box<UnderControl>>,
     /// Dispatches of the last recorded step.
     recorded: usize,
 }
 
-/// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
-#[derive(Clone, Debug)]
-pub struct StateSlice<'o> {
-    /// Which elements of the tensor.
-    pub elems: Range<u64>,
-    /// The buffer they lie in.
-    pub buffer: &'o wgpu::Buffer,
-    /// Byte offset of the first of them there.
-    pub offset_bytes: u64,
-    /// What they are stored as.
-    pub storage: StorageType,
-}
-
 /// What tensors have in common that share a dispatch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Class {
-    group: usize,
+    frame: FrameClass,
     /// As their rule counts steps.
     phase: u64,
-    /// Their masters start as their parameters.
-    is_fresh: bool,
+}
+
+/// The part of it that the scalars of the frame depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct FrameClass {
+    group: usize,
     /// The tensor, where something is rounded by random bits of its own.
     tensor: Option<usize>,
 }
@@ -164,181 +162,25 @@ impl<R: Rule> GpuOptimizer<R> {
         let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
         let ring = new_ring(kernels, &plan)?;
         host_tensors.set_absent(&absent(&layouts));
-        Ok(Self {
+        let mut optimizer = Self {
             kernels: kernels.clone(),
             groups,
+            ledger: Ledger::new(host_tensors.as_slice().len()),
             tensors: host_tensors,
+            submissions: Submissions::default(),
             plan,
             state,
             bound,
-            dispatches: Vec::new(),
-            stale: true,
-            prepared: false,
+            moves: Vec::new(),
+            classes: Classes::new(),
+            prepared: None,
             ring,
-            counts: Counts::default(),
+            device_counts: DeviceCounts::default(),
             controlled: None,
             recorded: 0,
-        })
-    }
-
-    /// Binds tensors where they lie now, for engines whose pools give them other places from step to step. State, step
-    /// counts and frozen tensors stay as they are. A tensor that is not among these has no place until a later call: it
-    /// keeps its state, and steps leave it out as if it were frozen.
-    ///
-    /// Only bind groups are made whose buffers or offsets have changed. Each tensor is from now on in a piece of its
-    /// own, whoever its neighbours are, and small ones still share batches. Its state moves, by copies recorded into
-    /// `encoder`, only where it shared a piece before, or where its parameters start at another offset modulo the
-    /// device's `min_storage_buffer_offset_alignment`. Submit `encoder` before the next step, or record that step into
-    /// it. Compiles what batches of other sizes need, once per device.
-    ///
-    /// # Errors
-    /// [`RebindError`] if the optimizer has no tensor of such a name or shape, or for what [`BuildError`] says of them;
-    /// then nothing has changed, and nothing has been recorded.
-    pub fn rebind(
-        &mut self,
-        encoder: &mut wgpu::CommandEncoder,
-        tensors: &[TensorBinding<'_>],
-    ) -> Result<(), RebindError> {
-        self.check_known(tensors)?;
-        check_bindings(tensors)?;
-        let buffers = Buffers::of(tensors);
-        let layouts = buffers.layouts_of(tensors, &self.tensors);
-        let plan = Plan::apart(&layouts, self.kernels.device_limits()).map_err(BuildError::from)?;
-
-        let mut state = vec![None; plan.pieces.len()];
-        let mut moved = Vec::new();
-        for (index, piece) in plan.pieces.iter().enumerate() {
-            match self.state_of_same(&plan, piece) {
-                Some(buffer) => state[index] = Some(buffer.clone()),
-                None if piece.state.is_some() => moved.push(index),
-                None => {}
-            }
-        }
-        for index in &moved {
-            for part in &plan.parts[plan.pieces[*index].parts.clone()] {
-                self.check_moves(&plan, part)?;
-            }
-        }
-        let fresh = allocate_state(&self.kernels, &plan, &self.groups, &moved)?;
-        for (index, buffer) in moved.iter().zip(fresh) {
-            state[*index] = buffer;
-        }
-        let made = &self.bound.made;
-        let bound = Bound::new(&self.kernels, &self.groups, &buffers, &plan, &state, made)?;
-        if plan.max_dispatches() > self.plan.max_dispatches() {
-            self.ring = new_ring(&self.kernels, &plan)?;
-        }
-        for index in moved {
-            for to in &plan.parts[plan.pieces[index].parts.clone()] {
-                self.move_state(encoder, &plan, to, state[index].as_ref());
-            }
-        }
-        (self.plan, self.state, self.bound) = (plan, state, bound);
-        self.controlled = None;
-        self.tensors.set_absent(&absent(&layouts));
-        self.stale = true;
-        self.prepared = false;
-        Ok(())
-    }
-
-    /// Checks that the optimizer has tensors of these names and shapes, each once.
-    fn check_known(&self, tensors: &[TensorBinding<'_>]) -> Result<(), RebindError> {
-        let mut seen = vec![false; self.tensors.as_slice().len()];
-        for tensor in tensors {
-            let name = || tensor.name.to_owned();
-            let index = self.tensors.index_of(tensor.name);
-            let index = index.ok_or_else(|| UnknownTensor { tensor: name() })?;
-            let expected = &self.tensors.as_slice()[index].shape;
-            if tensor.shape != *expected {
-                return Err(RebindError::Shape {
-                    tensor: name(),
-                    expected: expected.clone(),
-                    actual: tensor.shape.clone(),
-                });
-            }
-            let storage = self.tensors.as_slice()[index].storage;
-            for (role, expected, actual) in [
-                ("params", storage.params, tensor.params_type),
-                ("grads", storage.grads, tensor.grads_type),
-            ] {
-                if expected != actual {
-                    return Err(RebindError::Stored {
-                        tensor: name(),
-                        role,
-                        expected: expected.name(),
-                        actual: actual.name(),
-                    });
-                }
-            }
-            if std::mem::replace(&mut seen[index], true) {
-                return Err(BuildError::from(DuplicateName { tensor: name() }).into());
-            }
-        }
-        Ok(())
-    }
-
-    /// The state of a piece of another plan, if a piece with the same elements in the same sections has it now.
-    fn state_of_same(&self, plan: &Plan, piece: &Piece) -> Option<&wgpu::Buffer> {
-        let [part] = &plan.parts[piece.parts.clone()] else {
-            return None;
         };
-        let mut parts = self.plan.parts_of(part.tensor).iter();
-        let before = parts.find(|before| before.elems == part.elems)?;
-        let alone = &self.plan.pieces[before.piece];
-        let same = alone.parts.len() == 1 && alone.state == piece.state;
-        self.state[before.piece].as_ref().filter(|_| same)
-    }
-
-    /// The copies that bring the state of a part of another plan into its buffer: from which piece and byte, to which
-    /// byte, how many.
-    fn moves_to<'o>(
-        &'o self,
-        plan: &'o Plan,
-        to: &'o Part,
-    ) -> impl Iterator<Item = (usize, u64, u64, u64)> + 'o {
-        let tensor = &self.tensors.as_slice()[to.tensor];
-        let sections = tensor.slots as u32 + u32::from(tensor.has_masters());
-        let parts = self.plan.parts_of(to.tensor).iter();
-        let pairs = parts.flat_map(move |from| (0..sections).map(move |slot| (from, slot)));
-        pairs.filter_map(move |(from, slot)| {
-            let start = from.elems.start.max(to.elems.start);
-            let end = from.elems.end.min(to.elems.end);
-            let elem_bytes = plan.pieces[to.piece].state?.elem_bytes(slot);
-            let place = |plan: &Plan, part: &Part| {
-                let offset = plan.state_offset_bytes(part, slot)?;
-                Some(offset + (start - part.elems.start) * elem_bytes)
-            };
-            let (from_bytes, to_bytes) = place(&self.plan, from).zip(place(plan, to))?;
-            // What shares the last word is nobody's.
-            let size = (end.checked_sub(start)? * elem_bytes).next_multiple_of(4);
-            (size > 0).then_some((from.piece, from_bytes, to_bytes, size))
-        })
-    }
-
-    /// Checks that the state of a part can move: copies are by the word.
-    fn check_moves(&self, plan: &Plan, to: &Part) -> Result<(), RebindError> {
-        let mut moves = self.moves_to(plan, to);
-        if moves.any(|(_, from, to, _)| !from.is_multiple_of(4) || !to.is_multiple_of(4)) {
-            return Err(RebindError::HalfWord {
-                tensor: self.tensors.as_slice()[to.tensor].name.clone(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Records the copies that bring the state of a part of another plan into its buffer.
-    fn move_state(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        plan: &Plan,
-        to: &Part,
-        buffer: Option<&wgpu::Buffer>,
-    ) {
-        for (piece, from, to, size) in self.moves_to(plan, to) {
-            if let Some((source, target)) = self.state[piece].as_ref().zip(buffer) {
-                encoder.copy_buffer_to_buffer(source, from, target, to, size);
-            }
-        }
+        optimizer.set_stale();
+        Ok(optimizer)
     }
 
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
@@ -382,10 +224,11 @@ impl<R: Rule> GpuOptimizer<R> {
         self.groups.set_momentum(momentum)
     }
 
-    /// How many steps have been recorded, whatever was frozen: the position in a schedule.
+    /// How many steps have been recorded, whatever was frozen: the position in a schedule. One whose encoder was dropped
+    /// does not count.
     #[must_use]
     pub fn steps(&self) -> u64 {
-        self.tensors.steps()
+        self.ledger.steps()
     }
 
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by the steps recorded from now on,
@@ -400,69 +243,50 @@ impl<R: Rule> GpuOptimizer<R> {
         Ok(())
     }
 
-    /// How many steps have been applied to a tensor: those recorded, and of those under a control the ones that are known
-    /// to have been applied, by what [`GpuControl::read`](crate::GpuControl::read) has returned so far.
+    /// How many steps have been applied to a tensor: those recorded, without those whose encoder was dropped, and of those
+    /// under a control the ones that are known to have been applied, by what has been read so far
+    /// ([`GpuControl::read`](crate::GpuControl::read), later steps, [`state`](Self::state)).
     #[must_use]
     pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
         let index = self.tensors.index_of(tensor)?;
-        Some(self.known_steps(index))
+        Some(self.ledger.known_by(index, self.device_counts.report_of(index)))
     }
 
+    /// Tensors have changed otherwise than by a step.
     fn set_stale(&mut self) {
-        self.stale = true;
-        self.set_unprepared();
+        let tensors = self.tensors.as_slice().iter();
+        self.ledger.set_taking_part(tensors.map(|tensor| !tensor.is_left_out()));
+        self.set_recounted();
+    }
+
+    /// Counts have changed otherwise than by a step.
+    fn set_recounted(&mut self) {
+        self.classes.set_stale();
         if let Some(under) = &mut self.controlled {
-            under.is_stale = true;
+            under.classes.set_stale();
         }
+        self.set_unprepared();
     }
 
     /// What has been recorded for the next step does not hold any more.
     fn set_unprepared(&mut self) {
-        self.prepared = false;
+        self.prepared = None;
         if let Some(under) = &mut self.controlled {
-            under.is_staged = false;
+            under.staged = None;
         }
     }
 
-    /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
-    /// its place within an encoder of its own. Nothing where the rule keeps no such slot, or there is no such tensor.
-    /// [`MASTER_PARAMS`] are a slot where they are `f32`.
-    pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
-        let slot = self.tensors.get(tensor).and_then(|tensor| {
-            let slots = self.groups.config(tensor.group).slots();
-            let masters = tensor.storage.masters == Masters::F32;
-            let mut kept = slots.kept();
-            let position = kept.position(|kept| kept.name == slot);
-            position.or((masters && slot == MASTER_PARAMS).then_some(tensor.slots))
-        });
-        let parts = self
-            .tensors
-            .index_of(tensor)
-            .map(|tensor| self.plan.parts_of(tensor));
-        let parts = parts.into_iter().flatten();
-        parts.filter_map(move |part| {
-            Some(StateSlice {
-                elems: part.elems.clone(),
-                buffer: self.state[part.piece].as_ref()?,
-                offset_bytes: self.plan.state_offset_bytes(part, slot? as u32)?,
-                storage: match self.plan.pieces[part.piece].state?.slots {
-                    slots if slots == slot? as u32 => StorageType::F32,
-                    _ => self.plan.pieces[part.piece].storage.state,
-                },
-            })
-        })
-    }
-
-    /// Says how many steps have been applied to a tensor: what goes with a state that was put in another's place.
-    ///
-    /// # Errors
-    /// [`UnknownTensor`] if no tensor has this name.
-    pub fn set_applied_steps(&mut self, tensor: &str, steps: u64) -> Result<(), UnknownTensor> {
+    /// Takes over what has become of recorded steps, as far as that is known by now.
+    fn settle(&mut self) {
         self.learn();
-        self.tensors.set_applied_steps(tensor, steps)?;
-        self.counts.forget();
-        self.set_stale();
-        Ok(())
+        if self.ledger.settle() {
+            self.set_recounted();
+        }
+        if self.moves.iter().any(Moves::are_made) {
+            // Moves are made in their order.
+            let made = self.moves.iter().rposition(Moves::are_made);
+            self.moves.drain(..=made.unwrap_or(0));
+        }
     }
 
     /// How the tensors are cut into pieces.
@@ -487,12 +311,14 @@ impl<R: Rule> GpuOptimizer<R> {
     /// [`StepError::Scalars`] on a device without immediates that is lost or out of memory; then nothing has
     /// been recorded. With immediates a step cannot fail.
     pub fn step(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
-        self.prepare(encoder)?;
+        let submission = self.submissions.of_encoder(encoder);
+        self.prepare_for(encoder, &submission)?;
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu_optim.step"),
             timestamp_writes: None,
         });
-        self.record(&mut pass)
+        self.record_dispatches(&mut pass, submission);
+        Ok(())
     }
 
     /// Records what the next [`record`](Self::record) needs before its pass begins: on a device without immediates
@@ -501,22 +327,35 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.
     pub fn prepare(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
-        self.check_counts()?;
-        self.refresh_dispatches();
+        if self.ring.is_none() {
+            return self.refresh();
+        }
+        let submission = self.submissions.of_encoder(encoder);
+        self.prepare_for(encoder, &submission)
+    }
+
+    fn prepare_for(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        submission: &Submission,
+    ) -> Result<(), StepError> {
+        self.refresh()?;
         if let Some(ring) = &mut self.ring {
             if self.kernels.has_seen_loss() {
                 return Err(StepError::Scalars {
                     message: LOST.to_owned(),
                 });
             }
-            let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
-            for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
-                let uniforms = uniforms(groups, tensors, plan, dispatch, class);
+            let dispatches = self.classes.dispatches().iter().enumerate();
+            for (slot, (dispatch, class)) in dispatches {
+                let (groups, tensors) = (&self.groups, &self.tensors);
+                let class = self.classes.key(*class);
+                let uniforms = uniforms(groups, tensors, &self.ledger, &self.plan, dispatch, class);
                 ring.set(slot, uniforms.as_bytes());
             }
             ring.record(self.kernels.device(), encoder)?;
         }
-        self.prepared = true;
+        self.prepared = Some(submission.clone());
         Ok(())
     }
 
@@ -527,16 +366,26 @@ impl<R: Rule> GpuOptimizer<R> {
     /// momentum or frozen tensors.
     ///
     /// # Errors
-    /// [`StepError::NotPrepared`] on a device without immediates if that `prepare` is missing; then nothing has
-    /// been recorded.
+    /// [`StepError::NotPrepared`] on a device without immediates if that `prepare` is missing, or its encoder was dropped;
+    /// then nothing has been recorded.
     pub fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), StepError> {
-        if self.ring.is_some() && !self.prepared {
+        let is_prepared = |prepared: &Submission| prepared.fate() != Fate::Dropped;
+        if self.ring.is_some() && !self.prepared.as_ref().is_some_and(is_prepared) {
             return Err(StepError::NotPrepared);
         }
-        self.check_counts()?;
-        self.refresh_dispatches();
+        if self.ring.is_none() {
+            self.refresh()?;
+        }
+        let submission = self.submissions.of_pass(pass);
+        self.record_dispatches(pass, submission);
+        Ok(())
+    }
+
+    /// Records the dispatches of the step that has been prepared.
+    fn record_dispatches(&mut self, pass: &mut wgpu::ComputePass<'_>, submission: Submission) {
+        self.moves.iter_mut().for_each(|moves| moves.record(pass, &submission));
         let mut current = None;
-        for (slot, (dispatch, class)) in self.dispatches.iter().enumerate() {
+        for (slot, (dispatch, class)) in self.classes.dispatches().iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {
                 Target::Piece(piece) => {
                     let pipelines = self.bound.pipelines_of(piece);
@@ -557,215 +406,75 @@ impl<R: Rule> GpuOptimizer<R> {
                 Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
                 None => {
                     let (groups, tensors, plan) = (&self.groups, &self.tensors, &self.plan);
-                    let uniforms = uniforms(groups, tensors, plan, dispatch, class);
+                    let class = self.classes.key(*class);
+                    let uniforms = uniforms(groups, tensors, &self.ledger, plan, dispatch, class);
                     pass.set_immediates(0, uniforms.as_bytes());
                 }
             }
             let [x, y] = dispatch.workgroups;
             pass.dispatch_workgroups(x, y, 1);
         }
-        for (_, class) in &mut self.dispatches {
-            let config = self.groups.config(class.group);
-            let next = config.phase(class.phase.saturating_add(1));
-            // Where a phase lasts, tensors meet that were in different ones.
-            self.stale |= next != class.phase && config.phase(next.saturating_add(1)) == next;
-            class.phase = next;
-            // Those meet that had masters already.
-            self.stale |= std::mem::take(&mut class.is_fresh);
-        }
         self.set_unprepared();
-        self.recorded = self.dispatches.len();
-        self.tensors.count_step();
-        if let Some(under) = &mut self.controlled {
-            under.is_stale = true;
-            self.counts.forget();
-        }
-        Ok(())
+        self.recorded = self.classes.dispatches().len();
+        self.ledger.record(submission);
     }
 
-    /// Makes sure that the host knows how many steps have been applied.
-    fn check_counts(&mut self) -> Result<(), StepError> {
-        if self.tensors.are_unread() {
-            self.learn();
-            if self.tensors.are_unread() {
-                return Err(StepError::Unread);
-            }
+    /// Makes sure that the host knows how many steps have been applied, and that the dispatches are those of the next step.
+    fn refresh(&mut self) -> Result<(), StepError> {
+        self.settle();
+        if self.ledger.are_unread() {
+            return Err(StepError::Unread);
         }
-        Ok(())
-    }
-
-    /// Makes the list of dispatches anew if something has changed since the last step.
-    fn refresh_dispatches(&mut self) {
-        if !self.stale {
-            return;
-        }
-        let tensors = self.tensors.as_slice();
-        let groups = &self.groups;
-        self.dispatches = self.plan.dispatches(|index| {
+        let (tensors, groups, ledger) = (self.tensors.as_slice(), &self.groups, &self.ledger);
+        let class_of = |index: usize| {
             let tensor = &tensors[index];
             (!tensor.is_left_out()).then(|| Class {
-                group: tensor.group,
-                phase: groups.config(tensor.group).phase(tensor.applied_steps),
-                is_fresh: tensor.storage.masters == Masters::F32 && tensor.has_fresh_masters(),
-                tensor: tensor.storage.is_stochastic.then_some(index),
+                frame: FrameClass::of(index, tensor),
+                phase: groups.config(tensor.group).phase(ledger.most(index)),
             })
-        });
-        sort_by_pipeline(&mut self.dispatches, &self.bound, |class| class.group);
-        self.stale = false;
-    }
-
-    /// Copies what the optimizer remembers off the device, after everything submitted so far. Submits and
-    /// waits as [`readback::download`] does, under any executor.
-    ///
-    /// # Errors
-    /// [`StateError::Transfer`] if the device is lost or out of memory.
-    pub async fn state(&self) -> Result<OptimizerState<R>, StateError> {
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let mut states = Vec::with_capacity(self.state.len());
-        for buffer in &self.state {
-            states.push(match buffer {
-                Some(buffer) => {
-                    let words = buffer.size() / ELEM_BYTES;
-                    readback::read(device, queue, buffer, 0, words, <[u8]>::to_vec).await?
-                }
-                None => Vec::new(),
-            });
-        }
-        let slot_of = |tensor: usize, slot: usize| {
-            let values_of = |part: &Part| {
-                let sections = self.plan.pieces[part.piece].state?;
-                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)? as usize;
-                let numel = part.numel() as usize;
-                let elem_bytes = sections.elem_bytes(slot as u32) as usize;
-                let size = numel * elem_bytes;
-                let bytes = &states[part.piece][offset_bytes..offset_bytes + size];
-                let is_rests = slot == sections.slots as usize && elem_bytes == 2;
-                Some(if is_rests {
-                    rest::decode(bytes)
-                } else if elem_bytes == 2 {
-                    sections.storage.state.decode(bytes)
-                } else {
-                    StorageType::F32.decode(bytes)
-                })
-            };
-            let parts = self.plan.parts_of(tensor).iter();
-            parts.filter_map(values_of).flatten().collect()
         };
-        let counted = self.counted_tensors().await?;
-        let tensors = counted.as_ref().unwrap_or(&self.tensors);
-        Ok(tensors.state(&self.groups, slot_of))
-    }
-
-    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
-    /// parameters at the next step. Takes effect before the commands of the next submission.
-    ///
-    /// Masters have to go with the parameters: of those that are `f32` the next step makes the parameters, and rests are
-    /// what the parameters leave. Where rests are kept, a state that has [`MASTER_PARAMS`] will do, too.
-    ///
-    /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
-    /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
-    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
-        let matched = self.tensors.match_state(state, &self.groups)?;
-        for index in 0..self.plan.pieces.len() {
-            self.load_piece(index, &matched)?;
-        }
-        self.tensors.restore_counts(state.steps, &matched);
-        self.counts.forget();
-        self.set_stale();
-        Ok(())
-    }
-
-    /// Uploads the state of a piece.
-    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), StateError> {
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let piece = &self.plan.pieces[index];
-        let Some((buffer, sections)) = self.state[index].as_ref().zip(piece.state) else {
-            return Ok(());
-        };
-        // Neighbours share words of 16-bit values, so those go up in one.
-        let mut whole = vec![
-            0_u8;
-            if piece.storage.is_f32() {
-                0
-            } else {
-                buffer.size() as usize
-            }
-        ];
-        for part in &self.plan.parts[piece.parts.clone()] {
-            let entry = matched[part.tensor];
-            let elems = part.elems.start as usize..part.elems.end as usize;
-            let slots = self.groups.config(piece.group).slots();
-            let kept = slots.kept().map(|slot| (slot.name, slot.start));
-            let masters = (piece.storage.masters.slot(), 0.0);
-            let sections = kept.chain([masters]).take(sections.len() as usize);
-            for (slot, (name, start)) in (0..).zip(sections) {
-                let Some(offset) = self.plan.state_offset_bytes(part, slot) else {
-                    continue;
-                };
-                let fresh;
-                let values = match entry.slot(name) {
-                    Some(saved) => &saved[elems.clone()],
-                    None => {
-                        fresh = vec![start; elems.len()];
-                        &fresh
-                    }
-                };
-                if piece.storage.is_f32() {
-                    readback::upload(device, queue, buffer, offset, values)?;
-                    continue;
-                }
-                let masters = entry.slot(MASTER_PARAMS).map(|saved| &saved[elems.clone()]);
-                let bytes = match name {
-                    PARAMS_REST => match masters {
-                        Some(masters) => rest::encode(rest::of_masters(masters)),
-                        None => rest::encode(rest::of_values(values)),
-                    },
-                    MASTER_PARAMS => StorageType::F32.encode(values.iter().copied()),
-                    _ => piece.storage.state.encode(values.iter().copied()),
-                };
-                whole[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
-            }
-        }
-        if !whole.is_empty() {
-            readback::upload_bytes(device, queue, buffer, 0, &whole)?;
+        let progress = |index| ledger.most(index);
+        let classes = &mut self.classes;
+        if classes.refresh(&self.plan, tensors.len(), class_of, progress) {
+            classes.sort_by_pipeline(&self.bound, |class| class.frame.group);
         }
         Ok(())
     }
 }
 
-/// Puts dispatches in an order in which each pipeline is set once; batches come by group already.
-fn sort_by_pipeline<C>(
-    dispatches: &mut [(Dispatch, C)],
-    bound: &Bound,
-    group_of: impl Fn(&C) -> usize,
-) {
-    dispatches.sort_by_key(|(dispatch, class)| match dispatch.target {
-        Target::Piece(piece) => Some((dispatch.access, group_of(class), bound.kind_of(piece))),
-        Target::Batch { .. } => None,
-    });
+impl FrameClass {
+    fn of(index: usize, tensor: &Tensor) -> Self {
+        Self {
+            group: tensor.group,
+            tensor: tensor.storage.is_stochastic.then_some(index),
+        }
+    }
 }
 
 /// The scalars of a dispatch over tensors of a class.
 fn uniforms<R: Rule>(
     groups: &Groups<R>,
     tensors: &Tensors,
+    ledger: &Ledger,
     plan: &Plan,
     dispatch: &Dispatch,
     class: &Class,
 ) -> Uniforms {
-    let scalars = groups.config(class.group).scalars(class.phase);
-    uniforms_of(&scalars, groups, tensors, plan, dispatch, class)
+    let scalars = groups.config(class.frame.group).scalars(class.phase);
+    let key = class.frame.tensor.map_or_else(Key::default, |index| {
+        let rounding = groups.rounding(class.frame.group);
+        tensors.as_slice()[index].key(rounding, ledger.most(index))
+    });
+    uniforms_of(&scalars, key, plan, dispatch, class.frame.tensor)
 }
 
-/// Those of the frame behind a rule's.
-fn uniforms_of<R: Rule>(
+/// A rule's scalars, and behind them those of the frame.
+fn uniforms_of(
     scalars: &Scalars,
-    groups: &Groups<R>,
-    tensors: &Tensors,
+    key: Key,
     plan: &Plan,
     dispatch: &Dispatch,
-    class: &Class,
+    tensor: Option<usize>,
 ) -> Uniforms {
     let piece = match dispatch.target {
         Target::Piece(piece) => piece,
@@ -773,20 +482,15 @@ fn uniforms_of<R: Rule>(
     };
     let piece = &plan.pieces[piece];
     let wide = (!piece.storage.is_f32()).then(|| {
-        let tensor = class.tensor.map(|index| &tensors.as_slice()[index]);
-        let parts = plan.parts[piece.parts.clone()].iter();
-        let index = parts
-            .filter(|part| class.tensor == Some(part.tensor))
-            .map(|part| {
-                let before = part.start + piece.params.first_elem;
-                (part.elems.start as u32).wrapping_sub(before)
-            });
+        let mut parts = plan.parts[piece.parts.clone()].iter();
+        let part = parts.find(|part| tensor == Some(part.tensor));
+        let index = part.map(|part| {
+            let before = part.start + piece.params.first_elem;
+            (part.elems.start as u32).wrapping_sub(before)
+        });
         WideScalars {
-            is_fresh: class.is_fresh,
-            index: { index }.next().unwrap_or(0),
-            key: tensor.map_or_else(Key::default, |tensor| {
-                tensor.key(groups.rounding(class.group))
-            }),
+            index: index.unwrap_or(0),
+            key,
         }
     });
     Uniforms::new(scalars, dispatch, wide)

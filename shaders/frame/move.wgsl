@@ -1,0 +1,27 @@
+// State that moves from one buffer to another, once: the copy is recorded with every step until the device is known to have
+// made it, since the encoder of any of them may be dropped. src/gpu/moves.rs records it.
+
+const WORKGROUP_SIZE: u32 = 256;
+
+struct Move {
+    // In words.
+    from: u32,
+    to: u32,
+    count: u32,
+    // Invocations in one row of the grid.
+    row: u32,
+}
+
+@group(0) @binding(0) var<storage, read> source: array<u32>;
+@group(0) @binding(1) var<storage, read_write> target_: array<u32>;
+@group(0) @binding(2) var<uniform> move_: Move;
+// Whether it has been made.
+@group(0) @binding(3) var<storage, read> is_made: array<u32>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn move_state(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let word = invocation.y * move_.row + invocation.x;
+    if word < move_.count && is_made[0] == 0u {
+        target_[move_.to + word] = source[move_.from + word];
+    }
+}

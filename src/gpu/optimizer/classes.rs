@@ -1,0 +1,137 @@
+//! Which tensors share the dispatches of a step.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+use crate::gpu::bound::Bound;
+use crate::plan::{Dispatch, Plan, Target};
+
+/// The dispatches of a step. Tensors share one if they are of one class: if they have the same key now.
+#[derive(Debug)]
+pub(super) struct Classes<K> {
+    classes: Vec<Class<K>>,
+    /// Each with the index of its class.
+    dispatches: Vec<(Dispatch, usize)>,
+    is_stale: bool,
+    /// Reused, so that a step allocates nothing.
+    order: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Class<K> {
+    key: K,
+    /// A tensor for each progress that tensors of the class have made: who is as far will have the same keys for ever.
+    tensors: Vec<usize>,
+}
+
+impl<K: Copy + Hash + Ord> Classes<K> {
+    /// Classes that are yet to be made.
+    pub(super) const fn new() -> Self {
+        Self {
+            classes: Vec::new(),
+            dispatches: Vec::new(),
+            is_stale: true,
+            order: Vec::new(),
+        }
+    }
+
+    /// Has classes and dispatches made anew, because tensors have changed otherwise than by a step.
+    pub(super) fn set_stale(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Makes sure that the classes are those of the next step, by the keys that tensors have now; those without one are
+    /// left out. Dispatches are made anew only where tensors meet or part.
+    pub(super) fn refresh<P: Hash + Eq>(
+        &mut self,
+        plan: &Plan,
+        tensors: usize,
+        key_of: impl Fn(usize) -> Option<K>,
+        progress_of: impl Fn(usize) -> P,
+    ) -> bool {
+        if !self.is_stale && self.advance(&key_of) {
+            return false;
+        }
+        let mut index_of = HashMap::new();
+        let mut seen = HashSet::new();
+        self.classes.clear();
+        let mut class_of = |tensor: usize| {
+            let key = key_of(tensor)?;
+            let class = *index_of.entry(key).or_insert_with(|| {
+                self.classes.push(Class {
+                    key,
+                    tensors: Vec::new(),
+                });
+                self.classes.len() - 1
+            });
+            if seen.insert((class, progress_of(tensor))) {
+                self.classes[class].tensors.push(tensor);
+            }
+            Some(class)
+        };
+        let of_tensors: Vec<_> = (0..tensors).map(&mut class_of).collect();
+        self.dispatches = plan.dispatches(|tensor| of_tensors[tensor]);
+        self.is_stale = false;
+        true
+    }
+
+    /// Gives each class the key that its tensors have now. Returns whether tensors that were of one class still are, and of
+    /// different ones, too.
+    fn advance(&mut self, key_of: &impl Fn(usize) -> Option<K>) -> bool {
+        let mut has_changed = false;
+        for class in &mut self.classes {
+            let mut keys = class.tensors.iter().map(|tensor| key_of(*tensor));
+            let Some(Some(key)) = keys.next() else {
+                return false;
+            };
+            if keys.any(|other| other != Some(key)) {
+                return false;
+            }
+            has_changed |= class.key != key;
+            class.key = key;
+        }
+        if !has_changed || self.classes.len() < 2 {
+            return true;
+        }
+        let classes = &self.classes;
+        self.order.clear();
+        self.order.extend(0..classes.len());
+        self.order.sort_unstable_by_key(|class| classes[*class].key);
+        let mut pairs = self.order.windows(2);
+        pairs.all(|pair| classes[pair[0]].key != classes[pair[1]].key)
+    }
+
+    /// Puts dispatches in an order in which each pipeline is set once; batches come by group already.
+    pub(super) fn sort_by_pipeline(&mut self, bound: &Bound, group_of: impl Fn(&K) -> usize) {
+        let classes = &self.classes;
+        self.dispatches
+            .sort_by_key(|(dispatch, class)| match dispatch.target {
+                Target::Piece(piece) => {
+                    let group = group_of(&classes[*class].key);
+                    Some((dispatch.access, group, bound.kind_of(piece)))
+                }
+                Target::Batch { .. } => None,
+            });
+    }
+
+    /// The dispatches, each with the index of its class.
+    pub(super) fn dispatches(&self) -> &[(Dispatch, usize)] {
+        &self.dispatches
+    }
+
+    /// How many classes there are.
+    pub(super) fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// What the tensors of a class have in common.
+    pub(super) fn key(&self, class: usize) -> &K {
+        &self.classes[class].key
+    }
+
+    /// Every class, with one of its tensors.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, usize)> {
+        let classes = self.classes.iter();
+        classes.filter_map(|class| Some((&class.key, *class.tensors.first()?)))
+    }
+}

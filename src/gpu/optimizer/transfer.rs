@@ -1,0 +1,325 @@
+//! What an optimizer remembers, to the host and back.
+
+use std::ops::Range;
+
+use super::GpuOptimizer;
+use crate::gpu::error::TransferError;
+use crate::gpu::error_scope::checked;
+use crate::gpu::readback;
+use crate::plan::Part;
+use crate::rules::Rule;
+use crate::state::{Counts, OptimizerState, StateError, TensorState, UnknownTensor};
+use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
+
+/// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
+#[derive(Clone, Debug)]
+pub struct StateSlice<'o> {
+    /// Which elements of the tensor.
+    pub elems: Range<u64>,
+    /// The buffer they lie in.
+    pub buffer: &'o wgpu::Buffer,
+    /// Byte offset of the first of them there.
+    pub offset_bytes: u64,
+    /// What they are stored as.
+    pub storage: StorageType,
+}
+
+/// The most that one transfer moves, so that a state of any size needs no larger staging buffer.
+const MAX_TRANSFER_BYTES: u64 = 1 << 28;
+
+impl<R: Rule> GpuOptimizer<R> {
+    /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
+    /// its place within an encoder of its own. Nothing where the rule keeps no such slot, or there is no such tensor.
+    /// [`MASTER_PARAMS`] are a slot where they are `f32`; a master that is zero is what the parameter is.
+    pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
+        let slot = self.tensors.get(tensor).and_then(|tensor| {
+            let slots = self.groups.config(tensor.group).slots();
+            let masters = tensor.storage.masters == Masters::F32;
+            let mut kept = slots.kept();
+            let position = kept.position(|kept| kept.name == slot);
+            position.or((masters && slot == MASTER_PARAMS).then_some(tensor.slots))
+        });
+        let parts = self
+            .tensors
+            .index_of(tensor)
+            .map(|tensor| self.plan.parts_of(tensor));
+        let parts = parts.into_iter().flatten();
+        parts.filter_map(move |part| {
+            Some(StateSlice {
+                elems: part.elems.clone(),
+                buffer: self.state[part.piece].as_ref()?,
+                offset_bytes: self.plan.state_offset_bytes(part, slot? as u32)?,
+                storage: match self.plan.pieces[part.piece].state?.slots {
+                    slots if slots == slot? as u32 => StorageType::F32,
+                    _ => self.plan.pieces[part.piece].storage.state,
+                },
+            })
+        })
+    }
+
+    /// Says how many steps have been applied to a tensor: what goes with a state that was put in another's place. Takes
+    /// effect before the commands of the next submission.
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn set_applied_steps(&mut self, tensor: &str, steps: u64) -> Result<(), UnknownTensor> {
+        let index = self.index_of(tensor)?;
+        let mut applied = vec![None; self.tensors.as_slice().len()];
+        applied[index] = Some(steps);
+        self.set_counts(&applied, None);
+        Ok(())
+    }
+
+    fn index_of(&self, tensor: &str) -> Result<usize, UnknownTensor> {
+        let index = self.tensors.index_of(tensor);
+        index.ok_or_else(|| UnknownTensor {
+            tensor: tensor.to_owned(),
+        })
+    }
+
+    /// Sets the counts of some tensors, and the number of steps perhaps.
+    fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
+        self.learn();
+        let queue = self.kernels.queue();
+        let so_far = self.submissions.so_far(queue);
+        self.ledger.set(applied, steps, &so_far);
+        self.device_counts.clear(queue, applied);
+        self.set_recounted();
+    }
+
+    /// Says that somebody else has written a tensor's parameters: what is remembered of them is made of them again, at
+    /// this place in `encoder`. Masters and rests of 16-bit parameters are then what the parameters are, and slots that
+    /// start as the parameters (the `z` of schedule-free rules) start again. Momenta, averages of gradients and step counts
+    /// stay as they are.
+    ///
+    /// Record it after what writes the parameters and before the next step. Parameters of `f32` without such slots need
+    /// nothing of the kind, nor do those of 16 bits without masters. Where `f32` masters are kept and this is not called,
+    /// the next step undoes the change; where rests are, it keeps the change and adds what is left of the old value, less
+    /// than half a unit in the last place.
+    ///
+    /// ```
+    /// use wgpu_optim::{AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, StorageType, TensorBinding, readback};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
+    /// let params = readback::storage_buffer(&device, &queue, "params", &[0.0; 4])?; // eight bf16
+    /// let grads = readback::storage_buffer(&device, &queue, "grads", &[1.0; 8])?;
+    /// let weight = TensorBinding::new("weight", &params, &grads, [8]).stored_as(StorageType::Bf16, StorageType::F32);
+    /// let mut optimizer =
+    ///     GpuOptimizer::new(&Kernels::new(&device, &queue)?, SgdConfig::builder(0.25).build()?, &[weight])?;
+    ///
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// optimizer.step(&mut encoder)?; // -0.25
+    /// encoder.clear_buffer(&params, 0, None); // or a mask, a clamp, weights that are loaded
+    /// optimizer.params_changed(&mut encoder, "weight")?;
+    /// optimizer.step(&mut encoder)?;
+    /// queue.submit([encoder.finish()]);
+    ///
+    /// let pairs = readback::download_blocking(&device, &queue, &params, 0, 4)?;
+    /// assert!(pairs.iter().all(|pair| pair.to_bits() == 0xbe80_be80)); // -0.25, twice
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn params_changed(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensor: &str,
+    ) -> Result<(), UnknownTensor> {
+        let index = self.index_of(tensor)?;
+        let host = &self.tensors.as_slice()[index];
+        let slots = self.groups.config(host.group).slots();
+        let of_params = (0..).zip(slots.kept()).filter(|(_, slot)| slot.start.is_nan());
+        let of_params = of_params.map(|(slot, _)| (slot, true));
+        let masters = (host.slots as u32, false);
+        let sections: Vec<_> = of_params.chain(host.has_masters().then_some(masters)).collect();
+        if !self.moves.is_empty() && !sections.is_empty() {
+            // What is still on its way would come after.
+            let submission = self.submissions.of_encoder(encoder);
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("wgpu_optim.rebind"),
+                timestamp_writes: None,
+            });
+            self.moves.iter_mut().for_each(|moves| moves.record(&mut pass, &submission));
+        }
+        for part in self.plan.parts_of(index) {
+            for (slot, is_nan) in &sections {
+                let place = self.state[part.piece].as_ref();
+                let place = place.zip(self.plan.state_offset_bytes(part, *slot));
+                let sections = self.plan.pieces[part.piece].state;
+                if let (Some((buffer, start)), Some(sections)) = (place, sections) {
+                    // Of a word that is shared with a neighbour, the half that is this tensor's stays.
+                    let end = start + u64::from(part.numel()) * sections.elem_bytes(*slot);
+                    let (start, end) = (start.next_multiple_of(4), end / 4 * 4);
+                    match is_nan {
+                        true => self.kernels.fill_with_nan(encoder, buffer, start..end),
+                        false if start < end => encoder.clear_buffer(buffer, start, Some(end - start)),
+                        false => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what the optimizer remembers off the device, after everything submitted so far: a step that was recorded and
+    /// is not submitted is no part of it. Submits and waits as [`readback::download`] does, under any executor.
+    ///
+    /// # Errors
+    /// [`StateError::Transfer`] if the device is lost or out of memory.
+    pub async fn state(&self) -> Result<OptimizerState<R>, StateError> {
+        self.finish_moves()?;
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let recorded = self.ledger.recorded();
+        let counted = match &self.device_counts.counted {
+            Some(counted) => {
+                let words = counted.size() / 4;
+                let take = |bytes: &[u8]| {
+                    let words = bytes.chunks_exact(4);
+                    words.map(bytemuck::pod_read_unaligned).collect::<Vec<u32>>()
+                };
+                Some(readback::read(device, queue, counted, 0, words, take).await?)
+            }
+            None => None,
+        };
+        let buffers = self.state.iter().flatten();
+        let states = readback::download_buffers(device, queue, buffers, MAX_TRANSFER_BYTES).await?;
+        let mut states = states.into_iter();
+        let state_of = |state: &Option<_>| match state {
+            Some(_) => states.next().unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let states: Vec<_> = self.state.iter().map(state_of).collect();
+        let counts = self.ledger.done(counted.as_deref());
+        if let Some(counted) = counted {
+            self.device_counts.tell(recorded, counted);
+        }
+        let slot_of = |tensor: usize, slot: usize| {
+            let values_of = |part: &Part| {
+                let sections = self.plan.pieces[part.piece].state?;
+                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)? as usize;
+                let numel = part.numel() as usize;
+                let elem_bytes = sections.elem_bytes(slot as u32) as usize;
+                let size = numel * elem_bytes;
+                let bytes = &states[part.piece][offset_bytes..offset_bytes + size];
+                let is_rests = slot == sections.slots as usize && elem_bytes == 2;
+                Some(if is_rests {
+                    rest::decode(bytes)
+                } else if elem_bytes == 2 {
+                    sections.storage.state.decode(bytes)
+                } else {
+                    StorageType::F32.decode(bytes)
+                })
+            };
+            let parts = self.plan.parts_of(tensor).iter();
+            parts.filter_map(values_of).flatten().collect()
+        };
+        Ok(self.tensors.state(&self.groups, &counts, slot_of))
+    }
+
+    /// Submits state that is on its way into other buffers.
+    fn finish_moves(&self) -> Result<(), TransferError> {
+        if self.moves.is_empty() {
+            return Ok(());
+        }
+        let device = self.kernels.device();
+        let submitted = checked(device, || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some("wgpu_optim.rebind"),
+            });
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("wgpu_optim.rebind"),
+                timestamp_writes: None,
+            });
+            self.moves.iter().for_each(|moves| moves.record_again(&mut pass));
+            drop(pass);
+            self.kernels.queue().submit([encoder.finish()]);
+        });
+        submitted.map_err(|error| TransferError::Device {
+            message: error.to_string(),
+        })
+    }
+
+    /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
+    /// parameters at the next step. Takes effect before the commands of the next submission.
+    ///
+    /// Masters have to go with the parameters: of those that are `f32` the next step makes the parameters, and rests are
+    /// what the parameters leave. Where rests are kept, a state that has [`MASTER_PARAMS`] will do, too, if the parameters
+    /// are its masters, rounded to the nearest; one that lay between two bf16 loses its last bit.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
+    /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
+    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
+        let matched = self.tensors.match_state(state, &self.groups)?;
+        self.moves.iter().for_each(|moves| moves.cancel(self.kernels.queue()));
+        self.moves.clear();
+        for index in 0..self.plan.pieces.len() {
+            self.load_piece(index, &matched)?;
+        }
+        let Counts { steps, applied } = self.tensors.counts_of(state.steps, &matched);
+        let applied: Vec<_> = applied.into_iter().map(Some).collect();
+        self.set_counts(&applied, Some(steps));
+        Ok(())
+    }
+
+    /// Uploads the state of a piece.
+    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), StateError> {
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let piece = &self.plan.pieces[index];
+        let Some((buffer, sections)) = self.state[index].as_ref().zip(piece.state) else {
+            return Ok(());
+        };
+        // Neighbours share words of 16-bit values, so those go up in one.
+        let mut whole = vec![
+            0_u8;
+            if piece.storage.is_f32() {
+                0
+            } else {
+                buffer.size() as usize
+            }
+        ];
+        for part in &self.plan.parts[piece.parts.clone()] {
+            let entry = matched[part.tensor];
+            let elems = part.elems.start as usize..part.elems.end as usize;
+            let slots = self.groups.config(piece.group).slots();
+            let kept = slots.kept().map(|slot| (slot.name, slot.start));
+            let masters = (piece.storage.masters.slot(), 0.0);
+            let sections = kept.chain([masters]).take(sections.len() as usize);
+            for (slot, (name, start)) in (0..).zip(sections) {
+                let Some(offset) = self.plan.state_offset_bytes(part, slot) else {
+                    continue;
+                };
+                let fresh;
+                let values = match entry.slot(name) {
+                    Some(saved) => &saved[elems.clone()],
+                    None => {
+                        fresh = vec![start; elems.len()];
+                        &fresh
+                    }
+                };
+                if piece.storage.is_f32() {
+                    readback::upload(device, queue, buffer, offset, values)?;
+                    continue;
+                }
+                let masters = entry.slot(MASTER_PARAMS).map(|saved| &saved[elems.clone()]);
+                let bytes = match name {
+                    PARAMS_REST => match masters {
+                        Some(masters) => rest::encode(rest::of_masters(masters)),
+                        None => rest::encode(rest::of_values(values)),
+                    },
+                    MASTER_PARAMS => StorageType::F32.encode(values.iter().copied()),
+                    _ => piece.storage.state.encode(values.iter().copied()),
+                };
+                whole[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        if !whole.is_empty() {
+            readback::upload_bytes(device, queue, buffer, 0, &whole)?;
+        }
+        Ok(())
+    }
+}
+
