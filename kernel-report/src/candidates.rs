@@ -138,7 +138,9 @@ impl Candidate {
         let first = match spread {
             Spread::Adjacent => format!("unit * {vec4s}u"),
             Spread::Strided => {
-                format!("unit / wo_WORKGROUP_SIZE * wo_WORKGROUP_SIZE * {vec4s}u + unit % wo_WORKGROUP_SIZE")
+                format!(
+                    "unit / wo_WORKGROUP_SIZE * wo_WORKGROUP_SIZE * {vec4s}u + unit % wo_WORKGROUP_SIZE"
+                )
             }
         };
         let stride = match spread {

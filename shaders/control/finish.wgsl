@@ -14,7 +14,7 @@ struct Settings {
     growth_factor: f32,
     backoff_factor: f32,
     growth_interval: u32,
-    // What the scale is where it does not follow.
+    // Where it does not follow; zero where it does.
     constant_scale: f32,
     // Of each norm; negative where it does not clip.
     max_norms: array<vec4<f32>, 4>,
@@ -195,8 +195,7 @@ fn follow(found: bool) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn finish(@builtin(local_invocation_index) lane: u32) {
-    // What the loss has been multiplied by.
-    let current = scale.scale;
+    let current = select(scale.scale, k.constant_scale, k.constant_scale > 0.0);
     let unscale = inverse(current);
     var total = Partial();
     var clip_factor = bitcast<u32>(1.0);
@@ -229,7 +228,7 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
     verdict.skip = u32(skip);
     scale.skipped = skipped;
     if (k.flags & 2u) == 0u {
-        scale.scale = k.constant_scale;
+        scale.scale = current;
     } else if !is_too_far_ahead {
         follow(found);
     }

@@ -4,24 +4,24 @@
 const WORKGROUP_SIZE: u32 = 256;
 
 struct Move {
-    // In words.
-    from: u32,
-    to: u32,
+    // Where it starts and where it goes, and how much it is, in words.
+    first: u32,
+    to_first: u32,
     count: u32,
     // Invocations in one row of the grid.
     row: u32,
 }
 
 @group(0) @binding(0) var<storage, read> source: array<u32>;
-@group(0) @binding(1) var<storage, read_write> target_: array<u32>;
-@group(0) @binding(2) var<uniform> move_: Move;
+@group(0) @binding(1) var<storage, read_write> moved: array<u32>;
+@group(0) @binding(2) var<uniform> run: Move;
 // Whether it has been made.
 @group(0) @binding(3) var<storage, read> is_made: array<u32>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn move_state(@builtin(global_invocation_id) invocation: vec3<u32>) {
-    let word = invocation.y * move_.row + invocation.x;
-    if word < move_.count && is_made[0] == 0u {
-        target_[move_.to + word] = source[move_.from + word];
+    let word = invocation.y * run.row + invocation.x;
+    if word < run.count && is_made[0] == 0u {
+        moved[run.to_first + word] = source[run.first + word];
     }
 }

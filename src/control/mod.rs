@@ -374,11 +374,9 @@ pub struct ControlRecord {
     pub clip_factor: f32,
     /// Whether a gradient was infinite or NaN.
     pub found_nonfinite: bool,
-    /// Whether the step was skipped.
+    /// Whether the step was skipped: because of such a gradient, or else because a
+    /// [`GpuControl`](crate::GpuControl) had no scalars for it ([`StepError::TooFarAhead`](crate::StepError::TooFarAhead)).
     pub is_skipped: bool,
-    /// Whether it was skipped because the device had no scalars for it, which only happens to a
-    /// [`GpuControl`](crate::GpuControl) after 64 skipped steps of which nothing has arrived.
-    pub was_too_far_ahead: bool,
     /// What the gradients had been multiplied by.
     pub scale: f32,
     /// How many steps have been skipped, this one included.

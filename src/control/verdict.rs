@@ -74,7 +74,6 @@ impl Verdict {
             clip_factor: clips.iter().copied().fold(1.0, least),
             found_nonfinite,
             is_skipped,
-            was_too_far_ahead: false,
             scale,
             skipped: skipped + u64::from(is_skipped),
         };

@@ -68,7 +68,9 @@ impl Moves {
                     usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
                 });
-                kernels.queue().write_buffer(&uniforms, 0, bytemuck::bytes_of(&words));
+                kernels
+                    .queue()
+                    .write_buffer(&uniforms, 0, bytemuck::bytes_of(&words));
                 let windows = [&this.source, &this.target, &uniforms, &is_made].map(whole);
                 let bind_group = create_bind_group(device, &(copy_layout.clone(), windows.into()));
                 (bind_group, [columns, rows])
@@ -91,7 +93,8 @@ impl Moves {
     /// Records the moves in front of what is submitted with them.
     pub(super) fn record(&mut self, pass: &mut wgpu::ComputePass<'_>, submission: &Submission) {
         self.record_again(pass);
-        self.submissions.retain(|submission| submission.fate() != Fate::Dropped);
+        self.submissions
+            .retain(|submission| submission.fate() != Fate::Dropped);
         self.submissions.push(submission.clone());
     }
 

@@ -266,6 +266,7 @@ pub(crate) async fn download_buffers<'b>(
     buffers: impl Iterator<Item = &'b wgpu::Buffer>,
     max_bytes: u64,
 ) -> Result<Vec<Vec<u8>>, TransferError> {
+    let max_bytes = max_bytes.min(device.limits().max_buffer_size);
     let mut buffers = buffers.peekable();
     let mut all = Vec::new();
     while buffers.peek().is_some() {

@@ -48,10 +48,15 @@ impl Submission {
         }
     }
 
-    /// Whether both are done, and this one was before the other.
+    /// Whether both tell of the same encoder or pass.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether this one is done, and was before the other.
     pub(crate) fn was_done_before(&self, other: &Self) -> bool {
         let order = |of: &Self| of.0.order.load(Ordering::Acquire);
-        self.fate() == Fate::Done && other.fate() == Fate::Done && order(self) < order(other)
+        self.fate() == Fate::Done && (other.fate() != Fate::Done || order(self) < order(other))
     }
 
     pub(crate) fn set_done(&self) {

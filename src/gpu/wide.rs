@@ -225,7 +225,10 @@ impl Arrays<'_> {
         // A section is counted in elements here, and four words make a vec4 of eight or four elements.
         match values.base {
             0 => format!("{}_scalar[{i}]", values.array),
-            base => format!("{}_scalar[{base}u * (wo_k.section / 2u) + {i}]", values.array),
+            base => format!(
+                "{}_scalar[{base}u * (wo_k.section / 2u) + {i}]",
+                values.array
+            ),
         }
     }
 
@@ -282,8 +285,9 @@ impl Arrays<'_> {
                 "vec4(wo_grads_scalar[element], wo_grads_scalar[element + 1u], 0u, 0u)".to_owned()
             }
             of => {
-                let half =
-                    |element: &str| format!("wo_half_of(wo_grads_scalar[({element}) / 2u], {element})");
+                let half = |element: &str| {
+                    format!("wo_half_of(wo_grads_scalar[({element}) / 2u], {element})")
+                };
                 format!(
                     "wo_unpack_{}(vec2({} | ({} << 16u), 0u))",
                     of.name(),

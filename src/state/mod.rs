@@ -250,8 +250,11 @@ impl Tensors {
             let kept = kept.map(|(index, kept)| slot(index, kept.name));
             let masters = tensor.has_masters();
             let masters = masters.then(|| slot(tensor.slots, tensor.storage.masters.slot()));
-            // Without any the parameters are what they would be.
-            let masters = masters.filter(|masters| !is_blank(&masters.values));
+            // As they were allocated they are what the parameters are.
+            let masters = masters.filter(|SlotState { values, .. }| match values[..] {
+                [] => applied_steps > 0,
+                _ => values.iter().any(|value| value.to_bits() != 0),
+            });
             TensorState {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
@@ -340,11 +343,6 @@ impl Counts {
         // A loaded state may say any number.
         self.steps = self.steps.saturating_add(1);
     }
-}
-
-/// Whether a section of the state is as it was allocated.
-fn is_blank(values: &[f32]) -> bool {
-    values.iter().all(|value| value.to_bits() == 0)
 }
 
 impl Tensor {

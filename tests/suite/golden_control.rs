@@ -280,6 +280,7 @@ impl Golden {
         let scale = ControlState {
             scale: golden.scale,
             growth_tracker: golden.growth_tracker,
+            is_dynamic: self.control().loss_scale().is_some(),
         };
         assert_eq!(after, scale, "{here}");
     }

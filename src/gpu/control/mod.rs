@@ -255,8 +255,8 @@ impl GpuControl {
     }
 
     /// Does something else from the next recorded step on. A dynamic loss scale that was there goes on, whatever the new one
-    /// would start as; where there was none the new one starts, and a constant scale holds at once: from the commands of
-    /// the next submission on [`loss_scale_buffer`](Self::loss_scale_buffer) has it.
+    /// would start as; where there was none the new one starts. [`loss_scale_buffer`](Self::loss_scale_buffer) has what it
+    /// starts as, or a constant scale, from the commands of the next submission on: call this before the loss is recorded.
     pub fn set_control(&mut self, control: StepControl) {
         if control.loss_scale().is_none() || self.control.loss_scale().is_none() {
             let state = control.initial_state();
@@ -340,7 +340,11 @@ impl GpuControl {
         if of_device.any(|kernels| !self.kernels.is_same(kernels)) {
             return Err(StepError::OtherKernels);
         }
-        let is_known = |group: &&str| optimizers.iter().any(|optimizer| optimizer.has_group(group));
+        let is_known = |group: &&str| {
+            optimizers
+                .iter()
+                .any(|optimizer| optimizer.has_group(group))
+        };
         if let Some(unknown) = self.control.groups().find(|group| !is_known(group)) {
             return Err(StepError::UnknownGroup {
                 group: unknown.to_owned(),
@@ -426,7 +430,8 @@ impl GpuControl {
         pass.set_bind_group(TENSORS_GROUP, finish, &[]);
         pass.dispatch_workgroups(1, 1, 1);
         let steps = optimizers.iter_mut();
-        let counted = steps.filter_map(|optimizer| optimizer.record_step(pass, &given, &submission));
+        let counted =
+            steps.filter_map(|optimizer| optimizer.record_step(pass, &given, &submission));
         self.counted = Some(counted.collect());
         self.steps += 1;
         self.recorded.push_back((number, submission));
@@ -438,11 +443,13 @@ impl GpuControl {
     /// [`StepError::Build`] if the device has no memory for the buffer that they go to; the step is recorded, and a later one
     /// tells of it.
     pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
-        let Some((counted, (number, _))) = self.counted.take().zip(self.recorded.back()) else {
+        let Some((counted, step)) = self.counted.take().zip(self.recorded.back()) else {
             return Ok(());
         };
         let (device, history) = (self.kernels.device(), &self.buffers.history);
-        let recorded = self.telemetry.record(device, encoder, *number, history, counted);
+        let recorded = self
+            .telemetry
+            .record(device, encoder, step, history, counted);
         recorded.map_err(|error| BuildError::from(error).into())
     }
 
@@ -508,7 +515,10 @@ impl GpuControl {
     #[must_use]
     pub fn unread(&self) -> u64 {
         let arrived = self.telemetry.last_arrived();
-        let unread = self.recorded.iter().filter(|step| !is_dropped(step) && step.0 > arrived);
+        let unread = self
+            .recorded
+            .iter()
+            .filter(|step| !is_dropped(step) && step.0 > arrived);
         unread.count() as u64
     }
 

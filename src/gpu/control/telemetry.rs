@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::error_scope::checked;
+use super::super::submission::Submission;
 use crate::control::ControlRecord;
 
 /// Records that the device keeps, and words of each; `Record` in `shaders/control/finish.wgsl`.
@@ -56,6 +57,8 @@ pub(super) struct Telemetry {
 struct Slot {
     buffer: wgpu::Buffer,
     arrival: Arc<AtomicU8>,
+    /// What maps it.
+    submission: Option<Submission>,
     step: u64,
     counted: Vec<Counted>,
 }
@@ -99,18 +102,29 @@ impl Telemetry {
         self.records.drain(..).collect()
     }
 
-    /// Records the copies behind a step.
+    /// Records the copies behind a step. Steps of one submission share a slot: the last one tells of all.
     pub(super) fn record(
         &mut self,
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
-        step: u64,
+        (step, submission): &(u64, Submission),
         history: &wgpu::Buffer,
         counted: Vec<Counted>,
     ) -> Result<(), wgpu::Error> {
         let words: usize = counted.iter().map(|counted| counted.tensors).sum();
         let size = history.size() + 4 * words as u64;
-        let Some(slot) = self.slot(device, size)? else {
+        let is_shared = |slot: &&mut Slot| {
+            let is_same = slot.submission.as_ref();
+            let is_same = is_same.is_some_and(|other| other.is_same(submission));
+            is_same && slot.buffer.size() >= size
+        };
+        let shared = self.slots.iter_mut().find(is_shared);
+        let is_new = shared.is_none();
+        let slot = match shared {
+            Some(shared) => Some(shared),
+            None => self.slot(device, size)?,
+        };
+        let Some(slot) = slot else {
             return Ok(());
         };
         encoder.copy_buffer_to_buffer(history, 0, &slot.buffer, 0, history.size());
@@ -120,21 +134,20 @@ impl Telemetry {
             encoder.copy_buffer_to_buffer(&counted.counted, 0, &slot.buffer, offset, size);
             offset += size;
         }
-        (slot.step, slot.counted) = (step, counted);
-        slot.arrival = Arc::new(AtomicU8::new(ON_ITS_WAY));
-        let arrival = Arrival(slot.arrival.clone());
-        encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
-            arrival.set_mapped(mapped.is_ok());
-        });
+        (slot.step, slot.counted) = (*step, counted);
+        if is_new {
+            slot.submission = Some(submission.clone());
+            slot.arrival = Arc::new(AtomicU8::new(ON_ITS_WAY));
+            let arrival = Arrival(slot.arrival.clone());
+            encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
+                arrival.set_mapped(mapped.is_ok());
+            });
+        }
         Ok(())
     }
 
     /// One that is free, or else the oldest that has arrived and nobody has looked at.
-    fn slot(
-        &mut self,
-        device: &wgpu::Device,
-        size: u64,
-    ) -> Result<Option<&mut Slot>, wgpu::Error> {
+    fn slot(&mut self, device: &wgpu::Device, size: u64) -> Result<Option<&mut Slot>, wgpu::Error> {
         let mut best: Option<usize> = None;
         for (index, slot) in self.slots.iter().enumerate() {
             let rank = |index: usize| {
@@ -161,6 +174,7 @@ impl Telemetry {
             Ok(Slot {
                 buffer: buffer?,
                 arrival: Arc::new(AtomicU8::new(FREE)),
+                submission: None,
                 step: 0,
                 counted: Vec::new(),
             })
@@ -211,11 +225,10 @@ impl Telemetry {
                     if let Some(words) = of_step(step) {
                         let news = words[5].wrapping_sub(self.skipped as u32);
                         self.skipped += u64::from(news);
-                        let record = record(step, self.skipped, words);
-                        if record.was_too_far_ahead {
+                        self.records.push_back(record(step, self.skipped, words));
+                        if words[3] & 4 != 0 {
                             self.too_far_ahead = Some(step);
                         }
-                        self.records.push_back(record);
                     }
                 }
                 while self.records.len() > HISTORY {
@@ -242,6 +255,7 @@ impl Telemetry {
                 }
             }
             slot.buffer.unmap();
+            slot.submission = None;
             slot.arrival.store(FREE, Ordering::Release);
         }
     }
@@ -254,7 +268,6 @@ fn record(step: u64, skipped: u64, words: &[u32]) -> ControlRecord {
         clip_factor: f32::from_bits(words[2]),
         found_nonfinite: words[3] & 1 != 0,
         is_skipped: words[3] & 2 != 0,
-        was_too_far_ahead: words[3] & 4 != 0,
         scale: f32::from_bits(words[4]),
         skipped,
     }

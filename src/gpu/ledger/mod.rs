@@ -31,17 +31,16 @@ pub(crate) struct Ledger {
     taking_part: Arc<[bool]>,
 }
 
-/// What is known of one tensor: it has had `base + counted` steps, and perhaps `unread` more.
+/// What is known of one tensor.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
-    /// Steps that the device does not count.
+    /// Steps that the device has not counted.
     base: u64,
-    /// Steps that the device has counted, as far as it has told.
+    /// What the device has counted from, and what it has counted to, as far as it has told.
+    origin: u64,
     counted: u64,
     /// Steps that the device may have counted besides.
     unread: u64,
-    /// What the device tells of steps up to this one is of a count that it does not have any more.
-    set_at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -124,14 +123,16 @@ impl Ledger {
     /// Takes over what the device has counted of each tensor, modulo 2^32, behind all of the steps up to this one that have
     /// been submitted.
     pub(crate) fn learn(&mut self, number: u64, counted: &[u32]) {
-        for step in self.unsettled.iter_mut().filter(|step| step.number <= number) {
+        for step in self
+            .unsettled
+            .iter_mut()
+            .filter(|step| step.number <= number)
+        {
             // One that is not done may be counted later.
             step.is_told |= step.number == self.reported || step.submission.fate() != Fate::Pending;
         }
         for (tally, counted) in self.tallies.iter_mut().zip(counted) {
-            if number > tally.set_at {
-                tally.counted += u64::from(tally.news(*counted));
-            }
+            tally.counted += u64::from(tally.news(*counted));
         }
     }
 
@@ -147,15 +148,11 @@ impl Ledger {
                 has_changed = true;
                 false
             }
-            Fate::Done => {
-                let mut overtaken = step.overtaken.iter();
-                let is_told = step.is_told || !step.is_counted;
-                let is_known = is_told && overtaken.all(|set| set.by.fate() != Fate::Pending);
-                if is_known {
-                    has_changed |= self.settle_done(step);
-                }
-                !is_known
+            Fate::Done if step.is_told || !step.is_counted => {
+                has_changed |= self.settle_done(step);
+                false
             }
+            Fate::Done => true,
         });
         self.unsettled = unsettled;
         has_changed
@@ -179,7 +176,12 @@ impl Ledger {
 
     /// A step of which all is known that will ever be. Returns whether it came after counts that were set behind it.
     fn settle_done(&mut self, step: &Step) -> bool {
-        for (tally, _) in self.tallies.iter_mut().zip(&*step.taking_part).filter(|(_, part)| step.is_counted && **part) {
+        for (tally, _) in self
+            .tallies
+            .iter_mut()
+            .zip(&*step.taking_part)
+            .filter(|(_, part)| step.is_counted && **part)
+        {
             tally.unread = tally.unread.saturating_sub(1);
         }
         let mut is_later = false;
@@ -195,14 +197,10 @@ impl Ledger {
         is_later
     }
 
-    /// Says how many steps some tensors have had, and how many there have been at all if that is given too. The device
-    /// counts theirs from zero again, behind what has been submitted `so_far`.
-    pub(crate) fn set(
-        &mut self,
-        applied: &[Option<u64>],
-        steps: Option<u64>,
-        so_far: &Submission,
-    ) {
+    /// Says how many steps some tensors have had, and how many there have been at all if that is given too. The device is to
+    /// count theirs from another [`origin`](Self::origin), behind what has been submitted `so_far`: one that none of the
+    /// steps so far has reached, so that their reports are told apart.
+    pub(crate) fn set(&mut self, applied: &[Option<u64>], steps: Option<u64>, so_far: &Submission) {
         self.settle();
         for step in &mut self.unsettled {
             step.set(applied, steps.is_some(), so_far);
@@ -212,14 +210,21 @@ impl Ledger {
             if let Some(applied) = *applied {
                 let unread = self.unsettled.iter();
                 let unread = unread.filter(|step| step.is_counted && step.taking_part[index]);
+                let before = &self.tallies[index];
+                let origin = before.counted + before.unread + 1;
                 self.tallies[index] = Tally {
                     base: applied,
-                    counted: 0,
+                    origin,
+                    counted: origin,
                     unread: unread.count() as u64,
-                    set_at: self.recorded,
                 };
             }
         }
+    }
+
+    /// What the device counts a tensor's steps from, modulo 2^32.
+    pub(crate) fn origin(&self, tensor: usize) -> u32 {
+        self.tallies[tensor].origin as u32
     }
 
     /// How many steps have been recorded, those left out that are known to have been dropped.
@@ -231,10 +236,9 @@ impl Ledger {
 
     /// How many steps a tensor has had: those under a control as far as the device has told, by its last report perhaps,
     /// all others as far as they are not known to have been dropped.
-    pub(crate) fn known_by(&self, tensor: usize, report: Option<(u64, u32)>) -> u64 {
+    pub(crate) fn known_by(&self, tensor: usize, report: Option<u32>) -> u64 {
         let tally = &self.tallies[tensor];
-        let report = report.filter(|(number, _)| *number > tally.set_at);
-        let news = report.map_or(0, |(_, counted)| tally.news(counted));
+        let news = report.map_or(0, |counted| tally.news(counted));
         self.known(tensor).saturating_add(news.into())
     }
 
@@ -244,19 +248,14 @@ impl Ledger {
             let counts = step.taking_part[tensor] && !step.was_set(tensor);
             counts && !step.is_counted && step.is_dropped()
         });
-        let known = tally.base.saturating_add(tally.counted);
+        let known = tally.known();
         known.saturating_sub(dropped.count() as u64)
     }
 
     /// The most steps that a tensor may have had.
     pub(crate) fn most(&self, tensor: usize) -> u64 {
-        let Tally {
-            base,
-            counted,
-            unread,
-            ..
-        } = self.tallies[tensor];
-        base.saturating_add(counted).saturating_add(unread)
+        let tally = &self.tallies[tensor];
+        tally.known().saturating_add(tally.unread)
     }
 
     /// How many of these are not certain.
@@ -316,12 +315,18 @@ impl Ledger {
         }
         Counts {
             steps: ledger.steps,
-            applied: (0..ledger.tallies.len()).map(|tensor| ledger.known(tensor)).collect(),
+            applied: (0..ledger.tallies.len())
+                .map(|tensor| ledger.known(tensor))
+                .collect(),
         }
     }
 }
 
 impl Tally {
+    fn known(&self) -> u64 {
+        self.base.saturating_add(self.counted - self.origin)
+    }
+
     /// How many steps more the device has counted than it had told; none where an older report says fewer.
     fn news(&self, counted: u32) -> u32 {
         let news = counted.wrapping_sub(self.counted as u32);

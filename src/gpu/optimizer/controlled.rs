@@ -45,10 +45,9 @@ impl DeviceCounts {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the last report that has not been taken over says of a tensor, and of which step it is.
-    pub(super) fn report_of(&self, tensor: usize) -> Option<(u64, u32)> {
-        let mailbox = self.mailbox();
-        mailbox.iter().map(|report| (report.step, report.counted[tensor])).max()
+    /// What the last report that has not been taken over says of a tensor.
+    pub(super) fn report_of(&self, tensor: usize) -> Option<u32> {
+        self.mailbox().last().map(|report| report.counted[tensor])
     }
 
     /// Somebody has looked, behind all steps up to this one that have been submitted.
@@ -60,11 +59,12 @@ impl DeviceCounts {
         });
     }
 
-    /// Has the device count from zero again for tensors whose counts are set.
-    pub(super) fn clear(&self, queue: &wgpu::Queue, set: &[Option<u64>]) {
+    /// Has the device count from elsewhere for tensors whose counts have been set.
+    pub(super) fn restart(&self, queue: &wgpu::Queue, set: &[Option<u64>], ledger: &Ledger) {
         if let Some(counted) = &self.counted {
-            for (tensor, _) in (0_u64..).zip(set).filter(|(_, set)| set.is_some()) {
-                queue.write_buffer(counted, 4 * tensor, &[0; 4]);
+            for tensor in (0..set.len()).filter(|tensor| set[*tensor].is_some()) {
+                let origin = ledger.origin(tensor).to_ne_bytes();
+                queue.write_buffer(counted, 4 * tensor as u64, &origin);
             }
         }
     }
@@ -179,6 +179,13 @@ impl<R: Rule> GpuOptimizer<R> {
         )?;
         let norm = Norm::new(&self.kernels, &self.plan, &self.bound, given.partials)?;
         let places = checked(device, || Places::new(&self.kernels, given, &counted, 1, 1))?;
+        if self.device_counts.counted.is_none() {
+            let origins: Vec<_> = (0..tensors)
+                .map(|tensor| self.ledger.origin(tensor))
+                .collect();
+            let queue = self.kernels.queue();
+            queue.write_buffer(&counted, 0, bytemuck::cast_slice(&origins));
+        }
         self.device_counts.counted = Some(counted);
         self.controlled = Some(Box::new(UnderControl {
             control: given.identity.clone(),
@@ -395,7 +402,9 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         let norm_of = norm_of(&self.groups, given);
         if let Some(under) = &mut self.controlled {
             let reported = self.ledger.reported();
-            under.norm.prepare(device, encoder, staged.partial, norm_of, reported)?;
+            under
+                .norm
+                .prepare(device, encoder, staged.partial, norm_of, reported)?;
             under.places.inputs.record(device, encoder)?;
             under.staged = Some(staged);
         }
@@ -427,7 +436,9 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
         submission: &Submission,
     ) -> Option<Counted> {
         let under = self.controlled.as_mut()?;
-        self.moves.iter_mut().for_each(|moves| moves.record(pass, submission));
+        self.moves
+            .iter_mut()
+            .for_each(|moves| moves.record(pass, submission));
         pass.set_pipeline(&given.select.0);
         pass.set_bind_group(TENSORS_GROUP, &under.places.select, &[]);
         pass.dispatch_workgroups(1, 1, 1);

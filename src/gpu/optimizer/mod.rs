@@ -249,13 +249,17 @@ impl<R: Rule> GpuOptimizer<R> {
     #[must_use]
     pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
         let index = self.tensors.index_of(tensor)?;
-        Some(self.ledger.known_by(index, self.device_counts.report_of(index)))
+        Some(
+            self.ledger
+                .known_by(index, self.device_counts.report_of(index)),
+        )
     }
 
     /// Tensors have changed otherwise than by a step.
     fn set_stale(&mut self) {
         let tensors = self.tensors.as_slice().iter();
-        self.ledger.set_taking_part(tensors.map(|tensor| !tensor.is_left_out()));
+        self.ledger
+            .set_taking_part(tensors.map(|tensor| !tensor.is_left_out()));
         self.set_recounted();
     }
 
@@ -383,7 +387,9 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Records the dispatches of the step that has been prepared.
     fn record_dispatches(&mut self, pass: &mut wgpu::ComputePass<'_>, submission: Submission) {
-        self.moves.iter_mut().for_each(|moves| moves.record(pass, &submission));
+        self.moves
+            .iter_mut()
+            .for_each(|moves| moves.record(pass, &submission));
         let mut current = None;
         for (slot, (dispatch, class)) in self.classes.dispatches().iter().enumerate() {
             let (pipeline, bind_group) = match dispatch.target {

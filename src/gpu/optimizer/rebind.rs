@@ -60,7 +60,9 @@ impl<R: Rule> GpuOptimizer<R> {
             Some((state[*index].as_ref()?, parts))
         });
         let moves = targets.flat_map(|(target, parts)| {
-            parts.iter().flat_map(|part| self.moves_to(&plan, part, target))
+            parts
+                .iter()
+                .flat_map(|part| self.moves_to(&plan, part, target))
         });
         let moves: Vec<_> = moves.collect();
         let moves = match moves[..] {
@@ -77,7 +79,9 @@ impl<R: Rule> GpuOptimizer<R> {
                 timestamp_writes: None,
             });
             // What has moved before moves on.
-            self.moves.iter_mut().for_each(|moves| moves.record(&mut pass, &submission));
+            self.moves
+                .iter_mut()
+                .for_each(|moves| moves.record(&mut pass, &submission));
             moves.record(&mut pass, &submission);
             self.moves.push(moves);
         }
@@ -143,15 +147,16 @@ impl<R: Rule> GpuOptimizer<R> {
         to: &'o Part,
         target: &'o wgpu::Buffer,
     ) -> impl Iterator<Item = Move> + 'o {
-        self.words_to(plan, to).filter_map(move |(piece, from_bytes, to_bytes, size_bytes)| {
-            Some(Move {
-                source: self.state[piece].clone()?,
-                target: target.clone(),
-                from_bytes,
-                to_bytes,
-                size_bytes,
+        self.words_to(plan, to)
+            .filter_map(move |(piece, from_bytes, to_bytes, size_bytes)| {
+                Some(Move {
+                    source: self.state[piece].clone()?,
+                    target: target.clone(),
+                    from_bytes,
+                    to_bytes,
+                    size_bytes,
+                })
             })
-        })
     }
 
     /// Where the state of a part of another plan lies now: from which piece and byte it moves, to which byte, how many.

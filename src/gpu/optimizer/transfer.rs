@@ -83,7 +83,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let queue = self.kernels.queue();
         let so_far = self.submissions.so_far(queue);
         self.ledger.set(applied, steps, &so_far);
-        self.device_counts.clear(queue, applied);
+        self.device_counts.restart(queue, applied, &self.ledger);
         self.set_recounted();
     }
 
@@ -131,10 +131,14 @@ impl<R: Rule> GpuOptimizer<R> {
         let index = self.index_of(tensor)?;
         let host = &self.tensors.as_slice()[index];
         let slots = self.groups.config(host.group).slots();
-        let of_params = (0..).zip(slots.kept()).filter(|(_, slot)| slot.start.is_nan());
+        let of_params = (0..)
+            .zip(slots.kept())
+            .filter(|(_, slot)| slot.start.is_nan());
         let of_params = of_params.map(|(slot, _)| (slot, true));
         let masters = (host.slots as u32, false);
-        let sections: Vec<_> = of_params.chain(host.has_masters().then_some(masters)).collect();
+        let sections: Vec<_> = of_params
+            .chain(host.has_masters().then_some(masters))
+            .collect();
         if !self.moves.is_empty() && !sections.is_empty() {
             // What is still on its way would come after.
             let submission = self.submissions.of_encoder(encoder);
@@ -142,7 +146,9 @@ impl<R: Rule> GpuOptimizer<R> {
                 label: Some("wgpu_optim.rebind"),
                 timestamp_writes: None,
             });
-            self.moves.iter_mut().for_each(|moves| moves.record(&mut pass, &submission));
+            self.moves
+                .iter_mut()
+                .for_each(|moves| moves.record(&mut pass, &submission));
         }
         for part in self.plan.parts_of(index) {
             for (slot, is_nan) in &sections {
@@ -155,7 +161,9 @@ impl<R: Rule> GpuOptimizer<R> {
                     let (start, end) = (start.next_multiple_of(4), end / 4 * 4);
                     match is_nan {
                         true => self.kernels.fill_with_nan(encoder, buffer, start..end),
-                        false if start < end => encoder.clear_buffer(buffer, start, Some(end - start)),
+                        false if start < end => {
+                            encoder.clear_buffer(buffer, start, Some(end - start))
+                        }
                         false => {}
                     }
                 }
@@ -178,7 +186,9 @@ impl<R: Rule> GpuOptimizer<R> {
                 let words = counted.size() / 4;
                 let take = |bytes: &[u8]| {
                     let words = bytes.chunks_exact(4);
-                    words.map(bytemuck::pod_read_unaligned).collect::<Vec<u32>>()
+                    words
+                        .map(bytemuck::pod_read_unaligned)
+                        .collect::<Vec<u32>>()
                 };
                 Some(readback::read(device, queue, counted, 0, words, take).await?)
             }
@@ -233,7 +243,9 @@ impl<R: Rule> GpuOptimizer<R> {
                 label: Some("wgpu_optim.rebind"),
                 timestamp_writes: None,
             });
-            self.moves.iter().for_each(|moves| moves.record_again(&mut pass));
+            self.moves
+                .iter()
+                .for_each(|moves| moves.record_again(&mut pass));
             drop(pass);
             self.kernels.queue().submit([encoder.finish()]);
         });
@@ -254,7 +266,9 @@ impl<R: Rule> GpuOptimizer<R> {
     /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
     pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
         let matched = self.tensors.match_state(state, &self.groups)?;
-        self.moves.iter().for_each(|moves| moves.cancel(self.kernels.queue()));
+        self.moves
+            .iter()
+            .for_each(|moves| moves.cancel(self.kernels.queue()));
         self.moves.clear();
         for index in 0..self.plan.pieces.len() {
             self.load_piece(index, &matched)?;
@@ -322,4 +336,3 @@ impl<R: Rule> GpuOptimizer<R> {
         Ok(())
     }
 }
-

@@ -544,8 +544,9 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
     }
 }
 
+/// A device that has had its turn: what it has counted arrives without anybody reading it.
 #[gpu_test]
-async fn what_nobody_reads_of_stops_steps_and_reading_lets_them_go_on() {
+async fn nobody_has_to_read_for_training_to_go_on() {
     let bench = Bench::best().await;
     let (start, gradient) = (values(1, 100), values(2, 100));
     let mut poisoned = gradient.clone();
@@ -556,46 +557,134 @@ async fn what_nobody_reads_of_stops_steps_and_reading_lets_them_go_on() {
     let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
     let mut control = bench.control(only_finite());
     let mut oracle = Oracle::new(&start, Rounding::WGSL);
-    let step = |optimizer: &mut GpuOptimizer<AnyRule>, control: &mut GpuControl, grad: &[f32]| {
-        bench.upload(&grads, grad);
-        bench.submit(|encoder| optimizer.step_with(encoder, control).unwrap());
-    };
-    step(&mut optimizer, &mut control, &gradient);
-    oracle.step(&adamw(), &gradient);
-    for skipped in 0..63 {
-        step(&mut optimizer, &mut control, &poisoned);
-        // A page that does not let the device have its turn has all records on their way.
-        if skipped % 16 == 0 {
-            bench.wait(control.state()).await.unwrap();
+    for step in 0..400 {
+        let is_poisoned = step % 4 == 3;
+        bench.upload(&grads, if is_poisoned { &poisoned } else { &gradient });
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        if !is_poisoned {
+            oracle.step(&adamw(), &gradient);
+        }
+        if step % 16 == 0 {
+            // Not a word to the control or the optimizer.
+            bench.download(&params).await;
         }
     }
-    // The scalars that it sends reach so far back and no further.
-    step(&mut optimizer, &mut control, &gradient);
     oracle.check_params(&bench.download(&params).await).unwrap();
+    assert_eq!(control.steps(), 400);
+    let records = bench.outcomes(&mut control).await;
+    assert_eq!(
+        (records[0].step, records.len()),
+        (337, 64),
+        "the last 64 are kept"
+    );
+    assert_eq!(records[63].skipped, 100);
+    assert_eq!(optimizer.applied_steps("theta"), Some(300));
+}
+
+#[gpu_test]
+async fn a_state_counts_as_having_been_read() {
+    let bench = Bench::best().await;
+    let gradient = values(2, 100);
+    let mut poisoned = gradient.clone();
+    poisoned[0] = f32::INFINITY;
+    let (params, grads) = (bench.buffer_of(&values(1, 100)), bench.buffer(100));
+    let tensor = [whole("theta", &params, &grads)];
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut control = bench.control(only_finite());
+    for grad in [&gradient, &poisoned, &gradient] {
+        bench.upload(&grads, grad);
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+    }
+    let state = bench.wait(optimizer.state()).await.unwrap();
+    assert_eq!((state.steps, state.tensors[0].applied_steps), (3, 2));
+    assert_eq!(optimizer.applied_steps("theta"), Some(2));
+    // A step without a control needs to know, and now does.
+    bench.submit(|encoder| optimizer.step(encoder).unwrap());
+    assert_eq!(optimizer.applied_steps("theta"), Some(3));
+}
+
+/// More than 64 steps in one encoder, all skipped: there are no scalars for what comes then, and that is said.
+#[gpu_test]
+async fn a_step_without_scalars_is_skipped_and_said_once() {
+    let bench = Bench::best().await;
+    let (start, gradient) = (values(1, 100), values(2, 100));
+    let mut poisoned = gradient.clone();
+    poisoned[99] = f32::NAN;
+    let params = bench.buffer_of(&start);
+    let (good, bad) = (bench.buffer_of(&gradient), bench.buffer_of(&poisoned));
+    let grads = bench.buffer_of(&gradient);
+    let tensor = [whole("theta", &params, &grads)];
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut control = bench.control(only_finite());
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut encoder = bench.encoder();
+    // After 64 skipped steps there are scalars, and after 65 there are none.
+    for step in 0..67 {
+        let from = if [0, 65].contains(&step) { &good } else { &bad };
+        let from = if step == 66 { &good } else { from };
+        encoder.copy_buffer_to_buffer(from, 0, &grads, 0, 400);
+        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        if [0, 65].contains(&step) {
+            oracle.step(&adamw(), &gradient);
+        }
+        if step == 65 {
+            // One more skipped step, so that the next is too far ahead.
+            encoder.copy_buffer_to_buffer(&bad, 0, &grads, 0, 400);
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+        }
+    }
+    bench.queue.submit([encoder.finish()]);
     let records = bench.outcomes(&mut control).await;
     let last = records.last().unwrap();
     assert_eq!(
         (last.step, last.is_skipped, last.found_nonfinite),
-        (65, true, false)
+        (68, true, false)
     );
-    assert_eq!(last.skipped, 64);
-    for steps in 0..70 {
-        step(
-            &mut optimizer,
-            &mut control,
-            if steps % 2 == 0 { &gradient } else { &poisoned },
-        );
-        if steps % 2 == 0 {
-            oracle.step(&adamw(), &gradient);
-        }
-        if steps % 16 == 0 {
-            bench.wait(control.state()).await.unwrap();
-        }
+    oracle.check_params(&bench.download(&params).await).unwrap();
+    let mut encoder = bench.encoder();
+    let said = optimizer.step_with(&mut encoder, &mut control);
+    assert_eq!(said, Err(StepError::TooFarAhead { step: 68 }));
+    // It has been said, and all is known again.
+    for _ in 0..3 {
+        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        oracle.step(&adamw(), &gradient);
     }
+    bench.queue.submit([encoder.finish()]);
     oracle.check_params(&bench.download(&params).await).unwrap();
     bench.outcomes(&mut control).await;
-    assert_eq!(optimizer.applied_steps("theta"), Some(36));
-    assert_eq!(optimizer.steps(), 135);
+    assert_eq!(optimizer.applied_steps("theta"), Some(5));
+    assert_eq!(optimizer.steps(), 71);
+}
+
+/// What a control has skipped before an optimizer was there is nothing to it.
+#[gpu_test]
+async fn an_optimizer_that_comes_later_starts_afresh() {
+    let bench = Bench::best().await;
+    let gradient = values(2, 100);
+    let mut poisoned = gradient.clone();
+    poisoned[0] = f32::NAN;
+    let start = values(1, 100);
+    let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&poisoned));
+    let tensor = [whole("theta", &params, &grads)];
+    let mut first = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut second = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut control = bench.control(only_finite());
+    let mut encoder = bench.encoder();
+    for _ in 0..63 {
+        first.step_with(&mut encoder, &mut control).unwrap();
+    }
+    bench.queue.submit([encoder.finish()]);
+    bench.upload(&grads, &gradient);
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut encoder = bench.encoder();
+    for _ in 0..10 {
+        second.step_with(&mut encoder, &mut control).unwrap();
+        oracle.step(&adamw(), &gradient);
+    }
+    bench.queue.submit([encoder.finish()]);
+    oracle.check_params(&bench.download(&params).await).unwrap();
+    bench.outcomes(&mut control).await;
+    assert_eq!(second.applied_steps("theta"), Some(10));
 }
 
 #[gpu_test]
@@ -616,16 +705,17 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
         }
         oracle.step(&adamw(), &gradient);
         oracle.step(&adamw(), &gradient);
-        // The device knows, and the host does not yet.
-        assert_eq!(optimizer.applied_steps("theta"), Some(0));
         let state = bench.wait(optimizer.state()).await.unwrap();
         assert_eq!((state.steps, state.tensors[0].applied_steps), (4, 2));
+        // One that is recorded may still be submitted.
+        let mut open = bench.encoder();
+        optimizer.step_with(&mut open, &mut control).unwrap();
         let mut encoder = bench.encoder();
         assert_eq!(optimizer.step(&mut encoder), Err(StepError::Unread));
         let mut other = bench.control(only_finite());
         let refused = optimizer.step_with(&mut encoder, &mut other);
         assert_eq!(refused, Err(StepError::Unread));
-        drop(encoder);
+        drop((encoder, open));
         bench.outcomes(&mut control).await;
         assert_eq!(optimizer.applied_steps("theta"), Some(2));
         // By turns without a control, with another one, and with the first again.

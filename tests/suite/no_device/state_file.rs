@@ -266,6 +266,7 @@ fn what_a_control_remembers_goes_with_a_state() {
         state.control = Some(ControlState {
             scale,
             growth_tracker,
+            is_dynamic: true,
         });
         let file = state.to_safetensors().unwrap();
         assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
@@ -274,6 +275,7 @@ fn what_a_control_remembers_goes_with_a_state() {
         state.control = Some(ControlState {
             scale,
             growth_tracker: 1,
+            is_dynamic: true,
         });
         let file = state.to_safetensors().unwrap();
         let error = OptimizerState::<SgdConfig>::from_safetensors(&file).unwrap_err();

@@ -6,7 +6,7 @@ use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu}
 use super::{STORAGE, buffer, device};
 
 /// Heap allocations of recording by hand, as a step does it, `dispatches` dispatches over so many tensors each.
-fn by_hand(device: &wgpu::Device, dispatches: usize, tensors: u32) -> u64 {
+fn by_hand(device: &wgpu::Device, queue: &wgpu::Queue, dispatches: usize, tensors: u32) -> u64 {
     let entry = |binding| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -82,22 +82,30 @@ fn by_hand(device: &wgpu::Device, dispatches: usize, tensors: u32) -> u64 {
             pass.dispatch_workgroups(1, 1, 1);
         }
     };
-    steady_state(device, record)
+    steady_state(device, queue, record)
 }
 
-/// Heap allocations of the third of three recordings.
-fn steady_state(device: &wgpu::Device, mut record: impl FnMut(&mut wgpu::CommandEncoder)) -> u64 {
+/// Heap allocations of the last of some recordings.
+fn steady_state(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    mut record: impl FnMut(&mut wgpu::CommandEncoder),
+) -> u64 {
     let mut allocations = 0;
-    for _ in 0..3 {
+    for _ in 0..8 {
         let mut encoder = device.create_command_encoder(&Default::default());
         allocations = measure(|| record(&mut encoder)).count_total;
-        drop(encoder.finish());
+        queue.submit([encoder.finish()]);
     }
     allocations
 }
 
+/// What tells whether the encoder was submitted: what is shared with the encoder, the closure in it, and wgpu's list of
+/// these.
+const GUARD: u64 = 3;
+
 #[test]
-fn a_step_allocates_no_more_than_its_commands() {
+fn a_step_allocates_no_more_than_its_commands_and_a_guard() {
     let limits = wgpu::Limits {
         max_immediate_size: 128,
         ..Default::default()
@@ -118,7 +126,7 @@ fn a_step_allocates_no_more_than_its_commands() {
             .zip(buffers.chunks(2))
             .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
             .collect();
-        let theirs = by_hand(&device, dispatches, together);
+        let theirs = by_hand(&device, &queue, dispatches, together);
         assert!(theirs > 0, "wgpu has been counted");
         let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
         let presets = AnyRule::presets().filter(|preset| preset.rule != "sgd");
@@ -127,7 +135,7 @@ fn a_step_allocates_no_more_than_its_commands() {
             let ours = allocations(&kernels, &rule, &tensors, dispatches);
             // A rule without a slot binds less.
             assert!(
-                ours <= theirs,
+                ours <= theirs + GUARD,
                 "{rule:?}, {dispatches} dispatches: {ours} allocations, by hand {theirs}"
             );
         }
@@ -142,7 +150,7 @@ fn allocations(
     dispatches: usize,
 ) -> u64 {
     let mut optimizer = GpuOptimizer::new(kernels, rule.clone(), tensors).unwrap();
-    let ours = steady_state(kernels.device(), |encoder| {
+    let ours = steady_state(kernels.device(), kernels.queue(), |encoder| {
         optimizer.set_lr(0.2).unwrap();
         optimizer.step(encoder).unwrap();
     });

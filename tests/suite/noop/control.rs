@@ -67,16 +67,16 @@ fn recording_submits_maps_polls_and_waits_for_nothing() {
     }
 }
 
-/// On the heap: a few boxes for every step, as many as the step before. `adapter::control` counts the device's objects.
+/// On the heap: a few boxes for every step, as many as the steps before. `adapter::control` counts the device's objects.
 #[test]
-fn a_step_allocates_as_much_as_the_one_before() {
+fn steps_allocate_as_much_as_those_before() {
     for kernels in [on_immediates(), kernels()] {
         let device = kernels.device();
         for (tensors, numel) in [(1, 9000), (300, 1024)] {
             let mut control = control(&kernels);
             let mut optimizer = optimizer(&kernels, tensors, numel);
             let mut heap = Vec::new();
-            for _ in 0..6 {
+            for _ in 0..12 {
                 let mut encoder = device.create_command_encoder(&Default::default());
                 let recorded = measure(|| {
                     optimizer.step_with(&mut encoder, &mut control).unwrap();
@@ -86,7 +86,9 @@ fn a_step_allocates_as_much_as_the_one_before() {
                 device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
                 control.read();
             }
-            assert!(heap[4] <= heap[3] && heap[5] <= heap[4], "{heap:?}");
+            // Three buffers take turns.
+            let most = |steps: std::ops::Range<usize>| heap[steps].iter().max().copied();
+            assert!(most(9..12) <= most(6..9), "{heap:?}");
         }
     }
 }
