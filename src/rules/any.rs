@@ -30,26 +30,6 @@ pub struct RulePreset {
     pub config: fn(f64) -> Result<AnyRule, ConfigError>,
 }
 
-impl RulePreset {
-    pub(super) const fn new(
-        rule: &'static str,
-        library: &'static str,
-        config: fn(f64) -> Result<AnyRule, ConfigError>,
-    ) -> Self {
-        Self {
-            rule,
-            library,
-            decouples_weight_decay: false,
-            config,
-        }
-    }
-
-    pub(super) const fn decouples_weight_decay(mut self) -> Self {
-        self.decouples_weight_decay = true;
-        self
-    }
-}
-
 impl AnyRule {
     /// A rule as a library has it, with its defaults there. Without a library it is the first that has the rule:
     /// PyTorch, or else optax.
