@@ -153,6 +153,11 @@ impl StepControl {
         }
     }
 
+    /// The parameter groups that have something of their own.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.iter().map(|clip| &*clip.group)
+    }
+
     fn of_group(&self, group: &str) -> Option<(usize, &GroupClip)> {
         let mut groups = self.groups.iter().enumerate();
         groups.find(|(_, clip)| clip.group == group)

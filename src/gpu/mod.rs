@@ -14,6 +14,7 @@ mod kernels;
 mod optimizer;
 pub mod readback;
 mod scalars;
+mod signature;
 mod source;
 mod staged;
 mod wide;

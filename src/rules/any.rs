@@ -2,9 +2,14 @@
 
 use std::borrow::Cow;
 
-use super::{ConfigError, Rule, Scalars, Slots, Twin, every_rule};
+use super::{ConfigError, IntoRule, Rule, Scalars, Slots, Twin, every_rule};
 
 /// A rule that other libraries have, too.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule of this crate",
+    label = "expected a checked configuration, such as `AdamConfig`",
+    note = "if this is a builder, call `.build()?` on it"
+)]
 pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
     /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
     const PRESETS: &'static [RulePreset];
@@ -77,7 +82,7 @@ macro_rules! any_rule {
         ///
         /// let momentum = SgdConfig::builder(0.1).momentum(0.9).build()?;
         /// let groups = ParamGroups::<AnyRule>::new(momentum.into())
-        ///     .with("embeddings", AnyRule::preset("adamw", None, 1e-3)?, |name| name.starts_with("embed"))?;
+        ///     .with("embeddings", AdamConfig::adamw(1e-3).build()?, |name| name.starts_with("embed"))?;
         /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("embed.weight", [2]), ("fc.weight", [2])])?;
         /// optimizer.step(&mut [&mut [1.0, 2.0], &mut [3.0, 4.0]], &[&[0.1, 0.2], &[0.3, 0.4]])?;
         /// # assert!(AdamConfig::try_from(AnyRule::from(momentum)).is_err());
@@ -101,6 +106,12 @@ macro_rules! any_rule {
             impl From<super::$Config> for AnyRule {
                 fn from(config: super::$Config) -> Self {
                     Self::$Variant(config)
+                }
+            }
+
+            impl IntoRule<AnyRule> for super::$Config {
+                fn into_rule(self) -> AnyRule {
+                    self.into()
                 }
             }
 

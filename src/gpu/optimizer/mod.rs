@@ -12,6 +12,7 @@ use crate::gpu::error_scope::LOST;
 use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::gpu::readback;
 use crate::gpu::scalars::{UniformRing, Uniforms, WideScalars};
+use crate::gpu::signature::check_signature;
 use crate::gpu::source::check_scalars;
 use crate::plan::{Dispatch, ELEM_BYTES, Part, Piece, Plan, Target};
 use crate::rules::sgd::SgdConfig;
@@ -157,8 +158,10 @@ impl<R: Rule> GpuOptimizer<R> {
         let groups = groups.groups();
         let buffers = Buffers::of(tensors);
         let layouts = buffers.layouts_of(tensors, &host_tensors);
-        let plan = Plan::new(&layouts, kernels.device_limits())?;
+        let plan = Plan::new(&layouts, kernels.device_limits());
+        let plan = plan.map_err(|error| error.named(|index| host_tensors.name_of(index)))?;
         groups.configs().try_for_each(check_scalars)?;
+        groups.configs().try_for_each(check_signature)?;
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, &groups, &all)?;
         let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
@@ -203,7 +206,9 @@ impl<R: Rule> GpuOptimizer<R> {
         check_bindings(tensors)?;
         let buffers = Buffers::of(tensors);
         let layouts = buffers.layouts_of(tensors, &self.tensors);
-        let plan = Plan::apart(&layouts, self.kernels.device_limits()).map_err(BuildError::from)?;
+        let plan = Plan::apart(&layouts, self.kernels.device_limits());
+        let plan = plan.map_err(|error| error.named(|index| self.tensors.name_of(index)));
+        let plan = plan.map_err(BuildError::from)?;
 
         let mut state = vec![None; plan.pieces.len()];
         let mut moved = Vec::new();
