@@ -62,6 +62,7 @@ impl RpropConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_range("eta_minus", self.eta_minus, 1.0)?;
+        check_held("eta_minus", self.eta_minus, 1.0)?;
         check_range("eta_plus", self.eta_plus, f64::INFINITY)?;
         check_held("step_size_min", self.step_size_min, 1.0)?;
         check_held("step_size_max", self.step_size_max, 1.0)?;

@@ -61,9 +61,17 @@ impl Corrections {
         }
     }
 
-    /// Those of so many times as many steps, by doubling: every dispatch asks for them.
-    fn over(self, times: u64) -> Self {
-        let (mut all, mut doubled, mut left) = (Self::NONE, self, times);
+    /// Those of so many steps, where these are of one: by doubling, because every dispatch asks for them.
+    fn over(self, steps: u64) -> Self {
+        if self.last == 1.0 && steps > 0 {
+            let (n, times_powers) = (steps as f64, powers(steps as f64));
+            return Self {
+                n,
+                times_powers,
+                ..self
+            };
+        }
+        let (mut all, mut doubled, mut left) = (Self::NONE, self, steps);
         while left > 0 {
             if left % 2 == 1 {
                 all = all.then(doubled);
@@ -74,15 +82,10 @@ impl Corrections {
         all
     }
 
-    /// The sums over the steps behind these, as many as `next` has: `1 - beta^(n + j) = last + (1 - last)*(1 - beta^j)`, as it is, times `j`, and times
-    /// `j^2`.
+    /// The sums over the steps behind these, as many as `next` has: `1 - beta^(n + j) = last + (1 - last)*(1 - beta^j)`, as
+    /// it is, times `j`, and times `j^2`.
     fn behind(&self, next: &Self) -> [f64; 3] {
-        let m = next.n;
-        let powers = [
-            m,
-            m * (m + 1.0) / 2.0,
-            m * (m + 1.0) * (2.0 * m + 1.0) / 6.0,
-        ];
+        let powers = powers(next.n);
         let sum = |p: usize| self.last * powers[p] + (1.0 - self.last) * next.times_powers[p];
         [sum(0), sum(1), sum(2)]
     }
@@ -100,6 +103,12 @@ impl Corrections {
             ],
         }
     }
+}
+
+/// The sums of `1`, `i` and `i^2` over `i = 1..=n`.
+fn powers(n: f64) -> [f64; 3] {
+    let first = n * (n + 1.0) / 2.0;
+    [n, first, first * (2.0 * n + 1.0) / 3.0]
 }
 
 /// The average, from the point `y` where gradients are taken and the point `z` that moves.
