@@ -12,7 +12,7 @@ config! {
     /// Checked hyper-parameters of AdaBelief (Zhuang et al. 2020, <https://arxiv.org/abs/2010.07468>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// s     <- beta2*s + (1 - beta2)*(h - m)^2 + eps_root
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(s/bc2) + eps)

@@ -12,7 +12,7 @@ config! {
     /// Checked hyper-parameters of Adadelta (Zeiler 2012, <https://arxiv.org/abs/1212.5701>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// s     <- rho*s + (1 - rho)*h^2
     /// d     = sqrt(acc + eps) / sqrt(s + eps) * h
     /// acc   <- rho*acc + (1 - rho)*d^2

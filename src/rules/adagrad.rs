@@ -13,7 +13,7 @@ config! {
     /// <https://jmlr.org/papers/v12/duchi11a.html>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// sum   <- sum + h^2                           from initial_accumulator_value
     /// theta <- (1 - lr*decoupled_weight_decay)*theta
     ///          - lr/(1 + (t-1)*lr_decay) * h / (sqrt(sum) + eps)

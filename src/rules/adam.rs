@@ -49,7 +49,7 @@ config! {
     /// Checked hyper-parameters of Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// v     <- beta2*v + (1 - beta2)*h^2
     /// theta <- (1 - lr*decoupled_weight_decay)*theta

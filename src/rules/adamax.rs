@@ -12,7 +12,7 @@ config! {
     /// Checked hyper-parameters of Adamax (Kingma and Ba 2015, section 7.1, <https://arxiv.org/abs/1412.6980>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// u     <- max(beta2*u, |h| + eps)             Keras: max(beta2*u, |h|)
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr/(1 - beta1^t) * m/u

@@ -12,7 +12,7 @@ config! {
     /// Checked hyper-parameters of Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(beta1*m + (1 - beta1)*h)
     /// m     <- beta2*m + (1 - beta2)*h
     /// ```

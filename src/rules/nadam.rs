@@ -12,7 +12,7 @@ config! {
     /// Checked hyper-parameters of NAdam (Dozat 2016, <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// v     <- beta2*v + (1 - beta2)*h^2
     /// mu_t  = beta1 * (1 - 0.96^(t*momentum_decay)/2)    at step t, which counts from one; M_t = mu_1 * .. * mu_t

@@ -13,7 +13,7 @@ config! {
     /// Checked hyper-parameters of RAdam (Liu et al. 2020, <https://arxiv.org/abs/1908.03265>).
     ///
     /// ```text
-    /// h       = g + weight_decay*theta             g negated to maximize
+    /// h       = g + coupled_weight_decay*theta     g negated to maximize
     /// m       <- beta1*m + (1 - beta1)*h
     /// v       <- beta2*v + (1 - beta2)*h^2
     /// rho_inf = 2/(1 - beta2) - 1

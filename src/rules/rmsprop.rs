@@ -16,7 +16,7 @@ config! {
     /// <https://arxiv.org/abs/1308.0850>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// s     <- alpha*s + (1 - alpha)*h^2
     /// w     = s, or centered: avg <- alpha*avg + (1 - alpha)*h; w = s - avg^2
     /// d     = h / (sqrt(w) + eps)                  or h / sqrt(w + eps)

@@ -13,7 +13,7 @@ config! {
     /// <https://doi.org/10.1109/ICNN.1993.298623>): for gradients of whole data sets.
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// size  <- size * eta_plus                     where h and prev have one sign
     ///          size * eta_minus, and h = 0         where they have different ones
     ///          within step_size_min and step_size_max; lr at the first step

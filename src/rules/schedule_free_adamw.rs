@@ -13,7 +13,7 @@ config! {
     /// Checked hyper-parameters of schedule-free AdamW (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
     ///
     /// ```text
-    /// h      = g + weight_decay*y                  g negated to maximize
+    /// h      = g + coupled_weight_decay*y          g negated to maximize
     /// v      <- beta2*v + (1 - beta2)*h^2
     /// d      = h / (sqrt(v/bc2) + eps) + decoupled_weight_decay*y
     /// z      <- z - lr_t*d                         from y

@@ -13,7 +13,7 @@ config! {
     /// Checked hyper-parameters of schedule-free SGD (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
     ///
     /// ```text
-    /// h      = g + weight_decay*y                  g negated to maximize
+    /// h      = g + coupled_weight_decay*y          g negated to maximize
     /// z      <- z - lr_t*h                         from y
     /// x      <- (1 - c_t)*x + c_t*z                c_t = lr_t^2 / (lr_1^2 + .. + lr_t^2)
     /// y      <- beta1*x + (1 - beta1)*z            lr_t = lr * min(1, t/warmup_steps)

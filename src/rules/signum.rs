@@ -14,7 +14,7 @@ config! {
     /// Checked hyper-parameters of Signum and signSGD (Bernstein et al. 2018, <https://arxiv.org/abs/1802.04434>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- momentum*m + (1 - momentum)*h
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(m)
     /// ```

@@ -13,7 +13,7 @@ config! {
     /// <https://papers.nips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h             both from initial_accumulator_value
     /// v     <- v - (1 - beta2)*sign(v - h^2)*h^2
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(v/bc2) + eps)
