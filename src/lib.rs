@@ -78,7 +78,9 @@ pub mod storage;
 pub use control::{
     ControlRecord, ControlState, GradNorm, LossScale, NonFinite, StepControl, Verdict,
 };
-pub use cpu::{CpuControl, CpuOptimizer, SliceError, TensorSlice, TensorSliceMut, TensorValues};
+pub use cpu::{
+    CpuControl, CpuOptimizer, SliceError, TensorError, TensorSlice, TensorSliceMut, TensorValues,
+};
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{

@@ -98,7 +98,8 @@ impl PlanReport {
             let layouts: Vec<_> = layouts
                 .map(|layout| TensorLayout { storage, ..layout })
                 .collect();
-            Plan::new(&layouts, &limits)
+            let plan = Plan::new(&layouts, &limits);
+            plan.map_err(|error| error.named(|tensor| tensors[tensor].0.clone()))
         };
         let plan = plan_with(Masters::F32)?;
         let velocity_bytes = plan_with(Masters::None)?.state_bytes();

@@ -65,8 +65,8 @@ pub struct FieldArgs {
     /// Learning rate; where it may be left out, at most 0.1, and less where that would cancel parameters
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub lr: Option<f64>,
-    /// The rule as this library has it, its defaults included: pytorch, optax, keras, or a form of it (of sgd, for one,
-    /// optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch's unless it has none
+    /// The rule as this library has it, its defaults included: pytorch, optax, keras, schedulefree, or a form of it (of
+    /// sgd, for one, optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch's unless it has none
     #[arg(long, value_name = "LIBRARY")]
     pub preset: Option<String>,
     /// Momentum; zero is none
@@ -408,6 +408,18 @@ mod tests {
         assert_eq!(fields(&form)["form"], "ema");
         let missing = config("--rule lion --lr 0.1 --set eps=1").unwrap_err();
         assert_eq!(missing.to_string(), "--set: the rule lion has no eps");
+    }
+
+    #[test]
+    fn an_epsilon_that_f32_does_not_hold_is_refused_by_its_name() {
+        for line in [
+            "--rule adam --eps 1e-46",
+            "--rule adagrad --preset optax --set eps=1e-46",
+        ] {
+            let refused = config(&format!("{line} --lr 0.1")).unwrap_err().to_string();
+            let expected = "eps = 1e-46 is zero in f32: expected at least";
+            assert!(refused.starts_with(expected), "{refused}");
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ fn accesses(storage: &Storage, slots: u64) -> [u64; 2] {
 fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
     let plain = || SgdConfig::builder(0.1);
     let momentum = || plain().momentum(0.9);
-    let decayed = |config: SgdConfigBuilder| config.weight_decay(0.01);
+    let decayed = |config: SgdConfigBuilder| config.coupled_weight_decay(0.01);
     let decoupled = |config: SgdConfigBuilder| config.decoupled_weight_decay(0.01);
     let all = momentum().nesterov(true).form(MomentumForm::LrInside);
     [

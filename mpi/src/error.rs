@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use wgpu_optim::files::{HeaderError, IndexError};
 use wgpu_optim::{
     BuildError, ConfigError, DuplicateName, GroupError, SliceError, StateError, StateFileError,
-    StepError, TransferError, UnknownTensor,
+    StepError, TensorError, TransferError, UnknownTensor,
 };
 
 /// A failure of a sharded optimizer. Unless a variant says otherwise, every rank gets an error at the same call, and
@@ -55,6 +55,9 @@ pub enum ShardError {
     /// Two tensors of one name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
+    /// The twin of this rank cannot have its share of the tensors.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
     /// No tensor of this name.
     #[error(transparent)]
     UnknownTensor(#[from] UnknownTensor),

@@ -108,7 +108,8 @@ impl<R: Twin> CpuOptimizer<R> {
     /// to gradients before. A step that is skipped writes nothing and counts only in [`steps`](Self::steps).
     ///
     /// # Errors
-    /// As [`step`](Self::step); the control is then as it was, too.
+    /// As [`step`](Self::step), and [`SliceError::UnknownGroup`] if the control clips a group that the optimizer does not
+    /// have; the control is then as it was, too.
     pub fn step_with(
         &mut self,
         params: &mut [&mut [f32]],
@@ -167,10 +168,21 @@ impl<R: Twin> CpuOptimizer<R> {
         control: &mut CpuControl,
     ) -> Result<ControlRecord, SliceError> {
         self.check_slices(params, grads)?;
+        self.check_groups(control.control())?;
         let norms = self.norms(grads, control.control());
         let verdict = control.decide(&[norms]);
         self.apply(params, grads, &verdict);
         Ok(*verdict.record())
+    }
+
+    fn check_groups(&self, control: &StepControl) -> Result<(), SliceError> {
+        let unknown = control
+            .groups()
+            .find(|group| self.groups.by_name(group).is_none());
+        let error = |group: &str| SliceError::UnknownGroup {
+            group: group.to_owned(),
+        };
+        unknown.map_or(Ok(()), |group| Err(error(group)))
     }
 
     fn apply<P: Params + Send, G: Grads + Sync>(

@@ -1,4 +1,31 @@
-//! Slices that are not those of an optimizer's tensors.
+//! Tensors that no optimizer in memory can have, and slices that are not those of its tensors.
+
+use crate::state::DuplicateName;
+
+/// Tensors that no optimizer in memory can have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// Two tensors of one name.
+    #[error(transparent)]
+    DuplicateName(#[from] DuplicateName),
+    /// A tensor of more elements than a slice can have.
+    #[error("tensor {tensor:?}: no slice has as many elements as the shape {shape:?}")]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// There is no memory for what is remembered of a tensor.
+    #[error("tensor {tensor:?}: out of memory while allocating {numel} elements of its state")]
+    OutOfMemory {
+        /// The tensor.
+        tensor: String,
+        /// Its elements.
+        numel: u64,
+    },
+}
 
 /// Slices that do not fit the tensors. Parameters, state and step counts are as they were.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +52,12 @@ pub enum SliceError {
         expected: usize,
         /// Elements of the slice.
         actual: usize,
+    },
+    /// A control that clips a parameter group by itself which the optimizer does not have.
+    #[error("the control clips the group {group:?}, and the optimizer has no group of this name")]
+    UnknownGroup {
+        /// The group.
+        group: String,
     },
     /// A slice of another type than the tensor's.
     #[error("tensor {tensor:?}: expected {role} of {expected}, got {actual}")]

@@ -11,11 +11,11 @@ use crate::control::Factors;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
 use crate::state::{
-    Counts, DuplicateName, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
+    Counts, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 pub use control::CpuControl;
-pub use error::SliceError;
+pub use error::{SliceError, TensorError};
 use queue::Batch;
 use slices::{Grads, Params};
 pub use slices::{TensorSlice, TensorSliceMut, TensorValues};
@@ -50,11 +50,11 @@ impl<R: Twin> CpuOptimizer<R> {
     /// An optimizer for tensors of these names and shapes, with their slots as they start.
     ///
     /// # Errors
-    /// [`DuplicateName`] if two tensors have the same name.
+    /// [`TensorError`] if two tensors have the same name, or one is too large for memory.
     pub fn new(
         config: R,
         tensors: impl IntoIterator<Item: Into<TensorSpec>>,
-    ) -> Result<Self, DuplicateName> {
+    ) -> Result<Self, TensorError> {
         Self::with_groups(&ParamGroups::new(config), tensors)
     }
 
@@ -65,18 +65,23 @@ impl<R: Twin> CpuOptimizer<R> {
     pub fn with_groups(
         groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item: Into<TensorSpec>>,
-    ) -> Result<Self, DuplicateName> {
+    ) -> Result<Self, TensorError> {
         let tensors = Tensors::new(groups, tensors)?;
         let state_of = |tensor: &Tensor| {
             let slots = groups.config(tensor.group).slots();
-            let (numel, storage) = (tensor.numel as usize, tensor.storage);
+            let (numel, storage) = (numel_in_memory(tensor)?, tensor.storage);
             let kept = slots.kept().enumerate();
             kept.map(|(index, slot)| Values::new(numel, storage.state, slot.start, index))
                 .chain(Values::masters(numel, storage.masters, tensor.slots))
-                .collect()
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| TensorError::OutOfMemory {
+                    tensor: tensor.name.clone(),
+                    numel: tensor.numel,
+                })
         };
+        let state = tensors.as_slice().iter().map(state_of);
         Ok(Self {
-            state: tensors.as_slice().iter().map(state_of).collect(),
+            state: state.collect::<Result<_, _>>()?,
             groups: groups.groups(),
             counts: Counts::new(tensors.as_slice().len()),
             tensors,
@@ -314,4 +319,15 @@ impl<R: Twin> CpuOptimizer<R> {
         }
         Ok(())
     }
+}
+
+/// Elements of a tensor whose parameters a slice can hold.
+fn numel_in_memory(tensor: &Tensor) -> Result<usize, TensorError> {
+    let most = isize::MAX as u64 / tensor.storage.params.bytes();
+    let numel = usize::try_from(tensor.numel).ok();
+    let numel = numel.filter(|_| tensor.numel <= most);
+    numel.ok_or_else(|| TensorError::TooLarge {
+        tensor: tensor.name.clone(),
+        shape: tensor.shape.clone(),
+    })
 }

@@ -1,5 +1,8 @@
 //! Where a section of a tensor's state lies in memory: a slot, or the masters.
 
+use std::collections::TryReserveError;
+use std::hint::black_box;
+
 use super::slices::WordsMut;
 use crate::storage::{Masters, StorageType, bf16, f16};
 
@@ -24,8 +27,13 @@ enum Storage {
 }
 
 impl Values {
-    /// For the section of this index, all of one value.
-    pub(super) fn new(numel: usize, of: StorageType, value: f32, index: usize) -> Self {
+    /// For the section of this index, all of one value, if there is memory for it.
+    pub(super) fn new(
+        numel: usize,
+        of: StorageType,
+        value: f32,
+        index: usize,
+    ) -> Result<Self, TryReserveError> {
         let elem_bytes = of.bytes() as usize;
         let start = if numel < LARGE_ELEMS {
             0
@@ -35,15 +43,19 @@ impl Values {
         let len = start + numel;
         let bits = value.to_bits();
         let storage = match of {
-            StorageType::F32 => Storage::F32(vec![value; len]),
-            StorageType::Bf16 => Storage::Half(vec![bf16::nearest(bits); len]),
-            StorageType::F16 => Storage::Half(vec![f16::nearest(bits); len]),
+            StorageType::F32 => Storage::F32(filled(value, len)?),
+            StorageType::Bf16 => Storage::Half(filled(bf16::nearest(bits), len)?),
+            StorageType::F16 => Storage::Half(filled(f16::nearest(bits), len)?),
         };
-        Self { storage, start }
+        Ok(Self { storage, start })
     }
 
     /// Masters, of which a zero is what the parameter is.
-    pub(super) fn masters(numel: usize, masters: Masters, index: usize) -> Option<Self> {
+    pub(super) fn masters(
+        numel: usize,
+        masters: Masters,
+        index: usize,
+    ) -> Option<Result<Self, TryReserveError>> {
         match masters {
             Masters::None => None,
             Masters::F32 => Some(Self::new(numel, StorageType::F32, 0.0, index)),
@@ -122,4 +134,13 @@ impl Values {
                 .for_each(|(to, rest)| *to = rest);
         }
     }
+}
+
+/// So many of one value. Memory is asked for before, because `vec!`, which gets zeros from the system as they are, ends the
+/// process where there is none.
+fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>, TryReserveError> {
+    let mut asked = Vec::<T>::new();
+    asked.try_reserve_exact(len)?;
+    drop(black_box(asked));
+    Ok(vec![value; len])
 }

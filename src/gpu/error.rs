@@ -55,6 +55,18 @@ pub enum KernelError {
         /// As many as it gives.
         actual: usize,
     },
+    /// A rule whose WGSL does not declare the function that steps four elements, or otherwise than it is called.
+    #[error(
+        "the WGSL of rule {rule:?} declares {}: expected `fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, \
+         state: ptr<function, State>) -> vec4<f32>`",
+        actual.as_ref().map_or_else(|| "no `fn update`".to_owned(), |actual| format!("`{actual}`"))
+    )]
+    Signature {
+        /// The rule's stem.
+        rule: &'static str,
+        /// What it declares, if it declares any function of that name.
+        actual: Option<String>,
+    },
     /// The device refused a shader, a layout or a pipeline. Lines of a rule's WGSL are counted as it does.
     #[error("the device refused the kernel {kernel}: {message}")]
     Device {
@@ -131,7 +143,7 @@ pub enum BuildError {
     },
     /// The tensors cannot be planned on this device.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] PlanError<String>),
     /// The pipelines could not be built.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -250,6 +262,16 @@ pub enum StepError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
+    /// A region that ends before it starts.
+    #[error(
+        "the region ends at byte {end} and starts at byte {start}, expected it to start before it ends"
+    )]
+    Backwards {
+        /// Where it starts.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+    },
     /// The slice ends past its buffer or does not fall on elements.
     #[error(
         "{numel} elements from byte {offset_bytes} do not lie in a buffer of {buffer_bytes} bytes, \

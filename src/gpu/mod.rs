@@ -16,6 +16,7 @@ mod moves;
 mod optimizer;
 pub mod readback;
 mod scalars;
+mod signature;
 mod source;
 mod staged;
 mod submission;

@@ -431,9 +431,12 @@ fn check_regions(
     required: wgpu::BufferUsages,
 ) -> Result<(), TransferError> {
     regions.iter().try_for_each(|(buffer, bytes)| {
-        let size = bytes.end.saturating_sub(bytes.start);
+        let Range { start, end } = *bytes;
+        let Some(size) = end.checked_sub(start) else {
+            return Err(TransferError::Backwards { start, end });
+        };
         // Half a word too many is out of bounds, wherever it is.
-        let start = bytes.start + size % ELEM_BYTES;
+        let start = start + size % ELEM_BYTES;
         check(buffer, start, size / ELEM_BYTES, required)
     })
 }

@@ -411,7 +411,7 @@ mod tests {
                     .momentum(momentum)
                     .form(form)
                     .nesterov(has(0) && momentum != 0.0)
-                    .weight_decay(if has(1) { 0.01 } else { 0.0 })
+                    .coupled_weight_decay(if has(1) { 0.01 } else { 0.0 })
                     .decoupled_weight_decay(if has(2) { 0.01 } else { 0.0 })
                     .build()
                     .unwrap();

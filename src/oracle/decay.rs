@@ -39,7 +39,7 @@ macro_rules! decay {
         crate::oracle::decay::Decay {
             lr: $config.lr(),
             maximize: $config.maximize(),
-            weight_decay: $config.weight_decay(),
+            weight_decay: $config.coupled_weight_decay(),
             decoupled_weight_decay: $config.decoupled_weight_decay(),
         }
     };

@@ -1,8 +1,8 @@
-//! The schedule-free rules in the words of optax's `contrib.schedule_free`.
+//! The schedule-free rules in the words of optax's `contrib.schedule_free` and of the package schedulefree.
 
 use super::decay::decay;
 use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::{ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig};
+use crate::rules::{AdamForm, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig};
 
 /// Learning rate and averaging weight of a step.
 struct Average {
@@ -12,17 +12,26 @@ struct Average {
 }
 
 impl Average {
-    fn at(beta1: f64, lr: f64, warmup_steps: u64, step: u64) -> Self {
-        let warmed_up = |step: u64| match warmup_steps {
+    /// Of a schedule of learning rates, by the step, and what each is multiplied by for a bias.
+    fn at(
+        beta1: f64,
+        lr: f64,
+        (warmup_steps, from_zero): (u64, bool),
+        bias_correction: impl Fn(u64) -> f64,
+        step: u64,
+    ) -> Self {
+        let warmed_up = |count: u64| match warmup_steps {
             0 => 1.0,
-            warmup => (step as f64 / warmup as f64).min(1.0),
+            warmup => (count as f64 / warmup as f64).min(1.0),
         };
         // weight_lr_power is 2; what the learning rate is after the warm-up cancels.
-        let weight = |step: u64| warmed_up(step).powi(2);
+        let weight = |step: u64| (warmed_up(step) * bias_correction(step)).powi(2);
         let weight_sum: f64 = (1..=step).map(weight).sum();
+        // optax asks the base optimizer's schedule, which counts from zero.
+        let count = if from_zero { step - 1 } else { step };
         Self {
             beta1,
-            lr: lr * warmed_up(step),
+            lr: lr * warmed_up(count) * bias_correction(step),
             ck: weight(step) / weight_sum,
         }
     }
@@ -55,12 +64,18 @@ impl Average {
     }
 }
 
+impl ScheduleFreeSgdConfig {
+    fn average(&self, step: u64) -> Average {
+        let warmup = (self.warmup_steps(), self.warmup_from_zero());
+        Average::at(self.beta1(), self.lr(), warmup, |_| 1.0, step)
+    }
+}
+
 impl Textbook for ScheduleFreeSgdConfig {
     fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
         let [z, ..] = slots else { return };
         let g = decay!(self).follow(theta, grad);
-        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
-        average.follow(step, theta, z, g);
+        self.average(step).follow(step, theta, z, g);
     }
 
     fn bound(
@@ -73,8 +88,26 @@ impl Textbook for ScheduleFreeSgdConfig {
     ) {
         let [z, ..] = slots else { return };
         let h = decay!(self).bound(at, theta, grad);
-        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
-        average.bound(step, at, theta, z, h);
+        self.average(step).bound(step, at, theta, z, h);
+    }
+}
+
+impl ScheduleFreeAdamWConfig {
+    fn average(&self, step: u64) -> Average {
+        let warmup = (self.warmup_steps(), self.warmup_from_zero());
+        let bias_correction = |step: u64| match self.form() {
+            AdamForm::EpsilonHat => (1.0 - self.beta2().powf(step as f64)).sqrt(),
+            AdamForm::Corrected => 1.0,
+        };
+        Average::at(self.beta1(), self.lr(), warmup, bias_correction, step)
+    }
+
+    /// What the average of squares is divided by.
+    fn bias_correction2(&self, step: u64) -> f64 {
+        match self.form() {
+            AdamForm::Corrected => 1.0 - self.beta2().powf(step as f64),
+            AdamForm::EpsilonHat => 1.0,
+        }
     }
 }
 
@@ -82,12 +115,11 @@ impl Textbook for ScheduleFreeAdamWConfig {
     fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
         let [z, nu, ..] = slots else { return };
         let mut g = if self.maximize() { -grad } else { grad };
-        g += self.weight_decay() * *theta;
+        g += self.coupled_weight_decay() * *theta;
         *nu = (1.0 - self.beta2()) * g * g + self.beta2() * *nu;
-        let nu_hat = *nu / (1.0 - self.beta2().powf(step as f64));
+        let nu_hat = *nu / self.bias_correction2(step);
         let update = g / (nu_hat.sqrt() + self.eps()) + self.decoupled_weight_decay() * *theta;
-        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
-        average.follow(step, theta, z, update);
+        self.average(step).follow(step, theta, z, update);
     }
 
     fn bound(
@@ -107,11 +139,9 @@ impl Textbook for ScheduleFreeAdamWConfig {
             scaled(self.beta2(), *v),
             scaled(1.0 - self.beta2(), at.product(h, h)),
         ]);
-        let bias2 = 1.0 - self.beta2().powf(step as f64);
-        let root = at.root(scaled(1.0 / bias2, *v));
+        let root = at.root(scaled(1.0 / self.bias_correction2(step), *v));
         let normalized = at.quotient(h, at.sum([root, at.scalar(self.eps())]));
         let d = at.sum([normalized, scaled(self.decoupled_weight_decay(), *theta)]);
-        let average = Average::at(self.beta1(), self.lr(), self.warmup_steps(), step);
-        average.bound(step, at, theta, z, d);
+        self.average(step).bound(step, at, theta, z, d);
     }
 }

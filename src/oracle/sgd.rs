@@ -8,7 +8,7 @@ impl Textbook for SgdConfig {
         let (lr, mu) = (self.lr(), self.momentum());
         let velocity = &mut slots[0];
         let ascent_or_descent = if self.maximize() { -grad } else { grad };
-        let d = match self.weight_decay() {
+        let d = match self.coupled_weight_decay() {
             0.0 => ascent_or_descent,
             lambda => ascent_or_descent + lambda * *theta,
         };

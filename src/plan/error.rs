@@ -1,36 +1,37 @@
 //! Tensors that cannot be planned.
 
-/// Tensors that cannot be planned under the given limits.
+/// Tensors that cannot be planned under the given limits. A plan knows a tensor by its index among those that it was given;
+/// an optimizer, in its errors, by its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum PlanError {
+pub enum PlanError<T = usize> {
     /// A byte offset that does not fall on an element.
-    #[error("tensor {tensor}: byte offset {offset_bytes} is not a multiple of {elem_bytes}")]
+    #[error("tensor {tensor:?}: byte offset {offset_bytes} is not a multiple of {elem_bytes}")]
     Misaligned {
-        /// Index of the tensor.
-        tensor: usize,
+        /// The tensor.
+        tensor: T,
         /// The offset.
         offset_bytes: u64,
         /// Bytes of an element.
         elem_bytes: u64,
     },
     /// The tensor ends past the 64-bit address range.
-    #[error("tensor {tensor}: {numel} elements end past the address range")]
+    #[error("tensor {tensor:?}: {numel} elements end past the address range")]
     TooLarge {
-        /// Index of the tensor.
-        tensor: usize,
+        /// The tensor.
+        tensor: T,
         /// Its number of elements.
         numel: u64,
     },
     /// Parameters and gradients in one buffer, so close to each other that their bindings, which start where the device
     /// lets them, would overlap.
     #[error(
-        "tensor {tensor}: parameters at byte {params_offset_bytes} and gradients at byte {grads_offset_bytes} of one \
+        "tensor {tensor:?}: parameters at byte {params_offset_bytes} and gradients at byte {grads_offset_bytes} of one \
          buffer cannot be bound side by side: expected the later ones at byte {least_offset_bytes} or after it"
     )]
     TooClose {
-        /// Index of the first tensor that is concerned.
-        tensor: usize,
+        /// The first tensor that is concerned.
+        tensor: T,
         /// Where the parameters start.
         params_offset_bytes: u64,
         /// Where the gradients start.
@@ -48,4 +49,45 @@ pub enum PlanError {
         /// What the device has.
         actual: u64,
     },
+}
+
+impl<T> PlanError<T> {
+    /// The same error with another word for its tensor.
+    pub fn named<U>(self, name: impl FnOnce(T) -> U) -> PlanError<U> {
+        match self {
+            Self::Misaligned {
+                tensor,
+                offset_bytes,
+                elem_bytes,
+            } => PlanError::Misaligned {
+                tensor: name(tensor),
+                offset_bytes,
+                elem_bytes,
+            },
+            Self::TooLarge { tensor, numel } => PlanError::TooLarge {
+                tensor: name(tensor),
+                numel,
+            },
+            Self::TooClose {
+                tensor,
+                params_offset_bytes,
+                grads_offset_bytes,
+                least_offset_bytes,
+            } => PlanError::TooClose {
+                tensor: name(tensor),
+                params_offset_bytes,
+                grads_offset_bytes,
+                least_offset_bytes,
+            },
+            Self::LimitTooLow {
+                limit,
+                required,
+                actual,
+            } => PlanError::LimitTooLow {
+                limit,
+                required,
+                actual,
+            },
+        }
+    }
 }

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range};
+use super::error::{check_below_one, check_decays, check_held};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of AdaBelief (Zhuang et al. 2020, <https://arxiv.org/abs/2010.07468>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// s     <- beta2*s + (1 - beta2)*(h - m)^2 + eps_root
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(s/bc2) + eps)
@@ -46,32 +46,35 @@ config! {
 impl AdaBeliefConfig {
     /// optax's `adabelief`: betas 0.9 and 0.999, both epsilons 1e-16.
     pub const fn builder(lr: f64) -> AdaBeliefConfigBuilder {
-        AdaBeliefConfigBuilder(Self {
+        AdaBeliefConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-16,
             eps_root: 1e-16,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range("eps_root", self.eps_root, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_held("eps_root", self.eps_root, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -150,7 +153,5 @@ impl Rule for AdaBeliefConfig {
 twin!(AdaBeliefConfig);
 
 impl KnownRule for AdaBeliefConfig {
-    const PRESETS: &'static [RulePreset] = &[RulePreset::new("adabelief", "optax", |lr| {
-        Ok(Self::builder(lr).build()?.into())
-    })];
+    const PRESETS: &'static [RulePreset] = &[preset!("adabelief", "optax", |lr| Self::builder(lr))];
 }

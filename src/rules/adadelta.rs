@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, rule_functions, scalars, twin};
+use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range};
+use super::error::{check_decays, check_held, check_range};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Adadelta (Zeiler 2012, <https://arxiv.org/abs/1212.5701>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// s     <- rho*s + (1 - rho)*h^2
     /// d     = sqrt(acc + eps) / sqrt(s + eps) * h
     /// acc   <- rho*acc + (1 - rho)*d^2
@@ -42,11 +42,11 @@ config! {
 impl AdadeltaConfig {
     /// PyTorch's `Adadelta`: rho 0.9, eps 1e-6; its learning rate is 1.
     pub const fn builder(lr: f64) -> AdadeltaConfigBuilder {
-        AdadeltaConfigBuilder(Self {
+        AdadeltaConfigBuilder::new(Self {
             lr,
             rho: 0.9,
             eps: 1e-6,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
@@ -54,14 +54,18 @@ impl AdadeltaConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_range("rho", self.rho, 1.0)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             keep: self.rho,
             c: 1.0 - self.rho,
             eps: self.eps,
@@ -139,17 +143,12 @@ twin!(AdadeltaConfig);
 
 impl KnownRule for AdadeltaConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("adadelta", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adadelta", "optax", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adadelta", "keras", |lr| {
-            let adadelta = Self::builder(lr).rho(0.95).eps(1e-7);
-            Ok(adadelta.build()?.into())
-        })
-        .decouples_weight_decay(),
+        preset!("adadelta", "pytorch", |lr| Self::builder(lr)),
+        preset!("adadelta", "optax", |lr| Self::builder(lr)),
+        preset!("adadelta", "keras", |lr| Self::builder(lr)
+            .rho(0.95)
+            .eps(1e-7)
+            .decoupling(0.0)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

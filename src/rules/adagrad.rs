@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, rule_functions, scalars, twin};
+use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_decays, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
@@ -13,7 +13,7 @@ config! {
     /// <https://jmlr.org/papers/v12/duchi11a.html>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// sum   <- sum + h^2                           from initial_accumulator_value
     /// theta <- (1 - lr*decoupled_weight_decay)*theta
     ///          - lr/(1 + (t-1)*lr_decay) * h / (sqrt(sum) + eps)
@@ -47,19 +47,19 @@ config! {
 impl AdagradConfig {
     /// PyTorch's `Adagrad`: eps 1e-10 beside the root, sums from zero, no decay.
     pub const fn builder(lr: f64) -> AdagradConfigBuilder {
-        AdagradConfigBuilder(Self {
+        AdagradConfigBuilder::new(Self {
             lr,
             lr_decay: 0.0,
             eps: 1e-10,
             eps_in_sqrt: false,
             initial_accumulator_value: 0.0,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
-    /// optax's `adagrad` and Keras's `Adagrad`: eps 1e-7 under the root, sums from 0.1.
+    /// optax's `adagrad`: eps 1e-7 under the root, sums from 0.1. Keras's `Adagrad` is the same with a decoupled decay.
     pub const fn optax(lr: f64) -> AdagradConfigBuilder {
         Self::builder(lr)
             .eps(1e-7)
@@ -69,13 +69,17 @@ impl AdagradConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_range("lr_decay", self.lr_decay, f64::INFINITY)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range(
+        check_held("eps", self.eps, 1.0)?;
+        check_held(
             "initial_accumulator_value",
             self.initial_accumulator_value,
-            f64::INFINITY,
+            1.0,
         )?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.eps_in_sqrt && self.eps == 0.0 {
             return unsupported(
                 "eps_in_sqrt, eps",
@@ -87,7 +91,7 @@ impl AdagradConfig {
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             eps: self.eps,
             a: self.lr / (1.0 + applied_steps as f64 * self.lr_decay),
             rho: 1.0 - self.lr * self.decoupled_weight_decay,
@@ -176,12 +180,9 @@ twin!(AdagradConfig);
 
 impl KnownRule for AdagradConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("adagrad", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adagrad", "optax", |lr| Ok(Self::optax(lr).build()?.into())),
-        RulePreset::new("adagrad", "keras", |lr| Ok(Self::optax(lr).build()?.into()))
-            .decouples_weight_decay(),
+        preset!("adagrad", "pytorch", |lr| Self::builder(lr)),
+        preset!("adagrad", "optax", |lr| Self::optax(lr)),
+        preset!("adagrad", "keras", |lr| Self::optax(lr).decoupling(0.0)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

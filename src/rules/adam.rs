@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_below_one, check_decays, check_held, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 /// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
@@ -49,7 +49,7 @@ config! {
     /// Checked hyper-parameters of Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// v     <- beta2*v + (1 - beta2)*h^2
     /// theta <- (1 - lr*decoupled_weight_decay)*theta
@@ -89,13 +89,13 @@ config! {
 impl AdamConfig {
     /// PyTorch's `Adam`: betas 0.9 and 0.999, eps 1e-8, no decay.
     pub const fn builder(lr: f64) -> AdamConfigBuilder {
-        AdamConfigBuilder(Self {
+        AdamConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             eps_root: 0.0,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
             form: AdamForm::Corrected,
@@ -103,23 +103,31 @@ impl AdamConfig {
         })
     }
 
-    /// PyTorch's `AdamW`: the same with a decoupled weight decay of 0.01.
+    /// PyTorch's `AdamW`: the same with a weight decay that is decoupled, 0.01 by default.
     pub const fn adamw(lr: f64) -> AdamConfigBuilder {
-        Self::builder(lr).decoupled_weight_decay(1e-2)
+        Self::builder(lr).decoupling(1e-2)
     }
 
-    /// Keras's `Adam`: [`AdamForm::EpsilonHat`], eps 1e-7.
+    /// Keras's `Adam`: [`AdamForm::EpsilonHat`], eps 1e-7; its weight decay is decoupled.
     pub const fn keras(lr: f64) -> AdamConfigBuilder {
-        Self::builder(lr).form(AdamForm::EpsilonHat).eps(1e-7)
+        Self::builder(lr)
+            .form(AdamForm::EpsilonHat)
+            .eps(1e-7)
+            .decoupling(0.0)
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range("eps_root", self.eps_root, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        // At the first step, where the correction is the smallest.
+        let root = self.taken_out(1.0 - self.beta2);
+        check_held("eps", self.eps, root)?;
+        check_held("eps_root", self.eps_root, root * root)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
             return unsupported(
                 "form, eps_root",
@@ -132,28 +140,30 @@ impl AdamConfig {
         Ok(self)
     }
 
+    /// What `(m/bc1) / (sqrt(v/bc2 + eps_root) + eps)` is extended by, so that `v` is not corrected element by element.
+    fn taken_out(&self, bc2: f64) -> f64 {
+        match (self.form, self.amsgrad) {
+            (AdamForm::Corrected, AmsGrad::OfCorrected) | (AdamForm::EpsilonHat, _) => 1.0,
+            (AdamForm::Corrected, _) => bc2.sqrt(),
+        }
+    }
+
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
-        // (m/bc1) / (sqrt(v/bc2 + eps_root) + eps), with sqrt(bc2) taken out of the quotient.
-        let (a, r, eps_root, eps) = match (self.form, self.amsgrad) {
-            (AdamForm::Corrected, AmsGrad::OfCorrected) => {
-                (self.lr / bc1, 1.0 / bc2, self.eps_root, self.eps)
-            }
-            (AdamForm::Corrected, _) => {
-                let a = self.lr * bc2.sqrt() / bc1;
-                (a, 1.0, self.eps_root * bc2, self.eps * bc2.sqrt())
-            }
-            (AdamForm::EpsilonHat, _) => (self.lr * bc2.sqrt() / bc1, 1.0, 0.0, self.eps),
+        let root = self.taken_out(bc2);
+        let (a, r) = match (self.form, self.amsgrad) {
+            (AdamForm::Corrected, AmsGrad::OfCorrected) => (self.lr / bc1, 1.0 / bc2),
+            _ => (self.lr * bc2.sqrt() / bc1, 1.0),
         };
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
             r,
-            eps_root,
-            eps,
+            eps_root: self.eps_root * (root * root),
+            eps: self.eps * root,
             a,
             rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
@@ -281,28 +291,14 @@ twin!(AdamConfig);
 
 impl KnownRule for AdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("adam", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adam", "optax", |lr| Ok(Self::builder(lr).build()?.into())),
-        RulePreset::new("adam", "keras", |lr| Ok(Self::keras(lr).build()?.into()))
-            .decouples_weight_decay(),
-        RulePreset::new("adamw", "pytorch", |lr| Ok(Self::adamw(lr).build()?.into()))
-            .decouples_weight_decay(),
-        RulePreset::new("adamw", "optax", |lr| {
-            let adamw = Self::builder(lr).decoupled_weight_decay(1e-4);
-            Ok(adamw.build()?.into())
-        })
-        .decouples_weight_decay(),
-        RulePreset::new("adamw", "keras", |lr| {
-            let adamw = Self::keras(lr).decoupled_weight_decay(0.004);
-            Ok(adamw.build()?.into())
-        })
-        .decouples_weight_decay(),
-        RulePreset::new("amsgrad", "optax", |lr| {
-            let amsgrad = Self::builder(lr).amsgrad(AmsGrad::OfCorrected);
-            Ok(amsgrad.build()?.into())
-        }),
+        preset!("adam", "pytorch", |lr| Self::builder(lr)),
+        preset!("adam", "optax", |lr| Self::builder(lr)),
+        preset!("adam", "keras", |lr| Self::keras(lr)),
+        preset!("adamw", "pytorch", |lr| Self::adamw(lr)),
+        preset!("adamw", "optax", |lr| Self::builder(lr).decoupling(1e-4)),
+        preset!("adamw", "keras", |lr| Self::keras(lr).decoupling(0.004)),
+        preset!("amsgrad", "optax", |lr| Self::builder(lr)
+            .amsgrad(AmsGrad::OfCorrected)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
@@ -316,7 +312,7 @@ impl KnownRule for AdamConfig {
 impl AdamConfigBuilder {
     /// Decays of the two averages, `0 <= beta < 1`.
     pub const fn betas(mut self, beta1: f64, beta2: f64) -> Self {
-        (self.0.beta1, self.0.beta2) = (beta1, beta2);
+        (self.config.beta1, self.config.beta2) = (beta1, beta2);
         self
     }
 }

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
-use super::error::{check_decays, check_range};
+use super::error::{check_below_one, check_decays, check_held};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Adamax (Kingma and Ba 2015, section 7.1, <https://arxiv.org/abs/1412.6980>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// u     <- max(beta2*u, |h| + eps)             Keras: max(beta2*u, |h|)
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr/(1 - beta1^t) * m/u
@@ -47,31 +47,34 @@ config! {
 impl AdamaxConfig {
     /// PyTorch's `Adamax`: betas 0.9 and 0.999, eps 1e-8.
     pub const fn builder(lr: f64) -> AdamaxConfigBuilder {
-        AdamaxConfigBuilder(Self {
+        AdamaxConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             eps_in_norm: true,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -160,17 +163,12 @@ twin!(AdamaxConfig);
 
 impl KnownRule for AdamaxConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("adamax", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adamax", "optax", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("adamax", "keras", |lr| {
-            let adamax = Self::builder(lr).eps(1e-7).eps_in_norm(false);
-            Ok(adamax.build()?.into())
-        })
-        .decouples_weight_decay(),
+        preset!("adamax", "pytorch", |lr| Self::builder(lr)),
+        preset!("adamax", "optax", |lr| Self::builder(lr)),
+        preset!("adamax", "keras", |lr| Self::builder(lr)
+            .eps(1e-7)
+            .eps_in_norm(false)
+            .decoupling(0.0)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

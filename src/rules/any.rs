@@ -2,9 +2,14 @@
 
 use std::borrow::Cow;
 
-use super::{ConfigError, Rule, Scalars, Slots, Twin, every_rule};
+use super::{ConfigError, IntoRule, Rule, Scalars, Slots, Twin, every_rule};
 
 /// A rule that other libraries have, too.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule of this crate",
+    label = "expected a checked configuration, such as `AdamConfig`",
+    note = "if this is a builder, call `.build()?` on it"
+)]
 pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
     /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
     const PRESETS: &'static [RulePreset];
@@ -28,26 +33,6 @@ pub struct RulePreset {
     pub decouples_weight_decay: bool,
     /// The library's defaults at a learning rate.
     pub config: fn(f64) -> Result<AnyRule, ConfigError>,
-}
-
-impl RulePreset {
-    pub(super) const fn new(
-        rule: &'static str,
-        library: &'static str,
-        config: fn(f64) -> Result<AnyRule, ConfigError>,
-    ) -> Self {
-        Self {
-            rule,
-            library,
-            decouples_weight_decay: false,
-            config,
-        }
-    }
-
-    pub(super) const fn decouples_weight_decay(mut self) -> Self {
-        self.decouples_weight_decay = true;
-        self
-    }
 }
 
 impl AnyRule {
@@ -97,7 +82,7 @@ macro_rules! any_rule {
         ///
         /// let momentum = SgdConfig::builder(0.1).momentum(0.9).build()?;
         /// let groups = ParamGroups::<AnyRule>::new(momentum.into())
-        ///     .with("embeddings", AnyRule::preset("adamw", None, 1e-3)?, |name| name.starts_with("embed"))?;
+        ///     .with("embeddings", AdamConfig::adamw(1e-3).build()?, |name| name.starts_with("embed"))?;
         /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("embed.weight", [2]), ("fc.weight", [2])])?;
         /// optimizer.step(&mut [&mut [1.0, 2.0], &mut [3.0, 4.0]], &[&[0.1, 0.2], &[0.3, 0.4]])?;
         /// # assert!(AdamConfig::try_from(AnyRule::from(momentum)).is_err());
@@ -121,6 +106,12 @@ macro_rules! any_rule {
             impl From<super::$Config> for AnyRule {
                 fn from(config: super::$Config) -> Self {
                     Self::$Variant(config)
+                }
+            }
+
+            impl IntoRule<AnyRule> for super::$Config {
+                fn into_rule(self) -> AnyRule {
+                    self.into()
                 }
             }
 

@@ -4,31 +4,13 @@ use super::ConfigError;
 use super::error::unsupported;
 
 /// Declares a configuration: the struct with the fields that every rule has beside its own, an accessor and a setter for
-/// each, `with_lr`, and the builder that collects fields until `check` has seen them all.
+/// each, `with_lr`, and the builder that collects fields until `check` has seen them all. A field that is `= default` is
+/// that where a state file, which may be older, does not have it.
 macro_rules! config {
     (
         $(#[$config_doc:meta])*
         pub struct $Config:ident, built by $Builder:ident {
-            $( $(#[$doc:meta])* $field:ident: $Type:ty, )*
-        }
-    ) => {
-        $crate::rules::config::config! {
-            $(#[$config_doc])*
-            pub struct $Config, built by $Builder, whole {
-                $( $(#[$doc])* $field: $Type, )*
-                /// Coupled (L2) weight decay: `X*theta` joins the gradient.
-                weight_decay: f64,
-                /// Decoupled weight decay: theta is multiplied by `1 - lr*X` before the step.
-                decoupled_weight_decay: f64,
-                /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
-                maximize: bool,
-            }
-        }
-    };
-    (
-        $(#[$config_doc:meta])*
-        pub struct $Config:ident, built by $Builder:ident, whole {
-            $( $(#[$doc:meta])* $field:ident: $Type:ty, )*
+            $( $(#[$doc:meta])* $field:ident: $Type:ty $(= $default:ident)?, )*
         }
     ) => {
         $(#[$config_doc])*
@@ -37,6 +19,10 @@ macro_rules! config {
         pub struct $Config {
             lr: f64,
             $( $field: $Type, )*
+            #[cfg_attr(feature = "safetensors", serde(rename = "weight_decay"))]
+            coupled_weight_decay: f64,
+            decoupled_weight_decay: f64,
+            maximize: bool,
         }
 
         impl $Config {
@@ -54,11 +40,29 @@ macro_rules! config {
                 }
             )*
 
+            /// Coupled (L2) weight decay: `X*theta` joins the gradient. `weight_decay` in state files.
+            #[must_use]
+            pub const fn coupled_weight_decay(&self) -> f64 {
+                self.coupled_weight_decay
+            }
+
+            /// Decoupled weight decay: theta is multiplied by `1 - lr*X` before the step.
+            #[must_use]
+            pub const fn decoupled_weight_decay(&self) -> f64 {
+                self.decoupled_weight_decay
+            }
+
+            /// Whether it ascends instead of descends: the gradient changes sign before anything else happens to it.
+            #[must_use]
+            pub const fn maximize(&self) -> bool {
+                self.maximize
+            }
+
             #[allow(dead_code, reason = "the momentum family has it in its scalars")]
             fn decay(&self) -> crate::rules::decay::Decay {
                 crate::rules::decay::Decay::new(
                     self.maximize,
-                    self.weight_decay,
+                    self.coupled_weight_decay,
                     self.decoupled_weight_decay,
                 )
             }
@@ -75,41 +79,124 @@ macro_rules! config {
         /// Collects hyper-parameters; [`build`](Self::build) checks them together.
         #[derive(Clone, Copy, Debug)]
         #[must_use]
-        pub struct $Builder($Config);
+        pub struct $Builder {
+            config: $Config,
+            own_decay: crate::rules::decay::OwnDecay,
+        }
 
         impl $Builder {
+            /// Of a rule whose own weight decay is the coupled one.
+            const fn new(config: $Config) -> Self {
+                let own_decay = crate::rules::decay::OwnDecay::COUPLED;
+                Self { config, own_decay }
+            }
+
+            /// The same with a weight decay of its own that is decoupled, and this by default.
+            #[allow(dead_code, reason = "some rules have only the coupled one")]
+            const fn decoupling(mut self, decoupled_weight_decay: f64) -> Self {
+                self.config.decoupled_weight_decay = decoupled_weight_decay;
+                self.own_decay = crate::rules::decay::OwnDecay::DECOUPLED;
+                self
+            }
+
+            /// Whether `weight_decay` sets the decoupled one.
+            const fn decouples_weight_decay(&self) -> bool {
+                self.own_decay.is_decoupled()
+            }
+
             $(
                 $(#[$doc])*
                 pub const fn $field(mut self, $field: $Type) -> Self {
-                    self.0.$field = $field;
+                    self.config.$field = $field;
                     self
                 }
             )*
 
+            /// Weight decay as the library has it that this builder comes from: decoupled where the documentation of its
+            /// constructor says so, else coupled. To have one by its name, or both, call
+            /// [`coupled_weight_decay`](Self::coupled_weight_decay) and
+            /// [`decoupled_weight_decay`](Self::decoupled_weight_decay).
+            pub const fn weight_decay(mut self, weight_decay: f64) -> Self {
+                self.own_decay = self.own_decay.set();
+                if self.own_decay.is_decoupled() {
+                    self.config.decoupled_weight_decay = weight_decay;
+                } else {
+                    self.config.coupled_weight_decay = weight_decay;
+                }
+                self
+            }
+
+            /// Coupled (L2) weight decay: `X*theta` joins the gradient.
+            pub const fn coupled_weight_decay(mut self, coupled_weight_decay: f64) -> Self {
+                self.config.coupled_weight_decay = coupled_weight_decay;
+                self.own_decay = self.own_decay.named(false);
+                self
+            }
+
+            /// Decoupled weight decay: theta is multiplied by `1 - lr*X` before the step.
+            pub const fn decoupled_weight_decay(mut self, decoupled_weight_decay: f64) -> Self {
+                self.config.decoupled_weight_decay = decoupled_weight_decay;
+                self.own_decay = self.own_decay.named(true);
+                self
+            }
+
+            /// Ascends instead of descends: the gradient changes sign before anything else happens to it.
+            pub const fn maximize(mut self, maximize: bool) -> Self {
+                self.config.maximize = maximize;
+                self
+            }
+
             /// Checks all fields together.
             ///
             /// # Errors
-            /// [`ConfigError`](crate::ConfigError) naming the fields: a value out of range or not finite, or a
-            /// combination that no library has.
+            /// [`ConfigError`](crate::ConfigError) naming the fields: a value out of range or not finite, a combination
+            /// that no library has, or two weight decays of which one was not set by its name.
             pub fn build(self) -> Result<$Config, crate::rules::ConfigError> {
-                self.0.check()
+                let config = self.config;
+                let (coupled, decoupled) = (config.coupled_weight_decay, config.decoupled_weight_decay);
+                self.own_decay.check(coupled, decoupled)?;
+                config.check()
             }
         }
 
         #[cfg(feature = "safetensors")]
         impl<'de> serde::Deserialize<'de> for $Config {
-            /// Checks as `build` does.
+            /// Checks as `build` does; both weight decays have their names there.
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 #[derive(serde::Deserialize)]
                 #[serde(deny_unknown_fields)]
                 struct Fields {
                     lr: f64,
-                    $( $field: $Type, )*
+                    $( $(#[serde($default)])? $field: $Type, )*
+                    weight_decay: f64,
+                    decoupled_weight_decay: f64,
+                    maximize: bool,
                 }
-                let Fields { lr, $( $field, )* } = Fields::deserialize(deserializer)?;
-                let config = Self { lr, $( $field, )* };
+                let fields = Fields::deserialize(deserializer)?;
+                let config = Self {
+                    lr: fields.lr,
+                    $( $field: fields.$field, )*
+                    coupled_weight_decay: fields.weight_decay,
+                    decoupled_weight_decay: fields.decoupled_weight_decay,
+                    maximize: fields.maximize,
+                };
                 config.check().map_err(serde::de::Error::custom)
             }
+        }
+    };
+}
+
+/// A preset by the builder that the library's defaults are, which says itself what `weight_decay` is there.
+macro_rules! preset {
+    ($rule:expr, $library:expr, |$lr:ident| $builder:expr) => {
+        RulePreset {
+            rule: $rule,
+            library: $library,
+            decouples_weight_decay: {
+                let $lr = 0.0;
+                $builder.decouples_weight_decay()
+            },
+            config: |$lr| Ok($builder.build()?.into()),
         }
     };
 }
@@ -226,7 +313,9 @@ macro_rules! momentum_is_its_own {
     };
 }
 
-pub(crate) use {beta1_is_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
+pub(crate) use {
+    beta1_is_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
+};
 
 /// A momentum in place of another. The buffer that goes with one stays, also at momentum zero, for which the smallest
 /// number that is not zero then stands; where there is none, none can come.

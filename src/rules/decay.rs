@@ -1,5 +1,80 @@
 //! What all rules make of gradient and parameter before their own work begins: twin of `shaders/rules/decay.wgsl`.
 
+use super::ConfigError;
+
+/// Which of the two weight decays is the rule's own, which a builder's `weight_decay` sets, and how it has been set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnDecay {
+    is_decoupled: bool,
+    set: Set,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Set {
+    /// It is what it is by default.
+    ByDefault,
+    /// By `weight_decay`, which does not say which of the two it is.
+    WithoutName,
+    /// By its own name, so that it may stand beside the other.
+    ByName,
+}
+
+impl OwnDecay {
+    pub(super) const COUPLED: Self = Self {
+        is_decoupled: false,
+        set: Set::ByDefault,
+    };
+    pub(super) const DECOUPLED: Self = Self {
+        is_decoupled: true,
+        set: Set::ByDefault,
+    };
+
+    pub(super) const fn is_decoupled(self) -> bool {
+        self.is_decoupled
+    }
+
+    /// After `weight_decay`.
+    pub(super) const fn set(self) -> Self {
+        let set = Set::WithoutName;
+        Self { set, ..self }
+    }
+
+    /// After the setter of one of the two by its name.
+    pub(super) const fn named(self, is_decoupled: bool) -> Self {
+        let set = if is_decoupled == self.is_decoupled {
+            Set::ByName
+        } else {
+            self.set
+        };
+        Self { set, ..self }
+    }
+
+    /// Refuses both at once, unless both were named: who writes `weight_decay` means all the decay that there is, and who
+    /// names the other does not think of a default.
+    pub(super) fn check(self, coupled: f64, decoupled: f64) -> Result<(), ConfigError> {
+        let (own, other) = match self.is_decoupled {
+            true => (decoupled, coupled),
+            false => (coupled, decoupled),
+        };
+        let is_meant = match self.set {
+            Set::ByDefault => own == 0.0,
+            Set::WithoutName => false,
+            Set::ByName => true,
+        };
+        if other == 0.0 || is_meant {
+            return Ok(());
+        }
+        Err(ConfigError::BothDecays {
+            coupled_weight_decay: coupled,
+            decoupled_weight_decay: decoupled,
+            own: match self.is_decoupled {
+                true => "decoupled_weight_decay",
+                false => "coupled_weight_decay",
+            },
+        })
+    }
+}
+
 /// Which of maximizing and the two weight decays a configuration has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decay {

@@ -1,5 +1,6 @@
 //! Hyper-parameters that cannot be used.
 
+use super::Real;
 use super::sgd::MomentumForm;
 
 /// A hyper-parameter that cannot be used, or fields that do not go together.
@@ -34,6 +35,30 @@ pub enum ConfigError {
         lr: f64,
         /// The decay.
         decoupled_weight_decay: f64,
+    },
+    /// A coupled and a decoupled weight decay at once, of which one was not set by its name: it is a default, or
+    /// `weight_decay`.
+    #[error(
+        "coupled_weight_decay = {coupled_weight_decay:?} and decoupled_weight_decay = {decoupled_weight_decay:?} at once: \
+         expected one of them alone, or both set by these names; weight_decay is {own} here"
+    )]
+    BothDecays {
+        /// The coupled one.
+        coupled_weight_decay: f64,
+        /// The decoupled one.
+        decoupled_weight_decay: f64,
+        /// Which of them the builder's `weight_decay` sets.
+        own: &'static str,
+    },
+    /// A value that `f32` does not hold, and that must not be zero: what keeps a divisor from zero, say.
+    #[error("{field} = {value:?} is zero in f32: expected at least {least:?}")]
+    Vanishes {
+        /// The field.
+        field: &'static str,
+        /// What was given.
+        value: f64,
+        /// The smallest value that is held.
+        least: f64,
     },
     /// A form that does not exist.
     #[error("unknown form {name:?}: expected heavy-ball, ema, lr-inside or particle")]
@@ -101,13 +126,38 @@ pub(super) fn check_range(field: &'static str, value: f64, limit: f64) -> Result
         Err(ConfigError::OutOfRange {
             field,
             value,
-            expected: match (limit.is_finite(), limit < 1.0) {
-                (false, _) => "zero or a positive number that f32 can hold",
-                (true, true) => "0 <= x < 1",
-                (true, false) => "0 <= x <= 1",
+            expected: match limit.is_finite() {
+                false => "zero or a positive number that f32 can hold",
+                true => "0 <= x <= 1",
             },
         })
     }
+}
+
+/// Accepts the decay of an average: below one, and not one in `f32` either, where the average would never forget.
+pub(super) fn check_below_one(field: &'static str, value: f64) -> Result<(), ConfigError> {
+    if value >= 0.0 && (value as f32) < 1.0 {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        field,
+        value,
+        expected: "0 <= x < 1, in f32, too",
+    })
+}
+
+/// Accepts zero, or what `f32` holds: for what keeps a divisor from zero, or what something starts as. A kernel gets it
+/// times `factor`, at the least.
+pub(super) fn check_held(field: &'static str, value: f64, factor: f64) -> Result<(), ConfigError> {
+    check_range(field, value, f64::INFINITY)?;
+    if value == 0.0 || f32::from_f64(value * factor) != 0.0 {
+        return Ok(());
+    }
+    Err(ConfigError::Vanishes {
+        field,
+        value,
+        least: f64::from(f32::MIN_POSITIVE) / factor,
+    })
 }
 
 /// Checks a learning rate and the two weight decays against each other.

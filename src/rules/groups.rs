@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::sgd::SgdConfig;
-use super::{ConfigError, GroupError, Real, Rule};
+use super::{ConfigError, GroupError, IntoRule, Real, Rule};
 use crate::storage::{Precision, Rounding};
 
 /// Name of the group of all tensors that no other group takes.
@@ -73,10 +73,10 @@ impl<R: Rule> ParamGroups<R> {
     pub fn with(
         mut self,
         name: impl Into<String>,
-        config: R,
+        config: impl IntoRule<R>,
         takes: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Self, GroupError> {
-        let name = name.into();
+        let (name, config) = (name.into(), config.into_rule());
         let default = &self.groups[0].0.config;
         if self.groups.iter().any(|(group, _)| group.name == name) {
             return Err(GroupError::NameTaken { group: name });

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
-use super::error::{check_decays, check_range};
+use super::error::{check_below_one, check_decays};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(beta1*m + (1 - beta1)*h)
     /// m     <- beta2*m + (1 - beta2)*h
     /// ```
@@ -40,27 +40,31 @@ config! {
 impl LionConfig {
     /// optax's `lion`: betas 0.9 and 0.99, a decoupled weight decay of 1e-3.
     pub const fn builder(lr: f64) -> LionConfigBuilder {
-        LionConfigBuilder(Self {
+        LionConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.99,
-            weight_decay: 0.0,
-            decoupled_weight_decay: 1e-3,
+            coupled_weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
             maximize: false,
         })
+        .decoupling(1e-3)
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -140,12 +144,7 @@ twin!(LionConfig);
 
 impl KnownRule for LionConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("lion", "optax", |lr| Ok(Self::builder(lr).build()?.into()))
-            .decouples_weight_decay(),
-        RulePreset::new("lion", "keras", |lr| {
-            let lion = Self::builder(lr).decoupled_weight_decay(0.0);
-            Ok(lion.build()?.into())
-        })
-        .decouples_weight_decay(),
+        preset!("lion", "optax", |lr| Self::builder(lr)),
+        preset!("lion", "keras", |lr| Self::builder(lr).decoupling(0.0)),
     ];
 }

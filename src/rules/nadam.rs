@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_below_one, check_decays, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of NAdam (Dozat 2016, <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h
     /// v     <- beta2*v + (1 - beta2)*h^2
     /// mu_t  = beta1 * (1 - 0.96^(t*momentum_decay)/2)    at step t, which counts from one; M_t = mu_1 * .. * mu_t
@@ -53,7 +53,7 @@ config! {
 impl NAdamConfig {
     /// PyTorch's `NAdam`: betas 0.9 and 0.999, eps 1e-8, momentum decay 4e-3.
     pub const fn builder(lr: f64) -> NAdamConfigBuilder {
-        NAdamConfigBuilder(Self {
+        NAdamConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
@@ -61,20 +61,23 @@ impl NAdamConfig {
             eps_root: 0.0,
             momentum_schedule: true,
             momentum_decay: 4e-3,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range("eps_root", self.eps_root, f64::INFINITY)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_held("eps_root", self.eps_root, 1.0)?;
         check_range("momentum_decay", self.momentum_decay, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if !self.momentum_schedule && self.momentum_decay != 0.0 {
             return unsupported(
                 "momentum_schedule, momentum_decay",
@@ -121,7 +124,7 @@ impl NAdamConfig {
         // Less than that leaves one as it is.
         let product = self.momentum_product(t, f64::EPSILON / 4.0);
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -202,20 +205,14 @@ twin!(NAdamConfig);
 
 impl KnownRule for NAdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("nadam", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("nadam", "optax", |lr| {
-            let nadam = Self::builder(lr)
-                .momentum_schedule(false)
-                .momentum_decay(0.0);
-            Ok(nadam.build()?.into())
-        }),
-        RulePreset::new("nadam", "keras", |lr| {
-            let nadam = Self::builder(lr).momentum_decay(1.0).eps(1e-7);
-            Ok(nadam.build()?.into())
-        })
-        .decouples_weight_decay(),
+        preset!("nadam", "pytorch", |lr| Self::builder(lr)),
+        preset!("nadam", "optax", |lr| Self::builder(lr)
+            .momentum_schedule(false)
+            .momentum_decay(0.0)),
+        preset!("nadam", "keras", |lr| Self::builder(lr)
+            .momentum_decay(1.0)
+            .eps(1e-7)
+            .decoupling(0.0)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

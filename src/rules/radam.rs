@@ -3,17 +3,17 @@
 use std::borrow::Cow;
 
 use super::AdamForm;
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_below_one, check_decays, check_held, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of RAdam (Liu et al. 2020, <https://arxiv.org/abs/1908.03265>).
     ///
     /// ```text
-    /// h       = g + weight_decay*theta             g negated to maximize
+    /// h       = g + coupled_weight_decay*theta     g negated to maximize
     /// m       <- beta1*m + (1 - beta1)*h
     /// v       <- beta2*v + (1 - beta2)*h^2
     /// rho_inf = 2/(1 - beta2) - 1
@@ -54,26 +54,29 @@ config! {
 impl RAdamConfig {
     /// PyTorch's `RAdam`: betas 0.9 and 0.999, eps 1e-8 beside the uncorrected root.
     pub const fn builder(lr: f64) -> RAdamConfigBuilder {
-        RAdamConfigBuilder(Self {
+        RAdamConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             eps_root: 0.0,
             form: AdamForm::EpsilonHat,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range("eps_root", self.eps_root, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_held("eps_root", self.eps_root, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
             return unsupported(
                 "form, eps_root",
@@ -101,7 +104,7 @@ impl RAdamConfig {
             (by, _) => (self.lr * by.unwrap_or(1.0) / bc1, 1.0 / bc2),
         };
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -188,13 +191,9 @@ twin!(RAdamConfig);
 
 impl KnownRule for RAdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("radam", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("radam", "optax", |lr| {
-            let radam = Self::builder(lr).form(AdamForm::Corrected);
-            Ok(radam.build()?.into())
-        }),
+        preset!("radam", "pytorch", |lr| Self::builder(lr)),
+        preset!("radam", "optax", |lr| Self::builder(lr)
+            .form(AdamForm::Corrected)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

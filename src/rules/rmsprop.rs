@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
-use super::config::{changed_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
+use super::config::{
+    changed_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
+};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, larger};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_decays, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
@@ -14,7 +16,7 @@ config! {
     /// <https://arxiv.org/abs/1308.0850>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// s     <- alpha*s + (1 - alpha)*h^2
     /// w     = s, or centered: avg <- alpha*avg + (1 - alpha)*h; w = s - avg^2
     /// d     = h / (sqrt(w) + eps)                  or h / sqrt(w + eps)
@@ -61,7 +63,7 @@ config! {
 impl RmsPropConfig {
     /// PyTorch's `RMSprop`: alpha 0.99, eps 1e-8 beside the root, no momentum.
     pub const fn builder(lr: f64) -> RmsPropConfigBuilder {
-        RmsPropConfigBuilder(Self {
+        RmsPropConfigBuilder::new(Self {
             lr,
             alpha: 0.99,
             eps: 1e-8,
@@ -71,7 +73,7 @@ impl RmsPropConfig {
             lr_inside: false,
             centered: false,
             initial_square_avg: 0.0,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
@@ -85,17 +87,21 @@ impl RmsPropConfig {
             .lr_inside(true)
     }
 
-    /// Keras's `RMSprop`: the same with eps 1e-7.
+    /// Keras's `RMSprop`: the same with eps 1e-7; its weight decay is decoupled.
     pub const fn keras(lr: f64) -> RmsPropConfigBuilder {
-        Self::optax(lr).eps(1e-7)
+        Self::optax(lr).eps(1e-7).decoupling(0.0)
     }
 
     fn check(self) -> Result<Self, ConfigError> {
         check_range("alpha", self.alpha, 1.0)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
+        check_held("eps", self.eps, 1.0)?;
         check_range("momentum", self.momentum, 1.0)?;
-        check_range("initial_square_avg", self.initial_square_avg, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_held("initial_square_avg", self.initial_square_avg, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.nesterov && self.momentum == 0.0 {
             return unsupported(
                 "nesterov, momentum",
@@ -107,7 +113,7 @@ impl RmsPropConfig {
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             alpha: self.alpha,
             c: 1.0 - self.alpha,
             eps: self.eps,
@@ -270,12 +276,9 @@ twin!(RmsPropConfig);
 
 impl KnownRule for RmsPropConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("rmsprop", "pytorch", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("rmsprop", "optax", |lr| Ok(Self::optax(lr).build()?.into())),
-        RulePreset::new("rmsprop", "keras", |lr| Ok(Self::keras(lr).build()?.into()))
-            .decouples_weight_decay(),
+        preset!("rmsprop", "pytorch", |lr| Self::builder(lr)),
+        preset!("rmsprop", "optax", |lr| Self::optax(lr)),
+        preset!("rmsprop", "keras", |lr| Self::keras(lr)),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

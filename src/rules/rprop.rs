@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, rule_functions, scalars, twin};
+use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
-use super::error::{check_decays, check_range, unsupported};
+use super::error::{check_decays, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
@@ -13,7 +13,7 @@ config! {
     /// <https://doi.org/10.1109/ICNN.1993.298623>): for gradients of whole data sets.
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// size  <- size * eta_plus                     where h and prev have one sign
     ///          size * eta_minus, and h = 0         where they have different ones
     ///          within step_size_min and step_size_max; lr at the first step
@@ -48,13 +48,13 @@ config! {
 impl RpropConfig {
     /// PyTorch's `Rprop`: etas 0.5 and 1.2, sizes from 1e-6 to 50.
     pub const fn builder(lr: f64) -> RpropConfigBuilder {
-        RpropConfigBuilder(Self {
+        RpropConfigBuilder::new(Self {
             lr,
             eta_minus: 0.5,
             eta_plus: 1.2,
             step_size_min: 1e-6,
             step_size_max: 50.0,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
@@ -62,10 +62,15 @@ impl RpropConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_range("eta_minus", self.eta_minus, 1.0)?;
+        check_held("eta_minus", self.eta_minus, 1.0)?;
         check_range("eta_plus", self.eta_plus, f64::INFINITY)?;
-        check_range("step_size_min", self.step_size_min, f64::INFINITY)?;
-        check_range("step_size_max", self.step_size_max, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_held("step_size_min", self.step_size_min, 1.0)?;
+        check_held("step_size_max", self.step_size_max, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.eta_plus < 1.0 || self.eta_minus == 0.0 {
             return unsupported(
                 "eta_minus, eta_plus",
@@ -83,7 +88,7 @@ impl RpropConfig {
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
             lr: self.lr,
             eta_minus: self.eta_minus,
@@ -172,9 +177,7 @@ impl Rule for RpropConfig {
 twin!(RpropConfig);
 
 impl KnownRule for RpropConfig {
-    const PRESETS: &'static [RulePreset] = &[RulePreset::new("rprop", "pytorch", |lr| {
-        Ok(Self::builder(lr).build()?.into())
-    })];
+    const PRESETS: &'static [RulePreset] = &[preset!("rprop", "pytorch", |lr| Self::builder(lr))];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
         Some(vec![("step", applied_steps as f64)])

@@ -119,6 +119,12 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// where `Scalars` has an `f32` for each of `scalar_names` and `State` a `vec4<f32>` for each of `slots`. A slot that is
 /// not kept is zero, and lost. Errors in it are a [`KernelError`](crate::KernelError) when the optimizer is built, and
 /// count lines as it does. [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule",
+    label = "expected a checked configuration, such as `AdamConfig`",
+    note = "if this is a builder, call `.build()?` on it",
+    note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
+)]
 pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Names kernels and labels: `wgpu_optim.STEM`. An identifier of WGSL.
     fn stem(&self) -> &'static str;
@@ -180,7 +186,32 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     }
 }
 
+/// What becomes a rule of an optimizer of `R`: `R` itself, and any rule of this crate in an optimizer of
+/// [`AnyRule`](crate::AnyRule).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule of an optimizer of `{R}`",
+    label = "expected `{R}`",
+    note = "if this is a builder, call `.build()?` on it",
+    note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
+)]
+pub trait IntoRule<R> {
+    /// The rule.
+    fn into_rule(self) -> R;
+}
+
+impl<R: Rule> IntoRule<R> for R {
+    fn into_rule(self) -> R {
+        self
+    }
+}
+
 /// A rule that runs on the CPU, too.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule that runs on the CPU",
+    label = "expected a checked configuration, such as `AdamConfig`, or another `Twin`",
+    note = "if this is a builder, call `.build()?` on it",
+    note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
+)]
 pub trait Twin: Rule {
     /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
     /// each slot that is kept.

@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, rule_functions, scalars, twin};
+use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_range};
-use super::schedule_free::{averaged, check_beta1, rate_and_share};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::error::{check_below_one, check_decays, check_held};
+use super::schedule_free::{Rise, averaged, check_beta1};
+use super::{AdamForm, ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of schedule-free AdamW (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
     ///
     /// ```text
-    /// h      = g + weight_decay*y                  g negated to maximize
+    /// h      = g + coupled_weight_decay*y          g negated to maximize
     /// v      <- beta2*v + (1 - beta2)*h^2
     /// d      = h / (sqrt(v/bc2) + eps) + decoupled_weight_decay*y
     /// z      <- z - lr_t*d                         from y
@@ -21,7 +21,9 @@ config! {
     /// y      <- beta1*x + (1 - beta1)*z            lr_t = lr * min(1, t/warmup_steps)
     /// ```
     ///
-    /// with `bc2 = 1 - beta2^t` at step `t`, which counts from one. Slots: `z` and `exp_avg_sq` (v); `x` follows from them.
+    /// with `bc2 = 1 - beta2^t` at step `t`, which counts from one; in optax `z` moves by `lr_(t-1)` while that warms up. With
+    /// [`AdamForm::EpsilonHat`] the gradient is divided by `sqrt(v) + eps`, and `lr_t` has a factor `sqrt(bc2)`, in the
+    /// weights of the average, too. Slots: `z` and `exp_avg_sq` (v); `x` follows from them.
     /// 28 bytes per element and step.
     ///
     /// The parameters that are stepped are `y`, where gradients are to be taken. Models are evaluated and saved with the
@@ -48,22 +50,43 @@ config! {
         eps: f64,
         /// Steps over which the learning rate rises to `lr`.
         warmup_steps: u64,
+        /// Whether it rises from zero: step `t` of the warm-up is made with `lr*(t - 1)/warmup_steps`, as in optax, and not
+        /// with `lr*t/warmup_steps`, as in the package schedulefree. It weighs as the latter in both.
+        warmup_from_zero: bool = default,
+        /// Where epsilon sits: beside the corrected root, or, with [`AdamForm::EpsilonHat`], beside the root as it is, and the
+        /// correction in the learning rate.
+        form: AdamForm = default,
     }
 }
 
 impl ScheduleFreeAdamWConfig {
-    /// optax's `schedule_free_adamw`: betas 0.9 and 0.999, eps 1e-8, no decay, no warm-up.
+    /// optax's `schedule_free_adamw`: betas 0.9 and 0.999, eps 1e-8, no warm-up; its weight decay is decoupled, zero by
+    /// default.
     pub const fn builder(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
-        ScheduleFreeAdamWConfigBuilder(Self {
+        ScheduleFreeAdamWConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             warmup_steps: 0,
-            weight_decay: 0.0,
+            warmup_from_zero: true,
+            form: AdamForm::Corrected,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
+        .decoupling(0.0)
+    }
+
+    /// `AdamWScheduleFree` of facebookresearch's package schedulefree: the same with a warm-up that starts at
+    /// `lr/warmup_steps`.
+    pub const fn schedulefree(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
+        Self::builder(lr).warmup_from_zero(false)
+    }
+
+    /// `AdamWScheduleFreePaper` of that package, the algorithm of the paper: that with [`AdamForm::EpsilonHat`].
+    pub const fn paper(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
+        Self::schedulefree(lr).form(AdamForm::EpsilonHat)
     }
 
     /// The parameters to evaluate with, the average of the points so far: `(theta - (1 - beta1)*z) / beta1`, from the
@@ -77,20 +100,34 @@ impl ScheduleFreeAdamWConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_beta1(self.beta1)?;
-        check_range("beta2", self.beta2, 1.0_f64.next_down())?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps.saturating_add(1);
-        let (lr, c) = rate_and_share(self.lr, self.warmup_steps, t);
+        let (r, corrected_by) = match self.form {
+            AdamForm::Corrected => (1.0 / (1.0 - self.beta2.powf(t as f64)), 0.0),
+            AdamForm::EpsilonHat => (1.0, self.beta2),
+        };
+        let rise = Rise {
+            warmup_steps: self.warmup_steps,
+            from_zero: self.warmup_from_zero,
+            beta2: corrected_by,
+        };
+        let (rate, c) = rise.at(t);
+        let lr = self.lr * rate;
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
-            r: 1.0 / (1.0 - self.beta2.powf(t as f64)),
+            r,
             eps: self.eps,
             mu: self.decoupled_weight_decay,
             is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
@@ -174,9 +211,13 @@ impl Rule for ScheduleFreeAdamWConfig {
 twin!(ScheduleFreeAdamWConfig);
 
 impl KnownRule for ScheduleFreeAdamWConfig {
-    const PRESETS: &'static [RulePreset] =
-        &[RulePreset::new("schedule-free-adamw", "optax", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        })
-        .decouples_weight_decay()];
+    const PRESETS: &'static [RulePreset] = &[
+        preset!("schedule-free-adamw", "optax", |lr| Self::builder(lr)),
+        preset!("schedule-free-adamw", "schedulefree", |lr| {
+            Self::schedulefree(lr)
+        }),
+        preset!("schedule-free-adamw", "schedulefree-paper", |lr| {
+            Self::paper(lr)
+        }),
+    ];
 }

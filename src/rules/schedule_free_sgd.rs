@@ -2,24 +2,24 @@
 
 use std::borrow::Cow;
 
-use super::config::{config, rule_functions, scalars, twin};
+use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk};
 use super::error::{check_decays, unsupported};
-use super::schedule_free::{averaged, check_beta1, rate_and_share};
+use super::schedule_free::{Rise, averaged, check_beta1};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of schedule-free SGD (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
     ///
     /// ```text
-    /// h      = g + weight_decay*y                  g negated to maximize
+    /// h      = g + coupled_weight_decay*y          g negated to maximize
     /// z      <- z - lr_t*h                         from y
     /// x      <- (1 - c_t)*x + c_t*z                c_t = lr_t^2 / (lr_1^2 + .. + lr_t^2)
     /// y      <- beta1*x + (1 - beta1)*z            lr_t = lr * min(1, t/warmup_steps)
     /// ```
     ///
-    /// at step `t`, which counts from one. Slot: `z`; `x` follows from it. 20 bytes per element and step.
+    /// at step `t`, which counts from one; in optax `z` moves by `lr_(t-1)` while that warms up. Slot: `z`; `x` follows from it. 20 bytes per element and step.
     ///
     /// The parameters that are stepped are `y`, where gradients are to be taken. Models are evaluated and saved with the
     /// average [`averaged_params`](Self::averaged_params). The average weighs each step by the square of its learning
@@ -47,20 +47,30 @@ config! {
         beta1: f64,
         /// Steps over which the learning rate rises to `lr`.
         warmup_steps: u64,
+        /// Whether it rises from zero: step `t` of the warm-up is made with `lr*(t - 1)/warmup_steps`, as in optax, and not
+        /// with `lr*t/warmup_steps`, as in the package schedulefree. It weighs as the latter in both.
+        warmup_from_zero: bool = default,
     }
 }
 
 impl ScheduleFreeSgdConfig {
     /// optax's `schedule_free_sgd`: beta1 0.9, no warm-up.
     pub const fn builder(lr: f64) -> ScheduleFreeSgdConfigBuilder {
-        ScheduleFreeSgdConfigBuilder(Self {
+        ScheduleFreeSgdConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             warmup_steps: 0,
-            weight_decay: 0.0,
+            warmup_from_zero: true,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
+    }
+
+    /// `SGDScheduleFree` of facebookresearch's package schedulefree: the same with a warm-up that starts at
+    /// `lr/warmup_steps`.
+    pub const fn schedulefree(lr: f64) -> ScheduleFreeSgdConfigBuilder {
+        Self::builder(lr).warmup_from_zero(false)
     }
 
     /// The parameters to evaluate with, the average of the points so far: `(theta - (1 - beta1)*z) / beta1`, from the
@@ -74,7 +84,11 @@ impl ScheduleFreeSgdConfig {
 
     fn check(self) -> Result<Self, ConfigError> {
         check_beta1(self.beta1)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         if self.decoupled_weight_decay != 0.0 {
             return unsupported(
                 "decoupled_weight_decay",
@@ -86,9 +100,15 @@ impl ScheduleFreeSgdConfig {
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps.saturating_add(1);
-        let (lr, c) = rate_and_share(self.lr, self.warmup_steps, t);
+        let rise = Rise {
+            warmup_steps: self.warmup_steps,
+            from_zero: self.warmup_from_zero,
+            beta2: 0.0,
+        };
+        let (rate, c) = rise.at(t);
+        let lr = self.lr * rate;
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
             keep: 1.0 - c,
             c,
@@ -159,7 +179,12 @@ impl Rule for ScheduleFreeSgdConfig {
 twin!(ScheduleFreeSgdConfig);
 
 impl KnownRule for ScheduleFreeSgdConfig {
-    const PRESETS: &'static [RulePreset] = &[RulePreset::new("schedule-free-sgd", "optax", |lr| {
-        Ok(Self::builder(lr).build()?.into())
-    })];
+    const PRESETS: &'static [RulePreset] = &[
+        preset!("schedule-free-sgd", "optax", |lr| Self::builder(lr)),
+        preset!(
+            "schedule-free-sgd",
+            "schedulefree",
+            |lr| Self::schedulefree(lr)
+        ),
+    ];
 }

@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 
-use super::config::{changed_momentum, config, momentum_is_its_own, rule_functions, scalars, twin};
+use super::config::{
+    changed_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
+};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
-use super::error::{check_decays, check_range};
+use super::error::{check_below_one, check_decays};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Signum and signSGD (Bernstein et al. 2018, <https://arxiv.org/abs/1802.04434>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- momentum*m + (1 - momentum)*h
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr*sign(m)
     /// ```
@@ -39,10 +41,10 @@ config! {
 impl SignumConfig {
     /// Signum with the paper's momentum of 0.9.
     pub const fn builder(lr: f64) -> SignumConfigBuilder {
-        SignumConfigBuilder(Self {
+        SignumConfigBuilder::new(Self {
             lr,
             momentum: 0.9,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
@@ -54,14 +56,18 @@ impl SignumConfig {
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        check_range("momentum", self.momentum, 1.0_f64.next_down())?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_below_one("momentum", self.momentum)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             mu: self.momentum,
             c: 1.0 - self.momentum,
             lr: self.lr,
@@ -145,11 +151,7 @@ twin!(SignumConfig);
 
 impl KnownRule for SignumConfig {
     const PRESETS: &'static [RulePreset] = &[
-        RulePreset::new("signum", "paper", |lr| {
-            Ok(Self::builder(lr).build()?.into())
-        }),
-        RulePreset::new("sign-sgd", "optax", |lr| {
-            Ok(Self::sign_sgd(lr).build()?.into())
-        }),
+        preset!("signum", "paper", |lr| Self::builder(lr)),
+        preset!("sign-sgd", "optax", |lr| Self::sign_sgd(lr)),
     ];
 }

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::config::{beta1_is_momentum, config, rule_functions, scalars, twin};
+use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
 use super::elementwise::{Element, Walk, sign};
-use super::error::{check_decays, check_range};
+use super::error::{check_below_one, check_decays, check_held};
 use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
 
 config! {
@@ -13,7 +13,7 @@ config! {
     /// <https://papers.nips.cc/paper/2018/hash/90365351ccc7437a1309dc64e4db32a3-Abstract.html>).
     ///
     /// ```text
-    /// h     = g + weight_decay*theta               g negated to maximize
+    /// h     = g + coupled_weight_decay*theta       g negated to maximize
     /// m     <- beta1*m + (1 - beta1)*h             both from initial_accumulator_value
     /// v     <- v - (1 - beta2)*sign(v - h^2)*h^2
     /// theta <- (1 - lr*decoupled_weight_decay)*theta - lr * (m/bc1) / (sqrt(v/bc2) + eps)
@@ -47,36 +47,39 @@ config! {
 impl YogiConfig {
     /// optax's `yogi`: betas 0.9 and 0.999, eps 1e-3, averages from 1e-6.
     pub const fn builder(lr: f64) -> YogiConfigBuilder {
-        YogiConfigBuilder(Self {
+        YogiConfigBuilder::new(Self {
             lr,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-3,
             initial_accumulator_value: 1e-6,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
         })
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        let below_one = 1.0_f64.next_down();
-        check_range("beta1", self.beta1, below_one)?;
-        check_range("beta2", self.beta2, below_one)?;
-        check_range("eps", self.eps, f64::INFINITY)?;
-        check_range(
+        check_below_one("beta1", self.beta1)?;
+        check_below_one("beta2", self.beta2)?;
+        check_held("eps", self.eps, 1.0)?;
+        check_held(
             "initial_accumulator_value",
             self.initial_accumulator_value,
-            f64::INFINITY,
+            1.0,
         )?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         Ok(self)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.weight_decay,
+            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             c2: 1.0 - self.beta2,
@@ -158,7 +161,5 @@ impl Rule for YogiConfig {
 twin!(YogiConfig);
 
 impl KnownRule for YogiConfig {
-    const PRESETS: &'static [RulePreset] = &[RulePreset::new("yogi", "optax", |lr| {
-        Ok(Self::builder(lr).build()?.into())
-    })];
+    const PRESETS: &'static [RulePreset] = &[preset!("yogi", "optax", |lr| Self::builder(lr))];
 }

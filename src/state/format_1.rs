@@ -34,7 +34,7 @@ pub(super) fn config(form: &str, config: &str) -> Result<SgdConfig, StateFileErr
         .momentum(record.momentum)
         .dampening(record.dampening)
         .nesterov(record.nesterov)
-        .weight_decay(record.weight_decay)
+        .coupled_weight_decay(record.weight_decay)
         .decoupled_weight_decay(record.decoupled_weight_decay)
         .maximize(record.maximize)
         .time_step(record.time_step)

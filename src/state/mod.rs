@@ -205,6 +205,10 @@ impl Tensors {
         self.by_name.get(name).map(|index| &self.tensors[*index])
     }
 
+    pub(crate) fn name_of(&self, index: usize) -> String {
+        self.tensors[index].name.clone()
+    }
+
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }

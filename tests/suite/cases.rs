@@ -13,7 +13,7 @@ pub fn configs() -> Vec<SgdConfig> {
                 .momentum(flag(0, 0.9))
                 .dampening(flag(1, 0.3))
                 .nesterov(bits & (1 << 2) != 0)
-                .weight_decay(flag(3, 0.02))
+                .coupled_weight_decay(flag(3, 0.02))
                 .decoupled_weight_decay(flag(4, 0.1))
                 .maximize(bits & (1 << 5) != 0)
                 .time_step(if form == MomentumForm::Particle {

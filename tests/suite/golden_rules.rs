@@ -1,4 +1,4 @@
-//! Trajectories of Adam and its relatives that PyTorch, optax and Keras printed; `tests/golden/rules.py` says how.
+//! Trajectories of Adam and its relatives that PyTorch, schedulefree, optax and Keras printed; `tests/golden/rules.py` says how.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,7 @@ impl Golden {
     pub fn config(&self) -> AnyRule {
         let library = match self.source.split(' ').next().unwrap() {
             "torch" => "pytorch",
+            "schedulefree" if self.source.ends_with("Paper") => "schedulefree-paper",
             library => library,
         };
         rule_of(library, &self.rule, &self.config, self.lr[0])
@@ -55,16 +56,59 @@ impl Golden {
     }
 
     /// How far the library's `f64` trajectory may be from ours. PyTorch keeps the product of NAdam's momenta in `f32`, one
-    /// rounding a step; what a slot starts as is rounded to `f32` here. Each update, of the order of the learning rate, has
-    /// its share of these.
+    /// rounding a step; optax computes a warm-up in `f32`; what a slot starts as is rounded to `f32` here. Each update, of the
+    /// order of the learning rate, or of that times the gradient, has its share of these.
     pub fn tolerance(&self) -> f64 {
         let starts = self.config().slots().iter().any(|slot| slot.start != 0.0);
-        let roundings = match (self.source.starts_with("torch"), self.rule.as_str()) {
-            (true, "nadam") => self.lr.len(),
+        let warms_up = self.config.contains_key("warmup_steps");
+        let roundings = match (self.source.split(' ').next(), self.rule.as_str()) {
+            (Some("torch"), "nadam") => self.lr.len(),
+            (Some("optax"), _) if warms_up => 1,
             _ if starts => 1,
             _ => return 1e-12,
         };
-        8.0 * self.lr.iter().sum::<f64>() * roundings as f64 * f64::from(f32::EPSILON / 2.0)
+        let update = match self.rule.as_str() {
+            "schedule_free_sgd" => self
+                .grads
+                .iter()
+                .flatten()
+                .fold(0.0, |x: f32, g| x.max(g.abs())),
+            _ => 1.0,
+        };
+        let updates = f64::from(update) * self.lr.iter().sum::<f64>();
+        8.0 * updates * roundings as f64 * f64::from(f32::EPSILON / 2.0)
+    }
+
+    /// Compares what a schedule-free rule evaluates with after a step, in other words `averaged_params`, with what the library
+    /// says: it is as far off as the parameters and `z` are, and rounded once. Returns how many elements were compared.
+    pub fn check_averaged(
+        &self,
+        step: usize,
+        oracle: &Oracle<AnyRule>,
+        params: &[f32],
+        z: &[f32],
+    ) -> usize {
+        let Some(expected) = self.eval_f64.get(step) else {
+            return 0;
+        };
+        let (averaged, beta1) = match &self.config() {
+            AnyRule::ScheduleFreeSgd(rule) => (rule.averaged_params(params, z), rule.beta1()),
+            AnyRule::ScheduleFreeAdamw(rule) => (rule.averaged_params(params, z), rule.beta1()),
+            other => panic!("{other:?}"),
+        };
+        let off = |(exact, actual): (f64, &f32)| (exact - f64::from(*actual)).abs();
+        let params_off = oracle.params().zip(params).map(off);
+        let z_off = oracle.slot("z").zip(z).map(off);
+        let off = params_off
+            .zip(z_off)
+            .map(|(y, z)| (y + (1.0 - beta1) * z) / beta1);
+        for ((ours, theirs), off) in averaged.iter().zip(expected).zip(off) {
+            let rounded = theirs.abs().max(f64::from(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
+            let bound = 1.001 * off + rounded + self.tolerance() * theirs.abs().max(1.0);
+            let close = (f64::from(*ours) - theirs).abs() <= bound;
+            assert!(close, "{}, step {step}: {ours} and {theirs}", self.name);
+        }
+        averaged.len()
     }
 }
 
@@ -114,10 +158,11 @@ pub fn rule_of(library: &str, rule: &str, config: &BTreeMap<String, Value>, lr: 
 pub fn all() -> Vec<Golden> {
     let files = [
         include_str!("../golden/rules_pytorch.json"),
+        include_str!("../golden/rules_schedulefree.json"),
         include_str!("../golden/rules_optax.json"),
         include_str!("../golden/rules_keras.json"),
     ];
     let cases = files.map(|file| serde_json::from_str::<Vec<Golden>>(file).unwrap());
-    assert_eq!(cases.each_ref().map(Vec::len), [33, 20, 10]);
+    assert_eq!(cases.each_ref().map(Vec::len), [33, 5, 23, 10]);
     cases.into_iter().flatten().collect()
 }

@@ -60,7 +60,7 @@ fn config() -> impl Strategy<Value = SgdConfig> {
                 .momentum(given(flag[0], momentum))
                 .dampening(given(flag[1], dampening))
                 .nesterov(flag[2])
-                .weight_decay(given(flag[3], lambda))
+                .coupled_weight_decay(given(flag[3], lambda))
                 .decoupled_weight_decay(given(flag[4], lambda_d))
                 .maximize(flag[5])
                 .form(form)

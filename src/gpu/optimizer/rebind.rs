@@ -33,7 +33,9 @@ impl<R: Rule> GpuOptimizer<R> {
         check_bindings(tensors)?;
         let buffers = Buffers::of(tensors);
         let layouts = buffers.layouts_of(tensors, &self.tensors);
-        let plan = Plan::apart(&layouts, self.kernels.device_limits()).map_err(BuildError::from)?;
+        let plan = Plan::apart(&layouts, self.kernels.device_limits());
+        let plan = plan.map_err(|error| error.named(|index| self.tensors.name_of(index)));
+        let plan = plan.map_err(BuildError::from)?;
 
         let mut state = vec![None; plan.pieces.len()];
         let mut moved = Vec::new();

@@ -63,7 +63,7 @@ impl Coefficients {
         };
         let sign = if config.maximize() { -1.0 } else { 1.0 };
         Self {
-            lambda: sign * config.weight_decay(),
+            lambda: sign * config.coupled_weight_decay(),
             alpha,
             c: sign * c,
             a,
@@ -112,7 +112,7 @@ impl Terms {
                 && (config.maximize()
                     || config.dampening() != 0.0
                     || config.form() != MomentumForm::HeavyBall),
-            lambda: config.weight_decay() != 0.0,
+            lambda: config.coupled_weight_decay() != 0.0,
             b: config.nesterov() || !config.has_velocity(),
             rho: config.decoupled_weight_decay() != 0.0,
         }

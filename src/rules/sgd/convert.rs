@@ -77,7 +77,7 @@ impl SgdConfig {
         let config = Self::builder(lr)
             .momentum(mu)
             .nesterov(self.nesterov())
-            .weight_decay(self.weight_decay())
+            .coupled_weight_decay(self.coupled_weight_decay())
             // The decay multiplies by lr*lambda_d, and the lr may be another one.
             .decoupled_weight_decay(self.decoupled_weight_decay() * self.lr() / lr)
             .maximize(self.maximize())

@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::rules::config::{changed_momentum, config};
-use crate::rules::error::{check_decays, check_range, unsupported};
+use crate::rules::error::{check_below_one, check_decays, check_range, unsupported};
 use crate::rules::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
@@ -117,12 +117,12 @@ config! {
 impl SgdConfig {
     /// Starts from plain gradient descent with learning rate `lr`.
     pub const fn builder(lr: f64) -> SgdConfigBuilder {
-        SgdConfigBuilder(Self {
+        SgdConfigBuilder::new(Self {
             lr,
             momentum: 0.0,
             dampening: 0.0,
             nesterov: false,
-            weight_decay: 0.0,
+            coupled_weight_decay: 0.0,
             decoupled_weight_decay: 0.0,
             maximize: false,
             form: MomentumForm::HeavyBall,
@@ -148,15 +148,17 @@ impl SgdConfig {
     }
 
     fn check(self) -> Result<Self, ConfigError> {
-        // The averaging form at mu = 1 would never let a gradient in.
-        let momentum_limit = if self.form == MomentumForm::Ema {
-            1.0_f64.next_down()
-        } else {
-            1.0
-        };
-        check_range("momentum", self.momentum, momentum_limit)?;
+        match self.form {
+            // At mu = 1 it would never let a gradient in.
+            MomentumForm::Ema => check_below_one("momentum", self.momentum)?,
+            _ => check_range("momentum", self.momentum, 1.0)?,
+        }
         check_range("dampening", self.dampening, 1.0)?;
-        check_decays(self.lr, self.weight_decay, self.decoupled_weight_decay)?;
+        check_decays(
+            self.lr,
+            self.coupled_weight_decay,
+            self.decoupled_weight_decay,
+        )?;
         check_range("time_step", self.time_step, f64::INFINITY)?;
         if f32::from_f64(self.time_step) == 0.0 {
             return Err(ConfigError::OutOfRange {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{MomentumForm, SgdConfig, SgdConfigBuilder};
-use crate::rules::{AnyRule, ConfigError, KnownRule, RulePreset};
+use crate::rules::config::preset;
+use crate::rules::{ConfigError, KnownRule, RulePreset};
 
 /// An optimizer of another library or paper; it chooses the form and what weight decay means.
 ///
@@ -92,9 +93,13 @@ impl Preset {
         matches!(self, Self::Keras)
     }
 
-    /// A configuration in this preset's form.
+    /// A configuration in this preset's form, whose `weight_decay` is of the library's kind.
     pub const fn builder(self, lr: f64) -> SgdConfigBuilder {
-        SgdConfig::builder(lr).form(self.form())
+        let builder = SgdConfig::builder(lr).form(self.form());
+        match self.decouples_weight_decay() {
+            true => builder.decoupling(0.0),
+            false => builder,
+        }
     }
 }
 
@@ -118,30 +123,27 @@ impl FromStr for Preset {
     }
 }
 
+/// One of these as a preset of the rule.
+macro_rules! of_sgd {
+    ($preset:ident) => {
+        preset!("sgd", Preset::$preset.name(), |lr| Preset::$preset
+            .builder(lr))
+    };
+}
+
 impl KnownRule for SgdConfig {
     const PRESETS: &'static [RulePreset] = &[
-        Preset::PyTorch.of_sgd(|lr| Ok(Preset::PyTorch.builder(lr).build()?.into())),
-        Preset::OptaxSgd.of_sgd(|lr| Ok(Preset::OptaxSgd.builder(lr).build()?.into())),
-        Preset::OptaxTrace.of_sgd(|lr| Ok(Preset::OptaxTrace.builder(lr).build()?.into())),
-        Preset::OptaxEma.of_sgd(|lr| Ok(Preset::OptaxEma.builder(lr).build()?.into())),
-        Preset::Keras.of_sgd(|lr| Ok(Preset::Keras.builder(lr).build()?.into())),
-        Preset::TensorFlowJs.of_sgd(|lr| Ok(Preset::TensorFlowJs.builder(lr).build()?.into())),
-        Preset::Sutskever2013.of_sgd(|lr| Ok(Preset::Sutskever2013.builder(lr).build()?.into())),
+        of_sgd!(PyTorch),
+        of_sgd!(OptaxSgd),
+        of_sgd!(OptaxTrace),
+        of_sgd!(OptaxEma),
+        of_sgd!(Keras),
+        of_sgd!(TensorFlowJs),
+        of_sgd!(Sutskever2013),
     ];
 
     /// PyTorch's `SGD` counts no steps.
     fn pytorch_scalars(&self, _applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
         (self.form() == MomentumForm::HeavyBall).then(Vec::new)
-    }
-}
-
-impl Preset {
-    const fn of_sgd(self, config: fn(f64) -> Result<AnyRule, ConfigError>) -> RulePreset {
-        RulePreset {
-            rule: "sgd",
-            library: self.name(),
-            decouples_weight_decay: self.decouples_weight_decay(),
-            config,
-        }
     }
 }

@@ -218,7 +218,11 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
             message.contains(":2:"),
             "where its function begins: {message}"
         );
-        assert!(refused("nonsense").contains(":1:"));
+        let nonsense = "nonsense
+fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+    return theta;
+}";
+        assert!(refused(nonsense).contains(":1:"));
 
         let miscounted = Counting {
             names: &["lr", "beta"],

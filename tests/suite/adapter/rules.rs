@@ -39,6 +39,7 @@ async fn check(
 
 #[gpu_test]
 async fn the_points_that_the_libraries_printed_are_visited() {
+    let mut averaged = 0;
     for bench in Bench::both().await {
         for golden in golden_rules::all() {
             let params = bench.buffer_of(&golden.theta0);
@@ -58,10 +59,15 @@ async fn the_points_that_the_libraries_printed_are_visited() {
                 let params = bench.download(&params).await;
                 if optimizer.applied_steps("theta") > Some(0) {
                     check(bench, &optimizer, 0, oracle, &params, &golden.name).await;
+                    let state = bench.wait(optimizer.state()).await.unwrap();
+                    if let Some(z) = state.tensors[0].slot("z") {
+                        averaged += golden.check_averaged(step, oracle, &params, z);
+                    }
                 }
             }
         }
     }
+    assert!(averaged > 0);
 }
 
 /// Every config over every size, scattered with canaries between, at offsets that line up and that do not.

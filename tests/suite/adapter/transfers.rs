@@ -1,4 +1,5 @@
 use std::future::Future as _;
+use std::ops::Range;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
@@ -89,6 +90,14 @@ async fn many_regions_go_up_and_come_down_in_their_order() {
         let regions = [(&a, region)];
         let refused = bench.wait(download_regions(device, queue, &regions)).await;
         assert!(matches!(refused, Err(TransferError::OutOfBounds { .. })));
+    }
+    for (start, end) in [(8, 4), (404, 0), (u64::MAX, 0)] {
+        let regions = [(&a, 0..4), (&b, Range { start, end })];
+        let expected = TransferError::Backwards { start, end };
+        let refused = upload_regions(device, queue, &regions, &[0; 4]);
+        assert_eq!(refused, Err(expected.clone()));
+        let refused = bench.wait(download_regions(device, queue, &regions)).await;
+        assert_eq!(refused, Err(expected));
     }
     assert_eq!(read().await, new);
 }

@@ -129,7 +129,7 @@ fn what_is_too_small_for_f32_is_zero_and_changes_no_term() {
     let tiny = SgdConfig::builder(1e-50)
         .momentum(1e-50)
         .dampening(1e-50)
-        .weight_decay(1e-50)
+        .coupled_weight_decay(1e-50)
         .decoupled_weight_decay(1e-50)
         .build()
         .unwrap();

@@ -1,7 +1,9 @@
 //! Steps under a control in memory, and the exact ones, at the points that PyTorch printed.
 
 use wgpu_optim::oracle::{ControlOracle, Rounding};
-use wgpu_optim::{CpuControl, CpuOptimizer, GradNorm, LossScale, StepControl};
+use wgpu_optim::{
+    CpuControl, CpuOptimizer, GradNorm, LossScale, ParamGroups, SgdConfig, SliceError, StepControl,
+};
 
 use crate::golden_control;
 use crate::test;
@@ -69,4 +71,43 @@ fn a_loss_scale_never_becomes_what_it_cannot_be_divided_by() {
         }
         assert_eq!(control.loss_scale(), last);
     }
+}
+
+/// A group that was mistyped would be clipped by nobody.
+#[test]
+fn a_control_of_a_group_that_is_not_there_is_refused_and_a_right_one_steps() {
+    let config = SgdConfig::builder(1.0).build().unwrap();
+    let groups = ParamGroups::new(config)
+        .with("head", config, |name| name.starts_with("head"))
+        .unwrap();
+    let mut optimizer = CpuOptimizer::with_groups(&groups, [("body", [1]), ("head", [1])]).unwrap();
+    let (mut body, mut head) = ([0.0], [0.0]);
+    let control = StepControl::builder;
+    for wrong in [
+        control().group_max_norm("heads", 1.0),
+        control().group_clip_value("heads", 1.0),
+    ] {
+        let wrong = wrong.loss_scale(LossScale::default()).build().unwrap();
+        let mut wrong = CpuControl::new(wrong);
+        let before = wrong.state();
+        let refused =
+            optimizer.step_with(&mut [&mut body, &mut head], &[&[3.0], &[3.0]], &mut wrong);
+        let expected = SliceError::UnknownGroup {
+            group: "heads".into(),
+        };
+        assert_eq!(refused, Err(expected));
+        assert_eq!((body, head, wrong.state()), ([0.0], [0.0], before));
+        assert_eq!(
+            (optimizer.steps(), optimizer.applied_steps("body")),
+            (0, Some(0))
+        );
+    }
+    let right = control()
+        .group_clip_value("head", 1.0)
+        .group_clip_value("default", 2.0);
+    let mut right = CpuControl::new(right.build().unwrap());
+    optimizer
+        .step_with(&mut [&mut body, &mut head], &[&[3.0], &[3.0]], &mut right)
+        .unwrap();
+    assert_eq!((body, head), ([-2.0], [-1.0]));
 }

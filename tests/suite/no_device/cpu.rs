@@ -2,7 +2,7 @@ use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{
     Coefficients, CpuOptimizer, DuplicateName, OptimizerState, SgdConfig, SliceError, StateError,
-    TensorState, Terms,
+    StorageType, TensorError, TensorSpec, TensorState, Terms,
 };
 
 use crate::cases::{LRS, configs, sizes, values};
@@ -212,7 +212,52 @@ fn wrong_slices_are_refused_before_anything_is_written() {
 #[test]
 fn two_tensors_of_one_name_are_refused() {
     let twice = CpuOptimizer::new(*two_tensors().config(), [("a", [1]), ("a", [2])]);
-    assert_eq!(twice.unwrap_err(), DuplicateName { tensor: "a".into() });
+    assert_eq!(
+        twice.unwrap_err(),
+        DuplicateName { tensor: "a".into() }.into()
+    );
+}
+
+#[test]
+fn tensors_that_memory_cannot_hold_are_named_and_the_next_list_builds() {
+    let momentum = *two_tensors().config();
+    let plain = SgdConfig::builder(0.1).build().unwrap();
+    let a = || TensorSpec::new("a", [2]);
+    // More than a `usize`, more than a slice, with state and without, and of 16 bits.
+    for shape in [
+        vec![usize::MAX, 2],
+        vec![usize::MAX; 2],
+        vec![usize::MAX / 2],
+    ] {
+        for config in [momentum, plain] {
+            for of in [StorageType::F32, StorageType::Bf16] {
+                let large = TensorSpec::new("b", shape.clone()).stored_as(of, of);
+                let refused = CpuOptimizer::new(config, [a(), large]).unwrap_err();
+                let expected = TensorError::TooLarge {
+                    tensor: "b".into(),
+                    shape: shape.clone(),
+                };
+                assert_eq!(refused, expected);
+            }
+        }
+    }
+    // A slice could be as long, and no machine of 64 bits has the memory.
+    let numel = isize::MAX as usize / 4 - 1024;
+    if cfg!(target_pointer_width = "64") {
+        let refused = CpuOptimizer::new(momentum, [a(), TensorSpec::new("b", [numel])]);
+        let expected = TensorError::OutOfMemory {
+            tensor: "b".into(),
+            numel: numel as u64,
+        };
+        assert_eq!(refused.unwrap_err(), expected);
+    }
+    // Without state nothing is allocated, and nothing times anything may be nothing.
+    CpuOptimizer::new(plain, [a(), TensorSpec::new("b", [numel])]).unwrap();
+    CpuOptimizer::new(
+        momentum,
+        [a(), TensorSpec::new("b", [usize::MAX, usize::MAX, 0])],
+    )
+    .unwrap();
 }
 
 #[test]

@@ -1,5 +1,9 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{ConfigError, MomentumForm, Preset, SgdConfig};
+use wgpu_optim::{
+    AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
+    LionConfig, MomentumForm, NAdamConfig, Preset, RAdamConfig, RmsPropConfig, RpropConfig,
+    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
+};
 
 use crate::cases::values;
 use crate::golden::{optax_and_keras, pytorch};
@@ -35,6 +39,173 @@ fn presets_choose_the_form_that_their_library_was_seen_to_compute() {
             assert!(preset.decouples_weight_decay());
         }
     }
+}
+
+/// The coupled and the decoupled weight decay of a rule.
+fn decays(rule: &AnyRule) -> [f64; 2] {
+    let fields = serde_json::to_value(rule).unwrap();
+    ["weight_decay", "decoupled_weight_decay"].map(|field| fields[field].as_f64().unwrap())
+}
+
+/// Every builder with `weight_decay(0.25)`, and whether the library that it comes from decouples that.
+fn with_weight_decay() -> Vec<(&'static str, AnyRule, bool)> {
+    macro_rules! decayed {
+        ($( $builder:expr => $decouples:expr, )*) => {
+            vec![$( (
+                stringify!($builder),
+                $builder.weight_decay(0.25).build().unwrap().into(),
+                $decouples,
+            ), )*]
+        };
+    }
+    let mut rules = decayed! {
+        SgdConfig::builder(0.1) => false,
+        AdamConfig::builder(0.1) => false,
+        AdamConfig::adamw(0.1) => true,
+        AdamConfig::keras(0.1) => true,
+        NAdamConfig::builder(0.1) => false,
+        RAdamConfig::builder(0.1) => false,
+        AdamaxConfig::builder(0.1) => false,
+        RmsPropConfig::builder(0.1) => false,
+        RmsPropConfig::optax(0.1) => false,
+        RmsPropConfig::keras(0.1) => true,
+        AdagradConfig::builder(0.1) => false,
+        AdagradConfig::optax(0.1) => false,
+        AdadeltaConfig::builder(0.1) => false,
+        LionConfig::builder(0.1) => true,
+        SignumConfig::builder(0.1) => false,
+        SignumConfig::sign_sgd(0.1) => false,
+        ScheduleFreeSgdConfig::builder(0.1) => false,
+        ScheduleFreeSgdConfig::schedulefree(0.1) => false,
+        ScheduleFreeAdamWConfig::builder(0.1) => true,
+        ScheduleFreeAdamWConfig::schedulefree(0.1) => true,
+        ScheduleFreeAdamWConfig::paper(0.1) => true,
+        AdaBeliefConfig::builder(0.1) => false,
+        YogiConfig::builder(0.1) => false,
+        RpropConfig::builder(0.1) => false,
+    };
+    for preset in Preset::ALL {
+        let builder = preset.builder(0.1).weight_decay(0.25);
+        let decouples = preset == Preset::Keras;
+        rules.push((preset.name(), builder.build().unwrap().into(), decouples));
+    }
+    rules
+}
+
+/// Who comes from PyTorch writes `adamw(lr).weight_decay(0.25)` and means what `AdamW` does with it.
+#[test]
+fn weight_decay_is_all_the_decay_there_is_and_of_the_librarys_kind() {
+    let mut names = Vec::new();
+    for (builder, rule, decouples) in with_weight_decay() {
+        let expected = if decouples { [0.0, 0.25] } else { [0.25, 0.0] };
+        assert_eq!(decays(&rule), expected, "{builder}");
+        names.push(serde_json::to_value(&rule).unwrap()["rule"].clone());
+    }
+    for preset in AnyRule::presets() {
+        let rule = serde_json::to_value((preset.config)(0.1).unwrap()).unwrap();
+        assert!(names.contains(&rule["rule"]), "no builder of {rule}");
+        // What a preset decays by default is of the kind that it says.
+        let [coupled, decoupled] = decays(&(preset.config)(0.1).unwrap());
+        let (other, name) = match preset.decouples_weight_decay {
+            true => (coupled, preset.rule),
+            false => (decoupled, preset.rule),
+        };
+        assert_eq!(other, 0.0, "{name} of {}", preset.library);
+    }
+    // None for a group of biases is none.
+    let decay = AdamConfig::adamw(0.1).weight_decay(0.5);
+    let none = decay.weight_decay(0.0).build().unwrap();
+    assert_eq!(decays(&none.into()), [0.0, 0.0]);
+}
+
+#[test]
+fn both_weight_decays_at_once_are_both_named() {
+    let adamw = || AdamConfig::adamw(0.1);
+    let adam = || AdamConfig::builder(0.1);
+    for (builder, coupled, decoupled, own) in [
+        // The default of 0.01 was not asked for.
+        (
+            adamw().coupled_weight_decay(0.5),
+            0.5,
+            0.01,
+            "decoupled_weight_decay",
+        ),
+        (
+            adamw().weight_decay(0.25).coupled_weight_decay(0.5),
+            0.5,
+            0.25,
+            "decoupled_weight_decay",
+        ),
+        (
+            adam().weight_decay(0.25).decoupled_weight_decay(0.5),
+            0.25,
+            0.5,
+            "coupled_weight_decay",
+        ),
+        // It looks like none and is not.
+        (
+            adam().decoupled_weight_decay(0.5).weight_decay(0.0),
+            0.0,
+            0.5,
+            "coupled_weight_decay",
+        ),
+    ] {
+        let expected = ConfigError::BothDecays {
+            coupled_weight_decay: coupled,
+            decoupled_weight_decay: decoupled,
+            own,
+        };
+        assert_eq!(builder.build(), Err(expected.clone()));
+        let text = expected.to_string();
+        assert!(
+            text.contains(&format!("coupled_weight_decay = {coupled:?}")),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("decoupled_weight_decay = {decoupled:?}")),
+            "{text}"
+        );
+    }
+    for (builder, expected) in [
+        (
+            adamw()
+                .coupled_weight_decay(0.5)
+                .decoupled_weight_decay(0.25),
+            [0.5, 0.25],
+        ),
+        (
+            adam()
+                .decoupled_weight_decay(0.25)
+                .coupled_weight_decay(0.5),
+            [0.5, 0.25],
+        ),
+        (
+            adamw()
+                .coupled_weight_decay(0.5)
+                .decoupled_weight_decay(0.0),
+            [0.5, 0.0],
+        ),
+        (adamw().coupled_weight_decay(0.0), [0.0, 0.01]),
+        (adam().decoupled_weight_decay(0.25), [0.0, 0.25]),
+        // The last word counts.
+        (
+            adamw().weight_decay(0.5).decoupled_weight_decay(0.25),
+            [0.0, 0.25],
+        ),
+        (
+            adamw().decoupled_weight_decay(0.5).weight_decay(0.25),
+            [0.0, 0.25],
+        ),
+    ] {
+        assert_eq!(decays(&builder.build().unwrap().into()), expected);
+    }
+    // A file names both.
+    let both = adam()
+        .coupled_weight_decay(0.5)
+        .decoupled_weight_decay(0.25);
+    let both = AnyRule::from(both.build().unwrap());
+    let read: AnyRule = serde_json::from_value(serde_json::to_value(&both).unwrap()).unwrap();
+    assert_eq!(read, both);
 }
 
 /// Sutskever et al. 2013, equations 3 and 4, in the paper's own variables: the gradient is taken at
@@ -76,7 +247,7 @@ fn a_converted_config_visits_the_same_points() {
         SgdConfig::builder(0.05)
             .momentum(0.8)
             .nesterov(nesterov)
-            .weight_decay(0.02)
+            .coupled_weight_decay(0.02)
             .decoupled_weight_decay(0.3)
             .form(form)
             .time_step(if form == MomentumForm::Particle {

@@ -81,11 +81,11 @@ fn groups_that_mix_rules_share_a_file() {
     let plain = momentum.momentum(0.0).build().unwrap();
     let mixed = |default: AnyRule| {
         ParamGroups::new(default)
-            .with("embeddings", amsgrad.build().unwrap().into(), |name| {
+            .with("embeddings", amsgrad.build().unwrap(), |name| {
                 name.starts_with("embed")
             })
             .unwrap()
-            .with("plain", plain.into(), |name| name == "a")
+            .with("plain", plain, |name| name == "a")
             .unwrap()
     };
     let (_, file) = check_that_it_goes_on(&mixed(momentum.build().unwrap().into()));

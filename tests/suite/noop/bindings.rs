@@ -104,12 +104,18 @@ fn mistakes_are_named_and_the_next_list_builds() {
     assert_eq!(refused(&[good(), within]), overlap);
     let close = tensor("b", (params, 40), (params, 200), 10);
     let too_close = BuildError::Plan(PlanError::TooClose {
-        tensor: 1,
+        tensor: name(),
         params_offset_bytes: 40,
         grads_offset_bytes: 200,
         least_offset_bytes: 256,
     });
-    assert_eq!(refused(&[good(), close]), too_close);
+    let refused = refused(&[good(), close]);
+    assert_eq!(refused, too_close);
+    assert!(
+        refused
+            .to_string()
+            .starts_with("tensor \"b\": parameters at byte 40")
+    );
 
     let pool = tensor("b", (params, 40), (params, 256), 10);
     assert!(build(&kernels, &[good(), pool]).is_ok());

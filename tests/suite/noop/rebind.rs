@@ -45,7 +45,7 @@ fn other_tensors_are_named_and_the_optimizer_goes_on() {
     assert_eq!(refused(&[a(), overlapping]), expected.into());
     let too_close = tensor("b", (params, 1024), (params, 1104), 20);
     let expected = BuildError::Plan(PlanError::TooClose {
-        tensor: 1,
+        tensor: "b".to_owned(),
         params_offset_bytes: 1024,
         grads_offset_bytes: 1104,
         least_offset_bytes: 1280,
@@ -174,4 +174,18 @@ fn a_tensor_that_is_stored_otherwise_or_moves_by_half_a_word_is_named() {
     optimizer.step(&mut encoder).unwrap();
     kernels.queue().submit([encoder.finish()]);
     assert_eq!(optimizer.applied_steps("a"), Some(4));
+}
+
+#[test]
+fn a_tensor_past_the_address_range_is_named_before_it_has_a_place() {
+    let kernels = kernels();
+    let groups = ParamGroups::new(SgdConfig::builder(0.1).momentum(0.9).build().unwrap());
+    let unbound = |shape| GpuOptimizer::unbound(&kernels, &groups, [("a", vec![2]), ("b", shape)]);
+    let refused = unbound(vec![usize::MAX, usize::MAX]).unwrap_err();
+    let expected = BuildError::Plan(PlanError::TooLarge {
+        tensor: "b".to_owned(),
+        numel: u64::MAX,
+    });
+    assert_eq!(refused, expected);
+    assert!(unbound(vec![3]).is_ok());
 }
