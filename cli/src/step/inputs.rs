@@ -1,6 +1,7 @@
 //! What a step reads: parameters, gradients and state, paired by name.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -12,7 +13,26 @@ use wgpu_optim::{
 
 use super::plan::At;
 use crate::args::StepArgs;
-use crate::files::{Model, Place, Shard, SourceFile, storage_type};
+use crate::files::{Model, Place, SourceFile, storage_type};
+
+/// What the files of a step hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Params,
+    Grads,
+    State,
+}
+
+/// The option that names the input.
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Params => "--params",
+            Self::Grads => "--grads",
+            Self::State => "--state",
+        })
+    }
+}
 
 /// The files of a step, opened; only their headers have been read.
 #[derive(Debug)]
@@ -234,7 +254,7 @@ impl Inputs {
 
     /// All files that are read, in the order in which [`At::file`] counts them.
     pub fn files(&self) -> Vec<&SourceFile> {
-        let shards = self.models().flat_map(Model::shards);
+        let shards = self.models().flat_map(|(_, model)| model.shards());
         shards.map(|shard| &shard.source).collect()
     }
 
@@ -259,22 +279,23 @@ impl Inputs {
         slots.map_or(&[], Vec::as_slice)
     }
 
-    /// Every index among the inputs with the files that belong to it.
-    pub fn shards_by_index(&self) -> impl Iterator<Item = (&Path, &[Shard])> {
-        let models = self
-            .models()
-            .filter_map(|model| Some((model.index()?, model)));
-        models.map(|(index, model)| (index.path.as_path(), model.shards()))
-    }
-
-    fn models(&self) -> impl Iterator<Item = &Model> {
-        let state = self.state.as_ref().map(|state| &state.files);
-        [&self.params, &self.grads].into_iter().chain(state)
+    /// The inputs in the order in which [`At::file`] counts their files.
+    pub fn models(&self) -> impl Iterator<Item = (Content, &Model)> {
+        let state = self
+            .state
+            .as_ref()
+            .map(|state| (Content::State, &state.files));
+        let others = [
+            (Content::Params, &self.params),
+            (Content::Grads, &self.grads),
+        ];
+        others.into_iter().chain(state)
     }
 
     /// Makes sure that what has been read is one version of every file.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.models().try_for_each(Model::check_unchanged)
+        self.models()
+            .try_for_each(|(_, model)| model.check_unchanged())
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
 use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 
-use super::inputs::{Inputs, Pairing, Updated};
+use super::inputs::{Content, Inputs, Pairing, Updated};
 use crate::files::{Outputs, Shard, is_index};
 use crate::window::ELEM_BYTES;
 
@@ -43,6 +43,7 @@ pub struct Plan<'i> {
 /// A file that is written.
 #[derive(Debug)]
 pub struct File {
+    content: Content,
     /// How the user named it.
     role: String,
     path: PathBuf,
@@ -179,8 +180,6 @@ impl<'i> Plan<'i> {
                 }
                 !drop
             });
-            let start = header.to_bytes()?;
-            data_starts.push(start.len() as u64);
             let (role, path) = match index {
                 Some(_) => {
                     let name = file_name(shard);
@@ -188,10 +187,18 @@ impl<'i> Plan<'i> {
                 }
                 None => (ROLE.to_owned(), target.to_owned()),
             };
-            self.files.push(File { role, path, start });
+            let start = header.to_bytes()?;
+            data_starts.push(start.len() as u64);
+            self.files.push(File {
+                content: Content::Params,
+                role,
+                path,
+                start,
+            });
         }
         if let Some(index) = index {
             self.files.push(File {
+                content: Content::Params,
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
                 start: index.json.clone(),
@@ -274,12 +281,18 @@ impl<'i> Plan<'i> {
                 places.insert(tensor.name.clone(), place);
             }
             total_size += header.data_len();
-            self.files.push(File { role, path, start });
+            self.files.push(File {
+                content: Content::State,
+                role,
+                path,
+                start,
+            });
         }
         if is_sharded {
             let mut index = Index::new(weight_map)?;
             index.metadata = records[shards].to_metadata()?;
             self.files.push(File {
+                content: Content::State,
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
                 start: index.to_bytes(total_size)?,
@@ -301,29 +314,46 @@ impl<'i> Plan<'i> {
         }
     }
 
-    /// Makes the outputs beside their targets and writes what they start with. No two may be one file, and none may
-    /// be a file of a model whose index stays as it is.
+    /// Makes the outputs beside their targets and writes what they start with. No two may be one file, none may be an
+    /// input of something else than it holds or a file of a model whose index stays as it is, and an input that is
+    /// replaced is this run's until it ends.
     pub fn stage(&self, inputs: &Inputs) -> Result<Outputs> {
         let mut outputs = Outputs::default();
         for file in &self.files {
             let index = outputs.stage(&file.role, &file.path)?;
             outputs.get(index).write_all_at(&file.start, 0)?;
         }
-        let targets = outputs
-            .iter()
-            .filter_map(|output| output.target().canonicalize().ok());
-        let targets: Vec<_> = targets.collect();
-        for (index, shards) in inputs.shards_by_index() {
-            let index = index.canonicalize()?;
-            for shard in shards {
-                let shard = shard.source.path().canonicalize()?;
+        for (content, model) in inputs.models() {
+            let is_replaced = |path: &Path| -> Result<bool> {
+                let Some(output) = outputs.in_place_of(path)? else {
+                    return Ok(false);
+                };
+                let File {
+                    content: of, role, ..
+                } = &self.files[output];
                 ensure!(
-                    targets.contains(&index) || !targets.contains(&shard),
-                    "cannot write {}: it belongs to {}, which would stay as it is; write to another folder, or replace \
-                     the index, too",
-                    shard.display(),
-                    index.display()
+                    *of == content,
+                    "{role} and {content} are the same file, {}; an output may only take the place of what it goes on from",
+                    path.display()
                 );
+                Ok(true)
+            };
+            let index = model.index().map(|index| index.path.as_path());
+            let is_index_replaced = index.map(is_replaced).transpose()?;
+            for shard in model.shards() {
+                let path = shard.source.path();
+                if !is_replaced(path)? {
+                    continue;
+                }
+                if let (Some(index), Some(false)) = (index, is_index_replaced) {
+                    bail!(
+                        "cannot write {}: it belongs to {}, which would stay as it is; write to another folder, or \
+                         replace the index, too",
+                        path.display(),
+                        index.display()
+                    );
+                }
+                shard.source.claim()?;
             }
         }
         Ok(outputs)

@@ -267,7 +267,10 @@ fn shards_that_do_not_fit_are_refused() {
             "--out-state",
             "m-00001-of-00003.safetensors",
         ],
-        &["m-00001-of-00003.safetensors", "would stay as it is"],
+        &[
+            "m-00001-of-00003.safetensors",
+            "--out-state and --params are the same file",
+        ],
     );
     refused(
         &[
