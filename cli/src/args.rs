@@ -100,7 +100,8 @@ pub struct StepArgs {
     /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub clip_value: Option<f64>,
-    /// What to do if a gradient is infinite or NaN: refuse the step, skip it (the outputs are the inputs), or apply it
+    /// What to do if a gradient is infinite or NaN, or if the step would leave such a parameter or state: refuse the step,
+    /// skip it (the outputs are the inputs), or apply it
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub nonfinite: NonFinite,
     /// Leave tensors whose gradient holds integers or booleans as they are, instead of refusing the step
@@ -203,7 +204,7 @@ pub enum RoundingArg {
     Stochastic,
 }
 
-/// What becomes of a step with a gradient that is not finite.
+/// What becomes of a step with a gradient that is not finite, or that would leave what is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {

@@ -23,7 +23,7 @@ use crate::window::{Engine, OnCpu, OnGpu};
 use crate::{Failure, peak_memory_bytes, print, warn};
 use inputs::{Inputs, Pairing, Updated, record_after};
 use plan::{Plan, Targets, Window};
-use stream::{NonFiniteGradient, Stream, Streamed};
+use stream::{NonFiniteElems, Stream, Streamed};
 
 /// Elements of a window on the CPU: it stays in the caches from its reading to its writing.
 const CPU_WINDOW_ELEMS: u64 = 1 << 18;
@@ -85,7 +85,7 @@ struct GradientsReport {
     /// What they were divided by.
     scale: Option<f64>,
     /// Of all of them, divided; where it was asked for. JSON has null for one that is not finite.
-    norm: Option<f32>,
+    norm: Option<f64>,
     clip_norm: Option<f64>,
     /// What they were multiplied by for their norm.
     clip_factor: Option<f32>,
@@ -97,7 +97,9 @@ struct NonFiniteReport {
     mode: NonFinite,
     /// The step was skipped: the outputs are the inputs.
     skipped: bool,
-    gradients: Vec<NonFiniteGradient>,
+    gradients: Vec<NonFiniteElems>,
+    /// What the step would leave.
+    results: Vec<NonFiniteElems>,
 }
 
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
@@ -121,10 +123,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let record = record_after(before, config, &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
-    let mut bytes_read = 0;
+    let (mut bytes_read, mut norm) = (0, None);
     if args.clip_norm.is_some() {
-        let (norm, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
-        job.verdict = control.decide(&[vec![norm]]);
+        let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
+        job.verdict = control.decide(&[vec![of_grads]]);
+        // The record's own is an f32, which may be too small for it.
+        norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
         bytes_read += bytes;
     }
     let mut choice = Choice::for_updates(common)?;
@@ -147,11 +151,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
         dispatches,
         repeat: args.repeat,
-        gradients: GradientsReport::new(args, &job.verdict),
+        gradients: GradientsReport::new(args, &job.verdict, norm),
         nonfinite: NonFiniteReport {
             mode: args.nonfinite,
             skipped: false,
-            gradients: streamed.nonfinite,
+            gradients: streamed.gradients,
+            results: streamed.results,
         },
         dropped_metadata: plan.dropped_metadata,
         bytes_read: bytes_read + streamed.bytes_read,
@@ -161,7 +166,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         gb_per_s: 0.0,
     };
 
-    let outputs = if report.nonfinite.gradients.is_empty() {
+    let outputs = if report.nonfinite.is_empty() {
         outputs
     } else if args.nonfinite == NonFinite::Skip {
         drop(outputs);
@@ -174,7 +179,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         report.bytes_written += copied.bytes_written;
         outputs
     } else {
-        return Err(refusal(&report.nonfinite.gradients).into());
+        return Err(report.nonfinite.refusal(args.grad_scale).into());
     };
     interrupt.check()?;
     for warning in outputs.replace_targets()? {
@@ -287,32 +292,51 @@ impl Job<'_> {
     }
 }
 
-/// Says which gradients forbid the step, and the ways out.
-fn refusal(gradients: &[NonFiniteGradient]) -> anyhow::Error {
-    let mut message = String::new();
-    if let [gradient, others @ ..] = gradients {
-        message += &format!(
-            "tensor {:?}: {} of {} gradient elements are infinite or NaN, the first at index {}",
-            gradient.tensor, gradient.count, gradient.numel, gradient.first_index
-        );
-        if !others.is_empty() {
-            message += &format!(", and {} more tensors have such", others.len());
-        }
+impl NonFiniteReport {
+    fn is_empty(&self) -> bool {
+        self.gradients.is_empty() && self.results.is_empty()
     }
-    anyhow!(
-        "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
-    )
+
+    /// Says what forbids the step, and the ways out.
+    fn refusal(&self, grad_scale: Option<f64>) -> anyhow::Error {
+        let mut message = String::new();
+        if let [gradient, others @ ..] = &*self.gradients {
+            message += &format!(
+                "tensor {:?}: {} of {} gradient elements are infinite or NaN, the first at index {}",
+                gradient.tensor, gradient.count, gradient.numel, gradient.first_index
+            );
+            if let Some(scale) = grad_scale {
+                message += &format!(", divided by --grad-scale {scale}");
+            }
+            if !others.is_empty() {
+                message += &format!(", and {} more tensors have such", others.len());
+            }
+        } else if let [result, others @ ..] = &*self.results {
+            message += &format!(
+                "tensor {:?}: the step would leave {} of the {} elements of its {} infinite or NaN, the first at index {}",
+                result.tensor,
+                result.count,
+                result.numel,
+                result.values.as_deref().unwrap_or_default(),
+                result.first_index
+            );
+            if !others.is_empty() {
+                message += &format!(", and such in {} more parameters and slots", others.len());
+            }
+        }
+        anyhow!(
+            "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
+        )
+    }
 }
 
 impl GradientsReport {
-    fn new(args: &StepArgs, verdict: &Verdict) -> Self {
-        let record = verdict.record();
-        let clips = args.clip_norm.is_some();
+    fn new(args: &StepArgs, verdict: &Verdict, norm: Option<f64>) -> Self {
         Self {
             scale: args.grad_scale,
-            norm: clips.then_some(record.norm),
+            norm,
             clip_norm: args.clip_norm,
-            clip_factor: clips.then_some(record.clip_factor),
+            clip_factor: norm.map(|_| verdict.record().clip_factor),
             clip_value: args.clip_value,
         }
     }
@@ -392,6 +416,19 @@ impl Report {
                 format!(
                     "{} of {} gradient elements of tensor {:?}, the first at index {}",
                     gradient.count, gradient.numel, gradient.tensor, gradient.first_index
+                ),
+            );
+        }
+        for result in &self.nonfinite.results {
+            line(
+                "not finite",
+                format!(
+                    "would be {} of the {} elements of the {} of tensor {:?}, the first at index {}",
+                    result.count,
+                    result.numel,
+                    result.values.as_deref().unwrap_or_default(),
+                    result.tensor,
+                    result.first_index
                 ),
             );
         }

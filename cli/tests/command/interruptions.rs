@@ -179,6 +179,25 @@ fn of_two_runs_in_place_the_second_is_refused() {
     }
 }
 
+/// However many steps a window still has to make.
+#[test]
+fn a_signal_does_not_wait_for_all_of_repeat() {
+    for args in [&[][..], &["--masters", "none", "--rounding", "stochastic"]] {
+        let workspace = large();
+        let mut step = workspace.step();
+        step.args(["--device", "cpu", "--lr", "0.1", "--repeat", "4000000000"])
+            .args(args);
+        let running = Running::start(&step, &workspace.path(""));
+        let before = files(&workspace);
+        running.signal("INT");
+        let began = std::time::Instant::now();
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(began.elapsed().as_secs() < 60);
+        assert_eq!(files(&workspace), before);
+    }
+}
+
 #[test]
 fn an_output_that_cannot_be_replaced_takes_back_the_other() {
     for blocked in ["out_params", "out_state"] {

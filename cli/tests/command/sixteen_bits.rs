@@ -518,6 +518,61 @@ fn rests_become_masters() {
     }
 }
 
+/// What a program has edited, a mask say: the bits that are left of a master are then those of no number that rounds to
+/// the parameter. They made a NaN.
+#[test]
+fn rests_that_no_master_leaves_are_refused() {
+    let [zero, minus_zero, one] = [0x0000, 0x8000, 0x3f80];
+    for device in DEVICES {
+        let workspace = Workspace::new();
+        let mut grads = Model::default();
+        let mut params = Model::default();
+        for name in ["w", "x"] {
+            let tensor = Tensor::stored_as(Dtype::BF16, &[5], &[1.0; 5]);
+            params.tensors.insert(name.into(), tensor.clone());
+            grads.tensors.insert(name.into(), tensor);
+        }
+        grads.write(&workspace.path("grads"));
+        params.write(&workspace.path("params"));
+        let args = ["--lr", "0.5", "--device", device];
+        workspace.step().args(args).assert().success();
+        let written = Model::read(&workspace.path("out_state"));
+        let mut step = |halves: [u16; 5], rests: [f32; 5]| {
+            let mut state = written.clone();
+            state.tensors.clear();
+            for name in ["w.params_rest", "x.params_rest"] {
+                let zeros = Tensor::f32(&[5], &[0.0; 5]);
+                state.tensors.insert(name.into(), zeros);
+            }
+            let edited = Tensor::f32(&[5], &rests);
+            state.tensors.insert("x.params_rest".into(), edited);
+            state.write(&workspace.path("state"));
+            for (index, half) in halves.into_iter().enumerate() {
+                set(&mut params, "x", index, half);
+            }
+            params.write(&workspace.path("params"));
+            [&args[..], &["--state", "state"]].concat()
+        };
+        let rests = [0.0, 32_767.0, 1.0, 65_535.0, 32_768.0];
+        for (half, shown) in [(zero, "0.0"), (minus_zero, "-0.0")] {
+            let args = step([zero, minus_zero, one, one, half], rests);
+            let parameter = format!("the parameter at index 4 is {shown}, and its params_rest");
+            let words = ["tensor \"x\"", &parameter, "32768", "not of the same step"];
+            for mode in ["refuse", "skip", "apply"] {
+                let args = [&args[..], &["--nonfinite", mode]].concat();
+                refused(&workspace, &args, &words);
+            }
+        }
+        // Those that masters have left, next to zero and from below the parameter.
+        let args = step([zero, minus_zero, one, one, one], rests);
+        workspace.step().args(args).assert().success();
+        let masters = Model::read(&workspace.path("out_state")).tensors["x.master_params"].values();
+        let half_an_ulp = f32::from_bits(0x3f7f_8000) - 0.5;
+        assert_eq!(masters[..2], [-0.5, -0.5], "{masters:?}");
+        assert_eq!(masters[4], half_an_ulp, "{masters:?}");
+    }
+}
+
 #[test]
 fn options_that_do_not_go_together_are_refused() {
     let workspace = Workspace::new();
