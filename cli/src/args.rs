@@ -87,6 +87,9 @@ pub struct StepArgs {
     /// Where to write the state for the next step; may be an input. For an .index.json, in as many files as --params
     #[arg(long, value_name = "FILE")]
     pub out_state: PathBuf,
+    /// Without --state, start afresh even if --out-state holds a state already, which is then lost
+    #[arg(long)]
+    pub overwrite_state: bool,
     /// How many times to apply the same gradient
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,

@@ -1,7 +1,9 @@
 //! `step`: the update applied to a model held in safetensors files, as a stream of windows.
 
+mod fingerprint;
 mod inputs;
 mod norm;
+mod notes;
 mod plan;
 mod reader;
 mod stream;
@@ -21,7 +23,7 @@ use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::window::{Engine, OnCpu, OnGpu};
 use crate::{Failure, peak_memory_bytes, print, warn};
-use inputs::{Inputs, Pairing, Updated, record_after};
+use inputs::{Inputs, Pairing, Updated, check_no_state_is_lost, record_after};
 use plan::{Plan, Targets, Window};
 use stream::{NonFiniteElems, Stream, Streamed};
 
@@ -58,6 +60,8 @@ struct Report {
     gradients: GradientsReport,
     nonfinite: NonFiniteReport,
     dropped_metadata: Vec<String>,
+    /// What is allowed, and may not be meant.
+    notes: Vec<String>,
     bytes_read: u64,
     bytes_written: u64,
     /// Of this process, as far as the system says.
@@ -108,8 +112,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let config = args.rule.config()?;
     let precision = args.precision()?;
     let mut control = CpuControl::new(args.control()?);
+    if args.state.is_none() && !args.overwrite_state {
+        check_no_state_is_lost(&args.out_state)?;
+    }
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, &precision, args.skip_non_float)?;
+    let notes = notes::of_inputs(&inputs, &pairing, &config, precision.rounding)?;
     let mut job = Job {
         args,
         config: config.clone(),
@@ -158,7 +166,8 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
             gradients: streamed.gradients,
             results: streamed.results,
         },
-        dropped_metadata: plan.dropped_metadata,
+        dropped_metadata: plan.dropped_metadata.clone(),
+        notes,
         bytes_read: bytes_read + streamed.bytes_read,
         bytes_written: streamed.bytes_written,
         peak_memory_bytes: None,
@@ -167,6 +176,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     };
 
     let outputs = if report.nonfinite.is_empty() {
+        plan.write_fingerprints(&inputs, &outputs)?;
         outputs
     } else if args.nonfinite == NonFinite::Skip {
         drop(outputs);
@@ -190,7 +200,13 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     report.total_ms = total * 1e3;
     report.gb_per_s = (report.bytes_read + report.bytes_written) as f64 / total.max(1e-9) / 1e9;
     report.peak_memory_bytes = peak_memory_bytes();
-    print(common, &report, report.to_text())
+    // Whoever is told that the step has failed makes it again.
+    if let Err(failure) = print(common, &report, report.to_text()) {
+        warn(&format!(
+            "the step is made and its outputs are in place, but the report cannot be printed: {failure}"
+        ));
+    }
+    Ok(())
 }
 
 /// What all ways to compute a step have in common.
@@ -288,6 +304,7 @@ impl Job<'_> {
         let plan = self.plan(&nothing, &record)?;
         let outputs = plan.stage(self.inputs)?;
         let copied = self.on_cpu(&plan, &outputs)?;
+        plan.write_fingerprints(self.inputs, &outputs)?;
         Ok((outputs, copied))
     }
 }
@@ -438,6 +455,9 @@ impl Report {
         if !self.dropped_metadata.is_empty() {
             let keys = self.dropped_metadata.join(", ");
             line("left out", format!("{keys}: hashes of what has changed"));
+        }
+        for note in &self.notes {
+            line("note", note.clone());
         }
         if self.backend == "gpu" {
             line("dispatches", self.dispatches.to_string());

@@ -284,6 +284,26 @@ fn what_comes_of_a_bad_gradient_is_not_said() {
 }
 
 #[test]
+fn no_gradient_at_all_counts_no_step() {
+    let workspace = with(&[]);
+    for (grads, args) in [
+        (Model::default(), &[][..]),
+        (
+            Model::new([("ids", Tensor::i64(&[1]))]),
+            &["--skip-non-float"],
+        ),
+    ] {
+        grads.write(&workspace.path("grads"));
+        let args = [&STEP[..], args].concat();
+        refused(
+            &workspace,
+            &args,
+            &["--grads holds no gradient", "no step has been counted"],
+        );
+    }
+}
+
+#[test]
 fn integers_among_the_gradients_are_refused_or_skipped() {
     let workspace = with(&[]);
     let mut grads = Model::read(&workspace.path("grads"));

@@ -66,7 +66,13 @@ fn the_same_inputs_make_the_same_bytes() {
         };
         // Hashes of what has changed are left out.
         assert_eq!(keys(&first[0]), ["z", "format", "a", "m"]);
-        let state = ["format_version", "rule", "steps", "applied_steps"];
+        let state = [
+            "format_version",
+            "rule",
+            "steps",
+            "applied_steps",
+            "params_crc32",
+        ];
         assert_eq!(keys(&first[1]), state);
     }
 }
@@ -357,6 +363,45 @@ fn what_is_no_file_is_no_output() {
             output.stdout.is_empty() && workspace.snapshot() == before,
             "{target}"
         );
+    }
+}
+
+/// Whoever takes it for a failure makes the step again.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_step_that_is_made_succeeds_even_if_its_report_cannot_be_printed() {
+    for json in [&[][..], &["--json"]] {
+        let workspace = model();
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = std::process::Command::new(crate::program())
+            .current_dir(workspace.path(""))
+            .args([
+                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
+            ])
+            .args([
+                "--grads",
+                "grads",
+                "--out-params",
+                "params",
+                "--out-state",
+                "state",
+            ])
+            .args(json)
+            .stdout(full)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(
+            stderr.starts_with("warning: the step is made and its outputs are in place")
+                && stderr.contains("No space left")
+                && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert!(workspace.path("state").exists());
     }
 }
 
