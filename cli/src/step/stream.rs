@@ -478,12 +478,16 @@ impl Worker<'_> {
                 .storage
                 .params;
             let values = &values[elems];
-            let is_nonfinite = |value: &&f32| is_nonfinite(of, **value);
-            let count = values.iter().filter(is_nonfinite).count() as u64;
-            if count == 0 {
+            // Nearly always there are none, and so it is found at the speed of the caches.
+            if !values
+                .iter()
+                .fold(false, |any, value| any | is_nonfinite(of, *value))
+            {
                 continue;
             }
             is_found = true;
+            let is_nonfinite = |value: &&f32| is_nonfinite(of, **value);
+            let count = values.iter().filter(is_nonfinite).count() as u64;
             let first = values.iter().position(|value| is_nonfinite(&value));
             let first = segment.elems.start + first.unwrap_or(0) as u64;
             let mut found = self
@@ -509,7 +513,8 @@ fn is_nonfinite(value: f32, stored_as: StorageType) -> bool {
         StorageType::Bf16 => 0x7f7f_8000,
         StorageType::F16 => 0x477f_f000,
     };
-    value.to_bits() & !SIGN >= least
+    // Signed, because that is what the least of vector units compare.
+    (value.to_bits() & !SIGN) as i32 >= least
 }
 
 #[cfg(test)]
