@@ -81,10 +81,10 @@ pub struct StepArgs {
     /// State that an earlier step wrote; without it, a fresh start
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
-    /// Where to write the updated parameters; may be an input. An .index.json if --params is one
+    /// Where to write the updated parameters; may be --params itself. An .index.json if --params is one
     #[arg(long, value_name = "FILE")]
     pub out_params: PathBuf,
-    /// Where to write the state for the next step; may be an input. For an .index.json, in as many files as --params
+    /// Where to write the state for the next step; may be --state itself. For an .index.json, in as many files as --params
     #[arg(long, value_name = "FILE")]
     pub out_state: PathBuf,
     /// Without --state, start afresh even if --out-state holds a state already, which is then lost

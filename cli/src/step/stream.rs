@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
-use wgpu_optim::storage::{self, Key, Random, Rounding, rest};
+use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
 
 use super::inputs::Inputs;
@@ -271,18 +271,19 @@ impl Worker<'_> {
             self.reader
                 .read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
             let mut other = None;
-            for (index, (param, rest)) in params.iter_mut().zip(&rests).enumerate() {
-                let (half, rest) = ((param.to_bits() >> 16) as u16, *rest as u16);
+            for (index, (param, saved)) in params.iter_mut().zip(&rests).enumerate() {
+                let (half, rest) = ((param.to_bits() >> 16) as u16, *saved as u16);
                 let master = rest::join(half, rest);
-                if rest::split(master) != (half, rest) && !param.is_nan() {
-                    other = other.or(Some((index, *param, rest)));
+                let is_left = rest::split(master) == (half, rest) || param.is_nan();
+                if !is_left || f32::from(rest) != *saved {
+                    other = other.or(Some((index, *param, *saved)));
                 }
                 *param = f32::from_bits(master);
             }
             if let Some((index, param, rest)) = other {
                 let (tensor, index) = self.name(segments, first + index);
                 return Err(anyhow!(
-                    "tensor {tensor:?}: the parameter at index {index} is {param:?}, and its params_rest in the state \
+                    "tensor {tensor:?}: the parameter at index {index} is {param:?}, and its {PARAMS_REST} in the state \
                      {rest}, which no master leaves; parameters and state are not of the same step"
                 )
                 .into());

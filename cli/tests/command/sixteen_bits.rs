@@ -567,6 +567,17 @@ fn rests_that_no_master_leaves_are_refused() {
                 refused(&workspace, &args, &words);
             }
         }
+        // No 16 bits at all.
+        for (rest, shown) in [
+            (0.5, "0.5"),
+            (65_536.0, "65536"),
+            (f32::NAN, "NaN"),
+            (-1.0, "-1"),
+        ] {
+            let args = step([one; 5], [0.0, rest, 0.0, 0.0, 0.0]);
+            let words = format!("index 1 is 1.0, and its params_rest in the state {shown}, which");
+            refused(&workspace, &args, &[&words]);
+        }
         // Those that masters have left, next to zero and from below the parameter.
         let args = step([zero, minus_zero, one, one, one], rests);
         workspace.step().args(args).assert().success();
