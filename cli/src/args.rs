@@ -81,12 +81,15 @@ pub struct StepArgs {
     /// State that an earlier step wrote; without it, a fresh start
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
-    /// Where to write the updated parameters; may be an input. An .index.json if --params is one
+    /// Where to write the updated parameters; may be --params itself. An .index.json if --params is one
     #[arg(long, value_name = "FILE")]
     pub out_params: PathBuf,
-    /// Where to write the state for the next step; may be an input. For an .index.json, in as many files as --params
+    /// Where to write the state for the next step; may be --state itself. For an .index.json, in as many files as --params
     #[arg(long, value_name = "FILE")]
     pub out_state: PathBuf,
+    /// Without --state, start afresh even if --out-state holds a state already, which is then lost
+    #[arg(long)]
+    pub overwrite_state: bool,
     /// How many times to apply the same gradient
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
@@ -100,7 +103,8 @@ pub struct StepArgs {
     /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub clip_value: Option<f64>,
-    /// What to do if a gradient is infinite or NaN: refuse the step, skip it (the outputs are the inputs), or apply it
+    /// What to do if a gradient is infinite or NaN, or if the step would leave such a parameter or state: refuse the step,
+    /// skip it (the outputs are the inputs), or apply it
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub nonfinite: NonFinite,
     /// Leave tensors whose gradient holds integers or booleans as they are, instead of refusing the step
@@ -203,7 +207,7 @@ pub enum RoundingArg {
     Stochastic,
 }
 
-/// What becomes of a step with a gradient that is not finite.
+/// What becomes of a step with a gradient that is not finite, or that would leave what is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {

@@ -1,6 +1,8 @@
 //! Files: models and states read by place, and outputs that replace their targets together or not at all.
 
+mod access;
 mod at;
+mod identity;
 mod model;
 mod output;
 mod source;

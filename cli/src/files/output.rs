@@ -1,7 +1,6 @@
 //! Files that are written: beside their targets, without a name where the system can, and put in place together or
 //! not at all.
 
-use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use tempfile::TempPath;
 
+use super::access;
 use super::at::{read_exact_at, write_all_at};
+use super::identity::{
+    Identity, directory_of, is_blob_of_hub, is_one_file, is_same_version, resolve_links,
+};
 
 const PREFIX: &str = ".wgpu-optim-";
-
-/// Links that are followed before they count as a circle, as on Linux.
-const MAX_LINKS: usize = 40;
 
 /// The outputs of a command.
 #[derive(Debug, Default)]
@@ -64,6 +64,23 @@ impl Outputs {
         self.files.iter()
     }
 
+    /// The index of the output that takes the place of an existing file, whatever either is called.
+    ///
+    /// # Errors
+    /// If the system does not say where the file is.
+    pub fn in_place_of(&self, path: &Path) -> Result<Option<usize>> {
+        let find = || -> io::Result<Option<usize>> {
+            let target = resolve_links(path)?;
+            let (identity, file) = (Identity::of(&target)?, fs::metadata(&target)?);
+            let takes_it = |output: &Output| {
+                let existing = output.existing.as_ref();
+                output.identity == identity || existing.is_some_and(|old| is_one_file(old, &file))
+            };
+            Ok(self.files.iter().position(takes_it))
+        };
+        find().with_context(|| format!("cannot find {}", path.display()))
+    }
+
     /// One of them, by its index.
     pub fn get(&self, index: usize) -> &Output {
         &self.files[index]
@@ -79,7 +96,7 @@ impl Outputs {
     pub fn finish(self) -> Result<Finished> {
         let mut warnings = Vec::new();
         // Each waits for its disk; together they wait once.
-        let finished: Vec<Result<Option<String>>> = std::thread::scope(|scope| {
+        let finished: Vec<Result<Vec<String>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .files
                 .iter()
@@ -102,6 +119,8 @@ impl Outputs {
             .into_iter()
             .map(Output::named)
             .collect::<Result<_>>()?;
+        // Last, because what comes before has waited for the disks.
+        named.iter().try_for_each(Replacement::check_target)?;
         Ok(Finished { named, warnings })
     }
 }
@@ -117,18 +136,31 @@ impl Finished {
 impl Output {
     fn create(role: String, target: &Path) -> Result<Self> {
         let cannot_write = || cannot_write(target);
-        let target = resolve_links(target).with_context(cannot_write)?;
-        let existing = fs::metadata(&target).ok();
-        if let Some(existing) = &existing {
-            ensure!(existing.is_file(), "{}: not a file", cannot_write());
+        if let Ok(existing) = fs::metadata(target) {
+            ensure!(!existing.is_dir(), "{}: not a file", cannot_write());
+            ensure!(
+                existing.is_file(),
+                "{}: not a file that can be replaced, but a device, a pipe or a socket",
+                cannot_write()
+            );
             ensure!(
                 !existing.permissions().readonly(),
                 "{}: it is read-only",
                 cannot_write()
             );
         }
+        let target = resolve_links(target).with_context(cannot_write)?;
+        let existing = fs::metadata(&target).ok();
+        ensure!(
+            !is_blob_of_hub(&target),
+            "{}: it is a file of the Hugging Face cache ({}), which is named by a hash of its content and may be part \
+             of several snapshots; write to a file outside of the cache",
+            cannot_write(),
+            target.display()
+        );
         let identity = Identity::of(&target).with_context(cannot_write)?;
-        let (file, temp) = temporary_file(directory_of(&target)).with_context(cannot_write)?;
+        let (file, temp) =
+            temporary_file(directory_of(&target), existing.is_some()).with_context(cannot_write)?;
         Ok(Self {
             file,
             temp,
@@ -137,11 +169,6 @@ impl Output {
             identity,
             role,
         })
-    }
-
-    /// Where the file will be, links resolved.
-    pub fn target(&self) -> &Path {
-        &self.target
     }
 
     /// Writes at a place of the file; the target stays as it is.
@@ -164,19 +191,22 @@ impl Output {
                 .is_some_and(|(one, other)| is_one_file(one, other))
     }
 
-    /// Gives the file its target's owner and permissions and sees to it that it is on disk, or a crash could leave
-    /// the target empty. Returns what could not be kept.
-    fn finish(&self) -> Result<Option<String>> {
-        let finish = || -> io::Result<Option<String>> {
+    /// Gives the file its target's owner, permissions and attributes and sees to it that it is on disk, or a crash
+    /// could leave the target empty. Returns what could not be kept.
+    fn finish(&self) -> Result<Vec<String>> {
+        let finish = || -> io::Result<Vec<String>> {
             let lost = match &self.existing {
-                Some(existing) => keep_owner_and_permissions(&self.file, existing)?,
-                None => None,
+                Some(existing) => access::keep(&self.file, existing, &self.target)?,
+                None => Vec::new(),
             };
             self.file.sync_all()?;
             Ok(lost)
         };
         let lost = finish().with_context(|| cannot_write(&self.target))?;
-        Ok(lost.map(|lost| format!("{}: {lost}", self.target.display())))
+        let lost = lost.iter();
+        Ok(lost
+            .map(|lost| format!("{}: {lost}", self.target.display()))
+            .collect())
     }
 
     fn named(self) -> Result<Replacement> {
@@ -188,6 +218,7 @@ impl Output {
         Ok(Replacement {
             temp,
             target: self.target,
+            existing: self.existing,
         })
     }
 }
@@ -196,6 +227,24 @@ impl Output {
 struct Replacement {
     temp: TempPath,
     target: PathBuf,
+    existing: Option<Metadata>,
+}
+
+impl Replacement {
+    /// Makes sure that nothing is lost that has come to the target's place since the output was made.
+    fn check_target(&self) -> Result<()> {
+        let now = fs::symlink_metadata(&self.target).ok();
+        let is_lost = now.is_some_and(|now| {
+            let existing = self.existing.as_ref();
+            !existing.is_some_and(|existing| is_same_version(existing, &now))
+        });
+        ensure!(
+            !is_lost,
+            "{}: it was changed meanwhile, as by another run, and that would be lost",
+            cannot_write(&self.target)
+        );
+        Ok(())
+    }
 }
 
 /// Puts every file in its target's place, or none.
@@ -212,7 +261,7 @@ fn replace_all(files: Vec<Replacement>) -> Result<()> {
     let kept = files.iter().rev().skip(1).rev().map(keep);
     let mut kept = kept.collect::<Result<Vec<_>>>()?.into_iter();
     let mut replaced = Vec::new();
-    for Replacement { temp, target } in files {
+    for Replacement { temp, target, .. } in files {
         if let Err(error) = temp.persist(&target) {
             let error = Error::from(error).context(cannot_write(&target));
             return Err(put_back(replaced, error));
@@ -260,88 +309,29 @@ fn keep_aside(path: &Path) -> io::Result<Option<TempPath>> {
     Ok(Some(aside.into_temp_path()))
 }
 
-/// Where a path leads: through links, the last of which may point to a file that does not exist yet.
-fn resolve_links(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        match fs::read_link(&path) {
-            Ok(link) => path = directory_of(&path).join(link),
-            // No link, or nothing at all.
-            Err(_) => return Ok(path),
-        }
-    }
-    Err(io::Error::other("too many links lead to it"))
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// What makes two paths one: the directory, whatever it is called, and the name in it.
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    #[cfg(unix)]
-    directory: (u64, u64),
-    #[cfg(not(unix))]
-    directory: PathBuf,
-    name: OsString,
-}
-
-impl Identity {
-    fn of(path: &Path) -> io::Result<Self> {
-        let directory = directory_of(path);
-        let name = path.file_name();
-        let name = name.ok_or_else(|| io::Error::other("it names no file"))?;
-        Ok(Self {
-            #[cfg(unix)]
-            directory: device_and_inode(&fs::metadata(directory)?),
-            #[cfg(not(unix))]
-            directory: fs::canonicalize(directory)?,
-            // Their file systems usually do not tell the cases apart.
-            name: match cfg!(any(windows, target_os = "macos")) {
-                true => name.to_ascii_lowercase(),
-                false => name.to_owned(),
-            },
-        })
-    }
-}
-
-#[cfg(unix)]
-fn device_and_inode(metadata: &Metadata) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt as _;
-    (metadata.dev(), metadata.ino())
-}
-
-/// Whether two names are hard links to one file.
-fn is_one_file(one: &Metadata, other: &Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        device_and_inode(one) == device_and_inode(other)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = (one, other);
-        false
-    }
-}
-
 /// A file in `directory` that vanishes with the process, whatever ends it, where the system has such; else one with a
 /// name that is removed when it is dropped.
-fn temporary_file(directory: &Path) -> io::Result<(File, Option<TempPath>)> {
+fn temporary_file(directory: &Path, replaces: bool) -> io::Result<(File, Option<TempPath>)> {
     #[cfg(target_os = "linux")]
     if let Ok(file) = unnamed_file(directory) {
         return Ok((file, None));
     }
+    let (file, temp) = named_file(directory, replaces)?;
+    Ok((file, Some(temp)))
+}
+
+/// A file with a name of its own. One that replaces another is private until it gets that one's permissions.
+fn named_file(directory: &Path, replaces: bool) -> io::Result<(File, TempPath)> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX);
     // What any new file gets, instead of a temporary file's privacy.
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let (file, temp) = builder.tempfile_in(directory)?.into_parts();
-    Ok((file, Some(temp)))
+    if !replaces {
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    }
+    #[cfg(not(unix))]
+    let _ = replaces;
+    Ok(builder.tempfile_in(directory)?.into_parts())
 }
 
 /// A file without a name. Not every file system has them, and only by `/proc` can they be given one.
@@ -385,43 +375,6 @@ fn give_name(file: &File, directory: &Path) -> io::Result<TempPath> {
         let _ = (file, directory);
         Err(io::ErrorKind::Unsupported.into())
     }
-}
-
-/// Returns what could not be kept.
-fn keep_owner_and_permissions(file: &File, existing: &Metadata) -> io::Result<Option<String>> {
-    #[cfg(unix)]
-    let lost = keep_owner(file, existing)?;
-    #[cfg(not(unix))]
-    let lost = None;
-    let permissions = existing.permissions();
-    #[cfg(unix)]
-    let permissions = {
-        use std::os::unix::fs::PermissionsExt as _;
-        // What the file may do as its owner it must not do as another.
-        let mask = if lost.is_some() { 0o777 } else { 0o7777 };
-        fs::Permissions::from_mode(permissions.mode() & mask)
-    };
-    file.set_permissions(permissions)?;
-    Ok(lost)
-}
-
-#[cfg(unix)]
-fn keep_owner(file: &File, existing: &Metadata) -> io::Result<Option<String>> {
-    use std::os::unix::fs::{MetadataExt as _, fchown};
-
-    let new = file.metadata()?;
-    let (owner, group) = (existing.uid(), existing.gid());
-    if (new.uid(), new.gid()) == (owner, group) || fchown(file, Some(owner), Some(group)).is_ok() {
-        return Ok(None);
-    }
-    let lost_group = new.gid() != group && fchown(file, None, Some(group)).is_err();
-    let lost = match (new.uid() != owner, lost_group) {
-        (true, true) => format!("its owner {owner} and group {group} could not be kept"),
-        (true, false) => format!("its owner {owner} could not be kept"),
-        (false, true) => format!("its group {group} could not be kept"),
-        (false, false) => return Ok(None),
-    };
-    Ok(Some(lost))
 }
 
 fn cannot_write(path: &Path) -> String {
@@ -480,7 +433,9 @@ mod tests {
         // first target exists, the second is new.
         fs::remove_file(&b).unwrap();
         for blocked in [&a, &b, &c] {
-            let outputs = stage(&[(&a, "a3"), (&b, "b3"), (&c, "c3")]);
+            let outputs = stage(&[(&a, "a3"), (&b, "b3"), (&c, "c3")])
+                .finish()
+                .unwrap();
             let content = fs::read(blocked).ok();
             if content.is_some() {
                 fs::remove_file(blocked).unwrap();
@@ -495,6 +450,59 @@ mod tests {
             }
             assert_eq!(files(dir.path()), expected(&[("a", "a2"), ("c", "c2")]));
         }
+    }
+
+    /// As another run makes, replaces or writes it, in the same folder.
+    #[test]
+    fn what_has_come_to_a_targets_place_meanwhile_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+        let replace = |path: &Path| {
+            let other = dir.path().join("other");
+            fs::write(&other, "precious").unwrap();
+            fs::rename(other, path).unwrap();
+        };
+        let write = |path: &Path| fs::write(path, "precious").unwrap();
+        let replaced = [&replace as &dyn Fn(&Path), &write];
+        for (target, put) in replaced
+            .into_iter()
+            .flat_map(|put| [(&old, put), (&new, put)])
+        {
+            let _ = fs::remove_file(&new);
+            fs::write(&old, "old content").unwrap();
+            let outputs = stage(&[(&old, "1"), (&new, "2")]);
+            put(target);
+            let before = files(dir.path());
+            let error = format!("{:#}", outputs.replace_targets().unwrap_err());
+            let name = target.display().to_string();
+            assert!(
+                error.contains(&name) && error.contains("changed meanwhile"),
+                "{error}"
+            );
+            assert_eq!(files(dir.path()), before);
+        }
+        // What has gone cannot be lost.
+        let outputs = stage(&[(&old, "1"), (&new, "2")]);
+        fs::remove_file(&old).unwrap();
+        outputs.replace_targets().unwrap();
+        assert_eq!(files(dir.path()), expected(&[("new", "2"), ("old", "1")]));
+    }
+
+    /// Where no file is without a name.
+    #[test]
+    #[cfg(unix)]
+    fn what_replaces_a_file_is_private_until_it_has_that_ones_permissions() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |replaces| {
+            let (file, _temp) = named_file(dir.path(), replaces).unwrap();
+            file.metadata().unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!(mode(true), 0o600);
+        fs::write(dir.path().join("new"), "").unwrap();
+        let new = fs::metadata(dir.path().join("new")).unwrap();
+        assert_eq!(mode(false), new.permissions().mode() & 0o777);
     }
 
     #[test]

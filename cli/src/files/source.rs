@@ -1,6 +1,6 @@
 //! A file that is read.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::is_git_lfs_pointer;
 
 use super::at::read_exact_at;
+use super::identity::is_same_version;
 
 /// The most that is read whole, as much as the header of a safetensors file may have.
 const MAX_WHOLE_BYTES: u64 = 100_000_000;
@@ -70,6 +71,32 @@ impl SourceFile {
             }
             read => read.with_context(|| cannot_read(&self.path)),
         }
+    }
+
+    /// Keeps other runs of this command from replacing the file as long as this one has it open.
+    ///
+    /// # Errors
+    /// If another run has claimed it, or has replaced it since it was opened.
+    pub fn claim(&self) -> Result<()> {
+        // What has no locks has to do without: a file that has been replaced is noticed all the same, if later. On Windows
+        // a lock would keep others from reading, too.
+        let locked = if cfg!(unix) {
+            self.file.try_lock()
+        } else {
+            Ok(())
+        };
+        ensure!(
+            !matches!(locked, Err(TryLockError::WouldBlock)),
+            "{} is being replaced by another run, and one of the two would be lost; start this one when that has ended",
+            self.path.display()
+        );
+        let (own, now) = (self.file.metadata()?, fs::metadata(&self.path)?);
+        ensure!(
+            is_same_version(&own, &now),
+            "{}: it was changed meanwhile",
+            cannot_read(&self.path)
+        );
+        Ok(())
     }
 
     /// Makes sure that what has been read is one version of the file.

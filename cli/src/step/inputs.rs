@@ -1,6 +1,7 @@
 //! What a step reads: parameters, gradients and state, paired by name.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,9 +11,29 @@ use wgpu_optim::{
     AnyRule, Masters, Precision, Rule as _, Slot, SlotEntry, StateRecord, StorageType,
 };
 
+use super::fingerprint::{self, Fingerprints};
 use super::plan::At;
 use crate::args::StepArgs;
 use crate::files::{Model, Place, Shard, SourceFile, storage_type};
+
+/// What the files of a step hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Params,
+    Grads,
+    State,
+}
+
+/// The option that names the input.
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Params => "--params",
+            Self::Grads => "--grads",
+            Self::State => "--state",
+        })
+    }
+}
 
 /// The files of a step, opened; only their headers have been read.
 #[derive(Debug)]
@@ -26,6 +47,8 @@ pub struct Inputs {
 #[derive(Debug)]
 pub struct State {
     pub record: StateRecord,
+    /// Which parameters it goes with.
+    fingerprints: Fingerprints,
     files: Model,
     /// By tensor.
     slots: HashMap<String, Vec<SavedSlot>>,
@@ -143,6 +166,10 @@ impl Inputs {
             let updated = self.updated(config, storage, param, grad)?;
             pairing.updated.insert(name.clone(), updated);
         }
+        ensure!(
+            !pairing.updated.is_empty(),
+            "--grads holds no gradient to step by, expected one at least; no step has been counted"
+        );
         Ok(pairing)
     }
 
@@ -234,7 +261,7 @@ impl Inputs {
 
     /// All files that are read, in the order in which [`At::file`] counts them.
     pub fn files(&self) -> Vec<&SourceFile> {
-        let shards = self.models().flat_map(Model::shards);
+        let shards = self.models().flat_map(|(_, model)| model.shards());
         shards.map(|shard| &shard.source).collect()
     }
 
@@ -259,22 +286,40 @@ impl Inputs {
         slots.map_or(&[], Vec::as_slice)
     }
 
-    /// Every index among the inputs with the files that belong to it.
-    pub fn shards_by_index(&self) -> impl Iterator<Item = (&Path, &[Shard])> {
-        let models = self
-            .models()
-            .filter_map(|model| Some((model.index()?, model)));
-        models.map(|(index, model)| (index.path.as_path(), model.shards()))
+    /// The inputs in the order in which [`At::file`] counts their files.
+    pub fn models(&self) -> impl Iterator<Item = (Content, &Model)> {
+        let state = self
+            .state
+            .as_ref()
+            .map(|state| (Content::State, &state.files));
+        let others = [
+            (Content::Params, &self.params),
+            (Content::Grads, &self.grads),
+        ];
+        others.into_iter().chain(state)
     }
 
-    fn models(&self) -> impl Iterator<Item = &Model> {
-        let state = self.state.as_ref().map(|state| &state.files);
-        [&self.params, &self.grads].into_iter().chain(state)
+    /// The tensors of the state that have other parameters now than it was written with, as far as it says, and how many
+    /// it says that of.
+    pub fn of_other_params(&self) -> Result<(Vec<&str>, usize)> {
+        let fingerprints = self.state.iter().flat_map(|state| &state.fingerprints);
+        let (mut others, mut known) = (Vec::new(), 0);
+        for (tensor, fingerprint) in fingerprints {
+            let Some(place) = self.params.get(tensor) else {
+                continue;
+            };
+            known += 1;
+            if fingerprint::of_input(self, place)? != *fingerprint {
+                others.push(tensor.as_str());
+            }
+        }
+        Ok((others, known))
     }
 
     /// Makes sure that what has been read is one version of every file.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.models().try_for_each(Model::check_unchanged)
+        self.models()
+            .try_for_each(|(_, model)| model.check_unchanged())
     }
 }
 
@@ -314,12 +359,41 @@ impl State {
                 .with_context(|| format!("tensor {name:?} has no parameter of that name"))?;
         }
         let slots = saved_slots(&files, params, first_file)?;
+        let mut fingerprints = Fingerprints::new();
+        for shard in files.shards() {
+            fingerprints.extend(fingerprint::in_file(&shard.header)?);
+        }
         Ok(Self {
             record,
+            fingerprints,
             files,
             slots,
         })
     }
+}
+
+/// Makes sure that no state with slots is where a fresh start is going to write its own.
+pub fn check_no_state_is_lost(out_state: &Path) -> Result<()> {
+    // What is no safetensors file is no state either.
+    let Ok(existing) = Model::open(out_state) else {
+        return Ok(());
+    };
+    let steps = |shard: &Shard| {
+        let of = |key| {
+            let mut metadata = shard.header.metadata.iter();
+            metadata.find_map(|(name, value)| (name == key).then_some(value.clone()))
+        };
+        let is_state = !shard.header.tensors().is_empty() && of("applied_steps").is_some();
+        of("steps").filter(|_| is_state)
+    };
+    if let Some(steps) = existing.shards().iter().find_map(steps) {
+        bail!(
+            "{path} is the state of {steps} steps, which a fresh start would lose: --state {path} goes on from it, \
+             --overwrite-state starts afresh",
+            path = out_state.display()
+        );
+    }
+    Ok(())
 }
 
 /// Every slot in the files of a state, by tensor.

@@ -1,7 +1,9 @@
 //! `step`: the update applied to a model held in safetensors files, as a stream of windows.
 
+mod fingerprint;
 mod inputs;
 mod norm;
+mod notes;
 mod plan;
 mod reader;
 mod stream;
@@ -21,9 +23,9 @@ use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::window::{Engine, OnCpu, OnGpu};
 use crate::{Failure, peak_memory_bytes, print, warn};
-use inputs::{Inputs, Pairing, Updated, record_after};
+use inputs::{Inputs, Pairing, Updated, check_no_state_is_lost, record_after};
 use plan::{Plan, Targets, Window};
-use stream::{NonFiniteGradient, Stream, Streamed};
+use stream::{NonFiniteElems, Stream, Streamed};
 
 /// Elements of a window on the CPU: it stays in the caches from its reading to its writing.
 const CPU_WINDOW_ELEMS: u64 = 1 << 18;
@@ -58,6 +60,8 @@ struct Report {
     gradients: GradientsReport,
     nonfinite: NonFiniteReport,
     dropped_metadata: Vec<String>,
+    /// What is allowed, and may not be meant.
+    notes: Vec<String>,
     bytes_read: u64,
     bytes_written: u64,
     /// Of this process, as far as the system says.
@@ -85,7 +89,7 @@ struct GradientsReport {
     /// What they were divided by.
     scale: Option<f64>,
     /// Of all of them, divided; where it was asked for. JSON has null for one that is not finite.
-    norm: Option<f32>,
+    norm: Option<f64>,
     clip_norm: Option<f64>,
     /// What they were multiplied by for their norm.
     clip_factor: Option<f32>,
@@ -97,7 +101,9 @@ struct NonFiniteReport {
     mode: NonFinite,
     /// The step was skipped: the outputs are the inputs.
     skipped: bool,
-    gradients: Vec<NonFiniteGradient>,
+    gradients: Vec<NonFiniteElems>,
+    /// What the step would leave.
+    results: Vec<NonFiniteElems>,
 }
 
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
@@ -106,8 +112,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let config = args.rule.config()?;
     let precision = args.precision()?;
     let mut control = CpuControl::new(args.control()?);
+    if args.state.is_none() && !args.overwrite_state {
+        check_no_state_is_lost(&args.out_state)?;
+    }
     let inputs = Inputs::open(args, &config)?;
     let pairing = inputs.pair(&config, &precision, args.skip_non_float)?;
+    let notes = notes::of_inputs(&inputs, &pairing, &config, precision.rounding)?;
     let mut job = Job {
         args,
         config: config.clone(),
@@ -121,10 +131,12 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let record = record_after(before, config, &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
-    let mut bytes_read = 0;
+    let (mut bytes_read, mut norm) = (0, None);
     if args.clip_norm.is_some() {
-        let (norm, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
-        job.verdict = control.decide(&[vec![norm]]);
+        let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
+        job.verdict = control.decide(&[vec![of_grads]]);
+        // The record's own is an f32, which may be too small for it.
+        norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
         bytes_read += bytes;
     }
     let mut choice = Choice::for_updates(common)?;
@@ -147,13 +159,15 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
         dispatches,
         repeat: args.repeat,
-        gradients: GradientsReport::new(args, &job.verdict),
+        gradients: GradientsReport::new(args, &job.verdict, norm),
         nonfinite: NonFiniteReport {
             mode: args.nonfinite,
             skipped: false,
-            gradients: streamed.nonfinite,
+            gradients: streamed.gradients,
+            results: streamed.results,
         },
-        dropped_metadata: plan.dropped_metadata,
+        dropped_metadata: plan.dropped_metadata.clone(),
+        notes,
         bytes_read: bytes_read + streamed.bytes_read,
         bytes_written: streamed.bytes_written,
         peak_memory_bytes: None,
@@ -161,7 +175,8 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         gb_per_s: 0.0,
     };
 
-    let outputs = if report.nonfinite.gradients.is_empty() {
+    let outputs = if report.nonfinite.is_empty() {
+        plan.write_fingerprints(&inputs, &outputs)?;
         outputs
     } else if args.nonfinite == NonFinite::Skip {
         drop(outputs);
@@ -174,7 +189,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         report.bytes_written += copied.bytes_written;
         outputs
     } else {
-        return Err(refusal(&report.nonfinite.gradients).into());
+        return Err(report.nonfinite.refusal(args.grad_scale).into());
     };
     interrupt.check()?;
     for warning in outputs.replace_targets()? {
@@ -185,7 +200,13 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     report.total_ms = total * 1e3;
     report.gb_per_s = (report.bytes_read + report.bytes_written) as f64 / total.max(1e-9) / 1e9;
     report.peak_memory_bytes = peak_memory_bytes();
-    print(common, &report, report.to_text())
+    // Whoever is told that the step has failed makes it again.
+    if let Err(failure) = print(common, &report, report.to_text()) {
+        warn(&format!(
+            "the step is made and its outputs are in place, but the report cannot be printed: {failure}"
+        ));
+    }
+    Ok(())
 }
 
 /// What all ways to compute a step have in common.
@@ -283,36 +304,56 @@ impl Job<'_> {
         let plan = self.plan(&nothing, &record)?;
         let outputs = plan.stage(self.inputs)?;
         let copied = self.on_cpu(&plan, &outputs)?;
+        plan.write_fingerprints(self.inputs, &outputs)?;
         Ok((outputs, copied))
     }
 }
 
-/// Says which gradients forbid the step, and the ways out.
-fn refusal(gradients: &[NonFiniteGradient]) -> anyhow::Error {
-    let mut message = String::new();
-    if let [gradient, others @ ..] = gradients {
-        message += &format!(
-            "tensor {:?}: {} of {} gradient elements are infinite or NaN, the first at index {}",
-            gradient.tensor, gradient.count, gradient.numel, gradient.first_index
-        );
-        if !others.is_empty() {
-            message += &format!(", and {} more tensors have such", others.len());
-        }
+impl NonFiniteReport {
+    fn is_empty(&self) -> bool {
+        self.gradients.is_empty() && self.results.is_empty()
     }
-    anyhow!(
-        "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
-    )
+
+    /// Says what forbids the step, and the ways out.
+    fn refusal(&self, grad_scale: Option<f64>) -> anyhow::Error {
+        let mut message = String::new();
+        if let [gradient, others @ ..] = &*self.gradients {
+            message += &format!(
+                "tensor {:?}: {} of {} gradient elements are infinite or NaN, the first at index {}",
+                gradient.tensor, gradient.count, gradient.numel, gradient.first_index
+            );
+            if let Some(scale) = grad_scale {
+                message += &format!(", divided by --grad-scale {scale}");
+            }
+            if !others.is_empty() {
+                message += &format!(", and {} more tensors have such", others.len());
+            }
+        } else if let [result, others @ ..] = &*self.results {
+            message += &format!(
+                "tensor {:?}: the step would leave {} of the {} elements of its {} infinite or NaN, the first at index {}",
+                result.tensor,
+                result.count,
+                result.numel,
+                result.values.as_deref().unwrap_or_default(),
+                result.first_index
+            );
+            if !others.is_empty() {
+                message += &format!(", and such in {} more parameters and slots", others.len());
+            }
+        }
+        anyhow!(
+            "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
+        )
+    }
 }
 
 impl GradientsReport {
-    fn new(args: &StepArgs, verdict: &Verdict) -> Self {
-        let record = verdict.record();
-        let clips = args.clip_norm.is_some();
+    fn new(args: &StepArgs, verdict: &Verdict, norm: Option<f64>) -> Self {
         Self {
             scale: args.grad_scale,
-            norm: clips.then_some(record.norm),
+            norm,
             clip_norm: args.clip_norm,
-            clip_factor: clips.then_some(record.clip_factor),
+            clip_factor: norm.map(|_| verdict.record().clip_factor),
             clip_value: args.clip_value,
         }
     }
@@ -395,12 +436,28 @@ impl Report {
                 ),
             );
         }
+        for result in &self.nonfinite.results {
+            line(
+                "not finite",
+                format!(
+                    "would be {} of the {} elements of the {} of tensor {:?}, the first at index {}",
+                    result.count,
+                    result.numel,
+                    result.values.as_deref().unwrap_or_default(),
+                    result.tensor,
+                    result.first_index
+                ),
+            );
+        }
         if self.nonfinite.skipped {
             line("skipped", "the outputs are the inputs".to_owned());
         }
         if !self.dropped_metadata.is_empty() {
             let keys = self.dropped_metadata.join(", ");
             line("left out", format!("{keys}: hashes of what has changed"));
+        }
+        for note in &self.notes {
+            line("note", note.clone());
         }
         if self.backend == "gpu" {
             line("dispatches", self.dispatches.to_string());

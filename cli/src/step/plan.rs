@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use wgpu_optim::files::{Dtype, Header, HeaderError, Index, is_content_hash};
 use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 
-use super::inputs::{Inputs, Pairing, Updated};
-use crate::files::{Outputs, Shard, is_index};
+use super::fingerprint;
+use super::inputs::{Content, Inputs, Pairing, Updated};
+use crate::files::{Outputs, Place, Shard, is_index};
 use crate::window::ELEM_BYTES;
 
 /// A byte of one of the files that are read, or of one of those that are written.
@@ -38,11 +39,24 @@ pub struct Plan<'i> {
     pub copies: Vec<Copy>,
     /// Keys of the parameter files' metadata that are left out.
     pub dropped_metadata: Vec<String>,
+    /// Where the data of each parameter file start.
+    data_starts: Vec<u64>,
+    /// The state files by their number, with what they start with.
+    states: Vec<(usize, StateStart)>,
+}
+
+/// What a state file starts with, but for which parameters it goes with: that is known when those have been written.
+#[derive(Debug)]
+struct StateStart {
+    header: Header,
+    /// Those that have slots in the file.
+    tensors: Vec<String>,
 }
 
 /// A file that is written.
 #[derive(Debug)]
 pub struct File {
+    content: Content,
     /// How the user named it.
     role: String,
     path: PathBuf,
@@ -113,20 +127,27 @@ impl<'i> Plan<'i> {
             updates: Vec::new(),
             copies: Vec::new(),
             dropped_metadata: Vec::new(),
+            data_starts: Vec::new(),
+            states: Vec::new(),
         };
-        let data_starts = plan.params_files(inputs, targets.params)?;
+        plan.params_files(inputs, targets.params)?;
         let slots = plan.state_files(inputs, pairing, record, targets.state)?;
         for (place, named) in inputs.params.in_files() {
             let name = place.entry.name.as_str();
             let params = inputs.at_params(place);
             let out_params = At {
                 file: place.shard,
-                offset: data_starts[place.shard] + place.entry.data_bytes.start,
+                offset: plan.out_params(place),
             };
             let bytes = place.entry.data_bytes.end - place.entry.data_bytes.start;
-            // A tensor that the index does not name is no part of the model, whatever its name.
-            match pairing.updated.get(name).filter(|_| named) {
+            match pairing.updated.get(name) {
                 Some(tensor) => {
+                    ensure!(
+                        named,
+                        "tensor {name:?} is in two files of --params, and {} is not where the index says it is: only \
+                         one of the two would be updated, and programs differ in which they read; remove one",
+                        inputs.params.shards()[place.shard].source.path().display()
+                    );
                     let mut out_slots = slots.get(name).into_iter().flatten().copied();
                     plan.updates.push(Update {
                         tensor,
@@ -151,8 +172,13 @@ impl<'i> Plan<'i> {
         Ok(plan)
     }
 
-    /// The parameter files and their index. Returns where the data of each file start.
-    fn params_files(&mut self, inputs: &Inputs, target: &Path) -> Result<Vec<u64>> {
+    /// The first byte of a tensor in the file that is written in place of the one that it was read from.
+    fn out_params(&self, place: Place<'_>) -> u64 {
+        self.data_starts[place.shard] + place.entry.data_bytes.start
+    }
+
+    /// The parameter files and their index.
+    fn params_files(&mut self, inputs: &Inputs, target: &Path) -> Result<()> {
         const ROLE: &str = "--out-params";
         let index = inputs.params.index();
         match index {
@@ -169,7 +195,6 @@ impl<'i> Plan<'i> {
                 target.display()
             ),
         }
-        let mut data_starts = Vec::new();
         for shard in inputs.params.shards() {
             let mut header = shard.header.clone();
             header.metadata.retain(|(key, _)| {
@@ -179,8 +204,6 @@ impl<'i> Plan<'i> {
                 }
                 !drop
             });
-            let start = header.to_bytes()?;
-            data_starts.push(start.len() as u64);
             let (role, path) = match index {
                 Some(_) => {
                     let name = file_name(shard);
@@ -188,16 +211,24 @@ impl<'i> Plan<'i> {
                 }
                 None => (ROLE.to_owned(), target.to_owned()),
             };
-            self.files.push(File { role, path, start });
+            let start = start_of_file(&header, &role)?;
+            self.data_starts.push(start.len() as u64);
+            self.files.push(File {
+                content: Content::Params,
+                role,
+                path,
+                start,
+            });
         }
         if let Some(index) = index {
             self.files.push(File {
+                content: Content::Params,
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
                 start: index.json.clone(),
             });
         }
-        Ok(data_starts)
+        Ok(())
     }
 
     /// The state file or, for a target that is an index, one for each file of the parameters, and the index. Returns
@@ -224,6 +255,7 @@ impl<'i> Plan<'i> {
         // An index has a record of its own, the last, for what is in no file that it names: counts without slots.
         let mut records = vec![empty; shards + usize::from(is_sharded)];
         let mut entries: Vec<Vec<_>> = vec![Vec::new(); shards];
+        let mut tensors: Vec<Vec<_>> = vec![Vec::new(); shards];
         let mut names = BTreeMap::new();
         for (name, steps) in &record.applied_steps {
             let param = inputs.params.get(name);
@@ -245,7 +277,11 @@ impl<'i> Plan<'i> {
             };
             let record = match &*slots {
                 [] => records.len() - 1,
-                _ => param.shard.min(shards - 1),
+                _ => {
+                    let file = param.shard.min(shards - 1);
+                    tensors[file].push(name.clone());
+                    file
+                }
             };
             records[record].applied_steps.insert(name.clone(), *steps);
             for slot in &slots {
@@ -255,9 +291,14 @@ impl<'i> Plan<'i> {
             names.insert(name, slots);
         }
         let (mut places, mut weight_map, mut total_size) = (HashMap::new(), Vec::new(), 0);
-        for (shard, (record, entries)) in records.iter().zip(entries).enumerate() {
-            let header = Header::new(record.to_metadata()?, entries)?;
-            let start = header.to_bytes()?;
+        let files = records.iter().zip(entries).zip(tensors);
+        for (shard, ((record, entries), tensors)) in files.enumerate() {
+            let mut header = Header::new(record.to_metadata()?, entries)?;
+            let unknown = tensors
+                .iter()
+                .cloned()
+                .map(|tensor| (tensor, fingerprint::unknown()));
+            fingerprint::put(&mut header, &unknown.collect())?;
             let (role, path) = if is_sharded {
                 let name = shard_name(target, shard, shards);
                 let tensors = header.tensors().iter();
@@ -266,6 +307,7 @@ impl<'i> Plan<'i> {
             } else {
                 (ROLE.to_owned(), target.to_owned())
             };
+            let start = start_of_file(&header, &role)?;
             for tensor in header.tensors() {
                 let place = At {
                     file: self.files.len(),
@@ -274,12 +316,20 @@ impl<'i> Plan<'i> {
                 places.insert(tensor.name.clone(), place);
             }
             total_size += header.data_len();
-            self.files.push(File { role, path, start });
+            self.states
+                .push((self.files.len(), StateStart { header, tensors }));
+            self.files.push(File {
+                content: Content::State,
+                role,
+                path,
+                start,
+            });
         }
         if is_sharded {
             let mut index = Index::new(weight_map)?;
             index.metadata = records[shards].to_metadata()?;
             self.files.push(File {
+                content: Content::State,
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
                 start: index.to_bytes(total_size)?,
@@ -301,32 +351,67 @@ impl<'i> Plan<'i> {
         }
     }
 
-    /// Makes the outputs beside their targets and writes what they start with. No two may be one file, and none may
-    /// be a file of a model whose index stays as it is.
+    /// Makes the outputs beside their targets and writes what they start with. No two may be one file, none may be an
+    /// input of something else than it holds or a file of a model whose index stays as it is, and an input that is
+    /// replaced is this run's until it ends.
     pub fn stage(&self, inputs: &Inputs) -> Result<Outputs> {
         let mut outputs = Outputs::default();
         for file in &self.files {
             let index = outputs.stage(&file.role, &file.path)?;
             outputs.get(index).write_all_at(&file.start, 0)?;
         }
-        let targets = outputs
-            .iter()
-            .filter_map(|output| output.target().canonicalize().ok());
-        let targets: Vec<_> = targets.collect();
-        for (index, shards) in inputs.shards_by_index() {
-            let index = index.canonicalize()?;
-            for shard in shards {
-                let shard = shard.source.path().canonicalize()?;
+        for (content, model) in inputs.models() {
+            let is_replaced = |path: &Path| -> Result<bool> {
+                let Some(output) = outputs.in_place_of(path)? else {
+                    return Ok(false);
+                };
+                let File {
+                    content: of, role, ..
+                } = &self.files[output];
                 ensure!(
-                    targets.contains(&index) || !targets.contains(&shard),
-                    "cannot write {}: it belongs to {}, which would stay as it is; write to another folder, or replace \
-                     the index, too",
-                    shard.display(),
-                    index.display()
+                    *of == content,
+                    "{role} and {content} are the same file, {}; an output may only take the place of what it goes on from",
+                    path.display()
                 );
+                Ok(true)
+            };
+            let index = model.index().map(|index| index.path.as_path());
+            let is_index_replaced = index.map(is_replaced).transpose()?;
+            for shard in model.shards() {
+                let path = shard.source.path();
+                if !is_replaced(path)? {
+                    continue;
+                }
+                if let (Some(index), Some(false)) = (index, is_index_replaced) {
+                    bail!(
+                        "cannot write {}: it belongs to {}, which would stay as it is; write to another folder, or \
+                         replace the index, too",
+                        path.display(),
+                        index.display()
+                    );
+                }
+                shard.source.claim()?;
             }
         }
         Ok(outputs)
+    }
+
+    /// Says in the state files which parameters they go with: those that have been written.
+    pub fn write_fingerprints(&self, inputs: &Inputs, outputs: &Outputs) -> Result<()> {
+        for (file, StateStart { header, tensors }) in &self.states {
+            let of = |tensor: &String| {
+                let place = inputs.params.get(tensor);
+                let place = place.with_context(|| format!("tensor {tensor:?} has no parameter"))?;
+                let offset = self.out_params(place);
+                let of_output = fingerprint::of_output(outputs, place, offset)?;
+                Ok((tensor.clone(), of_output))
+            };
+            let mut header = header.clone();
+            let fingerprints = tensors.iter().map(of).collect::<Result<_>>()?;
+            fingerprint::put(&mut header, &fingerprints)?;
+            outputs.get(*file).write_all_at(&header.to_bytes()?, 0)?;
+        }
+        Ok(())
     }
 
     /// All elements to update, in the order of the tensors' parameters, in windows of `max_elems` of them.
@@ -394,6 +479,20 @@ fn fill(
         full.push((segments, elems));
     }
     full.into_iter()
+}
+
+/// A header as a file starts with it.
+fn start_of_file(header: &Header, role: &str) -> Result<Vec<u8>> {
+    header.to_bytes().map_err(|error| match error {
+        HeaderError::TooLarge {
+            header_bytes,
+            max_header_bytes,
+        } => anyhow!(
+            "{role} would have a header of {header_bytes} bytes, expected at most {max_header_bytes}, as many as a \
+             safetensors file may have; an --out-state that ends in .index.json is split as --params is"
+        ),
+        error => error.into(),
+    })
 }
 
 fn file_name(shard: &Shard) -> String {

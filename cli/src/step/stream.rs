@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
-use wgpu_optim::storage::{self, Key, Random, Rounding, rest};
+use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
 
 use super::inputs::Inputs;
@@ -24,14 +24,30 @@ use crate::window::{ELEM_BYTES, Engine, Values};
 /// The parameter group that all tensors are in.
 const GROUP: &str = "default";
 
-/// Gradient elements of one tensor that are infinite or no number.
+/// Elements of one tensor's values that are infinite or no number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct NonFiniteGradient {
+pub struct NonFiniteElems {
     pub tensor: String,
+    /// Which of its values: `F32 parameters`, or a slot; of a gradient nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub values: Option<String>,
     pub numel: u64,
     pub count: u64,
     pub first_index: u64,
 }
+
+/// Values of a tensor that have to be finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Checked {
+    Gradient,
+    /// What the step leaves of the parameters, as they are stored.
+    Params,
+    /// What it leaves of a slot, by its place in the plan.
+    Slot(usize),
+}
+
+/// Steps of `--repeat` that are made before a signal is heard.
+const STEPS_AT_ONCE: u32 = 128;
 
 /// What a stream did.
 #[derive(Debug)]
@@ -39,7 +55,9 @@ pub struct Streamed {
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// In the order of the tensors' parameters.
-    pub nonfinite: Vec<NonFiniteGradient>,
+    pub gradients: Vec<NonFiniteElems>,
+    /// What the step would leave, likewise; nothing where a gradient forbids it, because not all is computed then.
+    pub results: Vec<NonFiniteElems>,
 }
 
 /// Work that several threads share.
@@ -65,8 +83,8 @@ struct Shared {
     forbidden: AtomicBool,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
-    /// Count and first index of what is not finite, by update.
-    nonfinite: Mutex<BTreeMap<usize, (u64, u64)>>,
+    /// Count and first index of what is not finite, by update and what it is.
+    nonfinite: Mutex<BTreeMap<(usize, Checked), (u64, u64)>>,
 }
 
 impl Stream<'_> {
@@ -108,19 +126,36 @@ impl Stream<'_> {
             .nonfinite
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let named = |(update, (count, first_index)): (usize, (u64, u64))| {
+        let (mut gradients, mut results) = (Vec::new(), Vec::new());
+        for ((update, checked), (count, first_index)) in nonfinite {
             let tensor = self.plan.updates[update].tensor;
-            NonFiniteGradient {
+            let found = NonFiniteElems {
                 tensor: tensor.name.clone(),
+                values: match checked {
+                    Checked::Gradient => None,
+                    Checked::Params => {
+                        let of = tensor.storage.params.name().to_uppercase();
+                        Some(format!("{of} parameters"))
+                    }
+                    Checked::Slot(slot) => Some(self.plan.slots[slot].name.to_owned()),
+                },
                 numel: tensor.numel,
                 count,
                 first_index,
+            };
+            match checked {
+                Checked::Gradient => gradients.push(found),
+                _ => results.push(found),
             }
-        };
+        }
+        if !gradients.is_empty() {
+            results.clear();
+        }
         Ok(Streamed {
             bytes_read: shared.bytes_read.into_inner(),
             bytes_written: shared.bytes_written.into_inner(),
-            nonfinite: nonfinite.into_iter().map(named).collect(),
+            gradients,
+            results,
         })
     }
 
@@ -170,7 +205,7 @@ impl Worker<'_> {
             Some((tensor.grads, tensor.storage.grads))
         };
         self.reader.read(runs(segments, grads), &mut values.grads)?;
-        self.look_for_nonfinite(segments, &values.grads);
+        self.look_at_grads(segments, &values.grads);
         self.stream.verdict.apply_to(GROUP, &mut values.grads);
         values.params.resize(elems, 0.0);
         let masters = |segment: &Segment| tensor_of(segment).masters.map(as_f32);
@@ -178,9 +213,6 @@ impl Worker<'_> {
             .read(runs(segments, masters), &mut values.params)?;
         // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
         self.check_masters(segments, &values.params)?;
-        if self.shared.forbidden.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         let fresh = |segment: &Segment| {
             let Update { tensor, params, .. } = update_of(segment);
             let params = (*params, tensor.storage.params);
@@ -189,7 +221,10 @@ impl Worker<'_> {
         self.reader
             .read(runs(segments, fresh), &mut values.params)?;
         let rests = |segment: &Segment| tensor_of(segment).rests.map(as_f32);
-        self.join_rests(runs(segments, rests), &mut values.params)?;
+        self.join_rests(segments, runs(segments, rests), &mut values.params)?;
+        if self.shared.forbidden.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
             // Where it is not there yet.
             values.clear();
@@ -201,6 +236,7 @@ impl Worker<'_> {
             self.reader.read(runs(segments, saved), values)?;
         }
         self.step(segments, phase, values)?;
+        self.look_at_results(segments, values);
         let out_params = |segment: &Segment| {
             let Update {
                 tensor, out_params, ..
@@ -220,24 +256,57 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Makes masters of parameters and what those leave of them.
-    fn join_rests(&mut self, runs: Vec<Run>, params: &mut [f32]) -> Result<(), Failure> {
+    /// Makes masters of parameters and what those leave of them, and makes sure that it is masters that left them.
+    fn join_rests(
+        &mut self,
+        segments: &[Segment],
+        runs: Vec<Run>,
+        params: &mut [f32],
+    ) -> Result<(), Failure> {
         let mut rests = std::mem::take(&mut self.rests);
         for Run { at, elems, .. } in runs {
+            let first = elems.start;
             let params = &mut params[elems];
             rests.resize(params.len(), 0.0);
             self.reader
                 .read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
-            for (param, rest) in params.iter_mut().zip(&rests) {
-                let half = (param.to_bits() >> 16) as u16;
-                *param = f32::from_bits(rest::join(half, *rest as u16));
+            let mut other = None;
+            for (index, (param, saved)) in params.iter_mut().zip(&rests).enumerate() {
+                let (half, rest) = ((param.to_bits() >> 16) as u16, *saved as u16);
+                let master = rest::join(half, rest);
+                let is_left = rest::split(master) == (half, rest) || param.is_nan();
+                if !is_left || f32::from(rest) != *saved {
+                    other = other.or(Some((index, *param, *saved)));
+                }
+                *param = f32::from_bits(master);
+            }
+            if let Some((index, param, rest)) = other {
+                let (tensor, index) = self.name(segments, first + index);
+                return Err(anyhow!(
+                    "tensor {tensor:?}: the parameter at index {index} is {param:?}, and its {PARAMS_REST} in the state \
+                     {rest}, which no master leaves; parameters and state are not of the same step"
+                )
+                .into());
             }
         }
         self.rests = rests;
         Ok(())
     }
 
-    /// All steps; where nothing is rounded between them the engine makes them at once.
+    /// The tensor of an element of the window, and the element's index in it.
+    fn name(&self, segments: &[Segment], elem: usize) -> (&str, u64) {
+        let mut segments = in_window(segments);
+        let found = segments.find(|(_, elems)| elems.contains(&elem));
+        found.map_or(("", 0), |(segment, elems)| {
+            let tensor = self.stream.plan.updates[segment.update].tensor;
+            (
+                &tensor.name,
+                segment.elems.start + (elem - elems.start) as u64,
+            )
+        })
+    }
+
+    /// All steps; where nothing is rounded between them the engine makes many at once.
     fn step(
         &mut self,
         segments: &[Segment],
@@ -251,15 +320,24 @@ impl Worker<'_> {
             ..
         } = *self.stream;
         let is_rounded = |segment: &Segment| plan.updates[segment.update].tensor.is_rounded();
-        if !segments.iter().any(is_rounded) {
-            return self.engine.step(values, phase, repeat);
+        let is_rounded = segments.iter().any(is_rounded);
+        let at_once = if is_rounded { 1 } else { STEPS_AT_ONCE };
+        let mut done = 0;
+        loop {
+            let times = at_once.min(repeat - done);
+            self.engine.step(values, phase, times)?;
+            if is_rounded {
+                self.round(segments, done.into(), &mut values.params);
+            }
+            done += times;
+            if done == repeat {
+                return Ok(());
+            }
+            self.stream.interrupt.check()?;
+            for _ in 0..times {
+                phase = config.phase(phase.saturating_add(1));
+            }
         }
-        for done in 0..repeat {
-            self.engine.step(values, phase, 1)?;
-            self.round(segments, done.into(), &mut values.params);
-            phase = config.phase(phase.saturating_add(1));
-        }
-        Ok(())
     }
 
     /// Makes of parameters without masters what they are when they have been stored, after so many steps before this.
@@ -311,16 +389,12 @@ impl Worker<'_> {
             let mut values = [0.0; 2];
             storage::unpack(of, &[*actual, *expected], &mut values);
             let [actual, expected] = values;
-            let mut segments = in_window(segments);
-            if let Some((segment, elems)) = segments.find(|(_, elems)| elems.contains(&elem)) {
-                return Err(anyhow!(
-                    "tensor {:?}: the parameter at index {} is {actual:?}, expected {expected:?}, which is its master \
-                     in the state, rounded to the nearest; parameters and state are not of the same step",
-                    plan.updates[segment.update].tensor.name,
-                    segment.elems.start + (elem - elems.start) as u64
-                )
-                .into());
-            }
+            let (tensor, index) = self.name(segments, elem);
+            return Err(anyhow!(
+                "tensor {tensor:?}: the parameter at index {index} is {actual:?}, expected {expected:?}, which is its \
+                 master in the state, rounded to the nearest; parameters and state are not of the same step"
+            )
+            .into());
         }
         Ok(())
     }
@@ -363,36 +437,121 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn look_for_nonfinite(&self, segments: &[Segment], grads: &[f32]) {
+    /// Looks for gradients that are not finite, or not any more when they have been divided by their scale.
+    fn look_at_grads(&self, segments: &[Segment], grads: &[f32]) {
+        let unscale = f64::from(self.stream.verdict.record().scale).recip() as f32;
+        let found = self.look_for(segments, Checked::Gradient, grads, |_, grad| {
+            is_nonfinite(grad * unscale, StorageType::F32)
+        });
+        if found {
+            self.shared.forbidden.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks for what the step has made that is not finite, or will not be when it is stored.
+    fn look_at_results(&self, segments: &[Segment], values: &Values) {
+        self.look_for(segments, Checked::Params, &values.params, |of, value| {
+            is_nonfinite(value, of)
+        });
+        for (slot, values) in values.slots.iter().enumerate() {
+            self.look_for(segments, Checked::Slot(slot), values, |_, value| {
+                is_nonfinite(value, StorageType::F32)
+            });
+        }
+    }
+
+    /// Counts values of a window by tensor; `is_nonfinite` is told what the tensor's parameters are stored as, too. Returns
+    /// whether there are any.
+    fn look_for(
+        &self,
+        segments: &[Segment],
+        checked: Checked,
+        values: &[f32],
+        is_nonfinite: impl Fn(StorageType, f32) -> bool,
+    ) -> bool {
+        let mut is_found = false;
         if self.stream.nonfinite == NonFinite::Apply {
-            return;
+            return is_found;
         }
         for (segment, elems) in in_window(segments) {
-            let grads = &grads[elems];
-            let count = grads.iter().filter(|grad| is_nonfinite(**grad)).count() as u64;
-            if count == 0 {
+            let of = self.stream.plan.updates[segment.update]
+                .tensor
+                .storage
+                .params;
+            let values = &values[elems];
+            // Nearly always there are none, and so it is found at the speed of the caches.
+            if !values
+                .iter()
+                .fold(false, |any, value| any | is_nonfinite(of, *value))
+            {
                 continue;
             }
-            let first = grads
-                .iter()
-                .position(|grad| is_nonfinite(*grad))
-                .unwrap_or(0);
-            let first = segment.elems.start + first as u64;
-            self.shared.forbidden.store(true, Ordering::Relaxed);
+            is_found = true;
+            let is_nonfinite = |value: &&f32| is_nonfinite(of, **value);
+            let count = values.iter().filter(is_nonfinite).count() as u64;
+            let first = values.iter().position(|value| is_nonfinite(&value));
+            let first = segment.elems.start + first.unwrap_or(0) as u64;
             let mut found = self
                 .shared
                 .nonfinite
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let (all, earliest) = found.entry(segment.update).or_insert((0, first));
+            let key = (segment.update, checked);
+            let (all, earliest) = found.entry(key).or_insert((0, first));
             *all += count;
             *earliest = first.min(*earliest);
         }
+        is_found
     }
 }
 
-/// By the exponent's bits, as the kernels have to.
-fn is_nonfinite(value: f32) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    value.to_bits() & EXPONENT == EXPONENT
+/// Whether a value is infinite or NaN, or becomes so when it is stored. By its bits, as the kernels have to.
+fn is_nonfinite(value: f32, stored_as: StorageType) -> bool {
+    const SIGN: u32 = 1 << 31;
+    // The least magnitude that is rounded to infinity: of 16 bits half-way from the largest number to what would follow.
+    let least = match stored_as {
+        StorageType::F32 => 0x7f80_0000,
+        StorageType::Bf16 => 0x7f7f_8000,
+        StorageType::F16 => 0x477f_f000,
+    };
+    // Signed, because that is what the least of vector units compare.
+    (value.to_bits() & !SIGN) as i32 >= least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_as_infinity_is_not_finite() {
+        for of in [StorageType::Bf16, StorageType::F16] {
+            // Every number of 16 bits, what lies half-way to the next, and its neighbours.
+            for half in 0..=u16::MAX {
+                let mut exact = [0.0];
+                storage::unpack(of, &[half], &mut exact);
+                let bits = exact[0].to_bits();
+                let half_way = if of == StorageType::Bf16 {
+                    1 << 15
+                } else {
+                    1 << 12
+                };
+                for near in [
+                    bits,
+                    bits + half_way - 1,
+                    bits + half_way,
+                    bits + half_way + 1,
+                ] {
+                    let value = f32::from_bits(near);
+                    let (mut stored, mut back) = ([0], [0.0]);
+                    storage::round(of, &[value], None, &mut stored);
+                    storage::unpack(of, &stored, &mut back);
+                    assert_eq!(
+                        is_nonfinite(value, of),
+                        !back[0].is_finite(),
+                        "{of:?} {value:?}"
+                    );
+                }
+            }
+        }
+    }
 }

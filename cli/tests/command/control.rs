@@ -231,7 +231,7 @@ fn gradients_are_read_twice_for_a_norm_alone_and_the_report_has_it() {
     ]);
     assert!(
         printed.contains(
-            "gradients   divided by 2, norm 3.968627, multiplied by 0.5039525, cut off at 0.5\n"
+            "gradients   divided by 2, norm 3.968626966596886, multiplied by 0.5039525, cut off at 0.5\n"
         ),
         "{printed}"
     );
@@ -284,6 +284,44 @@ fn what_is_not_finite_is_refused_skipped_or_applied_under_a_norm() {
             }
         }
     }
+}
+
+/// Divided by a scale below one, gradients may overflow that were finite; a cut would then hide it.
+#[test]
+fn gradients_that_overflow_when_they_are_divided_are_not_finite() {
+    for device in DEVICES {
+        let mut large = grads(1.0);
+        large[0].1[6] = -1e30;
+        let workspace = with(&large, Dtype::F32, Dtype::F32);
+        let on_device = ["--device", device];
+        for cut in [&[][..], &["--clip-value", "1"], &["--clip-norm", "1"]] {
+            let args = [&STEP[..], &on_device, &["--grad-scale", "1e-9"], cut].concat();
+            let words =
+                "tensor \"a\": 1 of 7 gradient elements are infinite or NaN, the first at index 6";
+            refused(
+                &workspace,
+                &args,
+                &[words, "divided by --grad-scale 0.000000001"],
+            );
+        }
+        let args = ["--grad-scale", "1e-8", "--clip-value", "1"];
+        run(&workspace, device, &[&STEP[..], &args].concat());
+    }
+}
+
+#[test]
+fn a_norm_that_no_f32_holds_is_reported() {
+    let workspace = with(&[("a", vec![3e38; 7])], Dtype::F32, Dtype::F32);
+    let report = run(
+        &workspace,
+        "cpu",
+        &[&STEP[..], &["--clip-norm", "1"]].concat(),
+    );
+    let norm = report["gradients"]["norm"].as_f64().unwrap();
+    let expected = f64::from(3e38_f32) * 7_f64.sqrt();
+    assert!((norm / expected - 1.0).abs() < 1e-12, "{norm}");
+    let out = Model::read(&workspace.path("out_params")).tensors["a"].values();
+    assert!(out.iter().all(|value| value.is_finite()), "{out:?}");
 }
 
 #[test]

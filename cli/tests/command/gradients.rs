@@ -1,9 +1,11 @@
 //! Gradients that are not what a step can apply.
 
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
+use crate::refusals::refused;
 
 const STEP: [&str; 4] = ["--lr", "0.1", "--momentum", "0.9"];
 
@@ -77,7 +79,7 @@ fn what_is_not_finite_refuses_the_step_by_name() {
         assert_eq!(code, Some(0), "{stderr}");
         assert_eq!(
             report["nonfinite"],
-            json!({"mode": "refuse", "skipped": false, "gradients": []})
+            json!({"mode": "refuse", "skipped": false, "gradients": [], "results": []})
         );
     }
 }
@@ -115,7 +117,7 @@ fn a_skipped_step_writes_what_was_there() {
         let gradient = json!({"tensor": "b", "numel": 300, "count": 300, "first_index": 0});
         assert_eq!(
             report["nonfinite"],
-            json!({"mode": "skip", "skipped": true, "gradients": [gradient]})
+            json!({"mode": "skip", "skipped": true, "gradients": [gradient], "results": []})
         );
     }
 }
@@ -158,6 +160,145 @@ fn what_is_not_finite_is_applied_where_that_is_asked_for() {
                 .iter()
                 .enumerate()
                 .all(|(index, x)| index == 5 || x.is_finite())
+        );
+    }
+}
+
+/// Gradients and all that was read are finite, and what the step would leave is not: whatever it is, it would stay so.
+#[test]
+fn a_step_that_would_leave_what_is_not_finite_is_refused_skipped_or_applied() {
+    let f32_of = |value| (Dtype::F32, value, 1.0);
+    for (args, (dtype, param, other), grad, left) in [
+        // The square is infinite, and the element would never move again.
+        ("--lr 0.1 --rule adam", f32_of(1.0), 1e21, "exp_avg_sq"),
+        (
+            "--lr 1 --momentum 0.9",
+            f32_of(-3e38),
+            3e38,
+            "F32 parameters",
+        ),
+        ("--lr 1e38", f32_of(0.0), 10.0, "F32 parameters"),
+        // Masters hold it, and what they are rounded to does not.
+        (
+            "--lr 1",
+            (Dtype::F16, 60_000.0, 1.0),
+            -6_000.0,
+            "F16 parameters",
+        ),
+        (
+            "--lr 1",
+            (Dtype::BF16, 3.38e38, 1.0),
+            -2.5e36,
+            "BF16 parameters",
+        ),
+        (
+            "--lr 1 --masters none",
+            (Dtype::F16, 60_000.0, 1.0),
+            -6_000.0,
+            "F16 parameters",
+        ),
+        (
+            "--lr 1 --repeat 2",
+            (Dtype::F16, 60_000.0, 1.0),
+            -3_000.0,
+            "F16 parameters",
+        ),
+    ] {
+        for device in DEVICES {
+            let workspace = Workspace::new();
+            // More than a window on the CPU.
+            let numel = 300_001;
+            let (mut params, mut grads) = (vec![other; numel], vec![1.0; numel]);
+            for index in [270_000, 5] {
+                (params[index], grads[index]) = (param, grad);
+            }
+            let tensors = [
+                ("before", Tensor::f32(&[3], &[1.0; 3])),
+                ("w", Tensor::stored_as(dtype, &[numel], &params)),
+            ];
+            Model::new(tensors).write(&workspace.path("params"));
+            let tensors = [
+                ("before", Tensor::f32(&[3], &[1.0; 3])),
+                ("w", Tensor::f32(&[numel], &grads)),
+            ];
+            Model::new(tensors).write(&workspace.path("grads"));
+            let args: Vec<_> = args.split(' ').chain(["--device", device]).collect();
+            let words = format!(
+                "tensor \"w\": the step would leave 2 of the {numel} elements of its {left} infinite or NaN, the first \
+                 at index 5"
+            );
+            refused(
+                &workspace,
+                &args,
+                &[&words, "--nonfinite skip", "--nonfinite apply"],
+            );
+
+            let step = |mode: &str| {
+                let mut step = workspace.step();
+                step.args(&args).args(["--nonfinite", mode, "--json"]);
+                let output = step.output().unwrap();
+                assert!(output.status.success(), "{output:?}");
+                let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+                report["nonfinite"].clone()
+            };
+            let report = step("skip");
+            let found = json!({"tensor": "w", "values": left, "numel": numel, "count": 2, "first_index": 5});
+            assert_eq!(
+                report,
+                json!({"mode": "skip", "skipped": true, "gradients": [], "results": [found]})
+            );
+            let files = workspace.snapshot();
+            assert!(files[&workspace.path("out_params")] == files[&workspace.path("params")]);
+            assert_eq!(step("apply")["skipped"], false);
+            let [params, state] =
+                ["out_params", "out_state"].map(|name| Model::read(&workspace.path(name)));
+            let written = match left {
+                "exp_avg_sq" => state.tensors["w.exp_avg_sq"].values(),
+                _ => params.tensors["w"].values(),
+            };
+            let is_written = |index: usize| !written[index].is_finite();
+            assert!(
+                is_written(5) && is_written(270_000) && !is_written(6),
+                "{device} {args:?}"
+            );
+        }
+    }
+}
+
+/// A gradient that is not finite is what is said, and not what comes of it.
+#[test]
+fn what_comes_of_a_bad_gradient_is_not_said() {
+    for device in DEVICES {
+        let workspace = with(&[(5, f32::INFINITY), (6, 3e38)]);
+        let (_, report, stderr) = run(
+            &workspace,
+            device,
+            &["--nonfinite", "skip", "--repeat", "3"],
+        );
+        assert_eq!(
+            report["nonfinite"]["gradients"][0]["first_index"], 5,
+            "{stderr}"
+        );
+        assert_eq!(report["nonfinite"]["results"], json!([]));
+    }
+}
+
+#[test]
+fn no_gradient_at_all_counts_no_step() {
+    let workspace = with(&[]);
+    for (grads, args) in [
+        (Model::default(), &[][..]),
+        (
+            Model::new([("ids", Tensor::i64(&[1]))]),
+            &["--skip-non-float"],
+        ),
+    ] {
+        grads.write(&workspace.path("grads"));
+        let args = [&STEP[..], args].concat();
+        refused(
+            &workspace,
+            &args,
+            &["--grads holds no gradient", "no step has been counted"],
         );
     }
 }

@@ -7,8 +7,8 @@ use std::process::{Command as Process, Output};
 use wgpu_optim::files::{Dtype, Header};
 
 use crate::model::{Model, Tensor, Workspace};
-use crate::program;
 use crate::running::Running;
+use crate::{program, wgpu_optim};
 
 /// A workspace with a model of zeros that takes a while, but no space on the disk.
 fn large() -> Workspace {
@@ -114,6 +114,87 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
             );
             assert_eq!(files(&workspace), before);
         }
+    }
+}
+
+/// Of two that go on from one model, one would be lost.
+#[test]
+fn of_two_runs_in_place_the_second_is_refused() {
+    let in_place = |workspace: &Workspace, out_state: &str| {
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path(""))
+            .args([
+                "step",
+                "--device",
+                "cpu",
+                "--lr",
+                "0.1",
+                "--momentum",
+                "0.9",
+            ])
+            .args(["--params", "params", "--grads", "grads"])
+            .args(["--out-params", "params", "--out-state", out_state]);
+        step
+    };
+    let workspace = large();
+    let first = Running::start(&in_place(&workspace, "state 1"), &workspace.path(""));
+    let before = files(&workspace);
+    let second = in_place(&workspace, "state 2").output().unwrap();
+    assert_eq!(second.status.code(), Some(2), "{second:?}");
+    let words = "params is being replaced by another run";
+    assert!(
+        stderr(&second).contains(words) && stderr(&second).lines().count() == 1,
+        "{second:?}"
+    );
+    assert_eq!(files(&workspace), before);
+    // Whoever only reads it may.
+    let mut reader = workspace.step();
+    reader
+        .args(["--device", "cpu", "--lr", "0.1"])
+        .assert()
+        .success();
+    let output = first.wait();
+    assert!(output.status.success(), "{output:?}");
+    // Nobody has it any more.
+    in_place(&workspace, "state 2").assert().success();
+
+    // Another program knows nothing of locks.
+    for replaced in ["params", "state 2"] {
+        let mut step = in_place(&workspace, "state 2");
+        step.args(["--state", "state 2"]);
+        let running = Running::start(&step, &workspace.path(""));
+        fs::write(workspace.path("other"), "precious").unwrap();
+        fs::rename(workspace.path(replaced), workspace.path("was")).unwrap();
+        fs::rename(workspace.path("other"), workspace.path(replaced)).unwrap();
+        let before = files(&workspace);
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let words = format!("{replaced}: it was changed meanwhile, as by another run");
+        assert!(
+            stderr(&output).contains(&words) && stderr(&output).lines().count() == 1,
+            "{output:?}"
+        );
+        assert_eq!(files(&workspace), before);
+        fs::rename(workspace.path("was"), workspace.path(replaced)).unwrap();
+    }
+}
+
+/// However many steps a window still has to make.
+#[test]
+fn a_signal_does_not_wait_for_all_of_repeat() {
+    for args in [&[][..], &["--masters", "none", "--rounding", "stochastic"]] {
+        let workspace = large();
+        let mut step = workspace.step();
+        step.args(["--device", "cpu", "--lr", "0.1", "--repeat", "4000000000"])
+            .args(args);
+        let running = Running::start(&step, &workspace.path(""));
+        let before = files(&workspace);
+        running.signal("INT");
+        let began = std::time::Instant::now();
+        let output = running.wait();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(began.elapsed().as_secs() < 60);
+        assert_eq!(files(&workspace), before);
     }
 }
 

@@ -133,7 +133,7 @@ impl Workspace {
         self.0.path().join(name)
     }
 
-    /// `step` from `params` and `grads` to `out_params` and `out_state`.
+    /// `step` from `params` and `grads` to `out_params` and `out_state`, whatever state an earlier one has left there.
     pub fn step(&self) -> Command {
         let mut command = wgpu_optim();
         command.current_dir(self.0.path()).args([
@@ -146,6 +146,7 @@ impl Workspace {
             "out_params",
             "--out-state",
             "out_state",
+            "--overwrite-state",
         ]);
         command
     }

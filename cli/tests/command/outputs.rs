@@ -66,7 +66,13 @@ fn the_same_inputs_make_the_same_bytes() {
         };
         // Hashes of what has changed are left out.
         assert_eq!(keys(&first[0]), ["z", "format", "a", "m"]);
-        let state = ["format_version", "rule", "steps", "applied_steps"];
+        let state = [
+            "format_version",
+            "rule",
+            "steps",
+            "applied_steps",
+            "params_crc32",
+        ];
         assert_eq!(keys(&first[1]), state);
     }
 }
@@ -186,6 +192,295 @@ fn one_file_under_two_names_is_refused() {
     };
     bench("a.svg", "./a.svg");
     bench("here/a.svg", "a.svg");
+}
+
+/// An output may replace the input that it goes on from, and no other, however that is spelled.
+#[cfg(unix)]
+#[test]
+fn an_output_in_place_of_another_input_is_refused() {
+    use std::os::unix::fs::symlink;
+
+    let workspace = model();
+    let output = step(&workspace, "cpu", &[]);
+    assert!(output.status.success(), "{output:?}");
+    fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+    fs::remove_file(workspace.path("out_params")).unwrap();
+    let directory = workspace.path("");
+    let directory = directory.file_name().unwrap().to_str().unwrap();
+    symlink(".", workspace.path("here")).unwrap();
+    for name in ["params", "grads", "state"] {
+        symlink(name, workspace.path(&format!("link to {name}"))).unwrap();
+        let second_name = workspace.path(&format!("second name of {name}"));
+        fs::hard_link(workspace.path(name), second_name).unwrap();
+    }
+    let before = workspace.snapshot();
+    for (out, input) in [
+        ("out-params", "grads"),
+        ("out-params", "state"),
+        ("out-state", "params"),
+        ("out-state", "grads"),
+    ] {
+        for target in [
+            input.to_owned(),
+            format!("./{input}"),
+            format!("../{directory}/{input}"),
+            format!("here/{input}"),
+            format!("link to {input}"),
+            format!("second name of {input}"),
+            workspace.path(input).to_str().unwrap().to_owned(),
+        ] {
+            for read in [input.to_owned(), format!("link to {input}")] {
+                let mut files = vec![
+                    ("params", "params"),
+                    ("grads", "grads"),
+                    ("state", "state"),
+                    ("out-params", "out_params"),
+                    ("out-state", "out_state"),
+                ];
+                files.retain(|(option, _)| *option != out && *option != input);
+                files.extend([(out, target.as_str()), (input, &read)]);
+                let mut step = wgpu_optim();
+                step.current_dir(workspace.path("")).args([
+                    "step",
+                    "--device",
+                    "cpu",
+                    "--lr",
+                    "0.1",
+                    "--momentum",
+                    "0.9",
+                ]);
+                for (option, file) in files {
+                    step.args([&format!("--{option}"), file]);
+                }
+                let output = step.output().unwrap();
+                let stderr = String::from_utf8(output.stderr).unwrap();
+                assert_eq!(output.status.code(), Some(2), "{out} {target}: {stderr}");
+                let words = format!("--{out} and --{input} are the same file, ");
+                assert!(
+                    stderr.contains(&words) && stderr.lines().count() == 1,
+                    "{stderr}"
+                );
+                assert!(workspace.snapshot() == before, "{out} {target}");
+            }
+        }
+    }
+}
+
+/// A file of a cache is named by its content, and snapshots of several revisions are links to it.
+#[cfg(unix)]
+#[test]
+fn a_file_of_the_hugging_face_cache_is_not_replaced() {
+    use std::os::unix::fs::symlink;
+
+    let workspace = model();
+    let cache = workspace.path("models--some--model");
+    for folder in ["blobs", "snapshots/one", "snapshots/two"] {
+        fs::create_dir_all(cache.join(folder)).unwrap();
+    }
+    let blob = cache.join("blobs/0123abcd");
+    fs::copy(workspace.path("params"), &blob).unwrap();
+    let links = ["one", "two"].map(|revision| {
+        let link = cache
+            .join("snapshots")
+            .join(revision)
+            .join("model.safetensors");
+        symlink("../../blobs/0123abcd", &link).unwrap();
+        link
+    });
+    symlink(&links[0], workspace.path("link")).unwrap();
+    let before = fs::read(&blob).unwrap();
+    for path in [&links[0], &links[1], &blob, &workspace.path("link")] {
+        let mut step = wgpu_optim();
+        let path = path.to_str().unwrap();
+        step.current_dir(workspace.path(""))
+            .args(["step", "--device", "cpu", "--lr", "0.1", "--grads", "grads"])
+            .args(["--params", path, "--out-state", "state", "--out-params"]);
+        let mut elsewhere = step_like(&step);
+        let output = step.arg(path).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(
+            stderr.contains(&format!(
+                "cannot write {path}: it is a file of the Hugging Face cache"
+            )) && stderr.contains("write to a file outside of the cache")
+                && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert!(fs::read(&blob).unwrap() == before);
+        assert!(links.iter().all(|link| link.is_symlink()));
+        elsewhere.arg("out_params").assert().success();
+    }
+}
+
+/// The same command once more.
+#[cfg(unix)]
+fn step_like(command: &assert_cmd::Command) -> assert_cmd::Command {
+    let mut other = wgpu_optim();
+    other
+        .current_dir(command.get_current_dir().unwrap())
+        .args(command.get_args());
+    other
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_no_file_is_no_output() {
+    let workspace = model();
+    let before = workspace.snapshot();
+    let open = fs::File::open(workspace.path("grads")).unwrap();
+    let open = {
+        use std::os::fd::AsRawFd as _;
+        format!("/proc/{}/fd/{}", std::process::id(), open.as_raw_fd())
+    };
+    for (target, words) in [
+        ("/dev/stdout", "but a device, a pipe or a socket"),
+        ("/dev/fd/1", "but a device, a pipe or a socket"),
+        (&open, "it leads to what a process has open"),
+        ("/dev/null", "but a device, a pipe or a socket"),
+        (".", "not a file"),
+    ] {
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path(""))
+            .args([
+                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
+            ])
+            .args([
+                "--grads",
+                "grads",
+                "--out-state",
+                "state",
+                "--out-params",
+                target,
+            ]);
+        let output = step.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{target}: {stderr}");
+        assert!(
+            stderr.contains(&format!("cannot write {target}")) && stderr.contains(words),
+            "{stderr}"
+        );
+        assert!(
+            output.stdout.is_empty() && workspace.snapshot() == before,
+            "{target}"
+        );
+    }
+}
+
+/// Whoever takes it for a failure makes the step again.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_step_that_is_made_succeeds_even_if_its_report_cannot_be_printed() {
+    for json in [&[][..], &["--json"]] {
+        let workspace = model();
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = std::process::Command::new(crate::program())
+            .current_dir(workspace.path(""))
+            .args([
+                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
+            ])
+            .args([
+                "--grads",
+                "grads",
+                "--out-params",
+                "params",
+                "--out-state",
+                "state",
+            ])
+            .args(json)
+            .stdout(full)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(
+            stderr.starts_with("warning: the step is made and its outputs are in place")
+                && stderr.contains("No space left")
+                && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        assert!(workspace.path("state").exists());
+    }
+}
+
+/// Entries of an access control list as Linux keeps it: kind, permissions, and who, where that is somebody by number.
+#[cfg(target_os = "linux")]
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (kind, permissions, who) in entries {
+        acl.extend(kind.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(who.to_le_bytes());
+    }
+    acl
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn access_control_lists_and_attributes_are_kept() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const ACL: &str = "system.posix_acl_access";
+    const NOBODY: u32 = u32::MAX;
+    let workspace = model();
+    let path = workspace.path("params");
+    // One user may write and the group may not, which the group's bits of the mode do not say.
+    let list = acl(&[
+        (0x01, 6, NOBODY),
+        (0x02, 6, 1234),
+        (0x04, 4, NOBODY),
+        (0x10, 6, NOBODY),
+        (0x20, 0, NOBODY),
+    ]);
+    xattr::set(&path, ACL, &list).unwrap();
+    xattr::set(&path, "user.origin", b"a run").unwrap();
+    // In this folder every new file gets a list that lets another user in.
+    let inherited = acl(&[
+        (0x01, 6, NOBODY),
+        (0x02, 6, 4321),
+        (0x04, 4, NOBODY),
+        (0x10, 6, NOBODY),
+        (0x20, 4, NOBODY),
+    ]);
+    fs::write(workspace.path("state"), "of nobody else's").unwrap();
+    fs::set_permissions(workspace.path("state"), fs::Permissions::from_mode(0o640)).unwrap();
+    xattr::set(workspace.path(""), "system.posix_acl_default", &inherited).unwrap();
+    for _ in 0..2 {
+        let mut step = wgpu_optim();
+        step.current_dir(workspace.path(""))
+            .args([
+                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
+            ])
+            .args([
+                "--grads",
+                "grads",
+                "--out-params",
+                "params",
+                "--out-state",
+                "state",
+            ]);
+        let output = step.output().unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        assert_eq!(xattr::get(&path, ACL).unwrap(), Some(list.clone()));
+        assert_eq!(
+            xattr::get(&path, "user.origin").unwrap(),
+            Some(b"a run".to_vec())
+        );
+        let mode = |name: &str| {
+            fs::metadata(workspace.path(name))
+                .unwrap()
+                .permissions()
+                .mode()
+        };
+        assert_eq!(mode("params") & 0o777, 0o660);
+        assert_eq!(xattr::get(workspace.path("state"), ACL).unwrap(), None);
+        assert_eq!(mode("state") & 0o777, 0o640);
+    }
 }
 
 #[cfg(unix)]

@@ -451,6 +451,25 @@ fn outputs_that_cannot_be_written() {
     );
 }
 
+/// A header has an end, and the state's is longer than those of its inputs.
+#[test]
+fn a_state_whose_header_no_file_may_have() {
+    let workspace = Workspace::new();
+    let mut model = Model::default();
+    for index in 0..20_u8 {
+        let name = char::from(b'a' + index).to_string().repeat(1_700_000);
+        model.tensors.insert(name, Tensor::f32(&[1], &[1.0]));
+    }
+    model.write(&workspace.path("params"));
+    model.write(&workspace.path("grads"));
+    let words = [
+        "--out-state would have a header of",
+        "expected at most 100000000",
+        "--out-state that ends in .index.json",
+    ];
+    refused(&workspace, &["--lr", "0.1", "--rule", "adamw"], &words);
+}
+
 #[test]
 fn devices_that_are_not_there() {
     let workspace = good();

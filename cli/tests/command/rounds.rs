@@ -276,6 +276,161 @@ fn outputs_may_replace_inputs() {
     }
 }
 
+/// The second round of a script that forgets `--state`: momentum would start at zero again in every round.
+#[test]
+fn a_fresh_start_over_a_state_is_refused() {
+    for (out_state, first_shard) in [
+        ("state", "state"),
+        ("s.safetensors.index.json", "s-00001-of-00001.safetensors"),
+    ] {
+        let workspace = Workspace::new();
+        one_tensor(&workspace);
+        let step = |args: &[&str]| {
+            let mut step = crate::wgpu_optim();
+            step.current_dir(workspace.path(""))
+                .args(["step", "--device", "cpu", "--lr", "0.5"])
+                .args(["--params", "params", "--grads", "grads"])
+                .args(["--out-params", "params", "--out-state", out_state]);
+            step.args(args).output().unwrap()
+        };
+        let momentum = ["--momentum", "0.5"];
+        let done = |args: &[&str]| {
+            let output = step(&[&momentum[..], args].concat());
+            assert!(output.status.success(), "{output:?}");
+            Model::read(&workspace.path("params")).tensors["w"].values()[0]
+        };
+        // Without slots there is nothing to lose, and what is no state is nobody's.
+        for _ in 0..2 {
+            assert!(step(&[]).status.success());
+        }
+        one_tensor(&workspace);
+        assert_eq!(done(&[]), 0.5);
+        let before = workspace.snapshot();
+        for rule in [&momentum[..], &["--rule", "adamw"], &[]] {
+            let output = step(rule);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+            let words = format!(
+                "{out_state} is the state of 1 steps, which a fresh start would lose: --state {out_state} goes on from it, \
+                 --overwrite-state starts afresh"
+            );
+            assert!(
+                stderr.contains(&words) && stderr.lines().count() == 1,
+                "{stderr}"
+            );
+            assert!(workspace.snapshot() == before);
+        }
+        assert_eq!(done(&["--state", out_state]), -0.25);
+        assert_eq!(done(&["--overwrite-state"]), -0.75);
+        let steps = Model::read(&workspace.path(first_shard)).metadata.unwrap()["steps"].clone();
+        assert_eq!(steps, "1");
+    }
+}
+
+/// A state of another run fits as well as its own.
+#[test]
+fn a_state_beside_other_parameters_is_noted() {
+    let tensors = |seed| {
+        let [large, small] = [300_001, 3].map(|numel| Tensor::f32(&[numel], &values(seed, numel)));
+        Model::new([
+            ("large", large),
+            ("small", small),
+            ("frozen", Tensor::f32(&[1], &[1.0])),
+        ])
+    };
+    for device in DEVICES {
+        for state in ["state", "s.safetensors.index.json"] {
+            let workspace = Workspace::new();
+            tensors(1).write(&workspace.path("params"));
+            let mut grads = tensors(2);
+            grads.tensors.remove("frozen");
+            grads.write(&workspace.path("grads"));
+            let step = |args: &[&str]| {
+                let mut step = crate::wgpu_optim();
+                step.current_dir(workspace.path(""))
+                    .args([
+                        "step",
+                        "--device",
+                        device,
+                        "--json",
+                        "--lr",
+                        "0.5",
+                        "--momentum",
+                        "0.5",
+                    ])
+                    .args(["--params", "params", "--grads", "grads"])
+                    .args(["--out-params", "params", "--out-state", state]);
+                crate::reports::json(&step.args(args).output().unwrap())["notes"].clone()
+            };
+            let resume = ["--state", state];
+            assert_eq!(step(&[]), serde_json::json!([]));
+            assert_eq!(step(&resume), serde_json::json!([]));
+            let good = workspace.snapshot();
+            let noted = |change: &dyn Fn(&mut Model), words: &str| {
+                for (path, content) in &good {
+                    fs::write(path, content).unwrap();
+                }
+                let mut params = Model::read(&workspace.path("params"));
+                change(&mut params);
+                params.write(&workspace.path("params"));
+                let notes = step(&[&resume[..], &["--nonfinite", "skip"]].concat());
+                let words = format!("the state was written beside other parameters: {words}");
+                assert_eq!(notes.as_array().unwrap().len(), 1, "{notes}");
+                assert!(notes[0].as_str().unwrap().contains(&words), "{notes}");
+                // It goes with these now.
+                assert_eq!(step(&resume), serde_json::json!([]));
+            };
+            noted(
+                &|params| *params = tensors(3),
+                "2 of 2 tensors have been changed since, the first of them \"large\"",
+            );
+            let small = |params: &mut Model| {
+                let small = params.tensors.get_mut("small").unwrap();
+                small.bytes[11] ^= 1;
+            };
+            noted(
+                &small,
+                "1 of 2 tensors have been changed since, the first of them \"small\"",
+            );
+        }
+    }
+}
+
+#[test]
+fn hyper_parameters_that_the_state_was_not_made_with_are_noted() {
+    let workspace = Workspace::new();
+    one_tensor(&workspace);
+    let step = |args: &str| {
+        let mut step = workspace.step();
+        step.args(["--device", "cpu"]).args(args.split(' '));
+        let text = String::from_utf8(step.output().unwrap().stdout).unwrap();
+        let report = crate::reports::json(&step.arg("--json").output().unwrap());
+        let notes: Vec<String> = serde_json::from_value(report["notes"].clone()).unwrap();
+        for note in &notes {
+            assert!(text.contains(&format!("note        {note}\n")), "{text}");
+        }
+        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
+        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+        notes
+    };
+    assert_eq!(step("--lr 0.5 --momentum 0.9"), [""; 0]);
+    assert_eq!(step("--lr 0.1 --momentum 0.9 --state state"), [""; 0]);
+    assert_eq!(
+        step("--lr 0.1 --momentum 0.5 --nesterov --weight-decay 0.01 --state state"),
+        [
+            "momentum is 0.5, and was 0.9 where the state was made",
+            "nesterov is true, and was false where the state was made",
+            "weight_decay is 0.01, and was 0.0 where the state was made"
+        ]
+    );
+    fs::remove_file(workspace.path("state")).unwrap();
+    step("--lr 0.1 --rule adamw");
+    assert_eq!(
+        step("--lr 0.1 --rule adamw --beta2 0.95 --state state"),
+        ["beta2 is 0.95, and was 0.999 where the state was made"]
+    );
+}
+
 #[test]
 fn repeat_applies_the_same_gradient_again() {
     for device in DEVICES {

@@ -267,7 +267,10 @@ fn shards_that_do_not_fit_are_refused() {
             "--out-state",
             "m-00001-of-00003.safetensors",
         ],
-        &["m-00001-of-00003.safetensors", "would stay as it is"],
+        &[
+            "m-00001-of-00003.safetensors",
+            "--out-state and --params are the same file",
+        ],
     );
     refused(
         &[
@@ -282,6 +285,48 @@ fn shards_that_do_not_fit_are_refused() {
         ],
         &["--out-params", "--out-state", "the same file"],
     );
+}
+
+/// Only one of both would be stepped, and which of them a program reads is its own affair.
+#[test]
+fn a_tensor_in_two_shards_is_refused_where_it_would_be_stepped() {
+    let workspace = Workspace::new();
+    let model = small_model();
+    write_sharded(&model, &workspace.path("m.safetensors.index.json"));
+    let path = workspace.path("m-00002-of-00003.safetensors");
+    let mut second = Model::read(&path);
+    assert!(!second.tensors.contains_key("layer.0"));
+    second
+        .tensors
+        .insert("layer.0".into(), model.tensors["layer.0"].clone());
+    second.write(&path);
+    let step = |name: &str| {
+        let tensors = [(name, model.tensors[name].clone())];
+        Model::new(tensors).write(&workspace.path("grads"));
+        let mut step = step_in(&workspace, "cpu");
+        step.args(["--params", "m.safetensors.index.json", "--grads", "grads"])
+            .args([
+                "--out-params",
+                "m.safetensors.index.json",
+                "--out-state",
+                "state",
+            ]);
+        step.output().unwrap()
+    };
+    let before = workspace.snapshot();
+    let output = step("layer.0");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let words = "tensor \"layer.0\" is in two files of --params, and m-00002-of-00003.safetensors is not where";
+    assert!(
+        stderr.contains(words) && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    fs::remove_file(workspace.path("grads")).unwrap();
+    assert!(workspace.snapshot() == before);
+    // Frozen, both stay alike.
+    assert!(step("layer.1").status.success());
+    assert!(Model::read(&path).tensors["layer.0"] == model.tensors["layer.0"]);
 }
 
 /// A state without velocities is counts alone, and there may be some beside velocities, too. In several files they are

@@ -1,0 +1,65 @@
+//! Which parameters a state goes with, as far as its file says: momentum of another model or run with the same names and
+//! shapes would be taken without a word. Parameters may well be changed between two steps, so it is a note, not an error.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use wgpu_optim::files::Header;
+
+use super::inputs::Inputs;
+use crate::files::{Outputs, Place};
+
+/// The metadata of a state file: JSON, by tensor the CRC-32 of what its parameters start with, in hexadecimal.
+const KEY: &str = "params_crc32";
+
+/// What is looked at of a tensor: another model or step shows in a few elements of any tensor.
+const BYTES: usize = 4096;
+
+/// By tensor.
+pub type Fingerprints = BTreeMap<String, String>;
+
+/// Of a state file, if it says.
+pub fn in_file(header: &Header) -> Result<Fingerprints> {
+    let entry = header.metadata.iter().find(|(key, _)| key == KEY);
+    entry.map_or(Ok(Fingerprints::new()), |(_, json)| {
+        serde_json::from_str(json).with_context(|| format!("metadata {KEY}"))
+    })
+}
+
+/// A header with what its tensors' parameters are; none for tensors without state. It is as long whatever they are.
+pub fn put(header: &mut Header, fingerprints: &Fingerprints) -> Result<()> {
+    header.metadata.retain(|(key, _)| key != KEY);
+    if !fingerprints.is_empty() {
+        let json = serde_json::to_string(fingerprints)?;
+        header.metadata.push((KEY.to_owned(), json));
+    }
+    Ok(())
+}
+
+/// What parameters are before they have been written.
+pub fn unknown() -> String {
+    to_text(0)
+}
+
+/// Of parameters that have been read.
+pub fn of_input(inputs: &Inputs, place: Place<'_>) -> Result<String> {
+    let source = &inputs.params.shards()[place.shard].source;
+    of(place, |bytes| source.read_exact_at(bytes, place.offset))
+}
+
+/// Of parameters that have been written at `offset`.
+pub fn of_output(outputs: &Outputs, place: Place<'_>, offset: u64) -> Result<String> {
+    let output = outputs.get(place.shard);
+    of(place, |bytes| output.read_exact_at(bytes, offset))
+}
+
+fn of(place: Place<'_>, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<String> {
+    let data = &place.entry.data_bytes;
+    let mut bytes = vec![0; BYTES.min((data.end - data.start) as usize)];
+    read(&mut bytes)?;
+    Ok(to_text(crc32fast::hash(&bytes)))
+}
+
+fn to_text(crc: u32) -> String {
+    format!("{crc:08x}")
+}

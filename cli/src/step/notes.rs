@@ -1,0 +1,54 @@
+//! What is allowed, and may not be meant: said in the report, one line each.
+
+use anyhow::Result;
+use serde_json::{Map, Value};
+use wgpu_optim::AnyRule;
+use wgpu_optim::storage::Rounding;
+
+use super::inputs::{Inputs, Pairing, Updated};
+
+/// All that there is to say about a step before it is made.
+pub fn of_inputs(
+    inputs: &Inputs,
+    pairing: &Pairing,
+    config: &AnyRule,
+    rounding: Rounding,
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    if let Some(state) = &inputs.state {
+        notes.extend(other_params(inputs)?);
+        notes.extend(other_fields(&state.record.config, config)?);
+    }
+    let is_rounded = pairing.updated.values().any(Updated::is_rounded);
+    if let (Rounding::Stochastic { seed }, None, true) = (rounding, &inputs.state, is_rounded) {
+        notes.push(format!(
+            "without --state every run is a first step, whose random bits of --seed {seed} are the same"
+        ));
+    }
+    Ok(notes)
+}
+
+/// A state of another model or run.
+fn other_params(inputs: &Inputs) -> Result<Option<String>> {
+    let (others, known) = inputs.of_other_params()?;
+    Ok(others.first().map(|first| {
+        format!(
+            "the state was written beside other parameters: {} of {known} tensors have been changed since, the first \
+             of them {first:?}",
+            others.len()
+        )
+    }))
+}
+
+/// Hyper-parameters that are not what the state was made with; a learning rate is expected to follow a schedule.
+fn other_fields(before: &AnyRule, now: &AnyRule) -> Result<Vec<String>> {
+    let fields =
+        |rule: &AnyRule| serde_json::from_value::<Map<String, Value>>(serde_json::to_value(rule)?);
+    let (before, now) = (fields(before)?, fields(now)?);
+    let differs = |(name, now): (&String, &Value)| {
+        let before = before.get(name).unwrap_or(&Value::Null);
+        (name != "lr" && before != now)
+            .then(|| format!("{name} is {now}, and was {before} where the state was made"))
+    };
+    Ok(now.iter().filter_map(differs).collect())
+}
