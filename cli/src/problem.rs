@@ -394,7 +394,7 @@ pub struct OnReference<'a> {
 impl<'a> OnReference<'a> {
     pub fn new(problem: &'a Problem) -> Self {
         let slots = problem.config.slots();
-        let values = |slot: &Slot| vec![slot.start; problem.numel()];
+        let values = |slot: &Slot| vec![slot.start.value(); problem.numel()];
         Self {
             problem,
             results: Results {

@@ -13,10 +13,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
     let agreement = sign(h) * sign((*state).prev);
     let agrees = agreement > vec4(0.0);
     let differs = agreement < vec4(0.0);
-    var size = (*state).step_size;
-    if k.is_first != 0.0 {
-        size = vec4(k.lr);
-    }
+    var size = started((*state).step_size, vec4(k.lr));
     let factor = select(select(vec4(1.0), vec4(k.eta_plus), agrees), vec4(k.eta_minus), differs);
     size = clamp(size * factor, vec4(k.least), vec4(k.most));
     let d = select(h, vec4(0.0), differs);

@@ -16,10 +16,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
     if HAS_RHO {
         d = d + k.mu * theta;
     }
-    var z = (*state).z;
-    if k.is_first != 0.0 {
-        z = theta;
-    }
+    let z = started((*state).z, theta);
     (*state).z = z - k.b * d;
     return k.keep * theta + k.c * z - k.a * d;
 }

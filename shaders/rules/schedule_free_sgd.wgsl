@@ -8,10 +8,7 @@
 
 fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
     let h = direction(k, theta, g);
-    var z = (*state).z;
-    if k.is_first != 0.0 {
-        z = theta;
-    }
+    let z = started((*state).z, theta);
     (*state).z = z - k.b * h;
     return k.keep * theta + k.c * z - k.a * h;
 }

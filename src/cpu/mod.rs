@@ -71,7 +71,7 @@ impl<R: Twin> CpuOptimizer<R> {
             let slots = groups.config(tensor.group).slots();
             let (numel, storage) = (numel_in_memory(tensor)?, tensor.storage);
             let kept = slots.kept().enumerate();
-            kept.map(|(index, slot)| Values::new(numel, storage.state, slot.start, index))
+            kept.map(|(index, slot)| Values::new(numel, storage.state, slot.start.value(), index))
                 .chain(Values::masters(numel, storage.masters, tensor.slots))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|_| TensorError::OutOfMemory {
@@ -261,7 +261,7 @@ impl<R: Twin> CpuOptimizer<R> {
             let slots = self.groups.config(tensor.group).slots();
             let kept = slots.kept();
             for (slot, values) in kept.zip(&mut *state) {
-                let fresh = std::iter::repeat_n(slot.start, tensor.numel as usize);
+                let fresh = std::iter::repeat_n(slot.start.value(), tensor.numel as usize);
                 match entry.slot(slot.name) {
                     Some(saved) => values.set(tensor.storage.state, saved.iter().copied()),
                     None => values.set(tensor.storage.state, fresh),

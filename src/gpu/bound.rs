@@ -10,7 +10,7 @@ use super::readback::MAPS_AT_CREATION;
 use super::scalars::UniformRing;
 use super::source::KernelVariant;
 use crate::plan::{Access, Batch, Piece, Place, Plan, TensorLayout, Window};
-use crate::rules::{Groups, Rule};
+use crate::rules::{Groups, Rule, Slot, Start};
 use crate::state::{Tensor, Tensors};
 use crate::storage::Storage;
 
@@ -232,6 +232,11 @@ pub(super) fn new_ring(kernels: &Kernels, plan: &Plan) -> Result<Option<UniformR
     checked(device, || kernels.scalars_layout().map(new)).map_err(refused)
 }
 
+/// Whether a slot starts as what a new buffer is.
+fn starts_at_zero(slot: &Slot) -> bool {
+    slot.start == Start::Value(0.0)
+}
+
 /// A buffer for each of some pieces whose rule keeps slots, with what they start as.
 pub(super) fn allocate_state<R: Rule>(
     kernels: &Kernels,
@@ -253,7 +258,7 @@ pub(super) fn allocate_state<R: Rule>(
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 // A new buffer is zero.
-                mapped_at_creation: MAPS_AT_CREATION && slots.kept().any(|slot| slot.start != 0.0),
+                mapped_at_creation: MAPS_AT_CREATION && !slots.kept().all(starts_at_zero),
             }))
         };
         pieces().map(allocate).collect()
@@ -272,7 +277,7 @@ pub(super) fn allocate_state<R: Rule>(
         let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
             continue;
         };
-        if kept().all(|slot| slot.start == 0.0) {
+        if kept().all(starts_at_zero) {
             continue;
         }
         // Whole sections: a single value of 16 bits may start within a word.
@@ -282,7 +287,7 @@ pub(super) fn allocate_state<R: Rule>(
             let start = sections.start_bytes(index) - slack;
             let section_bytes = u64::from(sections.section_elems) * elem_bytes;
             let size = section_bytes.min(sections.size_bytes() - start);
-            let values = std::iter::repeat_n(slot.start, (size / elem_bytes) as usize);
+            let values = std::iter::repeat_n(slot.start.value(), (size / elem_bytes) as usize);
             (start, sections.storage.state.encode(values))
         });
         if !MAPS_AT_CREATION {

@@ -34,7 +34,7 @@ pub use arithmetic::{Arithmetic, Bounded};
 pub use control::{ControlOracle, Decision, GradFactors};
 
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{AnyRule, MAX_SLOTS, Rule, Slots, every_rule};
+use crate::rules::{AnyRule, MAX_SLOTS, Rule, Slots, Start, every_rule};
 use crate::state::TensorState;
 use crate::storage::{MASTER_PARAMS, Masters, Storage, StorageType, rest};
 
@@ -216,7 +216,12 @@ impl<R: Textbook> Oracle<R> {
         let slots = config.slots();
         for element in &mut self.elements {
             for (value, slot) in element.slots.iter_mut().zip(&*slots) {
-                *value = Bounded::exactly(self.storage.state.rounded(slot.start));
+                // What the first step makes, the textbook makes, too.
+                let start = match slot.start {
+                    Start::Value(start) => start,
+                    Start::Params | Start::FirstStep => 0.0,
+                };
+                *value = Bounded::exactly(self.storage.state.rounded(start));
             }
         }
         self.slots = Some(slots);

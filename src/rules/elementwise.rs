@@ -105,6 +105,12 @@ impl<E: Element<SLOTS>, const SLOTS: usize> WithSimd for Blocks<'_, E, SLOTS> {
     }
 }
 
+/// A slot that is made at its tensor's first step, which is NaN until then.
+#[inline(always)]
+pub(super) fn started(slot: f32, start: f32) -> f32 {
+    if slot.is_nan() { start } else { slot }
+}
+
 /// WGSL's `sign`: zero of zero.
 #[inline(always)]
 pub(super) fn sign(x: f32) -> f32 {

@@ -65,7 +65,7 @@ pub use radam::*;
 pub use real::Real;
 pub use rmsprop::*;
 pub use rprop::*;
-pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Twin};
+pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Start, Twin};
 pub use schedule_free_adamw::*;
 pub use schedule_free_sgd::*;
 pub use sgd::{

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, sign};
+use super::elementwise::{Element, Walk, sign, started};
 use super::error::{check_decays, check_held, check_range, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of Rprop (Riedmiller and Braun 1993,
@@ -86,10 +86,9 @@ impl RpropConfig {
         Ok(self)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
         Coefficients {
             lambda: self.coupled_weight_decay,
-            is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
             lr: self.lr,
             eta_minus: self.eta_minus,
             eta_plus: self.eta_plus,
@@ -121,7 +120,7 @@ impl RpropConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, is_first, lr, eta_minus, eta_plus, least, most, rho,
+        lambda, lr, eta_minus, eta_plus, least, most, rho,
     }
 }
 
@@ -137,7 +136,7 @@ impl<const LAMBDA: bool> Element<2> for Rprop<LAMBDA> {
         let Self { k, decay } = self;
         let h = decay.direction(k.lambda, theta, g);
         let agreement = sign(h) * sign(prev);
-        let size = if k.is_first != 0.0 { k.lr } else { size };
+        let size = started(size, k.lr);
         let factor = if agreement > 0.0 {
             k.eta_plus
         } else if agreement < 0.0 {
@@ -159,16 +158,20 @@ impl Rule for RpropConfig {
     }
 
     fn slots(&self) -> Slots {
-        [Slot::new("prev"), Slot::new("step_size")].into()
+        [
+            Slot::new("prev"),
+            Slot::new("step_size").starting(Start::FirstStep),
+        ]
+        .into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
         self.decay().terms([])
     }
 
-    /// Only the first step differs.
-    fn phase(&self, applied_steps: u64) -> u64 {
-        applied_steps.min(1)
+    /// The steps do not differ.
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
     }
 
     rule_functions!("rprop");

@@ -13,13 +13,40 @@ pub const MAX_SLOTS: usize = 4;
 /// Most scalars that a step of a rule may take.
 pub const MAX_SCALARS: usize = 16;
 
+/// What a slot starts as.
+///
+/// What is made at a tensor's first step is NaN until then, so that the device knows which step is the first, whichever
+/// encoders are dropped. The rule puts the start in its place; its WGSL tells NaN by the bits, because compilers may
+/// assume that there is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Start {
+    /// A value.
+    Value(f32),
+    /// The tensor's parameters, at its first step and after
+    /// [`params_changed`](crate::GpuOptimizer::params_changed).
+    Params,
+    /// Something else that the rule makes at the tensor's first step.
+    FirstStep,
+}
+
+impl Start {
+    /// What a slot holds before its tensor's first step.
+    #[must_use]
+    pub const fn value(self) -> f32 {
+        match self {
+            Self::Value(value) => value,
+            Self::Params | Self::FirstStep => f32::NAN,
+        }
+    }
+}
+
 /// A value per element that a rule keeps from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slot {
     /// Its name, PyTorch's where that has one: `momentum_buffer`, say. The field of `State` in WGSL.
     pub name: &'static str,
     /// What it starts as.
-    pub start: f32,
+    pub start: Start,
     /// Whether this configuration keeps it. One that is not kept takes no memory.
     pub is_kept: bool,
 }
@@ -30,7 +57,7 @@ impl Slot {
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,
-            start: 0.0,
+            start: Start::Value(0.0),
             is_kept: true,
         }
     }
@@ -38,6 +65,12 @@ impl Slot {
     /// The same with another start.
     #[must_use]
     pub const fn starting_at(self, start: f32) -> Self {
+        self.starting(Start::Value(start))
+    }
+
+    /// The same with a start that may be no value.
+    #[must_use]
+    pub const fn starting(self, start: Start) -> Self {
         Self { start, ..self }
     }
 

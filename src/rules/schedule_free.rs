@@ -1,5 +1,7 @@
 //! What the schedule-free rules have in common (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
 
+use super::elementwise::started;
+
 /// How the learning rate rises, and with it what each step weighs in the average.
 #[derive(Clone, Copy)]
 pub(super) struct Rise {
@@ -111,9 +113,12 @@ fn powers(n: f64) -> [f64; 3] {
     [n, first, first * (2.0 * n + 1.0) / 3.0]
 }
 
-/// The average, from the point `y` where gradients are taken and the point `z` that moves.
+/// The average, from the point `y` where gradients are taken and the point `z` that moves; `z` may not have started.
 pub(super) fn averaged(beta1: f64, params: &[f32], z: &[f32]) -> Vec<f32> {
-    let x = |(y, z): (&f32, &f32)| (f64::from(*y) - (1.0 - beta1) * f64::from(*z)) / beta1;
+    let x = |(y, z): (&f32, &f32)| {
+        let (y, z) = (f64::from(*y), f64::from(started(*z, *y)));
+        (y - (1.0 - beta1) * z) / beta1
+    };
     params.iter().zip(z).map(|point| x(point) as f32).collect()
 }
 

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
+use super::elementwise::{Element, Walk, started};
 use super::error::{check_below_one, check_decays, check_held};
 use super::schedule_free::{Rise, averaged, check_beta1};
-use super::{AdamForm, ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::{AdamForm, ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of schedule-free AdamW (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
@@ -130,7 +130,6 @@ impl ScheduleFreeAdamWConfig {
             r,
             eps: self.eps,
             mu: self.decoupled_weight_decay,
-            is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
             keep: 1.0 - c,
             c,
             a: lr * (1.0 - self.beta1 * (1.0 - c)),
@@ -162,7 +161,7 @@ impl ScheduleFreeAdamWConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta2, c2, r, eps, mu, is_first, keep, c, a, b, rho,
+        lambda, beta2, c2, r, eps, mu, keep, c, a, b, rho,
     }
 }
 
@@ -187,7 +186,7 @@ impl<const LAMBDA: bool> Element<2> for ScheduleFreeAdamW<LAMBDA> {
         if has_decoupled {
             d += k.mu * theta;
         }
-        let z = if k.is_first != 0.0 { theta } else { z };
+        let z = started(z, theta);
         (k.keep * theta + k.c * z - k.a * d, [z - k.b * d, v])
     }
 }
@@ -198,7 +197,11 @@ impl Rule for ScheduleFreeAdamWConfig {
     }
 
     fn slots(&self) -> Slots {
-        [Slot::new("z"), Slot::new("exp_avg_sq")].into()
+        [
+            Slot::new("z").starting(Start::Params),
+            Slot::new("exp_avg_sq"),
+        ]
+        .into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use super::config::{config, preset, rule_functions, scalars, twin};
 use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
+use super::elementwise::{Element, Walk, started};
 use super::error::{check_decays, unsupported};
 use super::schedule_free::{Rise, averaged, check_beta1};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of schedule-free SGD (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
@@ -109,7 +109,6 @@ impl ScheduleFreeSgdConfig {
         let lr = self.lr * rate;
         Coefficients {
             lambda: self.coupled_weight_decay,
-            is_first: if applied_steps == 0 { 1.0 } else { 0.0 },
             keep: 1.0 - c,
             c,
             a: lr * (1.0 - self.beta1 * (1.0 - c)),
@@ -140,7 +139,7 @@ impl ScheduleFreeSgdConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, is_first, keep, c, a, b, rho,
+        lambda, keep, c, a, b, rho,
     }
 }
 
@@ -155,7 +154,7 @@ impl<const LAMBDA: bool> Element<1> for ScheduleFreeSgd<LAMBDA> {
     fn update(self, theta: f32, g: f32, [z]: [f32; 1]) -> (f32, [f32; 1]) {
         let Self { k, decay } = self;
         let h = decay.direction(k.lambda, theta, g);
-        let z = if k.is_first != 0.0 { theta } else { z };
+        let z = started(z, theta);
         (k.keep * theta + k.c * z - k.a * h, [z - k.b * h])
     }
 }
@@ -166,7 +165,7 @@ impl Rule for ScheduleFreeSgdConfig {
     }
 
     fn slots(&self) -> Slots {
-        [Slot::new("z")].into()
+        [Slot::new("z").starting(Start::Params)].into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {

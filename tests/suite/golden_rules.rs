@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, Rule as _, RulePreset};
+use wgpu_optim::{AnyRule, Rule as _, RulePreset, Start};
 
 /// One trajectory.
 #[derive(Deserialize)]
@@ -59,7 +59,11 @@ impl Golden {
     /// rounding a step; optax computes a warm-up in `f32`; what a slot starts as is rounded to `f32` here. Each update, of the
     /// order of the learning rate, or of that times the gradient, has its share of these.
     pub fn tolerance(&self) -> f64 {
-        let starts = self.config().slots().iter().any(|slot| slot.start != 0.0);
+        let starts = self
+            .config()
+            .slots()
+            .iter()
+            .any(|slot| ![Start::Value(0.0), Start::Params].contains(&slot.start));
         let warms_up = self.config.contains_key("warmup_steps");
         let roundings = match (self.source.split(' ').next(), self.rule.as_str()) {
             (Some("torch"), "nadam") => self.lr.len(),

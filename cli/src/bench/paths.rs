@@ -348,9 +348,9 @@ impl GpuWork for OnGpu<'_> {
             (optimizer, None) => optimizer.prepare(encoder),
             (optimizer, Some(control)) => {
                 // Of the step before, as a program does that never waits.
-                control.report(encoder);
+                let reported = control.report(encoder);
                 control.read();
-                control.prepare(encoder, &mut [optimizer])
+                reported.and_then(|()| control.prepare(encoder, &mut [optimizer]))
             }
         };
         prepared.map_err(|error| Failure::Failed(anyhow!(error)))

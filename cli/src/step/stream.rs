@@ -228,7 +228,7 @@ impl Worker<'_> {
         for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
             // Where it is not there yet.
             values.clear();
-            values.resize(elems, slot.start);
+            values.resize(elems, slot.start.value());
             let saved = |segment: &Segment| {
                 let slots = &tensor_of(segment).slots;
                 slots.get(index).copied().map(as_f32)

@@ -7,7 +7,7 @@ use crate::gpu::error::TransferError;
 use crate::gpu::error_scope::checked;
 use crate::gpu::readback;
 use crate::plan::Part;
-use crate::rules::Rule;
+use crate::rules::{Rule, Start};
 use crate::state::{Counts, OptimizerState, StateError, TensorState, UnknownTensor};
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 
@@ -133,7 +133,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let slots = self.groups.config(host.group).slots();
         let of_params = (0..)
             .zip(slots.kept())
-            .filter(|(_, slot)| slot.start.is_nan());
+            .filter(|(_, slot)| slot.start == Start::Params);
         let of_params = of_params.map(|(slot, _)| (slot, true));
         let masters = (host.slots as u32, false);
         let sections: Vec<_> = of_params
@@ -299,7 +299,7 @@ impl<R: Rule> GpuOptimizer<R> {
             let entry = matched[part.tensor];
             let elems = part.elems.start as usize..part.elems.end as usize;
             let slots = self.groups.config(piece.group).slots();
-            let kept = slots.kept().map(|slot| (slot.name, slot.start));
+            let kept = slots.kept().map(|slot| (slot.name, slot.start.value()));
             let masters = (piece.storage.masters.slot(), 0.0);
             let sections = kept.chain([masters]).take(sections.len() as usize);
             for (slot, (name, start)) in (0..).zip(sections) {

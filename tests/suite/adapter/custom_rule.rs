@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use wgpu_optim::{
     Arena, BuildError, ConfigError, GpuOptimizer, KernelError, ParamGroups, Rule, Scalars, Slot,
-    Slots,
+    Slots, Start,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -43,7 +43,7 @@ impl Rule for Counting {
     fn slots(&self) -> Slots {
         let slot = |name, start, is_kept| Slot {
             name,
-            start,
+            start: Start::Value(start),
             is_kept,
         };
         [

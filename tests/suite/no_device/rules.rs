@@ -115,7 +115,9 @@ pub struct Reference {
 impl Reference {
     pub fn new(rule: &impl Rule, params: &[f32]) -> Self {
         let slots = rule.slots();
-        let slots = slots.kept().map(|slot| vec![slot.start; params.len()]);
+        let slots = slots
+            .kept()
+            .map(|slot| vec![slot.start.value(); params.len()]);
         Self {
             params: params.to_vec(),
             slots: slots.collect(),

@@ -357,7 +357,7 @@ struct Own {
 mod own {
     use std::borrow::Cow;
 
-    use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Twin};
+    use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start, Twin};
 
     use super::Own;
 
@@ -369,7 +369,7 @@ mod own {
         fn slots(&self) -> Slots {
             [Slot {
                 name: "last",
-                start: 0.5,
+                start: Start::Value(0.5),
                 is_kept: true,
             }]
             .into()
