@@ -2,6 +2,7 @@
 
 mod inputs;
 mod norm;
+mod parts;
 mod plan;
 mod reader;
 mod stream;
