@@ -4,7 +4,7 @@ use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use wgpu_optim_burn::wgpu_optim::{ParamGroups, StateError};
+use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
 use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
 
 use crate::{MATRIX, Odd, gpu, momentum, tensor, values};
@@ -95,7 +95,7 @@ fn mistakes_are_named_and_the_next_step_works() {
 fn a_learning_rate_is_checked_before_anything_is_copied() {
     let (device, shared, _) = gpu();
     let mut module = Odd::new(device);
-    let cube = wgpu_optim_burn::wgpu_optim::SgdConfig::builder(1e30);
+    let cube = SgdConfig::builder(1e30);
     let groups = ParamGroups::new(momentum())
         .with("cube", cube.build().unwrap(), |name| name == "cube")
         .unwrap();
