@@ -29,11 +29,13 @@ pub struct Inputs {
 pub struct State {
     pub record: StateRecord,
     files: Model,
-    /// By tensor.
-    slots: HashMap<String, Vec<SavedSlot>>,
+    slots: SavedSlots,
     /// Slots that are read as files of their own.
     in_parts: Vec<InParts>,
 }
+
+/// By tensor.
+type SavedSlots = HashMap<String, Vec<SavedSlot>>;
 
 /// A slot of a tensor as it was saved.
 #[derive(Debug)]
@@ -339,7 +341,7 @@ fn saved_slots(
     files: &Model,
     params: &Model,
     first_file: usize,
-) -> Result<(HashMap<String, Vec<SavedSlot>>, Vec<InParts>)> {
+) -> Result<(SavedSlots, Vec<InParts>)> {
     let mut slots: HashMap<_, Vec<_>> = HashMap::new();
     let mut scattered: BTreeMap<(&str, &str), Vec<Part>> = BTreeMap::new();
     for (shard, file) in files.shards().iter().enumerate() {
