@@ -486,4 +486,34 @@ mod tests {
         let wrong = case.without("sound", Failure::Wrong(anyhow!("wrong")));
         assert!(matches!(wrong, Err(Failure::Wrong(e)) if e.to_string().starts_with("sound, ")));
     }
+    #[test]
+    fn a_device_that_somebody_insists_on_fails_the_command_after_the_report() {
+        let case = Case {
+            rule: "heavy-ball",
+            tensors: 1,
+            numel: 4099,
+        };
+        let why: [fn(anyhow::Error) -> Failure; 2] = [Failure::Failed, Failure::Refused];
+        for insists in [false, true] {
+            for (why, is_failure) in why.into_iter().zip([true, false]) {
+                let mut findings = Findings {
+                    rows: Vec::new(),
+                    notes: Vec::new(),
+                    failure: None,
+                    insists,
+                };
+                for reason in ["out of memory", "lost"] {
+                    findings
+                        .give_up(&case, "GPU", why(anyhow!(reason)))
+                        .unwrap();
+                }
+                let said = "GPU, heavy-ball of 4099 elements: not measured, out of memory";
+                assert_eq!(findings.notes.len(), 2);
+                assert_eq!(findings.notes[0], said);
+                let failure = findings.failure.map(|failure| failure.to_string());
+                let expected = (insists && is_failure).then(|| said.to_owned());
+                assert_eq!(failure, expected);
+            }
+        }
+    }
 }

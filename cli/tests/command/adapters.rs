@@ -379,6 +379,9 @@ fn nothing_is_said_of_a_display() {
         assert!(!stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
     }
     // Whatever else is said there is still said.
+    if driver("lvp").is_none() {
+        return;
+    }
     let mut info = wgpu_optim();
     info.env_remove("XDG_RUNTIME_DIR")
         .env("VK_LOADER_DEBUG", "all");

@@ -182,7 +182,7 @@ fn other_formats_are_told_by_how_they_start() {
             OtherFormat::WebPage,
             "logged in",
         ),
-        (b"{\"weight_map\": {}}", OtherFormat::Json, ".json"),
+        (b"{\"metadata\": {}}", OtherFormat::Json, ".json"),
         (
             b"Entry not found",
             text("Entry not found"),
