@@ -286,12 +286,17 @@ mod stderr {
     use std::io::{self, Read as _, Seek as _, Write as _};
     use std::os::fd::{AsFd as _, OwnedFd};
     use std::path::Path;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// What is said on stderr meanwhile comes when this is dropped, but for the complaint.
     pub struct Aside {
         stderr: OwnedFd,
         said: File,
+        /// Or another's file would be taken for stderr.
+        _alone: MutexGuard<'static, ()>,
     }
+
+    static ALONE: Mutex<()> = Mutex::new(());
 
     const COMPLAINT: &[u8] = b"error: XDG_RUNTIME_DIR is invalid or not set";
 
@@ -301,16 +306,21 @@ mod stderr {
             if Path::new(&directory).is_absolute() {
                 return None;
             }
+            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
             let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
             let said = tempfile::tempfile().ok()?;
             nix::unistd::dup2_stderr(&said).ok()?;
-            Some(Self { stderr, said })
+            Some(Self {
+                stderr,
+                said,
+                _alone: alone,
+            })
         }
     }
 
     impl Drop for Aside {
         fn drop(&mut self) {
-            let Self { stderr, said } = self;
+            let Self { stderr, said, .. } = self;
             let mut lines = Vec::new();
             // What cannot be read or put back has nowhere to go.
             let _ = nix::unistd::dup2_stderr(stderr);
