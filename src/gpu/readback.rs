@@ -14,6 +14,7 @@ use std::{
     cell::RefCell,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -259,6 +260,23 @@ pub async fn download_regions(
     read_checked(device, queue, regions, <[u8]>::to_vec).await
 }
 
+/// Waits until the device is done with all that was submitted so far.
+///
+/// # Errors
+/// [`TransferError`] if the device is lost or out of memory.
+pub(crate) async fn wait(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(), TransferError> {
+    let nothing = checked(device, || {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("wgpu_optim.nothing"),
+            size: ELEM_BYTES,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        })
+    });
+    let nothing = nothing.map_err(|error| refused(device, &error))?;
+    read(device, queue, &nothing, 0, 1, |_| ()).await
+}
+
 /// The bytes of whole buffers, in transfers of so many bytes or of one buffer that is larger.
 pub(crate) async fn download_buffers<'b>(
     device: &wgpu::Device,
@@ -321,10 +339,20 @@ async fn read_checked<T>(
         }
         let submission = queue.submit([encoder.finish()]);
         let sender = Arc::clone(&sender);
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone if the caller has dropped the future.
-            let _ = sender.send(result.is_ok());
-        });
+        // The receiver is gone if the caller has dropped the future.
+        let send = move |is_mapped| drop(sender.send(is_mapped));
+        #[cfg(target_arch = "wasm32")]
+        staging.map_async(wgpu::MapMode::Read, .., move |result| send(result.is_ok()));
+        // Callbacks of all that was submitted before have been called when this one is, and mappings before it.
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let is_mapped = Arc::new(AtomicBool::new(false));
+            let mapped = Arc::clone(&is_mapped);
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                mapped.store(result.is_ok(), Ordering::Release);
+            });
+            queue.on_submitted_work_done(move || send(is_mapped.load(Ordering::Acquire)));
+        }
         (staging, submission)
     });
     let (staging, submission) = match created.await {

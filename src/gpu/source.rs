@@ -377,7 +377,8 @@ mod tests {
     use crate::gpu::scalars::{CONTROL_BYTES, Uniforms};
     use crate::plan::{MAX_BATCH_PIECES, WORKGROUP_SIZE};
     use crate::rules::{
-        AdamConfig, AmsGrad, AnyRule, MomentumForm, RmsPropConfig, SgdConfig, Terms,
+        AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
+        Slot, Slots, Terms,
     };
     use crate::storage::{Masters, Precision, Rounding, StorageType};
 
@@ -697,6 +698,157 @@ mod tests {
                 let theirs = members.iter().map(|member| member.name.clone().unwrap());
                 assert!(theirs.eq(names.chain(rules)));
                 assert!(*span <= CONTROL_BYTES);
+            }
+        }
+    }
+
+    /// A rule of somebody who knows nothing of the frame: scalars, slots and functions by names that the frame has had, and
+    /// the builtins that it has shadowed.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Unaware;
+
+    const UNAWARE: &str = "
+const WORKGROUP_SIZE = 3;
+override HAS_OFFSET: bool = true;
+override HAS_CLIP_VALUE: bool = true;
+alias Unit = f32;
+struct Eight { x: f32 }
+struct Uniforms { x: f32 }
+struct Control { x: f32 }
+var<private> section: f32 = 0.0;
+var<private> params: f32 = 0.0;
+var<private> grads: f32 = 0.0;
+var<private> c: f32 = 1.0;
+fn gradient(x: f32) -> f32 { return x; }
+fn packed(x: f32) -> f32 { return gradient(x); }
+fn stored(x: Unit) -> Unit { return packed(x) * c; }
+fn merged(x: f32) -> f32 { return stored(x) + section; }
+fn stepped(x: f32) -> f32 { return merged(x); }
+fn random(x: f32) -> f32 { return stepped(x); }
+fn rule_scalars() -> f32 { return random(1.0); }
+fn is_skipped() -> bool { return rule_scalars() < f32(WORKGROUP_SIZE); }
+fn load_vec4(i: u32) -> f32 { return f32(i); }
+fn unit_of(i: u32) -> u32 { return i; }
+fn unaware(x: f32) -> f32 { return x; }
+fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+    let mask = k;
+    let average = mix(g, (*state).low, vec4(mask.clip));
+    (*state).low = average;
+    (*state).high = clamp(select(average, g, is_skipped()), vec4(-mask.clip_threshold), vec4(k.clip_threshold));
+    return theta - unaware(k.skip + k.fresh + k.key_x + k.key_y) * k.unscale * fma((*state).high, vec4(k.clip_value), k.first * g);
+}";
+
+    impl Rule for Unaware {
+        fn stem(&self) -> &'static str {
+            "unaware"
+        }
+
+        fn slots(&self) -> Slots {
+            [Slot::new("low"), Slot::new("high")].into()
+        }
+
+        fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+            Cow::Borrowed(&[("HAS_OFFSET", false), ("HAS_CLIP_VALUE", true)])
+        }
+
+        fn wgsl(&self) -> Cow<'static, str> {
+            UNAWARE.into()
+        }
+
+        fn scalar_names(&self) -> &'static [&'static str] {
+            &[
+                "clip",
+                "unscale",
+                "clip_value",
+                "clip_threshold",
+                "skip",
+                "fresh",
+                "key_x",
+                "key_y",
+                "first",
+            ]
+        }
+
+        fn scalars(&self, _phase: u64) -> Scalars {
+            [1.0; 9].into()
+        }
+
+        fn lr(&self) -> f64 {
+            1.0
+        }
+
+        fn with_lr(&self, _lr: f64) -> Result<Self, ConfigError> {
+            Ok(self.clone())
+        }
+    }
+
+    /// What a module declares.
+    fn names(module: &naga::Module) -> BTreeSet<String> {
+        let functions = module
+            .functions
+            .iter()
+            .map(|(_, function)| function.name.clone());
+        let entry_points = module
+            .entry_points
+            .iter()
+            .map(|entry| Some(entry.name.clone()));
+        let globals = module
+            .global_variables
+            .iter()
+            .map(|(_, global)| global.name.clone());
+        let constants = module
+            .constants
+            .iter()
+            .map(|(_, constant)| constant.name.clone());
+        let overrides = module.overrides.iter().map(|(_, value)| value.name.clone());
+        let types = module.types.iter().map(|(_, ty)| ty.name.clone());
+        let all = functions.chain(entry_points).chain(globals);
+        all.chain(constants)
+            .chain(overrides)
+            .chain(types)
+            .flatten()
+            .collect()
+    }
+
+    #[test]
+    fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
+        let of_rule = naga::front::wgsl::parse_str(&format!(
+            "struct Scalars {{ {}: f32 }} struct State {{ low: vec4<f32>, high: vec4<f32> }} {UNAWARE}",
+            Unaware.scalar_names().join(": f32, ")
+        ));
+        let of_rule = names(&of_rule.unwrap());
+        let alone = Access::ALL.map(|access| (access, 1));
+        let batches = [(Access::Vec4, 3), (Access::Scalar, 2)];
+        let placed: Vec<_> = alone.into_iter().chain(batches).collect();
+        let storages = storages(2).into_iter().chain([Storage::F32]);
+        for (index, storage) in storages.enumerate() {
+            for (access, tensors) in &placed {
+                if *access == Access::Scalar && *tensors > 1 && !storage.is_f32() {
+                    continue;
+                }
+                {
+                    let path = PATHS[(index + tensors) % 2];
+                    let variant = KernelVariant::new(&Unaware, *access, *tensors).stored(storage);
+                    let variant = variant.in_one_buffer(index % 4 < 2);
+                    let in_pairs = storage.is_f32() && *tensors == 1 && *access != Access::Scalar;
+                    for variant in [
+                        variant.clone(),
+                        variant.clone().in_vec4_pairs(in_pairs),
+                        variant.controlled(index % 3 == 0),
+                    ] {
+                        let (module, info) = parse(path, &variant.source(path));
+                        let entry_point = variant.entry_point();
+                        let entry_point = Some((naga::ShaderStage::Compute, entry_point.as_str()));
+                        process_overrides(&module, &info, entry_point, &constants(&variant))
+                            .unwrap();
+                        let mut of_frame = names(&module);
+                        of_frame.retain(|name| !of_rule.contains(name));
+                        assert!(
+                            of_frame.iter().all(|name| name.starts_with("wo_")),
+                            "{variant:?} declares {of_frame:?}"
+                        );
+                    }
+                }
             }
         }
     }

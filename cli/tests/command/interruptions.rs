@@ -169,7 +169,8 @@ fn of_two_runs_in_place_the_second_is_refused() {
         let before = files(&workspace);
         let output = running.wait();
         assert_eq!(output.status.code(), Some(2), "{output:?}");
-        let words = format!("{replaced}: it was changed meanwhile, as by another run");
+        // When it is read, or when it is to be replaced.
+        let words = format!("{replaced}: it was changed meanwhile");
         assert!(
             stderr(&output).contains(&words) && stderr(&output).lines().count() == 1,
             "{output:?}"

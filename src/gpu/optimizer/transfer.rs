@@ -194,6 +194,10 @@ impl<R: Rule> GpuOptimizer<R> {
             }
             None => None,
         };
+        if counted.is_none() && self.state.iter().all(Option::is_none) {
+            // What has been submitted is known when it is done.
+            readback::wait(device, queue).await?;
+        }
         let buffers = self.state.iter().flatten();
         let states = readback::download_buffers(device, queue, buffers, MAX_TRANSFER_BYTES).await?;
         let mut states = states.into_iter();

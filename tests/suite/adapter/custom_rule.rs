@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use wgpu_optim::{
-    Arena, BuildError, ConfigError, GpuOptimizer, KernelError, ParamGroups, Rule, Scalars, Slot,
-    Slots, Start,
+    Arena, BuildError, ConfigError, GpuControl, GpuOptimizer, KernelError, ParamGroups, Rule,
+    Scalars, Slot, Slots, Start, StepControl,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -241,5 +241,131 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
         good.step(&mut encoder).unwrap();
         bench.queue.submit([encoder.finish()]);
         assert!(good.set_momentum(0.9).is_err());
+    }
+}
+
+/// A rule whose scalars are called what a control's are, and which steps in phases of ten.
+#[derive(Clone, Debug, PartialEq)]
+struct InPhases;
+
+impl InPhases {
+    fn numbers(steps: u64) -> [f32; 8] {
+        let phase = 1.0 + (steps / 10) as f32;
+        [0.5 / phase, 3.0, 0.25, 2.0, 1.0, 0.0, 5.0, 7.0]
+    }
+
+    fn factor(steps: u64) -> f32 {
+        let [lr, clip, unscale, clip_value, skip, fresh, key_x, key_y] = Self::numbers(steps);
+        lr * clip * unscale * clip_value * (skip + fresh) * (key_y - key_x)
+    }
+}
+
+impl Rule for InPhases {
+    fn stem(&self) -> &'static str {
+        "in_phases"
+    }
+
+    fn slots(&self) -> Slots {
+        [].into()
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        Cow::Borrowed(&[])
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        "fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+            let all = k.lr * k.clip * k.unscale * k.clip_value * (k.skip + k.fresh) * (k.key_y - k.key_x);
+            return theta - mix(vec4(0.0), vec4(all), vec4(1.0)) * g;
+        }"
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &[
+            "lr",
+            "clip",
+            "unscale",
+            "clip_value",
+            "skip",
+            "fresh",
+            "key_x",
+            "key_y",
+        ]
+    }
+
+    fn phase(&self, applied_steps: u64) -> u64 {
+        applied_steps / 10 * 10
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        Self::numbers(phase).into()
+    }
+
+    fn lr(&self) -> f64 {
+        0.5
+    }
+
+    fn with_lr(&self, _lr: f64) -> Result<Self, ConfigError> {
+        Ok(Self)
+    }
+}
+
+/// Tensors that are as far as others, and tensors that are not, go from phase to phase, with a control and without.
+#[gpu_test]
+async fn a_phase_that_lasts_moves_on_and_scalars_are_the_rules_own() {
+    for bench in Bench::both().await {
+        let numels = [12, 8, 5];
+        let grads = numels.map(|numel| bench.buffer_of(&vec![1.0; numel]));
+        let params = numels.map(|numel| bench.buffer_of(&vec![0.0; numel]));
+        let names = ["a", "b", "c"];
+        let tensors: Vec<_> = (0..3)
+            .map(|i| whole(names[i], &params[i], &grads[i]))
+            .collect();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, InPhases, &tensors).unwrap();
+        let control = StepControl::builder()
+            .clip_value(0.5)
+            .grad_scale(4.0)
+            .build()
+            .unwrap();
+        let mut control = GpuControl::new(&bench.kernels, control).unwrap();
+        let (mut applied, mut expected) = ([0; 3], [0.0; 3]);
+        for step in 0..40 {
+            // b is four steps behind a, and c seven.
+            let takes_part = [true, step >= 4, step >= 7];
+            for (name, takes_part) in names.iter().zip(takes_part) {
+                optimizer.set_frozen(name, !takes_part).unwrap();
+            }
+            let is_controlled = step % 4 == 1;
+            bench.submit(|encoder| match is_controlled {
+                true => optimizer.step_with(encoder, &mut control).unwrap(),
+                false => optimizer.step(encoder).unwrap(),
+            });
+            if is_controlled {
+                bench.outcomes(&mut control).await;
+            }
+            for tensor in (0..3).filter(|tensor| takes_part[*tensor]) {
+                // Unscaled by four it is less than what it is cut off at.
+                let gradient = if is_controlled { 0.25 } else { 1.0 };
+                expected[tensor] -= InPhases::factor(applied[tensor]) * gradient;
+                applied[tensor] += 1;
+            }
+        }
+        for tensor in 0..3 {
+            assert_eq!(
+                optimizer.applied_steps(names[tensor]),
+                Some(applied[tensor])
+            );
+            let values = bench.download(&params[tensor]).await;
+            // Forty sums of numbers that are below 64, each rounded once or twice.
+            let bound = 80.0 * 64.0 * f32::EPSILON;
+            let is_close = |value: &f32| (value - expected[tensor]).abs() <= bound;
+            assert!(
+                values.iter().all(is_close),
+                "{}: {values:?}, {}",
+                names[tensor],
+                expected[tensor]
+            );
+        }
     }
 }
