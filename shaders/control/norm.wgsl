@@ -1,12 +1,12 @@
 // Partial sums of squares of gradients, behind sums.wgsl: every invocation adds those of its share in one order, and
 // nobody else writes where it does. No invocation waits for another: software adapters run those of a workgroup one after
 // the other, and a barrier takes them three times as long as the sums. src/gpu/control/norm.rs puts the files together,
-// writes `add_middle_words`, `add_any_words` and, for batches, the entry point, and declares `k` by one of the frame's
+// writes `add_middle_words`, `add_any_words` and, for batches, the entry point, and declares `wo_k` by one of the frame's
 // scalars_*.wgsl.
 
 const WORKGROUP_SIZE: u32 = 64;
 
-// What `k` holds.
+// What `wo_k` holds.
 struct wo_Uniforms {
     // Where the dispatch's chunks start, and how many there are: workgroups beyond have nothing to do.
     first: u32,

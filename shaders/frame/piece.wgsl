@@ -1,6 +1,7 @@
 // Around a rule (shaders/rules/): where its elements lie, and loads before stores. src/gpu/source.rs puts the two
-// together, declares `k` by one of the scalars_*.wgsl files, and writes `Scalars`, `Uniforms` and `rule_scalars` for the
-// rule's scalars, and `State`, `load_*` and `store_*` for its slots.
+// together, declares `wo_k` by one of the scalars_*.wgsl files, and writes `Scalars`, `wo_Uniforms` and `wo_scalars` for the
+// rule's scalars, and `State`, `wo_load_*` and `wo_store_*` for its slots. Names of the frame begin with `wo_`, and no name of
+// a rule does.
 
 // Whether the vec4 entry points start further on than the bindings do. Most tensors start with them, and then
 // one address, without a sum, serves all arrays.
@@ -8,7 +9,7 @@ override wo_HAS_OFFSET: bool = false;
 
 const wo_WORKGROUP_SIZE: u32 = 256;
 
-// `k`, one member after the other: the rule's scalars, then these.
+// `wo_k`, one member after the other: the rule's scalars, then these.
 //
 // first: where the dispatch starts in the bindings of params and state. Units of this and what follows: four elements
 //     for the vec4 entry points, one element for the scalar ones.

@@ -6,11 +6,10 @@ override wo_HAS_OFFSET: bool = false;
 
 const wo_WORKGROUP_SIZE: u32 = 256;
 
-// `k` goes on behind what piece.wgsl says, where a unit is now eight elements for the vec4 entry point, and two for the
+// `wo_k` goes on behind what piece.wgsl says, where a unit is now eight elements for the vec4 entry point, and two for the
 // scalar one, which share a word:
 //
 // begin, end: the elements that the dispatch may update, counted from the start of the parameters' binding.
-// fresh: whether the masters start as the parameters.
 // index, key_x, key_y: of random bits: the first element of the binding as the tensor counts, modulo 2^32, and the
 //     tensor's stream at this step.
 

@@ -145,7 +145,7 @@ fn hash(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(target_arch = "wasm32")))]
 impl Submission {
     /// One that a test settles by hand.
     pub(crate) fn of_test(clock: &Arc<AtomicU64>) -> Self {

@@ -452,7 +452,7 @@ fn grid(count: u32, max_per_dimension: u32) -> [u32; 2] {
     [count.div_ceil(rows), rows]
 }
 
-/// `k` of a dispatch.
+/// `wo_k` of a dispatch.
 fn scalars(
     part: &Part,
     max_workgroups: u32,

@@ -5,7 +5,7 @@
 //! steps that it applies. Until then a step without a control counts as applied, and one under a control as one that may
 //! have been. Pure: property tests drive it against a simulated device.
 
-#[cfg(test)]
+#[cfg(all(test, not(target_arch = "wasm32")))]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 
