@@ -47,6 +47,18 @@ impl<R: Rule> Engine<R> {
         self.record = Some(record);
     }
 
+    /// Makes sure that every group takes this learning rate.
+    pub(crate) fn check_lr(&mut self, lr: f64) -> Result<(), StepError> {
+        match &mut self.optimizer {
+            Some(optimizer) => optimizer.set_lr(lr)?,
+            None => {
+                let nothing: [(String, Vec<usize>); 0] = [];
+                GpuOptimizer::unbound(&self.kernels, &self.groups, nothing)?.set_lr(lr)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the optimizer remembers; none before the first step.
     pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, StateError> {
         match &self.optimizer {

@@ -79,6 +79,8 @@ impl<R: Rule> ModuleOptimizer<R> {
         mut grads: GradientsParams,
     ) -> Result<M, StepError> {
         let expected = module::check(&module, &grads, &self.shared.device)?;
+        // Before the module is taken apart and what is shared is copied.
+        self.engine().check_lr(lr)?;
         let pending = Pending::new(&expected, &self.shared.cube_device);
         let clipping = self.clipping.as_ref();
         let (module, pending) = module::take(module, &mut grads, clipping, pending);

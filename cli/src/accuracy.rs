@@ -1,5 +1,6 @@
 //! `accuracy`: every rule and form on every back end against the oracle, as the table in the documentation.
 
+use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::oracle::Rounding;
 use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
@@ -7,6 +8,7 @@ use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
 use crate::args::{AccuracyArgs, CommonArgs};
 use crate::backend::{Backend, Choice};
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, at_a_gentle_lr};
+use crate::system::check_memory;
 use crate::{Failure, print, rule};
 
 #[derive(Debug, Serialize)]
@@ -16,6 +18,8 @@ struct Report {
     /// Why this one, or why none, or none to the end.
     reason: String,
     rows: Vec<Row>,
+    /// Rules that were not compared, and why.
+    left_out: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,9 +83,46 @@ pub fn run(common: &CommonArgs, args: &AccuracyArgs) -> Result<(), Failure> {
         Backend::Gpu(open) => Some(open.name()),
         Backend::Cpu => None,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut left_out) = (Vec::new(), Vec::new());
+    let mut failure = None;
     for (rule, config) in rules {
-        let problem = Problem::new(config, vec![args.numel]);
+        match Row::new(&rule, config, args.numel, &mut choice, common) {
+            Ok(row) => rows.push(row),
+            Err(Failure::Refused(shortage)) => left_out.push(format!("{rule}: {shortage:#}")),
+            // What has been compared so far is reported before it.
+            Err(end) => {
+                failure = Some(end.context(&rule));
+                break;
+            }
+        }
+    }
+    if rows.is_empty() {
+        let nothing = || Failure::Failed(anyhow!("nothing was compared: {}", left_out.join("; ")));
+        return Err(failure.unwrap_or_else(nothing));
+    }
+    let report = Report {
+        adapter,
+        reason: choice.reason,
+        rows,
+        left_out,
+    };
+    print(common, &report, report.to_text())?;
+    failure.map_or(Ok(()), Err)
+}
+
+impl Row {
+    /// Refused where there is not the memory for it.
+    fn new(
+        rule: &str,
+        config: AnyRule,
+        numel: usize,
+        choice: &mut Choice,
+        common: &CommonArgs,
+    ) -> Result<Self, Failure> {
+        check_memory(Problem::bytes(1, numel))?;
+        let problem = Problem::new(config, vec![numel]);
+        let steppers = OnReference::bytes(&problem).max(OnCpu::bytes(&problem));
+        check_memory(steppers + problem.check_bytes())?;
         let check = |stepper: &mut dyn Stepper, rounding| {
             problem.check(stepper, rounding).map(|agreement| Accuracy {
                 worst_ulp: agreement.worst_ulp,
@@ -89,31 +130,32 @@ pub fn run(common: &CommonArgs, args: &AccuracyArgs) -> Result<(), Failure> {
             })
         };
         let gpu = match &choice.backend {
-            Backend::Gpu(open) => OnGpu::new(open, &problem)
-                .and_then(|mut stepper| check(&mut stepper, Rounding::WGSL))
-                .map(Some),
+            Backend::Gpu(open) => {
+                let in_transit = problem.stored_bytes();
+                let needed = OnGpu::bytes(open, &problem) + problem.check_bytes() + in_transit;
+                check_memory(needed)?;
+                OnGpu::new(open, &problem)
+                    .and_then(|mut stepper| check(&mut stepper, Rounding::WGSL))
+                    .map(Some)
+            }
             Backend::Cpu => Ok(None),
         };
         let gpu = match gpu {
             Ok(gpu) => gpu,
             Err(failure) => {
-                choice = choice.or_cpu(common, failure)?;
+                choice.fall_back_on_cpu(common, failure)?;
                 None
             }
         };
-        rows.push(Row {
-            rule,
-            reference: check(&mut OnReference::new(&problem), Rounding::NEAREST)?,
-            cpu: check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?,
+        let reference = check(&mut OnReference::new(&problem), Rounding::NEAREST)?;
+        let cpu = check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?;
+        Ok(Self {
+            rule: rule.to_owned(),
+            reference,
+            cpu,
             gpu,
-        });
+        })
     }
-    let report = Report {
-        adapter,
-        reason: choice.reason,
-        rows,
-    };
-    print(common, &report, report.to_text())
 }
 
 impl Report {
@@ -131,6 +173,10 @@ impl Report {
                 row.rule, row.reference.worst_ulp, row.cpu.worst_ulp
             );
         }
-        text + &format!("\n({})\n", self.reason)
+        text += &format!("\n({})\n", self.reason);
+        for left_out in &self.left_out {
+            text += &format!("note: not compared, {left_out}\n");
+        }
+        text
     }
 }

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{anyhow, bail, ensure};
@@ -94,14 +95,14 @@ pub struct StepArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
     /// What the gradients were multiplied by, as by the loss scale of mixed precision: they are divided by it first
-    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, value_name = "S")]
     pub grad_scale: Option<f64>,
     /// Clip by the norm of all gradients together, which are read twice: where it is larger than X, they are scaled down
     /// to it
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub clip_norm: Option<f64>,
     /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub clip_value: Option<f64>,
     /// What to do if a gradient is infinite or NaN, or if the step would leave such a parameter or state: refuse the step,
     /// skip it (the outputs are the inputs), or apply it
@@ -394,6 +395,34 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a number of seconds from 0 to 86400".to_owned())
 }
 
+/// Negative numbers that follow an option become one with it, `--lr -1e-3` becomes `--lr=-1e-3`: they start as options do,
+/// and so somebody who mistypes a number would hear of an option that is not there.
+pub fn with_negative_numbers(args: impl IntoIterator<Item = impl Into<OsString>>) -> Vec<OsString> {
+    let is_negative = |arg: &str| {
+        let number = arg.strip_prefix('-');
+        number.is_some_and(|number| {
+            number.starts_with(|first: char| first.is_ascii_digit() || first == '.')
+                || number.parse::<f64>().is_ok()
+        })
+    };
+    let is_option = |arg: &str| arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
+    let mut joined: Vec<OsString> = Vec::new();
+    for arg in args {
+        let arg = arg.into();
+        match joined.last_mut() {
+            Some(option)
+                if option.to_str().is_some_and(is_option)
+                    && arg.to_str().is_some_and(is_negative) =>
+            {
+                option.push("=");
+                option.push(arg);
+            }
+            _ => joined.push(arg),
+        }
+    }
+    joined
+}
+
 /// Clap's message without the usage that follows it.
 #[must_use]
 pub fn usage_error(error: &clap::Error) -> anyhow::Error {
@@ -410,6 +439,23 @@ pub fn usage_error(error: &clap::Error) -> anyhow::Error {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn negative_numbers_belong_to_the_option_before_them() {
+        for (typed, joined) in [
+            ("x --lr -0.1 --eps -1e-3", "x --lr=-0.1 --eps=-1e-3"),
+            ("x --lr -.5 --rho -inf -nan", "x --lr=-.5 --rho=-inf -nan"),
+            ("x --numel -5,3 -5", "x --numel=-5,3 -5"),
+            ("x --lr=1 -1 -- -1", "x --lr=1 -1 -- -1"),
+            (
+                "x --lr --eps 1 -h --params -file",
+                "x --lr --eps 1 -h --params -file",
+            ),
+        ] {
+            let typed = with_negative_numbers(typed.split(' '));
+            assert_eq!(typed, joined.split(' ').collect::<Vec<_>>());
+        }
+    }
 
     #[test]
     fn no_command_is_bench_without_options() {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::wgpu;
 use wgpu_optim::{AdapterRequest, Gpu, GpuError, Kernels};
@@ -72,7 +72,7 @@ impl Choice {
                 Backend::Cpu => (Vec::new(), reason),
             });
         }
-        let adapters = Adapters::of_this_machine();
+        let adapters = Adapters::of_this_machine()?;
         let numbers = adapters.wanted(common).into_iter();
         let opened: Vec<_> = numbers.map(|number| adapters.open(number)).collect();
         let reason = if opened.iter().any(Result::is_ok) {
@@ -94,7 +94,7 @@ impl Choice {
             }
             return Ok(Self::cpu("asked for with --device cpu".to_owned()));
         }
-        let adapters = Adapters::of_this_machine();
+        let adapters = Adapters::of_this_machine()?;
         let mut refusals = Vec::new();
         for number in adapters.best_first(common, allow_software) {
             match adapters.open(number) {
@@ -126,14 +126,25 @@ impl Choice {
     }
 
     /// The CPU twin in place of a GPU that has failed since, where nobody insists on a GPU; else the failure.
-    pub fn or_cpu(self, common: &CommonArgs, failure: Failure) -> Result<Self, Failure> {
-        match (self.backend, failure) {
+    pub fn or_cpu(mut self, common: &CommonArgs, failure: Failure) -> Result<Self, Failure> {
+        self.fall_back_on_cpu(common, failure)?;
+        Ok(self)
+    }
+
+    /// The same in place.
+    pub fn fall_back_on_cpu(
+        &mut self,
+        common: &CommonArgs,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        match (&self.backend, failure) {
             (Backend::Gpu(open), Failure::Failed(error)) => match common.insists_on_gpu() {
-                true => Err(Failure::Failed(error.context(open.name()))),
-                false => Ok(Self::cpu(format!("{} failed: {error:#}", open.name()))),
+                true => return Err(Failure::Failed(error.context(open.name()))),
+                false => *self = Self::cpu(format!("{} failed: {error:#}", open.name())),
             },
-            (_, failure) => Err(failure),
+            (_, failure) => return Err(failure),
         }
+        Ok(())
     }
 }
 
@@ -142,12 +153,13 @@ pub struct Adapters(Vec<(wgpu::Adapter, Adapter)>);
 
 impl Adapters {
     /// Those on the backends of `WGPU_BACKEND`, else on Vulkan, Metal and DX12.
-    pub fn of_this_machine() -> Self {
-        let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
-        let found = pollster::block_on(wgpu_optim::adapters(backends));
+    pub fn of_this_machine() -> Result<Self> {
+        let backends = backends()?;
+        let found =
+            without_complaint_of_wayland(|| pollster::block_on(wgpu_optim::adapters(backends)));
         let infos: Vec<_> = found.iter().map(wgpu::Adapter::get_info).collect();
         let about = (0..).map(|number| Adapter::new(number, &infos));
-        Self(found.into_iter().zip(about).collect())
+        Ok(Self(found.into_iter().zip(about).collect()))
     }
 
     /// The numbers of those that `--adapter` allows, the best one first.
@@ -228,6 +240,96 @@ impl Adapters {
             },
         };
         error.into()
+    }
+}
+
+/// Those that `WGPU_BACKEND` names, which this system has to have; without it Vulkan, Metal and DX12.
+fn backends() -> Result<wgpu::Backends> {
+    let Some(typed) = std::env::var_os("WGPU_BACKEND").filter(|typed| !typed.is_empty()) else {
+        return Ok(wgpu::Backends::PRIMARY);
+    };
+    let typed = typed.to_string_lossy();
+    for name in typed.split(',') {
+        ensure!(
+            !wgpu::Backends::from_comma_list(name).is_empty(),
+            "WGPU_BACKEND={typed}: there is no backend {name:?}; expected vulkan, metal, dx12 or gl, or several of them \
+             separated by commas"
+        );
+    }
+    let (backends, built) = (
+        wgpu::Backends::from_comma_list(&typed),
+        wgpu::Instance::enabled_backend_features(),
+    );
+    ensure!(
+        backends.intersects(built),
+        "WGPU_BACKEND={typed}: expected a backend of this system, which has {}",
+        built
+            .iter_names()
+            .map(|(name, _)| name.to_lowercase())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    Ok(backends)
+}
+
+/// What wakes Vulkan. A layer of Mesa's, which brings devices into an order, looks for a Wayland display then, and says on
+/// stderr that there is none where no session has set `XDG_RUNTIME_DIR`, as in a container.
+fn without_complaint_of_wayland<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(target_os = "linux")]
+    let _aside = stderr::Aside::where_nobody_has_a_display();
+    work()
+}
+
+#[cfg(target_os = "linux")]
+mod stderr {
+    use std::fs::File;
+    use std::io::{self, Read as _, Seek as _, Write as _};
+    use std::os::fd::{AsFd as _, OwnedFd};
+    use std::path::Path;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// What is said on stderr meanwhile comes when this is dropped, but for the complaint.
+    pub struct Aside {
+        stderr: OwnedFd,
+        said: File,
+        /// Or another's file would be taken for stderr.
+        _alone: MutexGuard<'static, ()>,
+    }
+
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    const COMPLAINT: &[u8] = b"error: XDG_RUNTIME_DIR is invalid or not set";
+
+    impl Aside {
+        pub fn where_nobody_has_a_display() -> Option<Self> {
+            let directory = std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_default();
+            if Path::new(&directory).is_absolute() {
+                return None;
+            }
+            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+            let stderr = io::stderr().as_fd().try_clone_to_owned().ok()?;
+            let said = tempfile::tempfile().ok()?;
+            nix::unistd::dup2_stderr(&said).ok()?;
+            Some(Self {
+                stderr,
+                said,
+                _alone: alone,
+            })
+        }
+    }
+
+    impl Drop for Aside {
+        fn drop(&mut self) {
+            let Self { stderr, said, .. } = self;
+            let mut lines = Vec::new();
+            // What cannot be read or put back has nowhere to go.
+            let _ = nix::unistd::dup2_stderr(stderr);
+            let _ = said.rewind().and_then(|()| said.read_to_end(&mut lines));
+            let lines = lines.split_inclusive(|byte| *byte == b'\n');
+            for line in lines.filter(|line| !line.starts_with(COMPLAINT)) {
+                let _ = io::stderr().write_all(line);
+            }
+        }
     }
 }
 
@@ -337,6 +439,14 @@ impl OpenGpu {
 
     pub fn name(&self) -> String {
         self.about.full_name.clone()
+    }
+
+    /// Whether the device's memory is the host's.
+    pub fn shares_memory(&self) -> bool {
+        matches!(
+            self.gpu.adapter.get_info().device_type,
+            wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu
+        )
     }
 
     /// Waits until everything submitted so far is done.

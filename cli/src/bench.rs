@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
-use wgpu_optim::{Rule as _, StorageType};
+use wgpu_optim::{AnyRule, Rule as _, StorageType};
 
 use crate::args::{BenchArgs, CommonArgs};
 use crate::backend::{Adapter, Choice, Opened};
@@ -26,10 +26,11 @@ use crate::files::{Model, Outputs, csv, read_whole};
 use crate::interrupt::Interrupt;
 use crate::problem::Problem;
 use crate::progress::Progress;
+use crate::system::check_memory;
 use crate::{Failure, print, warn};
 use comparison::Comparison;
 use paths::{Path, Rig, Setup};
-use report::{Case, Report, System};
+use report::{Case, Report, Row, System};
 use timing::Median;
 
 /// Rounds are added until each median is known as well as this.
@@ -50,7 +51,7 @@ struct Document<'a> {
 pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let interrupt = Interrupt::catch()?;
     let rules = args.rules()?;
-    let (grid, mut notes) = grid(args)?;
+    let (grid, notes) = grid(args)?;
     let old = args.compare.as_deref().map(read_report).transpose()?;
     let mut outputs = Outputs::default();
     let mut stage = |role, path: &Option<PathBuf>| {
@@ -69,49 +70,20 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     };
     let adapters = opened.iter().map(about).collect();
     let mut rigs: Vec<_> = opened.into_iter().flatten().map(Rig::new).collect();
-    // One device that fails does not end it where others were to be measured too.
-    let insists = common.insists_on_gpu() && !args.all_adapters;
-
-    let mut rows = Vec::new();
-    let cases = grid.len() * rules.len();
-    let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
-    for (rule, config) in &rules {
-        for (of, sizes) in &grid {
-            let stored = args.storage.stored(*of);
-            let problem = Problem::new(config.clone(), sizes.clone()).stored(stored);
-            let name = format!("{rule}{}", stored.suffix(config.slots().kept().count()));
-            let case = Case {
-                rule: &name,
-                tensors: sizes.len(),
-                numel: problem.numel(),
-            };
-            let setup = Setup {
-                problem: &problem,
-                hot: args.hot_caches,
-                controlled: args.control,
-            };
-            let mut failed = Vec::new();
-            let mut give_up = |device: &str, failure| {
-                notes.push(case.without(device, failure, insists)?);
-                failed.push(device.to_owned());
-                Ok(())
-            };
-            let budget = Duration::from_secs_f64(args.seconds);
-            let paths = measure(
-                &setup,
-                &rigs,
-                budget,
-                &interrupt,
-                &mut progress,
-                &mut give_up,
-            )?;
-            rows.extend(report::rows(&case, &paths));
-            drop(paths);
-            let has_failed = |rig: &&mut Rig| failed.contains(&rig.open.name());
-            rigs.iter_mut().filter(has_failed).for_each(Rig::renew);
-        }
-    }
-    drop(progress);
+    let mut findings = Findings {
+        rows: Vec::new(),
+        notes,
+        failure: None,
+        // Where others were to be measured, too, one device that fails is no failure.
+        insists: common.insists_on_gpu() && !args.all_adapters,
+    };
+    findings.measure_all(args, &rules, &grid, &mut rigs, &interrupt)?;
+    let Findings {
+        rows,
+        notes,
+        failure,
+        ..
+    } = findings;
 
     let mut report = Report {
         format: Report::format(),
@@ -149,11 +121,130 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
             .as_ref()
             .map_or_else(String::new, Comparison::to_text);
     let report = &report;
-    print(common, &Document { report, comparison }, text)
+    print(common, &Document { report, comparison }, text)?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// What has been measured, and what has not.
+struct Findings {
+    rows: Vec<Row>,
+    notes: Vec<String>,
+    /// The first of a device that somebody insists on, or what has ended the measurement before its time.
+    failure: Option<Failure>,
+    insists: bool,
+}
+
+impl Findings {
+    /// Measures every rule at every size. Returns a failure where there is nothing that could be reported before it.
+    fn measure_all(
+        &mut self,
+        args: &BenchArgs,
+        rules: &[(String, AnyRule)],
+        grid: &Grid,
+        rigs: &mut [Rig],
+        interrupt: &Interrupt,
+    ) -> Result<(), Failure> {
+        let cases = grid.len() * rules.len();
+        let mut progress = Progress::new((cases * STEPS_PER_CASE) as u64);
+        for (rule, config) in rules {
+            for (of, sizes) in grid {
+                let stored = args.storage.stored(*of);
+                let name = format!("{rule}{}", stored.suffix(config.slots().kept().count()));
+                let case = Case {
+                    rule: &name,
+                    tensors: sizes.tensors(),
+                    numel: sizes.numel(),
+                };
+                if let Err(shortage) = check_memory(Problem::bytes(case.tensors, case.numel)) {
+                    self.give_up(&case, "all devices", Failure::Refused(shortage))?;
+                    continue;
+                }
+                let problem = Problem::new(config.clone(), sizes.to_vec()).stored(stored);
+                let setup = Setup {
+                    problem: &problem,
+                    hot: args.hot_caches,
+                    controlled: args.control,
+                };
+                let budget = Duration::from_secs_f64(args.seconds);
+                let mut failed = Vec::new();
+                let mut give_up = |device: &str, failure: Failure| {
+                    failed.push(device.to_owned());
+                    self.give_up(&case, device, failure)
+                };
+                let paths = measure(&setup, rigs, budget, interrupt, &mut progress, &mut give_up);
+                match paths.map(|paths| report::rows(&case, &paths)) {
+                    Ok(rows) => self.rows.extend(rows),
+                    Err(failure @ Failure::Interrupted(_)) => return Err(failure),
+                    Err(failure) if self.rows.is_empty() => return Err(failure),
+                    Err(failure) => {
+                        self.failure = Some(failure);
+                        return Ok(());
+                    }
+                }
+                let has_failed = |rig: &&mut Rig| failed.contains(&rig.open.name());
+                rigs.iter_mut().filter(has_failed).for_each(Rig::renew);
+            }
+        }
+        if self.rows.is_empty() {
+            let nothing = || anyhow!("nothing was measured: {}", self.notes.join("; "));
+            let failure = self.failure.take();
+            return Err(failure.unwrap_or_else(|| Failure::Failed(nothing())));
+        }
+        Ok(())
+    }
+
+    /// Leaves a device out of a case in which it has failed, or for which there is no memory.
+    fn give_up(&mut self, case: &Case<'_>, device: &str, why: Failure) -> Result<(), Failure> {
+        let has_failed = matches!(why, Failure::Failed(_));
+        let note = case.without(device, why)?;
+        if has_failed && self.insists {
+            self.failure
+                .get_or_insert(Failure::Failed(anyhow!("{note}")));
+        }
+        self.notes.push(note);
+        Ok(())
+    }
 }
 
 /// What tensors are stored as and the elements of each, for every problem.
-type Grid = Vec<(StorageType, Vec<usize>)>;
+type Grid = Vec<(StorageType, Sizes)>;
+
+/// The elements of each tensor. They are listed when there is memory for the problem.
+enum Sizes {
+    /// Of a model.
+    Listed(Vec<usize>),
+    /// So many, divided among as many tensors.
+    Divided { numel: usize, tensors: usize },
+}
+
+impl Sizes {
+    fn tensors(&self) -> usize {
+        match self {
+            Self::Listed(sizes) => sizes.len(),
+            Self::Divided { tensors, .. } => *tensors,
+        }
+    }
+
+    fn numel(&self) -> usize {
+        match self {
+            Self::Listed(sizes) => sizes
+                .iter()
+                .fold(0, |sum, numel| sum.saturating_add(*numel)),
+            Self::Divided { numel, .. } => *numel,
+        }
+    }
+
+    fn to_vec(&self) -> Vec<usize> {
+        match self {
+            Self::Listed(sizes) => sizes.clone(),
+            Self::Divided { numel, tensors } => {
+                // The first tensors take what does not divide.
+                let size = |index| numel / tensors + usize::from(index < numel % tensors);
+                (0..*tensors).map(size).collect()
+            }
+        }
+    }
+}
 
 /// Sizes by numbers of tensors, or a model's by dtype; and what is to be said of it.
 fn grid(args: &BenchArgs) -> Result<(Grid, Vec<String>), Failure> {
@@ -165,8 +256,8 @@ fn grid(args: &BenchArgs) -> Result<(Grid, Vec<String>), Failure> {
         };
         let by_type = model.by_type.into_iter();
         let grid: Grid = by_type
-            .map(|(of, tensors)| (of, sizes(tensors)))
-            .filter(|(_, sizes)| sizes.iter().sum::<usize>() > 0)
+            .map(|(of, tensors)| (of, Sizes::Listed(sizes(tensors))))
+            .filter(|(_, sizes)| sizes.numel() > 0)
             .collect();
         let path = path.display();
         if grid.is_empty() {
@@ -179,19 +270,20 @@ fn grid(args: &BenchArgs) -> Result<(Grid, Vec<String>), Failure> {
     }
     let mut grid = Vec::new();
     for tensors in &args.tensors {
-        match args.numel_each {
-            Some(numel) => grid.push((StorageType::F32, vec![numel; *tensors])),
-            None => {
-                for numel in &args.numel {
-                    if numel < tensors {
-                        let refusal = anyhow!("{numel} elements do not make {tensors} tensors");
-                        return Err(refusal.into());
-                    }
-                    // The first tensors take what does not divide.
-                    let size = |index| numel / tensors + usize::from(index < numel % tensors);
-                    grid.push((StorageType::F32, (0..*tensors).map(size).collect()));
-                }
+        let numels = match args.numel_each {
+            Some(numel) => vec![numel.saturating_mul(*tensors)],
+            None => args.numel.clone(),
+        };
+        for numel in numels {
+            if numel < *tensors {
+                let refusal = anyhow!("{numel} elements do not make {tensors} tensors");
+                return Err(refusal.into());
             }
+            let sizes = Sizes::Divided {
+                numel,
+                tensors: *tensors,
+            };
+            grid.push((StorageType::F32, sizes));
         }
     }
     Ok((grid, Vec::new()))
@@ -222,7 +314,11 @@ fn measure<'a>(
         }
     }
     interrupt.check()?;
-    paths.extend(setup.cpu_paths()?);
+    match setup.cpu_paths() {
+        Ok(found) => paths.extend(found),
+        Err(no_room @ Failure::Refused(_)) => give_up("CPU", no_room)?,
+        Err(failure) => return Err(failure),
+    }
     let warm_up = paths.iter().map(Path::warm_up).max().unwrap_or(0);
     for _ in 0..warm_up {
         interrupt.check()?;
@@ -358,7 +454,7 @@ mod tests {
         };
         let mut notes = Vec::new();
         let mut give_up = |device: &str, failure| {
-            notes.push(case.without(device, failure, false)?);
+            notes.push(case.without(device, failure)?);
             Ok(())
         };
         let mut paths = measured(&setup, &rigs, &interrupt, &mut give_up);
@@ -386,13 +482,38 @@ mod tests {
             );
         }
 
-        // Nobody goes on without a device that was asked for, or with one that is wrong.
-        let failed = || Failure::Failed(anyhow!("out of memory"));
-        let insisted = case.without("sound", failed(), true);
-        assert!(
-            matches!(insisted, Err(Failure::Failed(e)) if e.to_string().starts_with("sound, heavy-ball"))
-        );
-        let wrong = case.without("sound", Failure::Wrong(anyhow!("wrong")), false);
+        // Nobody goes on with one that is wrong.
+        let wrong = case.without("sound", Failure::Wrong(anyhow!("wrong")));
         assert!(matches!(wrong, Err(Failure::Wrong(e)) if e.to_string().starts_with("sound, ")));
+    }
+    #[test]
+    fn a_device_that_somebody_insists_on_fails_the_command_after_the_report() {
+        let case = Case {
+            rule: "heavy-ball",
+            tensors: 1,
+            numel: 4099,
+        };
+        let why: [fn(anyhow::Error) -> Failure; 2] = [Failure::Failed, Failure::Refused];
+        for insists in [false, true] {
+            for (why, is_failure) in why.into_iter().zip([true, false]) {
+                let mut findings = Findings {
+                    rows: Vec::new(),
+                    notes: Vec::new(),
+                    failure: None,
+                    insists,
+                };
+                for reason in ["out of memory", "lost"] {
+                    findings
+                        .give_up(&case, "GPU", why(anyhow!(reason)))
+                        .unwrap();
+                }
+                let said = "GPU, heavy-ball of 4099 elements: not measured, out of memory";
+                assert_eq!(findings.notes.len(), 2);
+                assert_eq!(findings.notes[0], said);
+                let failure = findings.failure.map(|failure| failure.to_string());
+                let expected = (insists && is_failure).then(|| said.to_owned());
+                assert_eq!(failure, expected);
+            }
+        }
     }
 }

@@ -153,7 +153,7 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
         Some(path) => Some(Model::open(path)?.steppable()),
         None => None,
     };
-    let adapters = Adapters::of_this_machine();
+    let adapters = Adapters::of_this_machine()?;
     let numbers = adapters.wanted(common);
     if numbers.is_empty() && common.adapter.is_some() {
         return Err(adapters.none_fits(common, true).into());

@@ -19,6 +19,7 @@ mod progress;
 mod rule;
 mod step;
 mod storage;
+mod system;
 pub mod window;
 
 use std::ffi::OsString;
@@ -29,11 +30,12 @@ use clap::Parser as _;
 use serde::Serialize;
 
 use args::{Args, BenchArgs, Command};
-pub use args::{CommonArgs, usage_error};
+pub use args::{CommonArgs, usage_error, with_negative_numbers};
 pub use backend::Choice;
 pub use interrupt::Interrupt;
 pub use progress::Progress;
 pub use rule::{FieldArgs, RuleArgs};
+pub use system::{allow_open_files, peak_memory_bytes};
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -52,6 +54,17 @@ pub enum Failure {
 impl Failure {
     fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::Failed(error.into())
+    }
+
+    /// The same with what it was about.
+    fn context(self, what: &str) -> Self {
+        let what = what.to_owned();
+        match self {
+            Self::Refused(error) => Self::Refused(error.context(what)),
+            Self::Failed(error) => Self::Failed(error.context(what)),
+            Self::Wrong(error) => Self::Wrong(error.context(what)),
+            Self::Interrupted(signal) => Self::Interrupted(signal),
+        }
     }
 
     /// The exit code.
@@ -90,13 +103,14 @@ impl From<anyhow::Error> for Failure {
 /// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
 /// and stderr.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
-    let args = match Args::try_parse_from(args) {
+    let args = match Args::try_parse_from(with_negative_numbers(args)) {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
-            return failed(&Failure::Refused(usage_error(&error)));
+            return exit_code(Err(Failure::Refused(usage_error(&error))));
         }
-        Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
+        Err(help_or_version) => return print_help(&help_or_version),
     };
+    allow_open_files();
     let outcome = match &args.command {
         Some(Command::Step(step)) => step::run(&args.common, step),
         Some(Command::Bench(bench)) => bench::run(&args.common, bench),
@@ -105,15 +119,18 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
         Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
         None => bench::run(&args.common, &BenchArgs::default()),
     };
-    match outcome {
-        Ok(()) => 0,
-        Err(failure) => failed(&failure),
-    }
+    exit_code(outcome)
 }
 
-fn failed(failure: &Failure) -> u8 {
-    failure.report();
-    failure.code()
+/// Says what has failed, if something has.
+fn exit_code(outcome: Result<(), Failure>) -> u8 {
+    match outcome {
+        Ok(()) => 0,
+        Err(failure) => {
+            failure.report();
+            failure.code()
+        }
+    }
 }
 
 /// An error and what caused it; many a message ends with that of its cause already.
@@ -124,7 +141,10 @@ fn with_causes(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    match system::open_files_hint(error) {
+        Some(hint) => format!("{text}; {hint}"),
+        None => text,
+    }
 }
 
 /// One line on stderr about something that did not keep the command from its work.
@@ -145,8 +165,12 @@ fn one_line(message: &str) -> String {
     line
 }
 
-/// Prints the one document of a command: with `--json` the report itself, else its text. A reader that closes the pipe
-/// early has read enough.
+/// Prints what `--help` or `--version` asks for, and returns the exit code.
+pub fn print_help(help_or_version: &clap::Error) -> u8 {
+    exit_code(unless_closed(help_or_version.print()))
+}
+
+/// Prints the one document of a command: with `--json` the report itself, else its text.
 ///
 /// # Errors
 /// [`Failure::Failed`] if it cannot be written.
@@ -157,27 +181,16 @@ pub fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Resu
         text
     };
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
-        _ => Ok(()),
-    }
+    unless_closed(writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()))
 }
 
-/// The most memory that this process has had, as far as the system says.
-#[must_use]
-pub fn peak_memory_bytes() -> Option<u64> {
-    // Not `getrusage`, which on Linux counts what was there before this program was started in the process.
-    #[cfg(target_os = "linux")]
-    {
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kib << 10)
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        None
+/// A reader that closes the pipe early has read enough.
+fn unless_closed(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let error = anyhow::Error::from(error);
+            Err(Failure::Failed(error.context("cannot write to stdout")))
+        }
+        _ => Ok(()),
     }
 }

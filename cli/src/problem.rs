@@ -46,6 +46,15 @@ pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
     Ok(rule)
 }
 
+/// Elements that are compared at a time, by each thread: the oracle takes many times the memory of the problem.
+const CHUNK: usize = 1 << 16;
+
+/// What the oracle takes for an element, about.
+const ORACLE_BYTES: u64 = 160;
+
+/// What a tensor takes beside its values on the host, about: its name, its entries in lists, and its objects on a device.
+const TENSOR_BYTES: u64 = 1 << 10;
+
 /// A configuration, and tensors to step through with it, one after the other.
 pub struct Problem {
     config: AnyRule,
@@ -92,6 +101,34 @@ impl Problem {
     /// How the tensors and the rule's slots are stored.
     pub fn storage(&self) -> Storage {
         self.stored.storage(self.config.slots().kept().count())
+    }
+
+    /// The memory that a problem of so many tensors and elements takes.
+    pub fn bytes(tensors: usize, numel: usize) -> u64 {
+        let values = (numel as u64).saturating_mul(2 * size_of::<f32>() as u64);
+        values.saturating_add((tensors as u64).saturating_mul(TENSOR_BYTES))
+    }
+
+    /// What parameters, gradients, slots and masters take, wherever they are.
+    pub fn stored_bytes(&self) -> u64 {
+        let storage = self.storage();
+        let slots = self.config.slots().kept().count() as u64 * storage.state.bytes();
+        let masters = storage.masters_bytes().unwrap_or(0);
+        let elem = storage.params.bytes() + storage.grads.bytes() + slots + masters;
+        elem * self.numel() as u64
+    }
+
+    /// The memory that a [check](Self::check) takes: results are gathered tensor by tensor and as one.
+    pub fn check_bytes(&self) -> u64 {
+        let slots = self.config.slots().kept().count() as u64;
+        let masters = self.storage().masters_bytes().unwrap_or(0);
+        let result = 2 * (1 + slots) * size_of::<f32>() as u64 + masters;
+        let compared = self.numel().min(CHUNK * rayon::current_num_threads());
+        result * self.numel() as u64 + ORACLE_BYTES * compared as u64
+    }
+
+    fn bookkeeping_bytes(&self) -> u64 {
+        self.sizes.len() as u64 * TENSOR_BYTES
     }
 
     /// Bytes that one step moves per element.
@@ -165,8 +202,6 @@ impl Problem {
     }
 
     fn compare<'r>(&self, results: &'r Results, rounding: Rounding) -> Result<Agreement, Failure> {
-        // In chunks, or the oracle would take many times the memory of the problem.
-        const CHUNK: usize = 1 << 16;
         let configs = self
             .checked_lrs()
             .into_iter()
@@ -253,6 +288,15 @@ fn control() -> Result<StepControl, Failure> {
 }
 
 impl<'a> OnGpu<'a> {
+    /// The memory that it takes on the host, which is what some adapters have, too.
+    pub fn bytes(open: &OpenGpu, problem: &Problem) -> u64 {
+        let on_device = match open.shares_memory() {
+            true => problem.stored_bytes(),
+            false => 0,
+        };
+        on_device + 2 * problem.bookkeeping_bytes()
+    }
+
     pub fn new(open: &'a OpenGpu, problem: &'a Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let Storage { params, grads, .. } = problem.storage();
@@ -329,6 +373,11 @@ pub struct OnCpu<'a> {
 }
 
 impl<'a> OnCpu<'a> {
+    /// The memory that it takes.
+    pub fn bytes(problem: &Problem) -> u64 {
+        problem.stored_bytes() + problem.bookkeeping_bytes()
+    }
+
     pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
         let Storage { params, grads, .. } = problem.storage();
         let specs = problem
@@ -392,6 +441,12 @@ pub struct OnReference<'a> {
 }
 
 impl<'a> OnReference<'a> {
+    /// The memory that it takes.
+    pub fn bytes(problem: &Problem) -> u64 {
+        // It has the problem's gradients.
+        problem.stored_bytes()
+    }
+
     pub fn new(problem: &'a Problem) -> Self {
         let slots = problem.config.slots();
         let values = |slot: &Slot| vec![slot.start.value(); problem.numel()];

@@ -14,6 +14,9 @@ const DEFAULT: &str = "sgd";
 
 const HEADING: &str = "Hyper-parameters";
 
+/// The field that `--lr` sets.
+const LR: &str = "lr";
+
 /// The two fields of which `--weight-decay` sets one.
 const COUPLED: &str = "weight_decay";
 const DECOUPLED: &str = "decoupled_weight_decay";
@@ -63,23 +66,23 @@ impl RuleArgs {
 #[command(next_help_heading = HEADING)]
 pub struct FieldArgs {
     /// Learning rate; where it may be left out, at most 0.1, and less where that would cancel parameters
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub lr: Option<f64>,
     /// The rule as this library has it, its defaults included: pytorch, optax, keras, schedulefree, or a form of it (of
     /// sgd, for one, optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch's unless it has none
     #[arg(long, value_name = "LIBRARY")]
     pub preset: Option<String>,
     /// Momentum; zero is none
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub momentum: Option<f64>,
     /// Dampening of the gradient, but not at a tensor's first step
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub dampening: Option<f64>,
     /// Nesterov momentum
     #[arg(long)]
     pub nesterov: bool,
     /// Weight decay: joins the gradient (L2), unless --decoupled, or the preset's multiplies the parameters anyway
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub weight_decay: Option<f64>,
     /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
     #[arg(long)]
@@ -89,40 +92,40 @@ pub struct FieldArgs {
     #[arg(long)]
     pub maximize: bool,
     /// Time step of the particle form
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub time_step: Option<f64>,
     /// Decay of the average of the gradient
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub beta1: Option<f64>,
     /// Decay of the average of its square
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub beta2: Option<f64>,
     /// What keeps a divisor from zero
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub eps: Option<f64>,
     /// The same under the root
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub eps_root: Option<f64>,
     /// Divide by the largest average so far: of-average (without a value) or of-corrected
     #[arg(long, value_name = "WHICH", num_args = 0..=1, default_missing_value = "of-average")]
     pub amsgrad: Option<String>,
     /// Decay of the average of squares
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub alpha: Option<f64>,
     /// Divide by the deviation from the average gradient
     #[arg(long)]
     pub centered: bool,
     /// Decay of the averages of squares
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub rho: Option<f64>,
     /// Decay of the learning rate from step to step
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub lr_decay: Option<f64>,
     /// Decay of the momentum from step to step
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub momentum_decay: Option<f64>,
     /// What the sums of squares start as
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_finite)]
+    #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub initial_accumulator: Option<f64>,
     /// Steps over which the learning rate grows to its full size
     #[arg(long, value_name = "N")]
@@ -137,7 +140,8 @@ impl FieldArgs {
     /// rate, at one for measurements.
     pub fn config(&self, rule: &str, form: Option<&str>) -> Result<AnyRule> {
         let preset = RulePreset::find(rule, self.preset.as_deref())?;
-        let mut fields = fields_of(&preset)?;
+        let defaults = fields_of(&preset)?;
+        let mut fields = defaults.clone();
         let missing = |flag: String, field: &str| anyhow!("{flag}: the rule {rule} has no {field}");
         let mut given = self.given();
         given.extend(form.map(|form| ("form", form.into())));
@@ -145,6 +149,7 @@ impl FieldArgs {
             let of_rule = fields.get_mut(*field);
             *of_rule.ok_or_else(|| missing(flag_of(field), field))? = value.clone();
         }
+        self.check_set_once(&given)?;
         for (field, value) in &self.others {
             let of_rule = fields.get_mut(field).filter(|_| field != "rule");
             *of_rule.ok_or_else(|| missing("--set".to_owned(), field))? = value.clone();
@@ -167,11 +172,47 @@ impl FieldArgs {
             }
         }
         let config = serde_json::from_value(Value::Object(fields));
-        let config: AnyRule = config.map_err(|error| of_text(&given, error.to_string()))?;
+        let config: AnyRule = config.map_err(|error: serde_json::Error| {
+            let given = given.iter();
+            let given = given.map(|(field, value)| (as_typed(field, value), *field, value));
+            let others = self.others.iter();
+            let others = others.map(|(field, value)| (as_set(field, value), &**field, value));
+            naming_its_field(&defaults, given.chain(others), &error.to_string())
+        })?;
         Ok(match self.lr {
             Some(lr) => config.with_lr(lr)?,
+            None if self.others.iter().any(|(field, _)| field == LR) => config,
             None => problem::at_a_gentle_lr(&config)?,
         })
+    }
+
+    /// Makes sure that no field that `--set` sets is set by a flag of its own, too, or by another `--set`: one of both
+    /// would go unheard.
+    fn check_set_once(&self, given: &[(&str, Value)]) -> Result<()> {
+        let mut set: Vec<(&str, String)> = Vec::new();
+        set.extend(
+            given
+                .iter()
+                .map(|(field, value)| (*field, as_typed(field, value))),
+        );
+        set.extend(self.lr.map(|lr| (LR, format!("--lr {lr}"))));
+        let decay = self
+            .weight_decay
+            .map(|decay| format!("--weight-decay {decay}"));
+        let decoupled = self.decoupled.then(|| "--decoupled".to_owned());
+        for flag in decay.into_iter().chain(decoupled) {
+            set.extend([COUPLED, DECOUPLED].map(|field| (field, flag.clone())));
+        }
+        for (field, value) in &self.others {
+            let assignment = as_set(field, value);
+            if let Some((_, other)) = set.iter().find(|(other, _)| other == field) {
+                return Err(anyhow!(
+                    "{other} and {assignment} set the same field of the rule: expected one of them"
+                ));
+            }
+            set.push((field, assignment));
+        }
+        Ok(())
     }
 
     /// What was given but for weight decay, by the rule's field.
@@ -212,13 +253,10 @@ impl FieldArgs {
         let mut flags = Vec::new();
         flags.extend(self.preset.iter().map(|library| text("--preset", library)));
         flags.extend(self.lr.iter().map(|lr| text("--lr", lr)));
-        flags.extend(self.given().iter().map(|(field, value)| match value {
-            Value::Bool(_) => flag_of(field),
-            Value::String(value) => text(&flag_of(field), value),
-            value => text(&flag_of(field), value),
-        }));
+        let given = self.given();
+        flags.extend(given.iter().map(|(field, value)| as_typed(field, value)));
         let others = self.others.iter();
-        flags.extend(others.map(|(field, value)| format!("--set {field}={value}")));
+        flags.extend(others.map(|(field, value)| as_set(field, value)));
         flags.extend(self.weight_decay.iter().map(|x| text("--weight-decay", x)));
         flags.extend(self.decoupled.then(|| "--decoupled".to_owned()));
         flags
@@ -253,16 +291,39 @@ pub fn names() -> Vec<&'static str> {
     names
 }
 
-/// The error of a field, which does not say where it comes from if the field's text means nothing.
-fn of_text(given: &[(&str, Value)], error: String) -> anyhow::Error {
-    let quoted = |value: &Value| {
-        value
-            .as_str()
-            .is_some_and(|text| error.contains(&format!("`{text}`")))
+/// An error that does not say which field it is of, if that has the same error by itself.
+fn naming_its_field<'f>(
+    defaults: &Map<String, Value>,
+    mut set: impl Iterator<Item = (String, &'f str, &'f Value)>,
+    error: &str,
+) -> anyhow::Error {
+    let fails_alone = |field: &str, value: &Value| {
+        let mut fields = defaults.clone();
+        fields.insert(field.to_owned(), value.clone());
+        let config = serde_json::from_value::<AnyRule>(Value::Object(fields));
+        config.is_err_and(|alone| alone.to_string() == error)
     };
-    match given.iter().find(|(_, value)| quoted(value)) {
-        Some((field, _)) => anyhow!("{}: {error}", flag_of(field)),
-        None => anyhow!(error),
+    let its = set.find(|(_, field, value)| !error.contains(field) && fails_alone(field, value));
+    match its {
+        Some((typed, ..)) => anyhow!("{typed}: {error}"),
+        None => anyhow!("{error}"),
+    }
+}
+
+/// A field's flag and its value.
+fn as_typed(field: &str, value: &Value) -> String {
+    match value {
+        Value::Bool(_) => flag_of(field),
+        Value::String(value) => format!("{} {value}", flag_of(field)),
+        value => format!("{} {value}", flag_of(field)),
+    }
+}
+
+/// A field that has no flag, and its value.
+fn as_set(field: &str, value: &Value) -> String {
+    match value {
+        Value::String(value) => format!("--set {field}={value}"),
+        value => format!("--set {field}={value}"),
     }
 }
 
@@ -395,7 +456,7 @@ mod tests {
             for (field, value) in &defaults {
                 let line = format!("--rule {rule} --preset {library} --lr 0 --set {field}={value}");
                 match (field.as_str(), config(&line)) {
-                    ("rule", refused) => assert!(refused.is_err()),
+                    ("rule" | LR, refused) => assert!(refused.is_err(), "{line}"),
                     (_, config) => assert_eq!(fields(&config.unwrap()), defaults, "{line}"),
                 }
                 let wrong = line.replace(&format!("={value}"), "=[]");
@@ -406,6 +467,8 @@ mod tests {
         assert_eq!(fields(&eps)["eps_in_sqrt"], true);
         let form = config("--rule sgd --lr 0.1 --momentum 0.9 --set form=ema").unwrap();
         assert_eq!(fields(&form)["form"], "ema");
+        let lr = config("--rule lion --set lr=0.25").unwrap();
+        assert_eq!(lr.lr(), 0.25);
         let missing = config("--rule lion --lr 0.1 --set eps=1").unwrap_err();
         assert_eq!(missing.to_string(), "--set: the rule lion has no eps");
     }
@@ -420,6 +483,104 @@ mod tests {
             let expected = "eps = 1e-46 is zero in f32: expected at least";
             assert!(refused.starts_with(expected), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_field_that_is_set_twice_is_refused_by_both_names() {
+        for (line, first, second) in [
+            ("--eps 0.5 --set eps=0.25", "--eps 0.5", "--set eps=0.25"),
+            (
+                "--set eps=0.5 --set eps=0.5",
+                "--set eps=0.5",
+                "--set eps=0.5",
+            ),
+            (
+                "--maximize --set maximize=false",
+                "--maximize",
+                "--set maximize=false",
+            ),
+            (
+                "--form epsilon-hat --set form=corrected",
+                "--form epsilon-hat",
+                "--set form=corrected",
+            ),
+            ("--set lr=0.5", "--lr 1", "--set lr=0.5"),
+            (
+                "--weight-decay 0.5 --set weight_decay=0.25",
+                "--weight-decay 0.5",
+                "--set weight_decay=0.25",
+            ),
+            (
+                "--weight-decay 0.5 --set decoupled_weight_decay=0.25",
+                "--weight-decay 0.5",
+                "--set decoupled_weight_decay=0.25",
+            ),
+            (
+                "--decoupled --set weight_decay=0.25",
+                "--decoupled",
+                "--set weight_decay=0.25",
+            ),
+        ] {
+            let line = format!("--rule adam --lr 1 {line}");
+            assert_eq!(
+                config(&line).unwrap_err().to_string(),
+                format!(
+                    "{first} and {second} set the same field of the rule: expected one of them"
+                ),
+            );
+        }
+        // Every flag, with what its own field is anyway.
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            for (field, text, value) in samples() {
+                if !defaults.contains_key(field) {
+                    continue;
+                }
+                let flag = flag_of(field);
+                let line = format!(
+                    "--rule {rule} --preset {library} --lr 0 {flag}{text} --set {field}={value}"
+                );
+                let line = line.replace('"', "");
+                let error = config(&line).unwrap_err().to_string();
+                assert!(
+                    error.starts_with(&flag) && error.contains(&format!(" and --set {field}=")),
+                    "{line}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_means_nothing_is_refused_by_its_field() {
+        for preset in AnyRule::presets() {
+            let RulePreset { rule, library, .. } = preset;
+            let defaults = fields_of(&preset).unwrap();
+            for field in defaults.keys().filter(|field| *field != "rule") {
+                for value in ["null", "[]", "nonsense"] {
+                    // Another one that is set, and is in order.
+                    let other = defaults
+                        .iter()
+                        .find(|(other, _)| *other != field && *other != "rule");
+                    let (other, sound) = other.unwrap();
+                    let line = format!(
+                        "--rule {rule} --preset {library} --set {other}={sound} --set {field}={value}"
+                    );
+                    let error = config(&line).unwrap_err().to_string();
+                    assert!(error.contains(field.as_str()), "{line}: {error}");
+                }
+            }
+        }
+        let error = config("--rule adam --lr 1 --set eps=null").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--set eps=null: invalid type: null, expected f64"
+        );
+        let error = config("--rule adam --lr 1 --amsgrad nonsense --beta1 0.5").unwrap_err();
+        assert!(
+            error.to_string().starts_with("--amsgrad nonsense: "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -5,14 +5,17 @@
 //! `TENSOR.SLOT[START:END]`, with the elements as Python counts them, in one dimension. So the state of one rank is one
 //! that everybody can read.
 //!
-//! Files are written under names that no earlier index has, and the index is replaced when all of them are on disk: whatever
-//! happens, there is one whole state.
+//! Files are written under names that no index in their folder has, and the index is replaced when the first rank has seen
+//! all of them: whatever happens, there is one whole state. Of several files each says the same, or in its own words what
+//! is in it, as those of the command `step` do.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use wgpu_optim::files::{Dtype, Header, Index};
 use wgpu_optim::{
@@ -29,11 +32,13 @@ use crate::share::Share;
 const GENERATION: &str = "generation";
 
 impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
-    /// Writes what all ranks remember: each its own file, and the first one the index, which is named `index` and lies on a
-    /// disk that all ranks see, in a folder that there is. Replaces what an earlier call has written there. Collective.
+    /// Writes what all ranks remember: each its own file, and the first one the index, which is named `index`, ends in
+    /// `.json`, and lies on a disk that all ranks see, in a folder that there is. Replaces what an earlier call has written
+    /// there, and no file that another index names. Collective.
     ///
     /// # Errors
-    /// [`ShardError`]; then what was there before still is.
+    /// [`ShardError`]; then what was there before still is. [`ShardError::NotAState`] if that is the index of something else,
+    /// [`ShardError::NotShared`] if the first rank does not see the others' files.
     pub fn save(&self, index: &Path) -> Result<(), ShardError> {
         let ranks = &self.ranks;
         let names = Names::agreed(ranks, index)?;
@@ -47,9 +52,10 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             })?;
             Ok(header)
         });
-        let replaced = ranks
-            .all_well(written)
-            .and_then(|header| names.replace_index(ranks, index, &header));
+        let replaced = ranks.all_well(written).and_then(|header| {
+            names.check_seen(ranks, index, &file)?;
+            names.replace_index(ranks, index, &header)
+        });
         if replaced.is_err() {
             let _ = fs::remove_file(file);
         }
@@ -204,9 +210,40 @@ impl Part {
 /// A state in files, of which only the headers have been read.
 pub(crate) struct SavedState<R> {
     pub(crate) record: StateRecord<R>,
-    files: Vec<(PathBuf, File)>,
+    files: Vec<SavedFile>,
+    /// The file that was read last; a process may not have all of them open.
+    open: RefCell<Option<(usize, File)>>,
     /// By tensor and slot.
     parts: BTreeMap<String, BTreeMap<String, Vec<SavedPart>>>,
+}
+
+/// A file of a state, as it was when its header was read.
+struct SavedFile {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl SavedFile {
+    fn open(path: &Path) -> io::Result<(Self, File)> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        let saved = Self {
+            path: path.to_owned(),
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+        };
+        Ok((saved, file))
+    }
+
+    /// Once more, if it is still the same.
+    fn open_again(&self) -> io::Result<File> {
+        let (now, file) = Self::open(&self.path)?;
+        match (now.bytes, now.modified) == (self.bytes, self.modified) {
+            true => Ok(file),
+            false => Err(io::Error::other("it was changed meanwhile")),
+        }
+    }
 }
 
 struct SavedPart {
@@ -219,10 +256,7 @@ struct SavedPart {
 impl<R: Recorded> SavedState<R> {
     /// Opens the files of an index (a path that ends in `.json`), or one file.
     pub(crate) fn open(path: &Path) -> Result<Self, ShardError> {
-        let is_index = path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
-        let index = is_index.then(|| read_index(path)).transpose()?;
+        let index = is_index(path).then(|| read_index(path)).transpose()?;
         let paths: Vec<_> = match &index {
             Some(index) => {
                 let shards = index.shards().iter();
@@ -234,22 +268,24 @@ impl<R: Recorded> SavedState<R> {
             let tensors = index.tensors().iter();
             tensors.map(|(tensor, file)| (&**tensor, &**file)).collect()
         });
-        let metadata = index.as_ref().map(|index| {
+        let mut said = Said::default();
+        if let Some(index) = &index {
             let own = index.metadata.iter().filter(|(key, _)| key != GENERATION);
-            own.cloned().collect()
-        });
-        // One that somebody else has written need not say anything.
-        let mut metadata = metadata.filter(|metadata: &Vec<_>| !metadata.is_empty());
+            let own: Vec<_> = own.cloned().collect();
+            // One that somebody else has written need not say anything.
+            if !own.is_empty() {
+                said.add(path, &own)?;
+            }
+        }
         let mut saved = (Vec::new(), BTreeMap::<_, BTreeMap<_, Vec<_>>>::new());
         for (index, path) in paths.iter().enumerate() {
-            let file = File::open(path).map_err(io_error("read", path))?;
-            let bytes = file.metadata().map_err(io_error("read", path))?.len();
-            let header = Header::read(&mut BufReader::new(&file), bytes);
+            let (file, content) = SavedFile::open(path).map_err(io_error("read", path))?;
+            let header = Header::read(&mut BufReader::new(content), file.bytes);
             let header = header.map_err(|source| ShardError::Header {
                 path: path.clone(),
                 source,
             })?;
-            check_same(&mut metadata, &header.metadata, path)?;
+            said.add(path, &header.metadata)?;
             let name = path.file_name().and_then(|name| name.to_str());
             for SlotEntry {
                 tensor,
@@ -290,24 +326,16 @@ impl<R: Recorded> SavedState<R> {
                 let slots = saved.1.entry(tensor.to_owned()).or_default();
                 slots.entry(slot.to_owned()).or_default().push(part);
             }
-            saved.0.push((path.clone(), file));
+            saved.0.push(file);
         }
         let (files, mut parts) = saved;
         for parts in parts.values_mut().flat_map(BTreeMap::values_mut) {
             parts.sort_by_key(|saved| (saved.part.elems.start, saved.part.elems.end));
         }
-        let record = Header::new(metadata.unwrap_or_default(), []);
-        let record = record.map_err(|source| ShardError::Header {
-            path: path.to_owned(),
-            source,
-        })?;
-        let record = StateRecord::of(&record).map_err(|source| ShardError::StateFile {
-            path: path.to_owned(),
-            source,
-        })?;
         Ok(Self {
-            record,
+            record: said.record.map_or_else(|| record_of(path, &[]), Ok)?,
             files,
+            open: RefCell::default(),
             parts,
         })
     }
@@ -392,39 +420,105 @@ impl<R: Recorded> SavedState<R> {
                 break;
             }
             let own = (start - elems.start) as usize..(end - elems.start) as usize;
-            let (path, file) = &self.files[*file];
             let offset = offset + (start - part.elems.start) * 4;
-            read_exact_at(file, bytemuck::cast_slice_mut(&mut values[own]), offset)
-                .map_err(io_error("read", path))?;
+            let bytes = bytemuck::cast_slice_mut(&mut values[own]);
+            self.read_from(*file, bytes, offset)
+                .map_err(io_error("read", &self.files[*file].path))?;
+        }
+        Ok(())
+    }
+
+    fn read_from(&self, index: usize, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut open = self.open.borrow_mut();
+        let file = match open.take() {
+            Some((last, file)) if last == index => file,
+            _ => self.files[index].open_again()?,
+        };
+        read_exact_at(&file, bytes, offset)?;
+        *open = Some((index, file));
+        Ok(())
+    }
+}
+
+/// What the files of a state say of it together.
+struct Said<R> {
+    /// What the first one says.
+    metadata: Vec<(String, String)>,
+    record: Option<StateRecord<R>>,
+}
+
+impl<R> Default for Said<R> {
+    fn default() -> Self {
+        Self {
+            metadata: Vec::new(),
+            record: None,
+        }
+    }
+}
+
+/// What every file has to say alike; what else it says may be of its own tensors.
+const OF_THE_STATE: [&str; 6] = [
+    "format_version",
+    "rule",
+    "form",
+    "config",
+    "steps",
+    "control",
+];
+
+impl<R: Recorded> Said<R> {
+    /// Takes what another file says, which has to be of the same state.
+    fn add(&mut self, path: &Path, metadata: &[(String, String)]) -> Result<(), ShardError> {
+        let other = record_of(path, metadata)?;
+        let Some(record) = &mut self.record else {
+            self.metadata = metadata.to_vec();
+            self.record = Some(other);
+            return Ok(());
+        };
+        let mixed = |key: &str| ShardError::Mixed {
+            path: path.to_owned(),
+            key: key.to_owned(),
+        };
+        let differs = |key: &&str| said(&self.metadata, key) != said(metadata, key);
+        if let Some(key) = OF_THE_STATE.into_iter().find(differs) {
+            return Err(mixed(key));
+        }
+        for (tensor, steps) in other.applied_steps {
+            if *record.applied_steps.entry(tensor).or_insert(steps) != steps {
+                return Err(mixed("applied_steps"));
+            }
+        }
+        for (tensor, meaning) in other.meanings {
+            let known = record.meanings.entry(tensor).or_insert(meaning.clone());
+            if *known != meaning {
+                return Err(mixed("meanings"));
+            }
         }
         Ok(())
     }
 }
 
-/// Makes sure that files are of one state: they say the same of it.
-fn check_same(
-    first: &mut Option<Vec<(String, String)>>,
-    other: &[(String, String)],
-    path: &Path,
-) -> Result<(), ShardError> {
-    let Some(first) = first else {
-        *first = Some(other.to_vec());
-        return Ok(());
-    };
-    let differs = |(key, value): &&(String, String)| {
-        let same = other.iter().find(|(known, _)| known == key);
-        same.is_none_or(|(_, other)| other != value)
-    };
-    match first.iter().find(differs) {
-        None => Ok(()),
-        Some((key, _)) => Err(ShardError::Mixed {
-            path: path.to_owned(),
-            key: key.clone(),
-        }),
-    }
+fn said<'m>(metadata: &'m [(String, String)], key: &str) -> Option<&'m str> {
+    let entry = metadata.iter().find(|(known, _)| known == key);
+    entry.map(|(_, value)| value.as_str())
 }
 
-/// The names of the files of a sharded state.
+fn record_of<R: Recorded>(
+    path: &Path,
+    metadata: &[(String, String)],
+) -> Result<StateRecord<R>, ShardError> {
+    let header = Header::new(metadata.to_vec(), []).map_err(|source| ShardError::Header {
+        path: path.to_owned(),
+        source,
+    })?;
+    StateRecord::of(&header).map_err(|source| ShardError::StateFile {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The names of the files of a sharded state: that of its index, less its ending, and what no other generation has. So no
+/// two indices share them.
 pub(crate) struct Names {
     stem: String,
     generation: u64,
@@ -432,23 +526,39 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Names that the index of before does not have, the same on all ranks. Collective.
+    /// Names that no index in the folder has, the same on all ranks. Collective.
+    ///
+    /// # Errors
+    /// [`ShardError`] if `index` cannot be written: it is the index of something else, or not named as one.
     pub(crate) fn agreed(ranks: &Ranks, index: &Path) -> Result<Self, ShardError> {
-        let last = match ranks.rank() {
-            0 => generation(index),
-            _ => Ok(0),
-        };
-        let last = ranks.all_well(last)?;
-        let first = ranks.gather(last.to_le_bytes())[0];
         let name = index.file_name().unwrap_or_default().to_string_lossy();
-        let stem = [".safetensors.index.json", ".index.json", ".json"]
-            .iter()
-            .find_map(|ending| name.strip_suffix(ending));
-        Ok(Self {
-            stem: stem.unwrap_or(&name).to_owned(),
-            generation: u64::from_le_bytes(first).saturating_add(1),
+        let stem = name.strip_suffix(".json").filter(|stem| !stem.is_empty());
+        let mut names = Self {
+            stem: stem.unwrap_or_default().to_owned(),
+            generation: 1,
             ranks: ranks.size(),
-        })
+        };
+        let last = match (stem, ranks.rank()) {
+            (None, _) => Err(ShardError::IndexName {
+                path: index.to_owned(),
+            }),
+            (Some(_), 0) => LastIndex::read(index),
+            _ => Ok(None),
+        };
+        if let Some(last) = ranks.all_well(last)? {
+            names.generation = last.generation.saturating_add(1);
+        }
+        if ranks.rank() == 0 {
+            let taken = named_by_others(index);
+            let is_taken =
+                |names: &Self| (0..names.ranks).any(|rank| taken.contains(&names.of(rank)));
+            while is_taken(&names) {
+                names.generation = names.generation.saturating_add(1);
+            }
+        }
+        let first = ranks.gather(names.generation.to_le_bytes())[0];
+        names.generation = u64::from_le_bytes(first);
+        Ok(names)
     }
 
     /// The name of a rank's file.
@@ -464,8 +574,33 @@ impl Names {
         )
     }
 
-    /// Puts an index of all ranks' files in place of the one before, and removes the files of that. Collective; every
-    /// rank's file is on disk.
+    /// Makes sure that the first rank sees every rank's file beside the index: an index of files that nobody else can see
+    /// would take the place of one whose files are there. Collective; `own` is this rank's file, which is on disk.
+    pub(crate) fn check_seen(
+        &self,
+        ranks: &Ranks,
+        index: &Path,
+        own: &Path,
+    ) -> Result<(), ShardError> {
+        let bytes = fs::metadata(own).map(|own| own.len());
+        let bytes = ranks.all_well(bytes.map_err(io_error("read", own)))?;
+        let sizes = ranks.gather(bytes.to_le_bytes()).into_iter();
+        let mut sizes = sizes.map(u64::from_le_bytes).enumerate();
+        let seen = match ranks.rank() {
+            0 => sizes.try_for_each(|(rank, expected_bytes)| {
+                let path = index.with_file_name(self.of(rank));
+                match fs::metadata(&path) {
+                    Ok(seen) if seen.len() == expected_bytes => Ok(()),
+                    _ => Err(ShardError::NotShared { rank, path }),
+                }
+            }),
+            _ => Ok(()),
+        };
+        ranks.all_well(seen)
+    }
+
+    /// Puts an index of all ranks' files in place of the one before, and removes the files of that. Collective; all files
+    /// have been [seen](Self::check_seen).
     pub(crate) fn replace_index(
         &self,
         ranks: &Ranks,
@@ -482,13 +617,17 @@ impl Names {
                     names.into_iter().map(named)
                 });
                 let total = sizes.into_iter().map(u64::from_le_bytes).sum();
-                self.write_index(path, weight_map.collect(), &own.metadata, total)
+                LastIndex::read(path).and_then(|last| {
+                    self.write_index(path, weight_map.collect(), &own.metadata, total)?;
+                    Ok(last)
+                })
             }
-            _ => Ok(()),
+            _ => Ok(None),
         };
-        ranks.all_well(replaced)?;
+        let last = ranks.all_well(replaced)?;
         if ranks.rank() == 0 {
-            self.remove_others(path);
+            let last = last.map_or_else(Vec::new, |last| last.files);
+            self.remove_others(path, last);
         }
         Ok(())
     }
@@ -512,45 +651,92 @@ impl Names {
         write(path, |to| to.write_all(&json))
     }
 
-    /// Removes what earlier generations have left beside the index, those that were never finished included.
-    fn remove_others(&self, index: &Path) {
-        let folder = folder_of(index);
-        let of_stem = format!("{}-", self.stem);
-        let own: HashSet<_> = (0..self.ranks).map(|rank| self.of(rank)).collect();
-        let is_other = |name: &str| {
-            let rest = name.strip_prefix(&of_stem);
-            let rest = rest.and_then(|rest| rest.strip_suffix(".safetensors"));
-            let [generation, rank, "of", ranks] =
-                rest.unwrap_or_default().split('-').collect::<Vec<_>>()[..]
-            else {
-                return false;
-            };
-            let is_number = |text: &str, digits| {
-                text.len() >= digits && text.bytes().all(|byte| byte.is_ascii_digit())
-            };
-            let ours = is_number(generation, 6) && is_number(rank, 5) && is_number(ranks, 5);
-            ours && !own.contains(name)
-        };
-        // What is left is in nobody's way.
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(is_other) {
-                let _ = fs::remove_file(entry.path());
+    /// Removes the files that the index before has named, and what generations have left that were never finished; not
+    /// what another index names, too.
+    fn remove_others(&self, index: &Path, last: Vec<String>) {
+        let entries = fs::read_dir(folder_of(index))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let unfinished = names.filter(|name| self.is_a_generation(name));
+        let mut kept = named_by_others(index);
+        kept.extend((0..self.ranks).map(|rank| self.of(rank)));
+        for name in last.into_iter().chain(unfinished) {
+            // What is left is in nobody's way.
+            if !kept.contains(&name) {
+                let _ = fs::remove_file(index.with_file_name(name));
             }
+        }
+    }
+
+    /// Whether a file has the name of a rank's, of this generation or another one.
+    fn is_a_generation(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(&*self.stem);
+        let rest = rest.and_then(|rest| rest.strip_suffix(".safetensors"));
+        let parts: Vec<_> = rest.unwrap_or_default().split('-').collect();
+        let is_number = |text: &str, digits| {
+            text.len() >= digits && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        match parts[..] {
+            ["", generation, rank, "of", ranks] => {
+                is_number(generation, 6) && is_number(rank, 5) && is_number(ranks, 5)
+            }
+            _ => false,
         }
     }
 }
 
-/// How often an index has been written; 0 if it is not there, or not one of ours.
-fn generation(index: &Path) -> Result<u64, ShardError> {
-    if !fs::exists(index).map_err(io_error("read", index))? {
-        return Ok(0);
+/// What is known of the index of a state that is to be replaced.
+struct LastIndex {
+    /// How often it has been written; 0 where nobody has counted.
+    generation: u64,
+    files: Vec<String>,
+}
+
+impl LastIndex {
+    /// None if there is none.
+    fn read(path: &Path) -> Result<Option<Self>, ShardError> {
+        if !fs::exists(path).map_err(io_error("read", path))? {
+            return Ok(None);
+        }
+        let index = read_index(path)?;
+        // What every state says of itself, and no model.
+        let keys = ["format_version", "applied_steps"];
+        if keys
+            .into_iter()
+            .any(|key| said(&index.metadata, key).is_none())
+        {
+            return Err(ShardError::NotAState {
+                path: path.to_owned(),
+            });
+        }
+        let generation = said(&index.metadata, GENERATION);
+        let generation = generation.and_then(|generation| generation.parse().ok());
+        Ok(Some(Self {
+            generation: generation.unwrap_or(0),
+            files: index.shards().to_vec(),
+        }))
     }
-    let index = read_index(index)?;
-    let mut metadata = index.metadata.iter();
-    let generation = metadata.find(|(key, _)| key == GENERATION);
-    Ok(generation
-        .and_then(|(_, value)| value.parse().ok())
-        .unwrap_or(0))
+}
+
+/// The files that the other indices in the folder of an index name.
+fn named_by_others(index: &Path) -> HashSet<String> {
+    let entries = fs::read_dir(folder_of(index))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let others = entries.filter(|entry| Some(&*entry.file_name()) != index.file_name());
+    let paths = others.map(|entry| entry.path());
+    let indices = paths.filter(|path| is_index(path) && path.is_file());
+    let indices = indices.filter_map(|path| read_index(&path).ok());
+    indices.flat_map(|index| index.shards().to_vec()).collect()
+}
+
+/// Whether a path is that of an index, by its name.
+fn is_index(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
 }
 
 fn read_index(path: &Path) -> Result<Index, ShardError> {

@@ -106,6 +106,31 @@ pub enum ShardError {
         /// What is wrong with it.
         source: IndexError,
     },
+    /// An index that would have been replaced, and is not that of a state.
+    #[error(
+        "{} is not the index of a state, but of a model, perhaps: write the state under another name", path.display()
+    )]
+    NotAState {
+        /// The index.
+        path: PathBuf,
+    },
+    /// A name under which nobody would look for an index.
+    #[error("{}: expected a name that ends in .json, for the index of a state", path.display())]
+    IndexName {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Files of ranks that do not see each other's disks.
+    #[error(
+        "the first rank does not see {}, which rank {rank} has written: expected a folder that all ranks share",
+        path.display()
+    )]
+    NotShared {
+        /// The first rank whose file is not there, or not as it has written it.
+        rank: usize,
+        /// Where the first rank looks for it.
+        path: PathBuf,
+    },
     /// Files that are not of one state.
     #[error("{}: its {key} is not that of the files before, which are of another state", path.display())]
     Mixed {

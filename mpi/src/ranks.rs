@@ -79,6 +79,9 @@ impl Terms {
     }
 }
 
+/// The exit code of a program that has panicked.
+const PANICKED: i32 = 101;
+
 /// No bytes, at an address. That of an empty vector is 1, which Open MPI takes for `MPI_IN_PLACE`.
 static NOTHING: &[u8] = [0].split_at(1).1;
 
@@ -322,6 +325,15 @@ impl Ranks {
             }
             .into()),
             None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Ranks {
+    /// A rank that panics will never come to where the others wait for it, so it ends them.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.communicator.abort(PANICKED);
         }
     }
 }

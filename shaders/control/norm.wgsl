@@ -19,6 +19,8 @@ struct wo_Uniforms {
     norm: u32,
     // Batches only: bit i says whether tensor i takes part.
     tensor_mask: u32,
+    // Whether an earlier dispatch has sums in the same places, to which these are added.
+    adds: u32,
 }
 
 // Invocations that walk side by side, each by 16 bytes: a cache line of GPUs, and what a software adapter computes at once.
@@ -35,11 +37,12 @@ fn run_of(start: u32, end: u32, group: u32, groups: u32) -> vec2<u32> {
 fn store_partial(index: u32, sums: Sums) {
     let top = max(max(sums.top.x, sums.top.y), max(sums.top.z, sums.top.w));
     // 0: finite, 1: infinite, 2: NaN.
-    let kind = u32(top >= 0x7f800000) + u32(top > 0x7f800000);
-    partials[index] = vec4(
-        bitcast<u32>(sum(sums.middle)),
-        bitcast<u32>(sum(sums.small)),
-        bitcast<u32>(sum(sums.large)),
-        kind | (wo_k.norm << 2u),
-    );
+    var kind = u32(top >= 0x7f800000) + u32(top > 0x7f800000);
+    var squares = vec3(sum(sums.middle), sum(sums.small), sum(sums.large));
+    if wo_k.adds != 0u {
+        let before = partials[index];
+        squares += bitcast<vec3<f32>>(before.xyz);
+        kind = max(kind, before.w & 3u);
+    }
+    partials[index] = vec4(bitcast<vec3<u32>>(squares), kind | (wo_k.norm << 2u));
 }

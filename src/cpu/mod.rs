@@ -9,7 +9,7 @@ mod values;
 
 use crate::control::Factors;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Start, Twin};
 use crate::state::{
     Counts, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
@@ -234,6 +234,30 @@ impl<R: Twin> CpuOptimizer<R> {
             .iter()
             .map(|slice| (slice.words().len(), slice.storage()));
         self.check("grads", grads_are, |tensor| tensor.storage.grads)
+    }
+
+    /// Says that somebody else has written a tensor's parameters: at the next step what is remembered of them is made of
+    /// them again. Masters and rests of 16-bit parameters are then what the parameters are, and slots that start as the
+    /// parameters (the `z` of schedule-free rules) start again. Momenta, averages of gradients and step counts stay as they
+    /// are; see [`GpuOptimizer::params_changed`](crate::GpuOptimizer::params_changed).
+    ///
+    /// # Errors
+    /// [`UnknownTensor`] if no tensor has this name.
+    pub fn params_changed(&mut self, tensor: &str) -> Result<(), UnknownTensor> {
+        let index = self.tensors.index_of(tensor).ok_or_else(|| UnknownTensor {
+            tensor: tensor.to_owned(),
+        })?;
+        let tensor = &self.tensors.as_slice()[index];
+        let slots = self.groups.config(tensor.group).slots();
+        let (kept, masters) = self.state[index].split_at_mut(tensor.slots);
+        for (values, slot) in kept.iter_mut().zip(slots.kept()) {
+            if slot.start == Start::Params {
+                let fresh = std::iter::repeat_n(slot.start.value(), tensor.numel as usize);
+                values.set(tensor.storage.state, fresh);
+            }
+        }
+        masters.iter_mut().for_each(Values::clear);
+        Ok(())
     }
 
     /// A copy of what the optimizer remembers.

@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 
+use super::other_format::OtherFormat;
+
 /// A file that is not a safetensors file, or tensors that none can hold.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,12 @@ pub enum HeaderError {
         "it is a Git LFS pointer, not the file itself: `git lfs pull` in its repository fetches the file"
     )]
     GitLfsPointer,
+    /// A file of another format.
+    #[error("not a safetensors file but {format}")]
+    OtherFormat {
+        /// The format.
+        format: OtherFormat,
+    },
     /// A file that ends before its header begins.
     #[error("not a safetensors file: it has {file_bytes} bytes, expected at least 8")]
     TooShort {
@@ -98,6 +106,12 @@ pub enum IndexError {
         "it is a Git LFS pointer, not the file itself: `git lfs pull` in its repository fetches the file"
     )]
     GitLfsPointer,
+    /// A file of another format.
+    #[error("not the index of a model but {format}")]
+    OtherFormat {
+        /// The format.
+        format: OtherFormat,
+    },
     /// Not JSON, or without a `weight_map` from tensor to file.
     #[error("not the index of a model: {0}")]
     Json(#[from] serde_json::Error),

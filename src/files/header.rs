@@ -10,6 +10,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use super::entries::Entries;
 use super::error::HeaderError;
 use super::is_git_lfs_pointer;
+use super::other_format::{OtherFormat, START_BYTES};
 
 /// The header starts with its own length, in as many bytes.
 const LENGTH_BYTES: u64 = 8;
@@ -130,15 +131,11 @@ impl Header {
             .map_err(|_| HeaderError::TooShort { file_bytes })?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > MAX_HEADER_BYTES {
-            file.by_ref().take(64).read_to_end(&mut start)?;
-            return Err(if is_git_lfs_pointer(&start) {
-                HeaderError::GitLfsPointer
-            } else {
-                HeaderError::TooLarge {
-                    header_bytes,
-                    max_header_bytes: MAX_HEADER_BYTES,
-                }
-            });
+            let too_large = HeaderError::TooLarge {
+                header_bytes,
+                max_header_bytes: MAX_HEADER_BYTES,
+            };
+            return Err(no_header(start, file, too_large));
         }
         let data_start = LENGTH_BYTES + header_bytes;
         let cut_off = || HeaderError::Length {
@@ -146,7 +143,7 @@ impl Header {
             actual_bytes: file_bytes,
         };
         if data_start > file_bytes {
-            return Err(cut_off());
+            return Err(no_header(start, file, cut_off()));
         }
         let mut json = Vec::with_capacity(header_bytes as usize);
         file.take(header_bytes).read_to_end(&mut json)?;
@@ -273,6 +270,23 @@ impl Header {
     pub(crate) fn data<'f>(&self, file: &'f [u8], tensor: &TensorEntry) -> &'f [u8] {
         let data = &file[self.data_start as usize..];
         &data[tensor.data_bytes.start as usize..tensor.data_bytes.end as usize]
+    }
+}
+
+/// Why a file has no header: by what it is instead, as far as that is known.
+fn no_header(mut start: Vec<u8>, file: &mut impl Read, otherwise: HeaderError) -> HeaderError {
+    let rest = START_BYTES.saturating_sub(start.len() as u64);
+    if let Err(error) = file.take(rest).read_to_end(&mut start) {
+        return error.into();
+    }
+    // A header that is only cut off.
+    if start.get(LENGTH_BYTES as usize) == Some(&b'{') {
+        return otherwise;
+    }
+    match OtherFormat::of(&start) {
+        _ if is_git_lfs_pointer(&start) => HeaderError::GitLfsPointer,
+        Some(format) => HeaderError::OtherFormat { format },
+        None => otherwise,
     }
 }
 

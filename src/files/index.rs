@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::entries::Entries;
 use super::error::IndexError;
 use super::is_git_lfs_pointer;
+use super::other_format::OtherFormat;
 
 /// Which of a model's files (shards) each of its tensors lies in: a `model.safetensors.index.json`.
 ///
@@ -83,7 +84,10 @@ impl Index {
         let Json {
             metadata,
             weight_map,
-        } = serde_json::from_slice(json)?;
+        } = serde_json::from_slice(json).map_err(|error| match OtherFormat::of(json) {
+            Some(OtherFormat::Json) | None => IndexError::Json(error),
+            Some(format) => IndexError::OtherFormat { format },
+        })?;
         let metadata = metadata.into_iter().flat_map(|entries| entries.0);
         let texts = metadata.filter_map(|(key, value)| match value {
             Value::String(value) => Some((key, value)),

@@ -8,12 +8,14 @@ mod entries;
 mod error;
 mod header;
 mod index;
+mod other_format;
 
 pub(crate) use entries::Entries;
 pub use error::{HeaderError, IndexError};
 pub(crate) use header::serialize;
 pub use header::{Header, TensorEntry};
 pub use index::Index;
+pub use other_format::OtherFormat;
 pub use safetensors::Dtype;
 
 /// Whether `file` is what Git checks out in place of a large file that has not been fetched: a few lines that say

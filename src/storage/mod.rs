@@ -123,12 +123,14 @@ pub enum Masters {
     /// As they are stored.
     None,
     /// As `f32`, in a slot named [`MASTER_PARAMS`] that starts as the parameters at the tensor's first step. What is
-    /// in the parameters afterwards is only written.
+    /// in the parameters afterwards is only written, but for those whose master is zero: a program that writes them says
+    /// so by `params_changed` of its optimizer, or the next step undoes it.
     #[default]
     F32,
     /// By the sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
     /// another bf16, the parameter is the larger of both in magnitude. f16, which leaves more than sixteen bits, has
-    /// masters in `f32`.
+    /// masters in `f32`. Parameters that a program writes are what the next step starts from, give or take less than half
+    /// a unit in the last place, or exactly after `params_changed`.
     Rest,
 }
 

@@ -4,8 +4,8 @@ use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use wgpu_optim_burn::wgpu_optim::StateError;
-use wgpu_optim_burn::{Init as _, ShareError, SharedDevice, StepError};
+use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
+use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
 
 use crate::{MATRIX, Odd, gpu, momentum, tensor, values};
 
@@ -88,6 +88,34 @@ fn mistakes_are_named_and_the_next_step_works() {
             .all(|(after, before)| after != before)
     );
     assert_eq!(optimizer.to_record().unwrap().unwrap().steps, 1);
+}
+
+/// Before the first step and after it, and where only another group refuses it.
+#[test]
+fn a_learning_rate_is_checked_before_anything_is_copied() {
+    let (device, shared, _) = gpu();
+    let mut module = Odd::new(device);
+    let cube = SgdConfig::builder(1e30);
+    let groups = ParamGroups::new(momentum())
+        .with("cube", cube.build().unwrap(), |name| name == "cube")
+        .unwrap();
+    let mut optimizer = ModuleOptimizer::with_groups(shared, groups);
+    for step in 0..2 {
+        let before = module.host();
+        let copied = optimizer.copied();
+        for lr in [f64::NAN, -0.1, 1e38] {
+            let (grads, _) = module.grads(step);
+            let error = optimizer.step(lr, module.clone(), grads).unwrap_err();
+            assert!(matches!(error, StepError::Config(_)), "{error}");
+            // The clone would have been copied.
+            assert_eq!(optimizer.copied(), copied);
+            assert_eq!(module.host(), before);
+        }
+        let (grads, _) = module.grads(step);
+        module = optimizer.step(1e-3, module, grads).unwrap();
+        assert_ne!(module.host(), before);
+        assert_eq!(optimizer.to_record().unwrap().unwrap().steps, step + 1);
+    }
 }
 
 #[test]

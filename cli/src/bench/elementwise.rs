@@ -162,6 +162,18 @@ const PLAIN: &[Op] = &[
     SUBTRACT_SCRATCH,
 ];
 
+/// The separate kernels that make the problem's step, where there are such.
+fn chain_of(problem: &Problem) -> Option<&'static [Op]> {
+    let config = SgdConfig::try_from(problem.config().clone()).ok()?;
+    let has = Terms::of(&config);
+    match has.velocity {
+        _ if has.c || has.lambda || has.rho || config.maximize() => None,
+        true if has.b => None,
+        true => Some(HEAVY_BALL),
+        false => Some(PLAIN),
+    }
+}
+
 /// The kernels of all operations, by entry point: once per device.
 pub struct Pipelines(HashMap<String, wgpu::ComputePipeline>);
 
@@ -227,6 +239,20 @@ impl<'a> Elementwise<'a> {
         Self::new(open, pipelines, problem, ops, &[problem.numel()])
     }
 
+    /// What the separate kernels of a problem take of the device's memory, and of the host's for the objects of each
+    /// tensor, about.
+    pub fn unfused_bytes(problem: &Problem) -> (u64, u64) {
+        const TENSOR_BYTES: u64 = 40 << 10;
+        match chain_of(problem) {
+            // Parameters, gradients, velocity and scratch.
+            Some(_) => (
+                4 * size_of::<f32>() as u64 * problem.numel() as u64,
+                TENSOR_BYTES * problem.sizes().len() as u64,
+            ),
+            None => (0, 0),
+        }
+    }
+
     /// The problem's step in separate kernels, tensor by tensor, for the forms that are a chain of scale and add:
     /// plain descent and the heavy ball.
     pub fn unfused(
@@ -234,15 +260,8 @@ impl<'a> Elementwise<'a> {
         pipelines: &Pipelines,
         problem: &Problem,
     ) -> Result<Option<Self>> {
-        let Ok(config) = SgdConfig::try_from(problem.config().clone()) else {
+        let Some(ops) = chain_of(problem) else {
             return Ok(None);
-        };
-        let has = Terms::of(&config);
-        let ops = match has.velocity {
-            _ if has.c || has.lambda || has.rho || config.maximize() => return Ok(None),
-            true if has.b => return Ok(None),
-            true => HEAVY_BALL,
-            false => PLAIN,
         };
         let chain = Self::new(open, pipelines, problem, ops, problem.sizes())?;
         for (index, (start, grads)) in problem.values().enumerate() {

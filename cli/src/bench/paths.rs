@@ -15,6 +15,7 @@ use super::wide_stream::WideStream;
 use crate::Failure;
 use crate::backend::OpenGpu;
 use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
+use crate::system::check_memory;
 
 /// What the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
 /// largest last-level cache of GPUs and desktop processors.
@@ -172,15 +173,46 @@ impl<'a> Setup<'a> {
     }
 
     fn copies(&self) -> usize {
-        let storage = self.problem.storage();
-        let of_state = self.slots() as u64 * storage.state.bytes();
-        let masters = storage.masters_bytes().unwrap_or(0);
-        let bytes = storage.params.bytes() + storage.grads.bytes() + of_state + masters;
-        let bytes = bytes as usize * self.problem.numel();
+        let bytes = self.problem.stored_bytes() as usize;
         match self.hot {
             true => 1,
             false => CYCLED_BYTES.div_ceil(bytes).min(MAX_COPIES),
         }
+    }
+
+    /// How many optimizers a copy has.
+    fn optimizers(&self) -> u64 {
+        1 + u64::from(self.controlled)
+    }
+
+    /// The memory that [`cpu_paths`](Self::cpu_paths) take.
+    fn cpu_bytes(&self) -> u64 {
+        let problem = self.problem;
+        let stream = problem.stored_bytes();
+        let reference = match problem.storage().is_f32() {
+            true => OnReference::bytes(problem),
+            false => 0,
+        };
+        let copy = self.optimizers() * OnCpu::bytes(problem) + stream + reference;
+        self.copies() as u64 * copy + problem.check_bytes()
+    }
+
+    /// The memory that [`gpu_paths`](Self::gpu_paths) take on the host, which is what some adapters have, too.
+    fn gpu_bytes(&self, open: &OpenGpu) -> u64 {
+        let problem = self.problem;
+        let (unfused, objects) = match problem.storage().is_f32() {
+            true => Elementwise::unfused_bytes(problem),
+            false => (0, 0),
+        };
+        let on_device = match open.shares_memory() {
+            // The copy kernel has arrays of its own.
+            true => problem.stored_bytes() + unfused,
+            false => 0,
+        };
+        let copy = self.optimizers() * OnGpu::bytes(open, problem) + objects + on_device;
+        // What is uploaded and downloaded lies in buffers on its way.
+        let in_transit = problem.stored_bytes();
+        self.copies() as u64 * copy + problem.check_bytes() + in_transit
     }
 
     fn path(&self, kind: Kind, device: &str, bytes_per_elem: u64) -> Path<'a> {
@@ -196,8 +228,9 @@ impl<'a> Setup<'a> {
         }
     }
 
-    /// Everything that is timed on the CPU, each step checked first.
+    /// Everything that is timed on the CPU, each step checked first. Refused where there is not the memory for it.
     pub fn cpu_paths(&self) -> Result<Vec<Path<'a>>, Failure> {
+        check_memory(self.cpu_bytes())?;
         let (problem, lr) = (self.problem, self.problem.config().lr());
         let path = |kind| self.path(kind, "CPU", problem.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
@@ -261,9 +294,10 @@ impl<'a> Setup<'a> {
         })
     }
 
-    /// Everything that is timed on one adapter, each step checked first.
+    /// Everything that is timed on one adapter, each step checked first. Refused where there is not the memory for it.
     pub fn gpu_paths(&self, rig: &'a Rig) -> Result<Vec<Path<'a>>, Failure> {
         let (problem, open) = (self.problem, &rig.open);
+        check_memory(self.gpu_bytes(open))?;
         let (of_rule, storage) = (problem.bytes_per_elem(), problem.storage());
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
         let mut fused = path(Kind::Fused, of_rule);

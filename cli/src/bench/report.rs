@@ -95,20 +95,17 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// A note in place of the rows of a device that has failed in this case. Where somebody insists on the device, or
-    /// it has computed something wrong, that stays a failure, by name.
-    pub fn without(
-        &self,
-        device: &str,
-        failure: Failure,
-        insists: bool,
-    ) -> Result<String, Failure> {
+    /// A note in place of the rows of a device that has failed in this case, or of those of all.
+    ///
+    /// # Errors
+    /// By name, where it has computed something wrong.
+    pub fn without(&self, device: &str, failure: Failure) -> Result<String, Failure> {
         let what = format!("{device}, {} of {} elements", self.rule, self.numel);
         match failure {
-            Failure::Failed(error) if insists => Err(Failure::Failed(error.context(what))),
-            Failure::Failed(error) => Ok(format!("{what}: not measured, {error:#}")),
-            Failure::Wrong(error) => Err(Failure::Wrong(error.context(what))),
-            failure => Err(failure),
+            Failure::Failed(error) | Failure::Refused(error) => {
+                Ok(format!("{what}: not measured, {error:#}"))
+            }
+            failure => Err(failure.context(&what)),
         }
     }
 }

@@ -171,6 +171,11 @@ impl Output {
         })
     }
 
+    /// The file that it is to replace or to become.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Writes at a place of the file; the target stays as it is.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         write_all_at(&self.file, bytes, offset).with_context(|| cannot_write(&self.target))

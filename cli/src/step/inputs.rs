@@ -12,9 +12,11 @@ use wgpu_optim::{
 };
 
 use super::fingerprint::{self, Fingerprints};
+use super::parts::{self, InParts, Part, Source};
 use super::plan::At;
 use crate::args::StepArgs;
-use crate::files::{Model, Place, Shard, SourceFile, storage_type};
+use crate::files::{Model, Place, Shard, storage_type};
+use crate::window::ELEM_BYTES;
 
 /// What the files of a step hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +52,13 @@ pub struct State {
     /// Which parameters it goes with.
     fingerprints: Fingerprints,
     files: Model,
-    /// By tensor.
-    slots: HashMap<String, Vec<SavedSlot>>,
+    slots: SavedSlots,
+    /// Slots that are read as files of their own.
+    in_parts: Vec<InParts>,
 }
+
+/// By tensor.
+type SavedSlots = HashMap<String, Vec<SavedSlot>>;
 
 /// A slot of a tensor as it was saved.
 #[derive(Debug)]
@@ -260,9 +266,13 @@ impl Inputs {
     }
 
     /// All files that are read, in the order in which [`At::file`] counts them.
-    pub fn files(&self) -> Vec<&SourceFile> {
+    pub fn files(&self) -> Vec<Source<'_>> {
         let shards = self.models().flat_map(|(_, model)| model.shards());
-        shards.map(|shard| &shard.source).collect()
+        let in_parts = self.state.iter().flat_map(|state| &state.in_parts);
+        shards
+            .map(|shard| Source::File(&shard.source))
+            .chain(in_parts.map(Source::InParts))
+            .collect()
     }
 
     pub fn at_params(&self, place: Place<'_>) -> At {
@@ -327,14 +337,17 @@ impl State {
     /// `first_file` is the number of its first file, as [`At::file`] counts.
     fn open(path: &Path, params: &Model, config: &AnyRule, first_file: usize) -> Result<Self> {
         let files = Model::open(path)?;
-        let of_metadata = |metadata: &[(String, String)]| {
+        let of_metadata = |metadata: &[(String, String)]| -> Result<StateRecord> {
             let header = Header::new(metadata.to_vec(), [])?;
-            StateRecord::of(&header)
+            Ok(StateRecord::of(&header)?)
         };
         let index = files.index().filter(|index| !index.metadata.is_empty());
         let of_index = index.map(|index| (&*index.path, of_metadata(&index.metadata)));
         let shards = files.shards().iter();
-        let of_shards = shards.map(|shard| (shard.source.path(), StateRecord::of(&shard.header)));
+        let of_shard = |shard: &Shard| -> Result<StateRecord> {
+            Ok(StateRecord::of(&parts::as_whole(&shard.header)?)?)
+        };
+        let of_shards = shards.map(|shard| (shard.source.path(), of_shard(shard)));
         let mut record: Option<StateRecord> = None;
         for (path, of_file) in of_index.into_iter().chain(of_shards) {
             let of_file = of_file.with_context(|| path.display().to_string())?;
@@ -358,7 +371,7 @@ impl State {
                 .get(name)
                 .with_context(|| format!("tensor {name:?} has no parameter of that name"))?;
         }
-        let slots = saved_slots(&files, params, first_file)?;
+        let (slots, in_parts) = saved_slots(&files, params, first_file)?;
         let mut fingerprints = Fingerprints::new();
         for shard in files.shards() {
             fingerprints.extend(fingerprint::in_file(&shard.header)?);
@@ -368,6 +381,7 @@ impl State {
             fingerprints,
             files,
             slots,
+            in_parts,
         })
     }
 }
@@ -396,13 +410,14 @@ pub fn check_no_state_is_lost(out_state: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every slot in the files of a state, by tensor.
+/// Every slot in the files of a state, by tensor, and those of them that lie in parts.
 fn saved_slots(
     files: &Model,
     params: &Model,
     first_file: usize,
-) -> Result<HashMap<String, Vec<SavedSlot>>> {
+) -> Result<(SavedSlots, Vec<InParts>)> {
     let mut slots: HashMap<_, Vec<_>> = HashMap::new();
+    let mut scattered: BTreeMap<(&str, &str), Vec<Part>> = BTreeMap::new();
     for (shard, file) in files.shards().iter().enumerate() {
         for SlotEntry {
             tensor,
@@ -415,23 +430,56 @@ fn saved_slots(
             let (Some(place), Some(param)) = (place, params.get(tensor)) else {
                 continue;
             };
+            let at = At {
+                file: first_file + shard,
+                offset: place.offset,
+            };
+            let (name, elems) = parts::split(slot);
+            let expected = match &elems {
+                Some(elems) => vec![elems.end.saturating_sub(elems.start) as usize],
+                None => param.entry.shape.clone(),
+            };
             ensure!(
-                entry.shape == param.entry.shape,
-                "tensor {tensor:?}: the {slot} has shape {:?}, expected {:?}",
+                entry.shape == expected,
+                "tensor {tensor:?}: the {slot} has shape {:?}, expected {expected:?}",
                 entry.shape,
-                param.entry.shape
             );
-            slots.entry(tensor.to_owned()).or_default().push(SavedSlot {
-                name: slot.to_owned(),
-                at: At {
-                    file: first_file + shard,
-                    offset: place.offset,
-                },
-                bytes: entry.data_bytes.end - entry.data_bytes.start,
-            });
+            match elems {
+                Some(elems) => {
+                    let parts = scattered.entry((tensor, name)).or_default();
+                    parts.push(Part { elems, at });
+                }
+                None => slots.entry(tensor.to_owned()).or_default().push(SavedSlot {
+                    name: slot.to_owned(),
+                    at,
+                    bytes: entry.data_bytes.end - entry.data_bytes.start,
+                }),
+            }
         }
     }
-    Ok(slots)
+    let mut in_parts = Vec::new();
+    for ((tensor, slot), parts) in scattered {
+        let numel = params.get(tensor).map_or(0, |param| param.entry.numel());
+        let joined = InParts::new(parts, numel);
+        let joined = joined.with_context(|| format!("tensor {tensor:?}: the {slot}"))?;
+        let saved = SavedSlot {
+            name: slot.to_owned(),
+            at: At {
+                file: first_file + files.shards().len() + in_parts.len(),
+                offset: 0,
+            },
+            bytes: numel * ELEM_BYTES,
+        };
+        let slots = slots.entry(tensor.to_owned()).or_default();
+        ensure!(
+            slots.iter().all(|slot| slot.name != saved.name),
+            "tensor {tensor:?}: the {} is there as a whole and in parts",
+            saved.name
+        );
+        slots.push(saved);
+        in_parts.push(joined);
+    }
+    Ok((slots, in_parts))
 }
 
 /// One record of two files of a state.
@@ -443,9 +491,13 @@ fn join(mut record: StateRecord, other: StateRecord) -> Result<StateRecord> {
         other.steps
     );
     for (tensor, steps) in other.applied_steps {
-        if record.applied_steps.contains_key(&tensor) {
-            bail!("tensor {tensor:?} is in two of them");
-        }
+        // Files of ranks count all tensors each.
+        let counted = record.applied_steps.get(&tensor).copied();
+        ensure!(
+            counted.is_none_or(|counted| counted == steps),
+            "tensor {tensor:?} has {} steps in one of them, and {steps} in another",
+            counted.unwrap_or_default()
+        );
         record.applied_steps.insert(tensor, steps);
     }
     record.meanings.extend(other.meanings);

@@ -4,6 +4,7 @@ mod fingerprint;
 mod inputs;
 mod norm;
 mod notes;
+mod parts;
 mod plan;
 mod reader;
 mod stream;

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use wgpu_optim::{StorageType, storage};
 
+use super::parts::Source;
 use super::plan::{At, Segment};
 use crate::Failure;
-use crate::files::SourceFile;
 use crate::progress::Progress;
 
 /// Reads for one thread.
 pub struct Reader<'r> {
     /// In the order in which [`At::file`] counts them.
-    files: &'r [&'r SourceFile],
+    files: &'r [Source<'r>],
     progress: &'r Progress,
     /// Of all threads.
     bytes_read: &'r AtomicU64,
@@ -25,7 +25,7 @@ pub struct Reader<'r> {
 
 impl<'r> Reader<'r> {
     pub fn new(
-        files: &'r [&'r SourceFile],
+        files: &'r [Source<'r>],
         progress: &'r Progress,
         bytes_read: &'r AtomicU64,
         what: &'static str,
@@ -63,7 +63,10 @@ impl<'r> Reader<'r> {
     }
 
     pub fn read_bytes(&self, at: At, bytes: &mut [u8]) -> Result<(), Failure> {
-        self.files[at.file].read_exact_at(bytes, at.offset)?;
+        match self.files[at.file] {
+            Source::File(file) => file.read_exact_at(bytes, at.offset)?,
+            Source::InParts(slot) => slot.read_exact_at(self.files, bytes, at.offset)?,
+        }
         let read = bytes.len() as u64;
         self.bytes_read.fetch_add(read, Ordering::Relaxed);
         self.progress.advance(self.what, read);

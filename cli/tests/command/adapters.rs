@@ -319,3 +319,72 @@ fn a_model_that_does_not_fit_one_adapter_is_planned_on_the_others() {
         "{text}"
     );
 }
+
+#[test]
+fn a_backend_that_is_not_there_is_refused() {
+    for (typed, words) in [
+        (
+            "nonsense",
+            &["\"nonsense\"", "vulkan, metal, dx12 or gl"][..],
+        ),
+        ("vulkan,", &["\"\"", "vulkan, metal, dx12 or gl"]),
+        ("vulkan, opengl, d3d13", &["\" d3d13\""]),
+        #[cfg(target_os = "linux")]
+        (
+            "metal,dx12",
+            &["a backend of this system, which has", "vulkan"],
+        ),
+    ] {
+        for command in [&["info"][..], &BENCH, &["accuracy"]] {
+            let command = wgpu_optim()
+                .env("WGPU_BACKEND", typed)
+                .args(command)
+                .unwrap_err();
+            let output = command.as_output().unwrap();
+            let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{typed}: {stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            let named = format!("WGPU_BACKEND={typed}");
+            assert!(stderr.contains(&named), "{stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
+        }
+    }
+    // One that is empty is none.
+    let info = |backend: &str| {
+        let mut info = wgpu_optim();
+        info.env("WGPU_BACKEND", backend).args(["info", "--json"]);
+        json(&info.output().unwrap())
+    };
+    assert_eq!(names(&info("")), names(&info("vulkan,metal,dx12")));
+}
+
+/// In a container nobody has a display, and nobody wants one.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_is_said_of_a_display() {
+    for (directory, backend) in [
+        (None, "vulkan"),
+        (Some("relative"), "vulkan"),
+        (None, "vulkan,gl"),
+    ] {
+        let mut info = wgpu_optim();
+        info.env_remove("NODEVICE_SELECT")
+            .env_remove("XDG_RUNTIME_DIR")
+            .envs(directory.map(|directory| ("XDG_RUNTIME_DIR", directory)))
+            .env("WGPU_BACKEND", backend)
+            .arg("info");
+        let output = info.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert!(!stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
+    }
+    // Whatever else is said there is still said.
+    if driver("lvp").is_none() {
+        return;
+    }
+    let mut info = wgpu_optim();
+    info.env_remove("XDG_RUNTIME_DIR")
+        .env("VK_LOADER_DEBUG", "all");
+    let stderr = String::from_utf8(info.arg("info").output().unwrap().stderr).unwrap();
+    assert!(stderr.contains("lvp_icd"), "{stderr}");
+}

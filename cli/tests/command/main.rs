@@ -15,6 +15,8 @@ mod experiments;
 mod gradients;
 #[cfg(target_os = "linux")]
 mod interruptions;
+#[cfg(target_os = "linux")]
+mod limits;
 mod model;
 mod outputs;
 mod refusals;

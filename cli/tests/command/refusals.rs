@@ -76,6 +76,30 @@ fn hyper_parameters() {
         (&["--lr", "-0.1"], &["lr = -0.1"]),
         (&["--lr", "inf"], &["lr = inf"]),
         (&["--lr", "1e60"], &["lr = 1e60"]),
+        (&["--lr=-0.1"], &["lr = -0.1"]),
+        (&["--lr", "-1e-3"], &["lr = -0.001"]),
+        (&["--lr", "-.5"], &["lr = -0.5"]),
+        (&["--lr", "-inf"], &["lr = -inf"]),
+        (
+            &["--lr", "0.1", "--momentum", "-1e-3"],
+            &["momentum = -0.001"],
+        ),
+        (
+            &["--lr", "--momentum", "0.9"],
+            &["a value is required for '--lr"],
+        ),
+        (
+            &["--lr", "0.1", "--warmup-steps", "-1"],
+            &["invalid value '-1'", "--warmup-steps"],
+        ),
+        (
+            &["--lr", "0.1", "--momentum", "0.9", "--set", "momentum=0.5"],
+            &["--momentum 0.9 and --set momentum=0.5"],
+        ),
+        (
+            &["--lr", "0.1", "--set", "momentum=null"],
+            &["--set momentum=null", "null"],
+        ),
         (&["--lr", "much"], &["invalid value 'much'", "--lr"]),
         (
             &["--lr", "0.1", "--momentum", "1.5"],
@@ -191,6 +215,21 @@ fn arguments() {
     let workspace = good();
     refused(&workspace, &[], &["--lr"]);
     refused(&workspace, &["--lr", "0.1", "--repeat", "0"], &["--repeat"]);
+    refused(
+        &workspace,
+        &["--lr", "0.1", "--repeat", "-1"],
+        &["invalid value '-1'", "--repeat"],
+    );
+    refused(
+        &workspace,
+        &["--lr", "0.1", "--seed", "-1"],
+        &["invalid value '-1'", "--seed"],
+    );
+    refused(
+        &workspace,
+        &["--lr", "0.1", "--clip-norm", "-1e-3"],
+        &["--clip-norm -0.001 is out of range"],
+    );
     refused(&workspace, &["--lr", "0.1", "--nonsense"], &["--nonsense"]);
     refused(&workspace, &["--lr", "0.1", "extra"], &["extra"]);
     refused(
@@ -224,6 +263,20 @@ fn files_that_are_not_there_or_not_safetensors() {
             &RESUME,
             &[name, "Git LFS pointer", "git lfs pull"],
         );
+        for (other, words) in [
+            (&b"PK\x03\x04\x00\x00\x08\x08data.pkl"[..], "zip archive"),
+            (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+            (b"GGUF\x03\x00\x00\x00\x23\x01\x00\x00", "GGUF"),
+            (b"<!DOCTYPE html>\n<title>Log in</title>", "web page"),
+            (b"{\"metadata\": {}, \"weight_map\": {}}", ".json"),
+        ] {
+            fs::write(&path, other).unwrap();
+            refused(
+                &workspace,
+                &RESUME,
+                &[name, "not a safetensors file but", words],
+            );
+        }
         // A name twice at the same place, as a careless merge leaves it.
         let tensor = match name {
             "state" => "a.momentum_buffer",

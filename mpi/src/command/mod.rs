@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use mpi::Threading;
-use wgpu_optim_cli::{CommonArgs, Failure, RuleArgs, usage_error};
+use wgpu_optim_cli::{
+    CommonArgs, Failure, RuleArgs, allow_open_files, print_help, usage_error, with_negative_numbers,
+};
 
 use crate::error::ShardError;
 use crate::ranks::Ranks;
@@ -93,11 +95,12 @@ impl RoundArgs {
 /// Runs the command with these arguments, the first of which is its name, on a rank, and returns its exit code. The first
 /// rank prints to stdout and stderr. MPI must not have been initialized.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
-    let args = match Args::try_parse_from(args) {
+    let args = match Args::try_parse_from(with_negative_numbers(args)) {
         Ok(args) => Ok(args),
         Err(error) if error.use_stderr() => Err(Failure::Refused(usage_error(&error))),
-        Err(help_or_version) => return u8::from(help_or_version.print().is_err()),
+        Err(help_or_version) => return print_help(&help_or_version),
     };
+    allow_open_files();
     let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
         let failure = Failure::Failed(anyhow!("MPI has been initialized already"));
         failure.report();

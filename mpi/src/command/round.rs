@@ -1,12 +1,14 @@
 //! A round, bucket by bucket: local models in, the new global model and the outer state out.
 
 use std::cell::Cell;
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, ensure};
 use wgpu_optim::storage::{MASTER_PARAMS, round, unpack};
 use wgpu_optim::{Rule as _, StorageType};
-use wgpu_optim_cli::files::{Model, Outputs, is_index};
+use wgpu_optim_cli::files::{Model, Outputs};
 use wgpu_optim_cli::window::{Engine, Values};
 use wgpu_optim_cli::{
     Choice, CommonArgs, Failure, Interrupt, Progress, peak_memory_bytes, print, warn,
@@ -38,20 +40,22 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     });
     let buckets = Buckets::new(shares, stored.collect(), args.bucket_bytes);
     let names = Names::agreed(ranks, &args.out_state)?;
-    let shard = args.out_state.with_file_name(names.of(ranks.rank()));
+    let shard_path = args.out_state.with_file_name(names.of(ranks.rank()));
     let staged = (|| {
-        ensure!(
-            is_index(&args.out_state),
-            "--out-state is {}, expected a name that ends in .index.json",
-            args.out_state.display()
-        );
         let mut outputs = Outputs::default();
         let copied = models.stage(&mut outputs, &args.out_global, state.record.steps)?;
+        let is_state = |target: &Path| is_one_file(target, &args.out_state);
+        ensure!(
+            !outputs.iter().any(|output| is_state(output.target())),
+            "--out-state and --out-global are one file: {}",
+            args.out_state.display()
+        );
         let share = (&buckets.shares, ranks.rank());
-        let header = state.stage(&mut outputs, &shard, &models.tensors, share)?;
-        Ok((outputs, copied, header))
+        let mut shard = Outputs::default();
+        let header = state.stage(&mut shard, &shard_path, &models.tensors, share)?;
+        Ok((outputs, copied, shard, header))
     })();
-    let (outputs, copied, header) = ranks.all_well(staged.map_err(Failure::Refused))?;
+    let (outputs, copied, shard, header) = ranks.all_well(staged.map_err(Failure::Refused))?;
     let config = &state.record.config;
     let choice = ranks.all_well(Choice::for_updates(common))?;
     let engine = choice.engine(config.clone(), buckets.max_part_elems());
@@ -59,6 +63,7 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
         models: &models,
         state: &state,
         outputs: &outputs,
+        shard: &shard,
         own_starts: (0..models.tensors.len())
             .map(|tensor| buckets.shares.of_tensor(ranks.rank(), tensor).start)
             .collect(),
@@ -85,11 +90,25 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
 
     let unchanged = models.check_unchanged().map_err(Failure::from);
     ranks.all_well(unchanged.and_then(|()| interrupt.check()))?;
-    // All files of all ranks are on disk before the first takes its place.
-    let finished = ranks.all_well(outputs.finish().map_err(Failure::from))?;
-    let replaced = ranks.all_well(finished.replace_targets().map_err(Failure::from))?;
+    // All files of all ranks are on disk before the first takes its place, and the shards are seen, which no index names yet.
+    let finished = outputs
+        .finish()
+        .and_then(|outputs| Ok((outputs, shard.finish()?)));
+    let (finished, shard) = ranks.all_well(finished.map_err(Failure::from))?;
+    let replaced = ranks
+        .all_well(shard.replace_targets().map_err(Failure::from))
+        .and_then(|mut warnings| {
+            names.check_seen(ranks, &args.out_state, &shard_path)?;
+            let replaced = finished.replace_targets().map_err(Failure::from);
+            warnings.extend(ranks.all_well(replaced)?);
+            Ok(warnings)
+        });
+    if replaced.is_err() {
+        let _ = fs::remove_file(&shard_path);
+    }
+    let warnings = replaced?;
     names.replace_index(ranks, &args.out_state, &header)?;
-    replaced.iter().for_each(|warning| warn(warning));
+    warnings.iter().for_each(|warning| warn(warning));
 
     let report = Report {
         ranks: ranks.size(),
@@ -139,6 +158,15 @@ fn open(args: &RoundArgs) -> anyhow::Result<(Models, State)> {
     Ok((models, state))
 }
 
+/// Whether two paths of files, which need not be there, lead to one.
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.canonicalize().ok(),
+        _ => Path::new(".").canonicalize().ok(),
+    };
+    one.file_name() == other.file_name() && folder(one) == folder(other)
+}
+
 /// What all ranks have to have alike.
 fn terms(args: &RoundArgs, models: &Models, state: &State) -> Terms {
     let mut terms = Terms::default();
@@ -174,7 +202,10 @@ fn bytes_of(models: &Models, buckets: &Buckets, rank: usize) -> u64 {
 struct Round<'r> {
     models: &'r Models,
     state: &'r State,
+    /// The new global model.
     outputs: &'r Outputs,
+    /// This rank's part of the outer state.
+    shard: &'r Outputs,
     /// The first element that this rank's share has of each tensor.
     own_starts: Vec<u64>,
     engine: Box<dyn Engine + 'r>,
@@ -195,8 +226,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    fn write(&self, at: At, bytes: &[u8]) -> Result<(), Failure> {
-        self.outputs.get(at.file).write_all_at(bytes, at.offset)?;
+    fn write(&self, to: &Outputs, at: At, bytes: &[u8]) -> Result<(), Failure> {
+        to.get(at.file).write_all_at(bytes, at.offset)?;
         self.written.set(self.written.get() + bytes.len() as u64);
         Ok(())
     }
@@ -264,7 +295,7 @@ impl Round<'_> {
             }
             let Some(before) = &self.state.before else {
                 for (slot, values) in self.state.slots.iter().zip(&mut values.slots) {
-                    values[own.clone()].fill(slot.start);
+                    values[own.clone()].fill(slot.start.value());
                 }
                 continue;
             };
@@ -281,7 +312,7 @@ impl Round<'_> {
                         before.read(&tensor.name, slot.name, elems.clone(), values)?;
                         self.read.set(self.read.get() + size_of_val(values) as u64);
                     }
-                    false => values.fill(slot.start),
+                    false => values.fill(slot.start.value()),
                 }
             }
         }
@@ -300,21 +331,19 @@ impl Round<'_> {
             let params = &values.params[own.clone()];
             let at = tensor.out.elem(slice.elems.start, tensor.of);
             match tensor.of {
-                StorageType::F32 => self.write(at, bytemuck::cast_slice(params))?,
+                StorageType::F32 => self.write(self.outputs, at, bytemuck::cast_slice(params))?,
                 of => {
                     halves.resize(params.len(), 0);
                     round(of, params, None, &mut halves);
-                    self.write(at, bytemuck::cast_slice(&halves))?;
+                    self.write(self.outputs, at, bytemuck::cast_slice(&halves))?;
                 }
             }
             let first = slice.elems.start - self.own_starts[slice.tensor];
             let slots = values.slots.iter().map(|slot| &slot[own.clone()]);
             let masters = (tensor.of != StorageType::F32).then_some(params);
             for (at, values) in state.out.iter().zip(slots.chain(masters)) {
-                self.write(
-                    at.elem(first, StorageType::F32),
-                    bytemuck::cast_slice(values),
-                )?;
+                let at = at.elem(first, StorageType::F32);
+                self.write(self.shard, at, bytemuck::cast_slice(values))?;
             }
         }
         self.halves = halves;
@@ -361,7 +390,8 @@ impl Memory for Round<'_> {
         for slice in slices {
             let tensor = self.tensor_of(slice);
             let (own, others) = rest.split_at((slice.numel() * tensor.of.bytes()) as usize);
-            self.write(tensor.out.elem(slice.elems.start, tensor.of), own)?;
+            let at = tensor.out.elem(slice.elems.start, tensor.of);
+            self.write(self.outputs, at, own)?;
             self.progress.advance("gather", own.len() as u64);
             rest = others;
         }

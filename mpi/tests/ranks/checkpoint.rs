@@ -1,9 +1,10 @@
 //! States in files: saved by some ranks, taken over by others.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use wgpu_optim::{
     AdamConfig, CpuOptimizer, LossScale, OptimizerState, ParamGroups, SgdConfig, StepControl,
     StorageType, TensorSlice, TensorSpec, TensorValues,
@@ -14,6 +15,7 @@ use wgpu_optim_mpi::{CpuShare, ShardError, ShardedOptimizer, Sharding};
 
 use crate::model::{Model, bits};
 use crate::on_ranks;
+use crate::round::bytes;
 
 type Sharded = ShardedOptimizer<CpuShare<AdamConfig>>;
 
@@ -79,7 +81,7 @@ fn folder(world: &SimpleCommunicator, name: &str) -> PathBuf {
     folder
 }
 
-fn files(folder: &std::path::Path) -> Vec<String> {
+fn files(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name());
@@ -131,7 +133,8 @@ fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
             step(&mut optimizer, &model, &mut params, 0..3);
             optimizer.save(&index).unwrap();
             world.barrier();
-            let names = (1..=4).map(|rank| format!("state-000001-{rank:05}-of-00004.safetensors"));
+            let stem = "state.safetensors.index";
+            let names = (1..=4).map(|rank| format!("{stem}-000001-{rank:05}-of-00004.safetensors"));
             let names: Vec<_> = names
                 .chain(["state.safetensors.index.json".to_owned()])
                 .collect();
@@ -237,11 +240,15 @@ fn a_save_that_fails_leaves_the_last_one() {
         step(&mut optimizer, &model, &mut params, 0..1);
         optimizer.save(&index).unwrap();
         step(&mut optimizer, &model, &mut params, 1..2);
-        let in_the_way = folder.join("state-000002-00002-of-00003.safetensors");
+        let in_the_way = folder.join("state.index-000002-00002-of-00003.safetensors");
         if world.rank() == 0 {
             fs::create_dir_all(in_the_way.join("full")).unwrap();
             // What a run of more ranks, which was killed, might have left.
-            fs::write(folder.join("state-000002-00007-of-00008.safetensors"), "").unwrap();
+            fs::write(
+                folder.join("state.index-000002-00007-of-00008.safetensors"),
+                "",
+            )
+            .unwrap();
             fs::write(folder.join("other-000002-00007-of-00008.safetensors"), "").unwrap();
         }
         world.barrier();
@@ -266,7 +273,8 @@ fn a_save_that_fails_leaves_the_last_one() {
         check(world, &resumed, &model, &params, 2);
         world.barrier();
         let names = files(&folder);
-        let expected = (1..=3).map(|rank| format!("state-000002-{rank:05}-of-00003.safetensors"));
+        let expected =
+            (1..=3).map(|rank| format!("state.index-000002-{rank:05}-of-00003.safetensors"));
         let other = "other-000002-00007-of-00008.safetensors".to_owned();
         let expected: Vec<_> = [other]
             .into_iter()
@@ -287,18 +295,18 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
         step(&mut optimizer, &model, &mut params, 0..1);
         optimizer.save(&index).unwrap();
         world.barrier();
-        let second = folder.join("state-000001-00002-of-00002.safetensors");
+        let second = folder.join("state.index-000001-00002-of-00002.safetensors");
         let whole = fs::read(&second).unwrap();
         step(&mut optimizer, &model, &mut params, 1..2);
         optimizer.save(&folder.join("later.index.json")).unwrap();
         world.barrier();
-        let later = fs::read(folder.join("later-000001-00002-of-00002.safetensors")).unwrap();
+        let later = fs::read(folder.join("later.index-000001-00002-of-00002.safetensors")).unwrap();
         let before = optimizer.state().unwrap();
         for (content, message) in [
             (later, "of another state"),
             (
                 whole[..whole.len() - 4].to_vec(),
-                "state-000001-00002-of-00002.safetensors",
+                "state.index-000001-00002-of-00002.safetensors",
             ),
         ] {
             if world.rank() == 0 {
@@ -327,5 +335,344 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
             "{error}"
         );
         assert_eq!(optimizer.state().unwrap(), before);
+    });
+}
+
+/// What there is in a folder, to be compared.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = files(folder).into_iter();
+    names
+        .map(|name| (name.clone(), fs::read(folder.join(name)).unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_index_of_something_else_is_not_replaced() {
+    on_ranks(&[2], |world| {
+        let model = Model::new(24, TYPES);
+        let folder = folder(world, "not-a-state");
+        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        step(&mut optimizer, &model, &mut params, 0..1);
+        let index = folder.join("model.safetensors.index.json");
+        if world.rank() == 0 {
+            let shard = "model-00001-of-00001.safetensors";
+            let json =
+                format!(r#"{{"metadata":{{"total_size":4}},"weight_map":{{"w":"{shard}"}}}}"#);
+            fs::write(&index, json).unwrap();
+            fs::write(folder.join(shard), "precious").unwrap();
+            fs::write(folder.join("text.json"), "no index").unwrap();
+        }
+        world.barrier();
+        let before = contents(&folder);
+        world.barrier();
+        type IsExpected = fn(&ShardError) -> bool;
+        let refusals: [(&str, IsExpected); 4] = [
+            ("model.safetensors.index.json", |error| {
+                matches!(error, ShardError::NotAState { .. })
+            }),
+            ("text.json", |error| {
+                matches!(error, ShardError::Index { .. })
+            }),
+            ("state.safetensors", |error| {
+                matches!(error, ShardError::IndexName { .. })
+            }),
+            (".json", |error| {
+                matches!(error, ShardError::IndexName { .. })
+            }),
+        ];
+        for (name, is_expected) in refusals {
+            let error = optimizer.save(&folder.join(name)).unwrap_err();
+            let is_other = matches!(error, ShardError::Rank { rank: 0, .. });
+            assert!(
+                is_expected(&error) || (world.rank() == 1 && is_other),
+                "{error}"
+            );
+            world.barrier();
+            assert_eq!(contents(&folder), before);
+        }
+    });
+}
+
+/// Names alike, indices that were copied, and ones that were lost.
+#[test]
+fn no_index_loses_its_files_to_another_one() {
+    on_ranks(&[2], |world| {
+        let model = Model::new(25, TYPES);
+        let folder = folder(world, "side-by-side");
+        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        let mut saved: Vec<(String, u64)> = Vec::new();
+        let mut save = |name: &str, steps: u64| {
+            step(&mut optimizer, &model, &mut params, steps - 1..steps);
+            optimizer.save(&folder.join(name)).unwrap();
+            saved.retain(|(other, _)| other != name);
+            saved.push((name.to_owned(), steps));
+            world.barrier();
+            if steps == 4 && world.rank() == 0 {
+                fs::copy(folder.join("state.json"), folder.join("backup.json")).unwrap();
+            }
+            if steps == 4 {
+                saved.push(("backup.json".to_owned(), 4));
+            }
+            if steps == 5 && world.rank() == 0 {
+                fs::remove_file(folder.join("state.json")).unwrap();
+            }
+            world.barrier();
+        };
+        for (name, steps) in [
+            ("state.safetensors.index.json", 1),
+            ("state.index.json", 2),
+            ("state-000001.json", 3),
+            ("state.json", 4),
+            ("state.json", 5),
+            // That one is lost, and starts afresh beside its copy, twice.
+            ("state.json", 6),
+            ("state.json", 7),
+        ] {
+            save(name, steps);
+        }
+        for (name, steps) in &saved {
+            let mut resumed = sharded(world, &model);
+            resumed.load(&folder.join(name)).unwrap();
+            let (params, _) = expected(&model, *steps);
+            check(world, &resumed, &model, &params, *steps);
+        }
+        assert_eq!(saved.len(), 5);
+        // Nothing but what is named; what the lost index had named is nobody's.
+        let left: Vec<_> = files(&folder)
+            .into_iter()
+            .filter(|name| name.ends_with(".safetensors"))
+            .collect();
+        assert_eq!(left.len(), 2 * saved.len(), "{left:?}");
+    });
+}
+
+#[test]
+fn a_folder_that_ranks_do_not_share_is_refused() {
+    on_ranks(&[3], |world| {
+        let model = Model::new(26, TYPES);
+        let folder = folder(world, "not-shared");
+        let index = folder.join("state.index.json");
+        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        step(&mut optimizer, &model, &mut params, 0..1);
+        optimizer.save(&index).unwrap();
+        world.barrier();
+        let before = contents(&folder);
+        world.barrier();
+        step(&mut optimizer, &model, &mut params, 1..2);
+        // Two ranks on another disk, where nothing lies, or a file of that name from some other time.
+        let own = folder.join(format!("of-rank-{}", world.rank()));
+        for stale in [false, true] {
+            let elsewhere = match world.rank() {
+                0 => index.clone(),
+                _ => {
+                    fs::create_dir_all(&own).unwrap();
+                    own.join("state.index.json")
+                }
+            };
+            if stale && world.rank() == 0 {
+                let name = "state.index-000002-00002-of-00003.safetensors";
+                fs::write(folder.join(name), "old").unwrap();
+            }
+            world.barrier();
+            let error = optimizer.save(&elsewhere).unwrap_err();
+            match world.rank() {
+                0 => assert!(
+                    matches!(error, ShardError::NotShared { rank: 1, .. }),
+                    "{error}"
+                ),
+                _ => assert!(matches!(error, ShardError::Rank { rank: 0, .. }), "{error}"),
+            }
+            assert!(
+                error.to_string().contains("a folder that all ranks share"),
+                "{error}"
+            );
+            // Nothing of it stays, and the last generation is whole.
+            if world.rank() > 0 {
+                assert_eq!(files(&own), Vec::<String>::new());
+                fs::remove_dir(&own).unwrap();
+            }
+            if stale && world.rank() == 0 {
+                let name = "state.index-000002-00002-of-00003.safetensors";
+                fs::remove_file(folder.join(name)).unwrap();
+            }
+            world.barrier();
+            assert_eq!(contents(&folder), before);
+            let mut resumed = sharded(world, &model);
+            resumed.load(&index).unwrap();
+            let (params, _) = expected(&model, 1);
+            check(world, &resumed, &model, &params, 1);
+            world.barrier();
+        }
+        optimizer.save(&index).unwrap();
+    });
+}
+
+/// Files of these tensors, in several with an index if the name is that of one.
+fn write_model(path: &Path, model: &Model, values: &[TensorValues]) {
+    let is_index = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let shards = if is_index { 3 } else { 1 };
+    let name = |shard: usize| match is_index {
+        true => format!("model-{shard}.safetensors"),
+        false => path.file_name().unwrap().to_str().unwrap().to_owned(),
+    };
+    let mut weight_map = serde_json::Map::new();
+    for shard in 0..shards {
+        let tensors = model.tensors.iter().zip(values).skip(shard).step_by(shards);
+        let datas: Vec<_> = tensors
+            .map(|(tensor, values)| {
+                weight_map.insert(tensor.name.clone(), name(shard).into());
+                let dtype = match values {
+                    TensorValues::F32(_) => Dtype::F32,
+                    TensorValues::Bf16(_) => Dtype::BF16,
+                    TensorValues::F16(_) => Dtype::F16,
+                };
+                (&tensor.name, dtype, tensor.shape.clone(), bytes(values))
+            })
+            .collect();
+        let views = datas
+            .iter()
+            .map(|(name, dtype, shape, bytes): &(_, _, _, Vec<u8>)| {
+                (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+            });
+        let file = safetensors::serialize(views, None).unwrap();
+        fs::write(path.with_file_name(name(shard)), file).unwrap();
+    }
+    if is_index {
+        let index = serde_json::json!({"metadata": {}, "weight_map": weight_map});
+        fs::write(path, index.to_string()).unwrap();
+    }
+}
+
+/// A state in shards, of one rank or several, is one to the command `step`, too, and its states in files are one to ranks.
+#[test]
+fn ranks_and_the_command_step_read_each_others_states() {
+    on_ranks(&[1, 3], |world| {
+        let model = Model::new(27, TYPES);
+        let folder = folder(world, "either-way");
+        let of_ranks = folder.join("ranks.index.json");
+        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        step(&mut optimizer, &model, &mut params, 0..2);
+        optimizer.save(&of_ranks).unwrap();
+        world.barrier();
+
+        if world.rank() == 0 {
+            // The same state in one file.
+            let (single_params, state) = expected(&model, 2);
+            fs::write(
+                folder.join("single.safetensors"),
+                state.to_safetensors().unwrap(),
+            )
+            .unwrap();
+            let index = folder.join("params.index.json");
+            write_model(&index, &model, &single_params);
+            let grads = model.mean_grads(1, 2).into_iter();
+            let grads: Vec<_> = grads.map(TensorValues::F32).collect();
+            write_model(&folder.join("grads.safetensors"), &model, &grads);
+            for (state, out) in [
+                ("single.safetensors", "single"),
+                ("ranks.index.json", "ranks"),
+            ] {
+                fs::create_dir(folder.join(out)).unwrap();
+                let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+                let args = [
+                    "wgpu-optim",
+                    "step",
+                    "--device",
+                    "cpu",
+                    "--json",
+                    "--rule",
+                    "adamw",
+                    "--lr",
+                    "1e-3",
+                    "--weight-decay",
+                    "0.01",
+                    "--params",
+                    &path("params.index.json"),
+                    "--grads",
+                    &path("grads.safetensors"),
+                    "--state",
+                    &path(state),
+                    "--out-params",
+                    &path(&format!("{out}/params.index.json")),
+                    "--out-state",
+                    &path(&format!("{out}/state.index.json")),
+                ];
+                assert_eq!(wgpu_optim_cli::run(args), 0, "{state}");
+            }
+            assert_eq!(
+                contents(&folder.join("ranks")),
+                contents(&folder.join("single"))
+            );
+        }
+        world.barrier();
+
+        // What step has written is three files, none of which says everything.
+        let mut resumed = sharded(world, &model);
+        resumed
+            .load(&folder.join("ranks/state.index.json"))
+            .unwrap();
+        let resumed = resumed.state().unwrap();
+        assert_eq!(resumed.steps, 3);
+        let mut mine = sharded(world, &model);
+        mine.load(&of_ranks).unwrap();
+        // One that step knows of no exception for: all its tensors have the decay of the weights.
+        for (own, before) in resumed.tensors.iter().zip(&mine.state().unwrap().tensors) {
+            assert_eq!(own.applied_steps, before.applied_steps + 1, "{}", own.name);
+            assert_eq!(own.slots.len().max(2), before.slots.len().max(2));
+        }
+    });
+}
+
+#[test]
+fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
+    on_ranks(&[2], |world| {
+        let model = Model::new(28, TYPES);
+        let folder = folder(world, "missing-part");
+        let index = folder.join("state.index.json");
+        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        step(&mut optimizer, &model, &mut params, 0..1);
+        optimizer.save(&index).unwrap();
+        world.barrier();
+        if world.rank() > 0 {
+            return;
+        }
+        write_model(&folder.join("params.safetensors"), &model, &params);
+        let grads = model.mean_grads(1, 2).into_iter();
+        let grads: Vec<_> = grads.map(TensorValues::F32).collect();
+        write_model(&folder.join("grads.safetensors"), &model, &grads);
+        let json = fs::read_to_string(&index).unwrap();
+        let parts: Vec<_> = json
+            .lines()
+            .filter(|line| line.contains("exp_avg["))
+            .collect();
+        assert_eq!(parts.len(), 2);
+        for part in parts {
+            fs::write(&index, json.replace(&format!("{part}\n"), "")).unwrap();
+            let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+            let args = [
+                "wgpu-optim",
+                "step",
+                "--device",
+                "cpu",
+                "--rule",
+                "adamw",
+                "--lr",
+                "1e-3",
+                "--params",
+                &path("params.safetensors"),
+                "--grads",
+                &path("grads.safetensors"),
+                "--state",
+                &path("state.index.json"),
+                "--out-params",
+                &path("out"),
+                "--out-state",
+                &path("out_state"),
+            ];
+            assert_eq!(wgpu_optim_cli::run(args), 2);
+            assert!(!folder.join("out").exists());
+        }
     });
 }

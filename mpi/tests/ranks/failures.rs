@@ -10,7 +10,7 @@ use wgpu_optim_mpi::mpi::traits::Communicator as _;
 use wgpu_optim_mpi::{CpuShare, ShardError, ShardedOptimizer, Sharding};
 
 use crate::model::{Model, bits};
-use crate::on_ranks;
+use crate::{on_ranks, on_ranks_that_are_ended};
 
 type Built = Result<ShardedOptimizer<CpuShare<SgdConfig>>, ShardError>;
 
@@ -190,4 +190,24 @@ fn a_step_that_ranks_differ_about_changes_nothing() {
         stepped.unwrap();
         assert_ne!(after, before);
     });
+}
+
+/// One that never comes to where the others wait for it.
+#[test]
+fn a_rank_that_panics_ends_the_others() {
+    let said = on_ranks_that_are_ended(3, |world| {
+        let model = Model::new(9, F32);
+        let mut optimizer = build(world, 0.1, model.tensors.clone()).unwrap();
+        assert!(world.rank() != 1, "rank 1 has lost its head");
+        let mut params = model.params.clone();
+        let grads = model.grads(0, 0);
+        let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+        let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
+        optimizer.step(&mut slices, &grads).unwrap();
+        unreachable!("a step without rank 1");
+    });
+    if !said.is_empty() {
+        assert!(said.contains("rank 1 has lost its head"), "{said}");
+        assert!(!said.contains("a step without rank 1"), "{said}");
+    }
 }

@@ -16,8 +16,10 @@ mod round;
 
 use std::any::type_name_of_val;
 use std::env;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use wgpu_optim_mpi::mpi;
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
@@ -62,6 +64,39 @@ fn on_ranks_with<F: FnOnce(&SimpleCommunicator)>(
             output.status
         );
     }
+}
+
+/// The same where the ranks are to be ended before they have come to theirs; returns what they have said.
+fn on_ranks_that_are_ended<F: FnOnce(&SimpleCommunicator)>(ranks: usize, body: F) -> String {
+    let path = type_name_of_val(&body);
+    let test = path.trim_end_matches("::{{closure}}");
+    let (_, test) = test.split_once("::").unwrap();
+    if env::var(TEST).is_ok_and(|running| running == test) {
+        let universe = mpi::initialize().unwrap();
+        body(&universe.world());
+        return String::new();
+    }
+    let _alone = alone();
+    let mut child = mpirun(ranks)
+        .arg(env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(TEST, test)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mpirun, of the package openmpi-bin");
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!("{test}: ranks are still waiting");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{test}: {stderr}");
+    stderr
 }
 
 /// `mpirun`s that start at one time may both make the folder of all, and one then fails.

@@ -33,7 +33,8 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-fn bytes(values: &TensorValues) -> Vec<u8> {
+/// Values as they lie in files.
+pub fn bytes(values: &TensorValues) -> Vec<u8> {
     match values {
         TensorValues::F32(values) => values
             .iter()
@@ -522,6 +523,11 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
         "error: rank 1: rank1/global.safetensors is of round 7, and the state of round 1"
     );
 
+    let error = refused(&|| {}, &["--weight", "-1e-3"], 2);
+    assert_eq!(
+        error,
+        "error: --weight -0.001: expected zero or a positive number"
+    );
     let error = refused(&|| {}, &["--weight", "1,2"], 2);
     assert_eq!(
         error,
@@ -537,6 +543,94 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
         error.starts_with("error: a hyper-parameter") || error.contains("momentum"),
         "{error}"
     );
+}
+
+/// What a command line says of files that another one is.
+#[test]
+fn a_round_takes_the_place_of_no_model_and_of_no_other_disk() {
+    let folder = folder("places");
+    let model = Model::new(5, &TYPES[..1]);
+    for rank in 0..2 {
+        let index = folder.join(format!("rank{rank}/model.index.json"));
+        let shard = folder.join(format!("rank{rank}/model.safetensors"));
+        write(&shard, &model, &model.params, 0);
+        let names = model.tensors.iter().map(|tensor| &*tensor.name);
+        let names = names.chain(["batches"]);
+        let weight_map: HashMap<_, _> = names.map(|name| (name, "model.safetensors")).collect();
+        let index_json = serde_json::json!({"metadata": {}, "weight_map": weight_map});
+        fs::write(index, index_json.to_string()).unwrap();
+    }
+    let before = contents(&folder);
+    let places = |out_global: &str, out_state: &str| {
+        let mut command = mpirun(2);
+        command
+            .arg(env!("CARGO_BIN_EXE_wgpu-optim-mpi"))
+            .args([
+                "round",
+                "--device",
+                "cpu",
+                "--local",
+                "rank{rank}/model.safetensors",
+            ])
+            .args([
+                "--global",
+                "rank{rank}/model.index.json",
+                "--out-global",
+                out_global,
+            ])
+            .args(["--out-state", out_state])
+            .args(NESTEROV)
+            .current_dir(&folder);
+        let error = refused(run(command), 2);
+        assert!(contents(&folder) == before, "{error}");
+        error
+    };
+    fs::create_dir(folder.join("new")).unwrap();
+    let own = "rank{rank}/model.index.json";
+    let error = places(own, "rank0/model.index.json");
+    assert!(
+        error.contains("rank0/model.index.json is not the index of a state"),
+        "{error}"
+    );
+    let error = places("new/model.index.json", "new/./model.index.json");
+    assert!(
+        error.contains("--out-state and --out-global are one file"),
+        "{error}"
+    );
+    let error = places(own, "new/state.safetensors");
+    assert!(
+        error.contains("expected a name that ends in .json"),
+        "{error}"
+    );
+
+    // Ranks whose working directories are two, as on machines that share no disk.
+    let mut command = mpirun(1);
+    for rank in 0..2 {
+        if rank > 0 {
+            command.args([":", "-n", "1"]);
+        }
+        command
+            .args([
+                "-wdir",
+                folder.join(format!("rank{rank}")).to_str().unwrap(),
+            ])
+            .arg(env!("CARGO_BIN_EXE_wgpu-optim-mpi"))
+            .args(["round", "--device", "cpu", "--local", "model.safetensors"])
+            .args([
+                "--global",
+                "model.index.json",
+                "--out-global",
+                "model.index.json",
+            ])
+            .args(["--out-state", "state.index.json"])
+            .args(NESTEROV);
+    }
+    let error = refused(run(command), 2);
+    assert!(
+        error.contains("rank 1 has written") && error.contains("that all ranks share"),
+        "{error}"
+    );
+    assert!(contents(&folder) == before, "{error}");
 }
 
 /// All files of the round before are whole, and the round can be made again.

@@ -1,5 +1,6 @@
 //! Sums of squares of gradients: which workgroup adds up which elements, and what it binds.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::super::bound::{Bound, BufferWindow, create_bind_group};
@@ -27,8 +28,8 @@ fn lane_elems(numel: u64, device_type: wgpu::DeviceType) -> u64 {
     numel.div_ceil(lanes).clamp(least, MAX_LANE_ELEMS)
 }
 
-/// Bytes of `k` in `shaders/control/norm.wgsl`.
-const SCALARS_BYTES: u32 = 24;
+/// Bytes of `wo_k` in `shaders/control/norm.wgsl`.
+const SCALARS_BYTES: u32 = 28;
 
 /// What a dispatch adds up.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,8 @@ struct Part {
     count: u32,
     /// Its partial sums, counted from the first of the optimizer's.
     partial: u32,
+    /// Whether an earlier part of the same parameter group has these partial sums, too.
+    adds: bool,
     /// The parameter group.
     group: usize,
     tensor_mask: u32,
@@ -178,7 +181,22 @@ impl Norm {
             .batches
             .iter()
             .map(|batch| batch_chunks(plan, batch, chunk_elems));
-        WORKGROUP_SIZE * (max_chunks(plan, chunk_elems) + batches.sum::<u64>())
+        let mut shares = Shares::default();
+        let pieces = plan.pieces.iter().map(|piece| match &piece.parts {
+            _ if piece.is_absent => 0,
+            parts if parts.len() == 1 && piece.batched => 0,
+            // Fewer tensors that take part need no more.
+            parts if parts.len() == 1 => {
+                let chunks = u64::from(piece.numel).div_ceil(chunk_elems - 8);
+                u64::from(
+                    shares
+                        .find(piece.group, piece.numel, chunks as u32, 0)
+                        .is_none(),
+                ) * chunks
+            }
+            _ => max_chunks_of(piece, chunk_elems),
+        });
+        WORKGROUP_SIZE * (pieces.sum::<u64>() + batches.sum::<u64>())
     }
 
     /// Goes over the tensors that take part.
@@ -191,6 +209,7 @@ impl Norm {
             parts.all(|part| takes_part(part.tensor))
         };
         let (mut chunks, mut all_runs) = (Vec::new(), Vec::new());
+        let mut shares = Shares::default();
         for (index, piece) in plan.pieces.iter().enumerate() {
             if piece.is_absent || (piece.batched && is_whole(piece)) {
                 continue;
@@ -218,14 +237,21 @@ impl Norm {
                     run.start = end;
                 }
             }
-            let count = chunks.len() - first;
-            self.add(
-                Target::Piece(index),
-                first as u32,
-                count as u32,
-                piece.group,
-                0,
-            );
+            let part = Part {
+                target: Target::Piece(index),
+                first: first as u32,
+                count: (chunks.len() - first) as u32,
+                partial: self.partials,
+                adds: false,
+                group: piece.group,
+                tensor_mask: 0,
+            };
+            // Small tensors share their partial sums.
+            let is_alone = piece.parts.len() == 1;
+            let share = is_alone
+                .then(|| shares.find(piece.group, piece.numel, part.count, self.partials))
+                .flatten();
+            self.add(part, share);
         }
         let of_chunks = chunks.len() as u32;
         let chunks = chunks
@@ -243,22 +269,33 @@ impl Norm {
             if mask != 0 {
                 let count = batch_chunks(plan, batch, self.chunk_elems) as u32;
                 let group = plan.pieces[batch.pieces[0]].group;
-                self.add(Target::Batch(index), 0, count, group, mask);
+                let part = Part {
+                    target: Target::Batch(index),
+                    first: 0,
+                    count,
+                    partial: self.partials,
+                    adds: false,
+                    group,
+                    tensor_mask: mask,
+                };
+                self.add(part, None);
             }
         }
     }
 
-    fn add(&mut self, target: Target, first: u32, count: u32, group: usize, tensor_mask: u32) {
-        if count > 0 {
-            self.parts.push(Part {
-                target,
-                first,
-                count,
-                partial: self.partials,
-                group,
-                tensor_mask,
-            });
-            self.partials += count * WORKGROUP_SIZE as u32;
+    /// Adds a part whose partial sums are new, or those that it shares.
+    fn add(&mut self, part: Part, share: Option<u32>) {
+        match share {
+            _ if part.count == 0 => {}
+            Some(partial) => self.parts.push(Part {
+                partial,
+                adds: true,
+                ..part
+            }),
+            None => {
+                self.partials += part.count * WORKGROUP_SIZE as u32;
+                self.parts.push(part);
+            }
         }
     }
 
@@ -330,6 +367,44 @@ impl Norm {
     }
 }
 
+/// The last partial sums of each parameter group that small tensors share: without, the sums of many tensors would not fit
+/// into a binding.
+#[derive(Default)]
+struct Shares(HashMap<usize, Share>);
+
+struct Share {
+    partial: u32,
+    /// What one invocation has added up there.
+    lane_elems: u64,
+}
+
+impl Shares {
+    /// The partial sums that a tensor of one chunk may share. If there are none, those from `next` on may be shared by the
+    /// tensors after it.
+    fn find(&mut self, group: usize, numel: u32, chunks: u32, next: u32) -> Option<u32> {
+        if chunks != 1 {
+            return None;
+        }
+        // A share of a run, and an element of its ends.
+        let lane_elems = u64::from(numel)
+            .div_ceil(WORKGROUP_SIZE)
+            .next_multiple_of(8)
+            + 8;
+        if let Some(share) = self.0.get_mut(&group)
+            && share.lane_elems + lane_elems <= MAX_LANE_ELEMS
+        {
+            share.lane_elems += lane_elems;
+            return Some(share.partial);
+        }
+        let share = Share {
+            partial: next,
+            lane_elems,
+        };
+        self.0.insert(group, share);
+        None
+    }
+}
+
 /// Elements of a chunk, which one workgroup adds up.
 fn chunk_elems(kernels: &Kernels, plan: &Plan) -> u64 {
     let numel = plan.pieces.iter().map(|piece| u64::from(piece.numel)).sum();
@@ -339,12 +414,14 @@ fn chunk_elems(kernels: &Kernels, plan: &Plan) -> u64 {
 
 /// The most chunks of pieces, of which the last of each may be short, and each comes short of its room by a load at most.
 fn max_chunks(plan: &Plan, chunk_elems: u64) -> u64 {
-    let of_piece = |piece: &Piece| {
-        // A run takes room for a load at least, and is cut at one.
-        let room = u64::from(piece.numel) + 8 * piece.parts.len() as u64;
-        room.div_ceil(chunk_elems - 8) + 1
-    };
-    plan.pieces.iter().map(of_piece).sum()
+    let pieces = plan.pieces.iter();
+    pieces.map(|piece| max_chunks_of(piece, chunk_elems)).sum()
+}
+
+fn max_chunks_of(piece: &Piece, chunk_elems: u64) -> u64 {
+    // A run takes room for a load at least, and is cut at one.
+    let room = u64::from(piece.numel) + 8 * piece.parts.len() as u64;
+    room.div_ceil(chunk_elems - 8) + 1
 }
 
 /// Workgroups over a batch.
@@ -381,7 +458,7 @@ fn scalars(
     max_workgroups: u32,
     partial: u32,
     norm_of: impl Fn(usize) -> u32,
-) -> [u32; 6] {
+) -> [u32; 7] {
     let [row, _] = grid(part.count, max_workgroups);
     [
         part.first,
@@ -390,6 +467,7 @@ fn scalars(
         row,
         norm_of(part.group),
         part.tensor_mask,
+        part.adds.into(),
     ]
 }
 

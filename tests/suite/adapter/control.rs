@@ -1045,6 +1045,74 @@ async fn gradients_that_are_not_finite_are_applied_where_that_is_asked_for() {
     }
 }
 
+/// Each is alone in its dispatch, and their partial sums together would not fit into a binding.
+#[gpu_test]
+async fn a_norm_goes_over_any_number_of_scattered_tensors() {
+    const TENSORS: usize = 140_000;
+    const STRIDE: usize = 16;
+    let bench = Bench::best().await;
+    // Two elements further on than a binding may start.
+    let numel = STRIDE * TENSORS + 2;
+    let (start, mut gradient) = (values(1, numel), values(2, numel));
+    let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
+    let names: Vec<_> = (0..TENSORS).map(|index| index.to_string()).collect();
+    let numel_of = |index: usize| 1 + index % 13;
+    let at = |index: usize| STRIDE * index + 2;
+    let bindings: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let offset = 4 * at(index) as u64;
+            TensorBinding::new(name, &params, &grads, [numel_of(index)]).at(offset, offset)
+        })
+        .collect();
+    let config = SgdConfig::builder(1.0).build().unwrap();
+    let groups = ParamGroups::new(config)
+        .with("odd", config, |name| {
+            name.ends_with(['1', '3', '5', '7', '9'])
+        })
+        .unwrap();
+    let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
+    let control = StepControl::builder()
+        .max_norm(0.5)
+        .group_max_norm("odd", 0.25);
+    let control = control.build().unwrap();
+    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut on_device = bench.control(control);
+    for poisoned in [None, Some(139_999)] {
+        if let Some(tensor) = poisoned {
+            gradient[at(tensor)] = f32::INFINITY;
+            bench.upload(&grads, &gradient);
+        }
+        let seen: Vec<_> = (0..TENSORS)
+            .map(|index| {
+                let group = if index % 2 == 1 { "odd" } else { "default" };
+                (group, &gradient[at(index)..at(index) + numel_of(index)])
+            })
+            .collect();
+        let decision = decisions.decide(&seen);
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
+        let records = bench.outcomes(&mut on_device).await;
+        assert_eq!(records[0].is_skipped, poisoned.is_some());
+        let norm = f64::from(records[0].norm);
+        let bound = &decision.norm;
+        assert!(
+            poisoned.is_some() || (bound.low <= norm && norm <= bound.high),
+            "{norm} {bound:?}"
+        );
+        if poisoned.is_none() {
+            let moved = bench.download(&params).await;
+            for index in 0..TENSORS {
+                let group = if index % 2 == 1 { "odd" } else { "default" };
+                let range = at(index)..at(index) + numel_of(index);
+                let mut oracle = Oracle::new(&start[range.clone()], Rounding::WGSL);
+                oracle.step_by(&config, &gradient[range.clone()], &decision.of_group(group));
+                oracle.check_params(&moved[range]).unwrap();
+            }
+        }
+    }
+}
+
 #[gpu_test]
 async fn a_thousand_tensors_of_an_arena_are_four_dispatches() {
     let bench = Bench::best().await;

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 use safetensors::tensor::{SafeTensors, TensorView};
-use wgpu_optim::files::{Dtype, Header, HeaderError, Index, IndexError, is_git_lfs_pointer};
+use wgpu_optim::files::{
+    Dtype, Header, HeaderError, Index, IndexError, OtherFormat, is_git_lfs_pointer,
+};
 
 /// A file of this header and so many bytes of data.
 fn file(header: &str, data_bytes: usize) -> Vec<u8> {
@@ -95,10 +97,10 @@ fn what_is_no_header_is_refused_by_name() {
         ),
         "{cut:?}"
     );
-    let text = Header::of(b"plain text that is no model");
+    let noise = Header::of(b"\xff\x00 is no length, and no format that is known");
     assert!(
-        matches!(text, Err(HeaderError::TooLarge { .. })),
-        "{text:?}"
+        matches!(noise, Err(HeaderError::TooLarge { .. })),
+        "{noise:?}"
     );
 }
 
@@ -136,6 +138,86 @@ fn a_git_lfs_pointer_is_named() {
             .to_string()
             .contains("git lfs pull")
     );
+}
+
+#[test]
+fn other_formats_are_told_by_how_they_start() {
+    let text = |text: &str| OtherFormat::Text(text.to_owned());
+    for (start, expected, cure) in [
+        (
+            &b"PK\x03\x04\x00\x00\x08\x08\x00\x00"[..],
+            OtherFormat::Zip,
+            "save_file",
+        ),
+        // Where the next four bytes are zero, they make a length that a header might have.
+        (
+            b"PK\x03\x04\x00\x00\x00\x00\x00\x00",
+            OtherFormat::Zip,
+            "save_file",
+        ),
+        (
+            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+            OtherFormat::Pickle,
+            "save_file",
+        ),
+        (
+            b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}",
+            OtherFormat::Pickle,
+            "save_file",
+        ),
+        (
+            b"GGUF\x03\x00\x00\x00\x23\x01\x00\x00",
+            OtherFormat::Gguf,
+            "safetensors files",
+        ),
+        (b"\x89HDF\r\n\x1a\n\x00\x00", OtherFormat::Hdf5, "save_file"),
+        (b"<!DOCTYPE html><html>", OtherFormat::WebPage, "logged in"),
+        (
+            b"\xef\xbb\xbf\n  <HTML lang=\"en\">",
+            OtherFormat::WebPage,
+            "logged in",
+        ),
+        (
+            b"<?xml version=\"1.0\"?><Error>",
+            OtherFormat::WebPage,
+            "logged in",
+        ),
+        (b"{\"metadata\": {}}", OtherFormat::Json, ".json"),
+        (
+            b"Entry not found",
+            text("Entry not found"),
+            "\"Entry not found\"",
+        ),
+    ] {
+        let mut file = start.to_vec();
+        for padding in [0, 1000] {
+            file.resize(start.len() + padding, b' ');
+            match Header::of(&file) {
+                Err(HeaderError::OtherFormat { format }) => {
+                    assert_eq!(format, expected);
+                    assert!(format.to_string().contains(cure), "{format}");
+                }
+                other => panic!("{expected:?}: {other:?}"),
+            }
+        }
+        match (Index::parse(start), &expected) {
+            (Err(IndexError::Json(_)), OtherFormat::Json) => {}
+            (Err(IndexError::OtherFormat { format }), _) => assert_eq!(format, expected),
+            (other, _) => panic!("{expected:?}: {other:?}"),
+        }
+    }
+    // Cut within a character.
+    let long = format!("{}\u{e4}", "x".repeat(71));
+    let expected = text(&"x".repeat(71));
+    assert_eq!(OtherFormat::of(long.as_bytes()), Some(expected));
+
+    // A header of 640 bytes starts as a pickle does, cut off or not.
+    let header = format!("{{}}{}", " ".repeat(638));
+    let whole = file(&header, 0);
+    assert_eq!(OtherFormat::of(&whole), Some(OtherFormat::Pickle));
+    assert!(Header::of(&whole).is_ok());
+    let cut = Header::of(&whole[..100]);
+    assert!(matches!(cut, Err(HeaderError::Length { .. })), "{cut:?}");
 }
 
 #[test]
@@ -177,7 +259,7 @@ fn an_index_names_files_in_its_own_folder_only() {
     }
     let twice = Index::parse(br#"{"weight_map":{"w":"m","w":"m"}}"#);
     assert!(matches!(&twice, Err(IndexError::DuplicateTensor { tensor }) if tensor == "w"));
-    for json in [&b"{}"[..], b"{\"weight_map\":[]}", b"text", b""] {
+    for json in [&b"{}"[..], b"{\"weight_map\":[]}", b"{\"weight_map\":", b""] {
         assert!(matches!(Index::parse(json), Err(IndexError::Json(_))));
     }
     assert!(Index::parse(br#"{"weight_map":{"w":"..m"}}"#).is_ok());
