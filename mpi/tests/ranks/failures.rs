@@ -2,8 +2,8 @@
 
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType, TensorSpec,
-    TensorValues,
+    Masters, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType, TensorError,
+    TensorSpec, TensorValues,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -112,7 +112,8 @@ fn what_shards_cannot_be_is_refused_on_every_rank() {
     on_ranks(&[2], |world| {
         let twice = vec![TensorSpec::new("w", [1]), TensorSpec::new("w", [2])];
         let error = build(world, 0.1, twice).map(drop).unwrap_err();
-        assert!(matches!(error, ShardError::DuplicateName(_)), "{error}");
+        let is_said = matches!(error, ShardError::Tensor(TensorError::DuplicateName(_)));
+        assert!(is_said, "{error}");
 
         let precision = Precision {
             masters: Masters::None,
