@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use wgpu_optim::files::{HeaderError, IndexError};
 use wgpu_optim::{
-    BuildError, ConfigError, DuplicateName, GroupError, SliceError, StateError, StateFileError,
-    StepError, TensorError, TransferError, UnknownTensor,
+    BuildError, ConfigError, GroupError, SliceError, StateError, StateFileError, StepError,
+    TensorError, TransferError, UnknownTensor,
 };
 
 /// A failure of a sharded optimizer. Unless a variant says otherwise, every rank gets an error at the same call, and
@@ -52,10 +52,7 @@ pub enum ShardError {
         /// Bytes of a part of it.
         bytes: usize,
     },
-    /// Two tensors of one name.
-    #[error(transparent)]
-    DuplicateName(#[from] DuplicateName),
-    /// The twin of this rank cannot have its share of the tensors.
+    /// Two tensors of one name, or a share of the tensors that this rank's memory cannot hold.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// No tensor of this name.

@@ -167,6 +167,12 @@ impl Layout {
                 });
             }
         }
+        let is_known = |name: &&str| groups.iter().any(|(group, ..)| group == *name);
+        let mut clipped = sharding.control.iter().flat_map(StepControl::groups);
+        if let Some(group) = clipped.find(|name| !is_known(name)) {
+            let group = group.to_owned();
+            checked = Err(SliceError::UnknownGroup { group }.into());
+        }
         ranks.agree(checked.map(|()| &terms))?;
 
         let numels: Vec<_> = tensors.iter().map(numel).collect();

@@ -162,8 +162,8 @@ impl StepControl {
         }
     }
 
-    /// The parameter groups that have something of their own.
-    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
+    /// The parameter groups that are clipped by themselves.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.groups.iter().map(|clip| &*clip.group)
     }
 

@@ -133,7 +133,8 @@ impl<R: Twin> CpuOptimizer<R> {
     }
 
     /// The norms that a control tells apart, of the gradients of all tensors that are not frozen: first that of the
-    /// parameter groups without one of their own.
+    /// parameter groups without one of their own. A group that this optimizer does not have may be another one's: see
+    /// [`StepControl::groups`].
     ///
     /// # Errors
     /// [`SliceError`] if the number of slices, or the length or type of one, is not the optimizer's.

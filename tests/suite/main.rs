@@ -27,6 +27,7 @@ mod random;
 mod rule_cases;
 #[cfg(all(feature = "safetensors", not(target_arch = "wasm32")))]
 mod rule_runs;
+mod scales;
 mod stored;
 
 /// A test that waits for nothing, natively or in a browser.

@@ -9,6 +9,21 @@ struct Count {
     escaped: u32,
 }
 
+// Both are of the device: an encoder that was dropped has made no step.
+struct Steps {
+    // Of slope.wgsl, since the start.
+    taken: u32,
+    // As many when the last count was made.
+    counted: u32,
+}
+
+struct Result {
+    count: Count,
+    steps: u32,
+    // Since the count before.
+    steps_since: u32,
+}
+
 struct Size {
     balls: u32,
     // Of how many balls the way is taken.
@@ -20,8 +35,9 @@ struct Size {
 @group(0) @binding(0) var<storage, read> params: array<vec2<f32>>;
 @group(0) @binding(1) var<storage, read_write> before: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read_write> partials: array<Count>;
-@group(0) @binding(3) var<storage, read_write> result: array<Count, 2>;
-@group(0) @binding(4) var<uniform> size: Size;
+@group(0) @binding(3) var<storage, read_write> steps: Steps;
+@group(0) @binding(4) var<storage, read_write> result: array<Result, 2>;
+@group(0) @binding(5) var<uniform> size: Size;
 
 const LANES = 256u;
 var<workgroup> counts: array<Count, LANES>;
@@ -93,6 +109,7 @@ fn total(@builtin(local_invocation_index) lane: u32) {
     }
     let all = in_lane_zero(lane, own);
     if lane == 0u {
-        result[size.side] = all;
+        result[size.side] = Result(all, steps.taken, steps.taken - steps.counted);
+        steps.counted = steps.taken;
     }
 }

@@ -1,4 +1,7 @@
 //! Live figures of both sides and of the device's time: computed on the GPU, read without waiting.
+//!
+//! An engine may drop an encoder instead of submitting it. So what they are figures of comes from the device, too: it counts
+//! its steps itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -23,6 +26,16 @@ pub struct Count {
     escaped: u32,
 }
 
+/// What it says of a side: `Result` there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+struct Counted {
+    count: Count,
+    /// Since the start, and since the count before.
+    steps: u32,
+    steps_since: u32,
+}
+
 /// A side in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Figures {
@@ -36,16 +49,19 @@ pub struct Figures {
     pub escaped_share: f64,
 }
 
-impl Count {
-    fn figures(self, balls: u32, steps: u32) -> Figures {
+impl Counted {
+    fn figures(self, balls: u32) -> Figures {
+        let Self {
+            count, steps_since, ..
+        } = self;
         let all = f64::from(balls);
-        let near = f64::from(balls - self.escaped.min(balls)).max(1.0);
+        let near = f64::from(balls - count.escaped.min(balls)).max(1.0);
         let sample = f64::from(balls.min(SPEED_SAMPLE));
         Figures {
-            mean_height: f64::from(self.height) / near,
-            mean_speed: f64::from(self.way) / (sample * f64::from(steps.max(1))),
-            deepest_share: f64::from(self.deepest) / all,
-            escaped_share: f64::from(self.escaped) / all,
+            mean_height: f64::from(count.height) / near,
+            mean_speed: f64::from(count.way) / (sample * f64::from(steps_since.max(1))),
+            deepest_share: f64::from(count.deepest) / all,
+            escaped_share: f64::from(count.escaped) / all,
         }
     }
 }
@@ -95,12 +111,12 @@ pub enum Pass {
 }
 
 const TIMESTAMPS: u32 = 8;
-const TIMES_OFFSET: u64 = 2 * size_of::<Count>() as u64;
+const TIMES_OFFSET: u64 = 2 * size_of::<Counted>() as u64;
 const RECORD_BYTES: u64 = TIMES_OFFSET + 8 * TIMESTAMPS as u64;
 
-/// Frames on their way: what `record` copies is mapped once it has been submitted, and read when it is there.
+/// Frames on their way: what `record` copies is mapped when it has been submitted and is done, and read when it is there.
 pub struct Telemetry {
-    /// Counts of both sides, then timestamps.
+    /// What was counted on both sides, then timestamps.
     pub(crate) record: wgpu::Buffer,
     queries: Option<wgpu::QuerySet>,
     resolved: Option<wgpu::Buffer>,
@@ -111,35 +127,50 @@ pub struct Telemetry {
     run: u64,
 }
 
+/// Where a frame's figures go.
 struct Slot {
     buffer: wgpu::Buffer,
-    state: Arc<AtomicU8>,
+    arrival: Arc<AtomicU8>,
     run: u64,
-    steps: u64,
-    steps_in_frame: u32,
     balls: u32,
 }
 
 const FREE: u8 = 0;
-const RECORDED: u8 = 1;
-const MAPPING: u8 = 2;
-const MAPPED: u8 = 3;
-const FAILED: u8 = 4;
+const ON_ITS_WAY: u8 = 1;
+const MAPPED: u8 = 2;
+
+/// Lies in a frame's encoder, which calls it when the copy is mapped, or drops it with itself.
+struct Arrival(Arc<AtomicU8>);
+
+impl Arrival {
+    fn set(self, is_mapped: bool) {
+        if is_mapped {
+            self.0.store(MAPPED, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let (from, to) = (ON_ITS_WAY, FREE);
+        let _ = self
+            .0
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+fn buffer(device: &wgpu::Device, label: &str, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage,
+        mapped_at_creation: false,
+    })
+}
 
 impl Telemetry {
-    /// Frames that may be on their way; one that finds no slot is not read.
-    const SLOTS: usize = 4;
-
     /// For both sides of one landscape.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
-        let buffer = |label, size, usage| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
-        };
         // A software adapter writes the timestamps of several passes when it flushes them, all at once.
         let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
             && device.adapter_info().device_type != wgpu::DeviceType::Cpu;
@@ -152,30 +183,16 @@ impl Telemetry {
         });
         let resolved = has_timestamps.then(|| {
             let usage = BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC;
-            buffer("landscape.timestamps", 8 * u64::from(TIMESTAMPS), usage)
+            let size = 8 * u64::from(TIMESTAMPS);
+            buffer(device, "landscape.timestamps", size, usage)
         });
-        let slots = (0..Self::SLOTS).map(|_| Slot {
-            buffer: buffer(
-                "landscape.telemetry",
-                RECORD_BYTES,
-                BufferUsages::COPY_DST | BufferUsages::MAP_READ,
-            ),
-            state: Arc::new(AtomicU8::new(FREE)),
-            run: 0,
-            steps: 0,
-            steps_in_frame: 0,
-            balls: 0,
-        });
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         Self {
-            record: buffer(
-                "landscape.record",
-                RECORD_BYTES,
-                BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
-            ),
+            record: buffer(device, "landscape.record", RECORD_BYTES, usage),
             queries,
             resolved,
             nanoseconds_per_tick: f64::from(queue.get_timestamp_period()),
-            slots: slots.collect(),
+            slots: Vec::new(),
             newest: None,
             run: 0,
         }
@@ -205,58 +222,54 @@ impl Telemetry {
             })
     }
 
-    /// Records the copy of this frame's figures, if a slot is free.
-    pub fn keep(
-        &mut self,
-        encoder: &mut wgpu::CommandEncoder,
-        steps: u64,
-        steps_in_frame: u32,
-        balls: u32,
-    ) {
+    /// Records the copy of this frame's figures.
+    pub fn keep(&mut self, device: &wgpu::Device, encoder: &mut wgpu::CommandEncoder, balls: u32) {
         if let (Some(queries), Some(resolved)) = (&self.queries, &self.resolved) {
             encoder.resolve_query_set(queries, 0..TIMESTAMPS, resolved, 0);
             encoder.copy_buffer_to_buffer(resolved, 0, &self.record, TIMES_OFFSET, resolved.size());
         }
-        // One that nobody has asked for since may as well hold this frame.
-        let states = [FREE, RECORDED].into_iter();
-        let mut slot = states.filter_map(|wanted| {
-            let state = |slot: &Slot| slot.state.load(Ordering::Acquire);
-            self.slots.iter().position(|slot| state(slot) == wanted)
+        self.collect();
+        let is_free = |slot: &Slot| slot.arrival.load(Ordering::Acquire) == FREE;
+        // As many as an engine has frames on their way.
+        let index = self.slots.iter().position(is_free).unwrap_or_else(|| {
+            let usage = BufferUsages::COPY_DST | BufferUsages::MAP_READ;
+            self.slots.push(Slot {
+                buffer: buffer(device, "landscape.telemetry", RECORD_BYTES, usage),
+                arrival: Arc::default(),
+                run: 0,
+                balls: 0,
+            });
+            self.slots.len() - 1
         });
-        if let Some(slot) = slot.next().map(|index| &mut self.slots[index]) {
-            encoder.copy_buffer_to_buffer(&self.record, 0, &slot.buffer, 0, RECORD_BYTES);
-            slot.state.store(RECORDED, Ordering::Release);
-            (slot.run, slot.steps) = (self.run, steps);
-            (slot.steps_in_frame, slot.balls) = (steps_in_frame, balls);
-        }
+        let slot = &mut self.slots[index];
+        (slot.run, slot.balls) = (self.run, balls);
+        encoder.copy_buffer_to_buffer(&self.record, 0, &slot.buffer, 0, RECORD_BYTES);
+        // What comes of an earlier frame is not this one's.
+        slot.arrival = Arc::new(AtomicU8::new(ON_ITS_WAY));
+        let arrival = Arrival(Arc::clone(&slot.arrival));
+        encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
+            arrival.set(mapped.is_ok());
+        });
     }
 
-    /// The newest frame that is there. Frames recorded before the call have to have been submitted. Waits for nothing.
+    /// The newest frame that is there. Waits for nothing.
     pub fn newest(&mut self) -> Option<Frame> {
-        for slot in &mut self.slots {
-            match slot.state.load(Ordering::Acquire) {
-                RECORDED => {
-                    let state = Arc::clone(&slot.state);
-                    state.store(MAPPING, Ordering::Release);
-                    slot.buffer
-                        .map_async(wgpu::MapMode::Read, .., move |result| {
-                            let mapped = if result.is_ok() { MAPPED } else { FAILED };
-                            state.store(mapped, Ordering::Release);
-                        });
+        self.collect();
+        self.newest
+    }
+
+    fn collect(&mut self) {
+        for slot in &self.slots {
+            if slot.arrival.load(Ordering::Acquire) == MAPPED {
+                let frame = slot.frame(self.nanoseconds_per_tick, self.queries.is_some());
+                slot.buffer.unmap();
+                slot.arrival.store(FREE, Ordering::Release);
+                if slot.run == self.run {
+                    let both = self.newest.into_iter().chain(frame);
+                    self.newest = both.max_by_key(|frame| frame.steps);
                 }
-                MAPPED => {
-                    let frame = slot.frame(self.nanoseconds_per_tick, self.queries.is_some());
-                    slot.buffer.unmap();
-                    slot.state.store(FREE, Ordering::Release);
-                    if slot.run == self.run {
-                        let both = self.newest.into_iter().chain(frame);
-                        self.newest = both.max_by_key(|frame| frame.steps);
-                    }
-                }
-                _ => {}
             }
         }
-        self.newest
     }
 
     /// Forgets what was read, and what is on its way.
@@ -271,17 +284,20 @@ impl Slot {
         let view = self.buffer.get_mapped_range(..).ok()?;
         let (counts, times) = view.split_at(TIMES_OFFSET as usize);
         // Mapped memory may lie anywhere.
-        let counts: Vec<Count> = bytemuck::pod_collect_to_vec(counts);
+        let counts: Vec<Counted> = bytemuck::pod_collect_to_vec(counts);
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(times);
         let milliseconds = |pass: Pass| {
             let first = 2 * pass as usize;
             ticks[first + 1].saturating_sub(ticks[first]) as f64 * nanoseconds_per_tick / 1e6
         };
-        let figures = |side: usize| counts[side].figures(self.balls, self.steps_in_frame);
-        let per_step = f64::from(self.steps_in_frame.max(1));
+        // Both sides make the same steps.
+        let Counted {
+            steps, steps_since, ..
+        } = counts[0];
+        let per_step = f64::from(steps_since.max(1));
         Some(Frame {
-            steps: self.steps,
-            sides: [figures(0), figures(1)],
+            steps: steps.into(),
+            sides: [0, 1].map(|side: usize| counts[side].figures(self.balls)),
             times: has_times.then(|| Times {
                 slopes: per_step * milliseconds(Pass::Slopes),
                 step: per_step * milliseconds(Pass::Step),
@@ -289,5 +305,32 @@ impl Slot {
                 drawing: milliseconds(Pass::Drawing),
             }),
         })
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+    use wgpu_optim::{AdapterRequest, Gpu};
+
+    use super::*;
+
+    #[test]
+    fn a_window_may_stay_hidden_for_as_long_as_it_likes() {
+        let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default()).unwrap();
+        let mut telemetry = Telemetry::new(&device, &queue);
+        for frame in 0..10 {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            telemetry.keep(&device, &mut encoder, 1);
+            match frame {
+                9 => drop(queue.submit([encoder.finish()])),
+                _ if frame % 2 == 0 => drop(encoder.finish()),
+                _ => drop(encoder),
+            }
+            assert_eq!((telemetry.newest(), telemetry.slots.len()), (None, 1));
+        }
+        device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        assert_eq!(telemetry.newest().unwrap().steps, 0);
     }
 }

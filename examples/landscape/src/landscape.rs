@@ -23,17 +23,19 @@ pub struct Landscape {
     pipelines: Pipelines,
     telemetry: Telemetry,
     scene: Scene,
-    steps: u64,
-    steps_in_frame: u32,
     failure: Option<String>,
 }
 
 struct Side {
     population: Population,
     before: wgpu::Buffer,
+    steps: wgpu::Buffer,
     slope: wgpu::BindGroup,
     count: wgpu::BindGroup,
 }
+
+/// Of `Steps` in `shaders/count.wgsl`.
+const STEPS_WORDS: usize = 2;
 
 /// `Size` of `shaders/count.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -87,8 +89,6 @@ impl Landscape {
             pipelines,
             telemetry,
             scene,
-            steps: 0,
-            steps_in_frame: 0,
             failure: None,
         })
     }
@@ -98,9 +98,9 @@ impl Landscape {
         &self.settings
     }
 
-    /// Steps since the start.
+    /// Steps since the start: those recorded, without those whose encoder the engine has dropped.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.sides[0].population.steps()
     }
 
     /// A side's positions, x and y of each ball.
@@ -144,7 +144,7 @@ impl Landscape {
                 self.scene.set_terrain(device, settings.terrain);
             }
             (self.starts, self.pipelines) = (starts, pipelines);
-            self.start_run();
+            self.telemetry.start_run();
         }
         self.settings = settings.clone();
         Ok(())
@@ -160,18 +160,15 @@ impl Landscape {
             let sample = &self.starts[..self.starts.len().min(2 * SPEED_SAMPLE as usize)];
             let queue = self.kernels.queue();
             queue.write_buffer(&side.before, 0, bytemuck::cast_slice(sample));
+            queue.write_buffer(&side.steps, 0, bytemuck::bytes_of(&[0; STEPS_WORDS]));
         }
-        self.start_run();
+        self.telemetry.start_run();
         Ok(())
     }
 
-    fn start_run(&mut self) {
-        self.telemetry.start_run();
-        (self.steps, self.steps_in_frame) = (0, 0);
-    }
-
     /// Records `steps` steps of both sides, and the counts after them: compute passes, one after the other, in the
-    /// engine's encoder. The engine submits. Without a step the figures stay.
+    /// engine's encoder. The engine submits, or drops the encoder, and then they have never been recorded. Without a step
+    /// the figures stay.
     ///
     /// # Errors
     /// On a lost device; see [`wgpu_optim::GpuOptimizer::prepare`].
@@ -180,11 +177,9 @@ impl Landscape {
             self.record_slopes(encoder);
             self.record_update(encoder)?;
         }
-        if steps > 0 || self.steps == 0 {
-            self.steps_in_frame = steps;
+        if steps > 0 || self.steps() == 0 {
             self.record_counts(encoder);
         }
-        self.steps += u64::from(steps);
         Ok(())
     }
 
@@ -242,8 +237,7 @@ impl Landscape {
             .prepare(device, queue, camera, [width, height], balls);
         self.scene
             .record(encoder, self.telemetry.drawing(), positions, balls);
-        self.telemetry
-            .keep(encoder, self.steps, self.steps_in_frame, balls);
+        self.telemetry.keep(device, encoder, balls);
     }
 
     /// Draws the recorded picture into the engine's own pass, over its viewport.
@@ -351,21 +345,27 @@ impl Side {
             bytemuck::bytes_of(&size),
             BufferUsages::UNIFORM,
         );
+        let steps = filled(
+            "landscape.steps",
+            bytemuck::bytes_of(&[0; STEPS_WORDS]),
+            BufferUsages::STORAGE,
+        );
         let Population { params, grads, .. } = &population;
         Self {
             slope: bind(
                 device,
                 "landscape.slope",
                 &pipelines.slope_layout,
-                &[params, grads],
+                &[params, grads, &steps],
             ),
             count: bind(
                 device,
                 "landscape.count",
                 &pipelines.count_layout,
-                &[params, &before, &partials, &telemetry.record, &size],
+                &[params, &before, &partials, &steps, &telemetry.record, &size],
             ),
             before,
+            steps,
             population,
         }
     }
@@ -395,11 +395,11 @@ impl Pipelines {
         let read = wgpu::BufferBindingType::Storage { read_only: true };
         let write = wgpu::BufferBindingType::Storage { read_only: false };
         let uniform = wgpu::BufferBindingType::Uniform;
-        let slope_layout = layout(device, "landscape.slope", &[read, write]);
+        let slope_layout = layout(device, "landscape.slope", &[read, write, write]);
         let count_layout = layout(
             device,
             "landscape.count",
-            &[read, write, write, write, uniform],
+            &[read, write, write, write, write, uniform],
         );
         let module = |label, source: &str| {
             device.create_shader_module(wgpu::ShaderModuleDescriptor {

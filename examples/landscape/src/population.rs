@@ -16,6 +16,8 @@ pub struct Population {
     pub grads: wgpu::Buffer,
     pub optimizer: GpuOptimizer<AnyRule>,
     rule: RuleSettings,
+    /// Under the rules before this one.
+    steps_before: u64,
 }
 
 impl Population {
@@ -39,15 +41,22 @@ impl Population {
             params,
             grads,
             rule: rule.clone(),
+            steps_before: 0,
         };
         population.restart(kernels, starts)?;
         Ok(population)
+    }
+
+    /// Steps since the start. One whose encoder was dropped is none.
+    pub fn steps(&self) -> u64 {
+        self.steps_before + self.optimizer.steps()
     }
 
     /// Puts every ball back where it started, at rest.
     pub fn restart(&mut self, kernels: &Kernels, starts: &[f32]) -> Result<()> {
         readback::upload(kernels.device(), kernels.queue(), &self.params, 0, starts)?;
         self.optimizer = optimizer(kernels, &self.params, &self.grads, starts.len(), &self.rule)?;
+        self.steps_before = 0;
         Ok(())
     }
 
@@ -73,7 +82,10 @@ impl Population {
     /// Goes on so.
     pub fn apply(&mut self, Change { optimizer, rule }: Change) -> Result<()> {
         match optimizer {
-            Some(optimizer) => self.optimizer = optimizer,
+            Some(optimizer) => {
+                self.steps_before = self.steps();
+                self.optimizer = optimizer;
+            }
             None => {
                 self.optimizer.set_lr(rule.lr)?;
                 if rule.rule == RuleSettings::SGD && rule.momentum != 0.0 {

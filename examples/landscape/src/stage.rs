@@ -27,6 +27,19 @@ pub struct Stage {
     renderer: Renderer,
     target: wgpu::Texture,
     size: [u32; 2],
+    /// egui's textures that no later frame draws.
+    unused: Vec<egui::TextureId>,
+}
+
+/// A frame as far as egui has recorded it when it asks its window for a texture to draw in.
+///
+/// Where there is none (the window is being resized, or hidden), egui drops it and submits nothing.
+pub struct Recorded {
+    /// The engine's, with what the simulation has recorded.
+    pub encoder: wgpu::CommandEncoder,
+    others: Vec<wgpu::CommandBuffer>,
+    shapes: Vec<egui::ClippedPrimitive>,
+    screen: ScreenDescriptor,
 }
 
 impl Stage {
@@ -42,26 +55,22 @@ impl Stage {
         let gpu = Gpu::open_blocking(&request)?;
         let Gpu { device, queue, .. } = &gpu;
         let landscape = Landscape::new(device, queue, FORMAT, settings)?;
-        let target = device.create_texture(&wgpu::TextureDescriptor {
-            label: Some("stage.target"),
-            size: extent(size),
-            mip_level_count: 1,
-            sample_count: 1,
-            dimension: wgpu::TextureDimension::D2,
-            format: FORMAT,
-            usage: wgpu::TextureUsages::RENDER_ATTACHMENT | wgpu::TextureUsages::COPY_SRC,
-            view_formats: &[],
-        });
         let context = egui::Context::default();
         context.set_theme(egui::Theme::Dark);
         Ok(Self {
             landscape: Arc::new(Mutex::new(landscape)),
             renderer: Renderer::new(device, FORMAT, RendererOptions::default()),
             context,
-            target,
+            target: target(device, size),
             size,
+            unused: Vec::new(),
             gpu,
         })
+    }
+
+    /// Draws pictures of another size from now on.
+    pub fn resize(&mut self, size: [u32; 2]) {
+        (self.target, self.size) = (target(&self.gpu.device, size), size);
     }
 
     /// Draws a frame that is so many steps further on, as egui does in a window, and submits it.
@@ -71,6 +80,12 @@ impl Stage {
         steps: u32,
         frame: Option<&Frame>,
     ) -> wgpu::SubmissionIndex {
+        let recorded = self.record(camera, steps, frame);
+        self.present(recorded)
+    }
+
+    /// The first half of [`draw`](Self::draw): what egui has recorded when it asks for a texture.
+    pub fn record(&mut self, camera: &mut Camera, steps: u32, frame: Option<&Frame>) -> Recorded {
         let [width, height] = self.size;
         let screen =
             egui::Rect::from_min_size(egui::Pos2::ZERO, egui::vec2(width as f32, height as f32));
@@ -95,6 +110,7 @@ impl Stage {
                 self.renderer.update_texture(device, queue, id, &delta);
             }
         }
+        self.unused.extend(output.textures_delta.free.drain());
         let screen = ScreenDescriptor {
             size_in_pixels: self.size,
             pixels_per_point: output.pixels_per_point,
@@ -105,6 +121,22 @@ impl Stage {
         let others = self
             .renderer
             .update_buffers(device, queue, &mut encoder, &shapes, &screen);
+        Recorded {
+            encoder,
+            others,
+            shapes,
+            screen,
+        }
+    }
+
+    /// The second half of [`draw`](Self::draw): egui's own pass, and the submission.
+    pub fn present(&mut self, recorded: Recorded) -> wgpu::SubmissionIndex {
+        let Recorded {
+            mut encoder,
+            others,
+            shapes,
+            screen,
+        } = recorded;
         let view = self
             .target
             .create_view(&wgpu::TextureViewDescriptor::default());
@@ -125,8 +157,9 @@ impl Stage {
             .forget_lifetime();
         self.renderer.render(&mut pass, &shapes, &screen);
         drop(pass);
-        let submitted = queue.submit(others.into_iter().chain([encoder.finish()]));
-        for id in output.textures_delta.free.drain() {
+        let commands = others.into_iter().chain([encoder.finish()]);
+        let submitted = self.gpu.queue.submit(commands);
+        for id in self.unused.drain(..) {
             self.renderer.free_texture(&id);
         }
         submitted
@@ -229,13 +262,23 @@ impl Stage {
     /// # Errors
     /// The device is lost.
     pub fn last_frame(&self) -> Result<Frame> {
-        let mut landscape = self.landscape.lock();
-        landscape.newest();
         self.wait()?;
-        landscape
-            .newest()
-            .context("the device told nothing of its last frame")
+        let newest = self.landscape.lock().newest();
+        newest.context("the device told nothing of its last frame")
     }
+}
+
+fn target(device: &wgpu::Device, size: [u32; 2]) -> wgpu::Texture {
+    device.create_texture(&wgpu::TextureDescriptor {
+        label: Some("stage.target"),
+        size: extent(size),
+        mip_level_count: 1,
+        sample_count: 1,
+        dimension: wgpu::TextureDimension::D2,
+        format: FORMAT,
+        usage: wgpu::TextureUsages::RENDER_ATTACHMENT | wgpu::TextureUsages::COPY_SRC,
+        view_formats: &[],
+    })
 }
 
 fn extent([width, height]: [u32; 2]) -> wgpu::Extent3d {

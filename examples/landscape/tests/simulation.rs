@@ -169,7 +169,7 @@ fn figures_are_those_of_the_positions() {
     }
 }
 
-/// wgpu numbers what is submitted to a queue (and takes a number to map a buffer, so nothing is read in between).
+/// wgpu numbers what is submitted to a queue (and takes numbers after that, for what an encoder wants called).
 fn number(index: &wgpu_optim::wgpu::SubmissionIndex) -> u64 {
     let text = format!("{index:?}");
     text.matches(|c: char| c.is_ascii_digit())
@@ -184,14 +184,12 @@ fn a_frame_is_one_submission_and_it_is_the_engine_s() {
     settings.rules[0].rule = "adam";
     let mut stage = stage(&settings);
     let mut camera = Camera::default();
-    let mut last = number(&stage.draw(&mut camera, 3, None));
+    stage.draw(&mut camera, 3, None);
     for _ in 0..5 {
-        let submitted = number(&stage.draw(&mut camera, 1, None));
-        assert_eq!(submitted, last + 1, "submissions");
-        last = submitted;
+        let before = number(&stage.gpu.queue.submit([]));
+        let frame = number(&stage.draw(&mut camera, 1, None));
+        assert_eq!(frame, before + 1, "submissions");
     }
-    let empty = stage.gpu.queue.submit([]);
-    assert_eq!(number(&empty), last + 1);
     assert_eq!(stage.last_frame().unwrap().steps, 8);
 }
 
@@ -206,6 +204,117 @@ fn a_run_repeats_itself_and_starts_again() {
     let figures = figures_after(&mut stage, 20);
     assert_eq!(first, [positions(&stage, 0), positions(&stage, 1)]);
     assert_eq!(figures, figures_after(&mut self::stage(&settings), 20));
+}
+
+/// What an engine does with a frame that it has recorded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Presented,
+    /// egui, where its window has no texture: it submits, but nothing.
+    EncoderDropped,
+    CommandsDropped,
+}
+
+impl Fate {
+    fn of(self, stage: &mut Stage, steps: u32) {
+        let recorded = stage.record(&mut Camera::default(), steps, None);
+        match self {
+            Self::Presented => drop(stage.present(recorded)),
+            Self::EncoderDropped => drop(recorded),
+            Self::CommandsDropped => drop(recorded.encoder.finish()),
+        }
+        if self != Self::Presented {
+            stage.gpu.queue.submit([]);
+        }
+        // As the program does before its next frame.
+        stage.landscape.lock().newest();
+    }
+}
+
+/// What settings do between frames, dropped ones or not.
+fn meddle(stage: &mut Stage, frame: u32) {
+    let mut landscape = stage.landscape.lock();
+    let mut settings = landscape.settings().clone();
+    match frame {
+        10 => settings.rules[1].lr *= 0.5,
+        14 => settings.rules = [RuleSettings::sgd(0.01, 0.9), RuleSettings::sgd(0.01, 0.5)],
+        18 => settings.rules[0].rule = "adam",
+        22 => settings.rules[1].rule = "schedule-free-adamw",
+        26 => return landscape.restart().unwrap(),
+        30 => settings.terrain = Terrain::Saddle,
+        34 => {
+            drop(landscape);
+            return stage.resize([256, 80]);
+        }
+        _ => return,
+    }
+    landscape.apply(&settings).unwrap();
+}
+
+#[test]
+fn a_frame_that_the_engine_drops_has_never_been_recorded() {
+    for seed in 0..4 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let settings = Settings::new(Terrain::Hills, 1003, 7);
+        let (mut always_seen, mut hidden) = (stage(&settings), stage(&settings));
+        for frame in 0..40 {
+            meddle(&mut always_seen, frame);
+            meddle(&mut hidden, frame);
+            let steps = random.u32(0..4);
+            let fate = match frame % 10 {
+                // The first, and several in a row; those after a change, too.
+                0..3 if seed % 2 == 0 => Fate::EncoderDropped,
+                3..7 => Fate::EncoderDropped,
+                _ => [Fate::Presented, Fate::EncoderDropped, Fate::CommandsDropped]
+                    [random.usize(..3)],
+            };
+            fate.of(&mut hidden, steps);
+            if fate == Fate::Presented {
+                fate.of(&mut always_seen, steps);
+                let [expected, actual] = [&always_seen, &hidden].map(|stage| {
+                    let last = stage.last_frame().unwrap();
+                    (last.steps, last.sides, stage.landscape.lock().steps())
+                });
+                assert_eq!(actual, expected, "seed {seed}, frame {frame}");
+                assert_eq!(actual.0, actual.2, "the device and the host count alike");
+                for side in 0..2 {
+                    let positions = [&always_seen, &hidden].map(|stage| positions(stage, side));
+                    assert_eq!(
+                        positions[0], positions[1],
+                        "seed {seed}, frame {frame}, side {side}"
+                    );
+                }
+            }
+        }
+        assert_eq!(hidden.landscape.lock().failure(), None);
+        for stage in [&mut always_seen, &mut hidden] {
+            stage.draw(&mut Camera::default(), 1, None);
+        }
+        assert_eq!(hidden.picture().unwrap(), always_seen.picture().unwrap());
+    }
+}
+
+/// An engine that records a frame while another one is open asks for figures, and drops the first.
+#[test]
+fn figures_are_asked_for_at_any_time_and_are_those_of_what_was_submitted() {
+    let settings = Settings::new(Terrain::Hills, 500, 2);
+    let mut stage = stage(&settings);
+    let mut camera = Camera::default();
+    let first = stage.record(&mut camera, 2, None);
+    assert_eq!(stage.landscape.lock().newest(), None);
+    let second = stage.record(&mut camera, 3, None);
+    stage.wait().unwrap();
+    assert_eq!(stage.landscape.lock().newest(), None);
+    assert_eq!(stage.landscape.lock().steps(), 5);
+    drop(first);
+    assert_eq!(stage.landscape.lock().steps(), 3);
+    stage.present(second);
+    let frame = stage.last_frame().unwrap();
+    assert_eq!(frame.steps, 3);
+    let figures = figures_after(&mut self::stage(&settings), 3);
+    // Three steps in one frame, and one in each of three.
+    assert_eq!(figures[0].mean_height, frame.sides[0].mean_height);
+    assert_eq!(figures[1].deepest_share, frame.sides[1].deepest_share);
 }
 
 #[test]

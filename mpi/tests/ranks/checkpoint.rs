@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use wgpu_optim::{
-    AdamConfig, CpuOptimizer, OptimizerState, ParamGroups, StorageType, TensorSlice, TensorSpec,
-    TensorValues,
+    AdamConfig, CpuOptimizer, LossScale, OptimizerState, ParamGroups, SgdConfig, StepControl,
+    StorageType, TensorSlice, TensorSpec, TensorValues,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::*;
@@ -173,6 +173,58 @@ fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
             let mut back = sharded(world, &model);
             back.load(&folder.join("single.safetensors")).unwrap();
             check(world, &back, &model, &params, 6);
+        }
+    });
+}
+
+/// A scale that is constant belongs to the configuration.
+#[test]
+fn a_saved_scale_goes_on_where_it_was_dynamic_and_is() {
+    on_ranks(&[2], |world| {
+        let folder = folder(world, "scales");
+        let dynamic = |initial| {
+            let scale = LossScale {
+                initial,
+                growth_interval: 1,
+                ..LossScale::default()
+            };
+            StepControl::builder().loss_scale(scale).build().unwrap()
+        };
+        let constant = StepControl::builder().grad_scale(4.0).build().unwrap();
+        let controls = [constant, dynamic(8.0), dynamic(65536.0)];
+        let sharded = |control: &StepControl| {
+            let groups = ParamGroups::new(SgdConfig::builder(1.0).build().unwrap());
+            let sharding = Sharding {
+                control: Some(control.clone()),
+                ..Sharding::default()
+            };
+            ShardedOptimizer::on_cpu(world, &groups, [("w", [20])], &sharding).unwrap()
+        };
+        let step_by_one = |optimizer: &mut ShardedOptimizer<CpuShare<SgdConfig>>| {
+            let (mut params, scale) = ([0.0; 20], optimizer.loss_scale());
+            let stepped = optimizer.step(
+                &mut [(&mut params[..]).into()],
+                &[(&[scale; 20][..]).into()],
+            );
+            assert_eq!(stepped.unwrap().unwrap().scale, scale);
+            assert_eq!(params, [-1.0; 20]);
+        };
+        for before in &controls {
+            for now in &controls {
+                let (mut saved, mut loaded) = (sharded(before), sharded(now));
+                let index = folder.join("state.index.json");
+                step_by_one(&mut saved);
+                saved.save(&index).unwrap();
+                // What was there does not matter.
+                step_by_one(&mut loaded);
+                loaded.load(&index).unwrap();
+                let expected = match (before.loss_scale(), now.loss_scale()) {
+                    (Some(before), Some(_)) => 2.0 * before.initial as f32,
+                    _ => now.initial_state().scale,
+                };
+                assert_eq!(loaded.loss_scale(), expected, "{before:?}, {now:?}");
+                step_by_one(&mut loaded);
+            }
         }
     });
 }

@@ -2,7 +2,8 @@
 
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, ParamGroups, Precision, SgdConfig, StorageType, TensorSpec, TensorValues,
+    Masters, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType, TensorError,
+    TensorSpec, TensorValues,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -69,13 +70,50 @@ fn ranks_that_differ_are_told_where() {
     });
 }
 
+/// A group that was mistyped would be clipped by nobody.
+#[test]
+fn a_control_of_a_group_that_is_not_there_is_refused_on_every_rank() {
+    on_ranks(&[1, 2], |world| {
+        let sgd = SgdConfig::builder(1.0).build().unwrap();
+        let groups = ParamGroups::new(sgd).with("head", sgd, |name| name == "w");
+        let groups = groups.unwrap();
+        let build = |group: &str| {
+            let sharding = Sharding {
+                control: Some(
+                    StepControl::builder()
+                        .group_clip_value(group, 1.0)
+                        .build()
+                        .unwrap(),
+                ),
+                ..Sharding::default()
+            };
+            ShardedOptimizer::on_cpu(world, &groups, [TensorSpec::new("w", [3])], &sharding)
+        };
+        let error = build("heads").map(drop).unwrap_err();
+        assert!(
+            matches!(&error, ShardError::Slice(SliceError::UnknownGroup { group }) if group == "heads"),
+            "{error}"
+        );
+        let mut optimizer = build("head").unwrap();
+        let mut params = [0.0_f32; 3];
+        optimizer
+            .step(
+                &mut [(&mut params[..]).into()],
+                &[(&[9.0_f32; 3][..]).into()],
+            )
+            .unwrap();
+        assert_eq!(params, [-1.0; 3]);
+    });
+}
+
 /// What all have alike, but no rank may have.
 #[test]
 fn what_shards_cannot_be_is_refused_on_every_rank() {
     on_ranks(&[2], |world| {
         let twice = vec![TensorSpec::new("w", [1]), TensorSpec::new("w", [2])];
         let error = build(world, 0.1, twice).map(drop).unwrap_err();
-        assert!(matches!(error, ShardError::DuplicateName(_)), "{error}");
+        let is_said = matches!(error, ShardError::Tensor(TensorError::DuplicateName(_)));
+        assert!(is_said, "{error}");
 
         let precision = Precision {
             masters: Masters::None,

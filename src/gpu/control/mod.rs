@@ -256,7 +256,8 @@ impl GpuControl {
 
     /// Does something else from the next recorded step on. A dynamic loss scale that was there goes on, whatever the new one
     /// would start as; where there was none the new one starts. [`loss_scale_buffer`](Self::loss_scale_buffer) has what it
-    /// starts as, or a constant scale, from the commands of the next submission on: call this before the loss is recorded.
+    /// starts as, or a constant scale, from the commands of the next submission on: call this before the loss is recorded, and
+    /// when the steps under the control before have been submitted.
     pub fn set_control(&mut self, control: StepControl) {
         if control.loss_scale().is_none() || self.control.loss_scale().is_none() {
             let state = control.initial_state();

@@ -9,6 +9,7 @@ use wgpu_optim::{
 
 use super::{Bench, gpu_test, whole};
 use crate::cases::{sizes, values};
+use crate::scales;
 use crate::stored::{encode, rounded};
 
 impl Bench {
@@ -541,6 +542,144 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
             [2.0, 3.0, 1.0]
         );
         oracle.check_params(&bench.download(&params).await).unwrap();
+    }
+}
+
+/// Steps parameters that lie at zero once, by a gradient of 1 that was multiplied by this scale. The loss sees the same
+/// scale, in the same submission.
+async fn step_by_one(bench: &Bench, control: &mut GpuControl, scale: f32) {
+    let (params, grads) = (bench.buffer_of(&[0.0; 5]), bench.buffer_of(&[scale; 5]));
+    let config = SgdConfig::builder(1.0).build().unwrap();
+    let tensor = [whole("theta", &params, &grads)];
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensor).unwrap();
+    let seen = bench.buffer(4);
+    bench.submit(|encoder| {
+        encoder.copy_buffer_to_buffer(control.loss_scale_buffer(), 0, &seen, 0, 16);
+        optimizer.step_with(encoder, control).unwrap();
+    });
+    assert_eq!(bench.download(&seen).await[0], scale);
+    assert_eq!(
+        bench.download(&params).await,
+        [-1.0; 5],
+        "a scale of {scale}"
+    );
+    assert_eq!(bench.outcomes(control).await[0].scale, scale);
+}
+
+#[gpu_test]
+async fn a_scale_that_is_not_dynamic_is_the_configuration_s() {
+    for bench in Bench::both().await {
+        let mut control = bench.control(scales::dynamic(65536.0));
+        step_by_one(bench, &mut control, 65536.0).await;
+        for (next, expected) in scales::in_turn() {
+            control.set_control(next);
+            step_by_one(bench, &mut control, expected).await;
+        }
+    }
+}
+
+#[gpu_test]
+async fn a_loaded_scale_goes_on_where_it_was_dynamic_and_is() {
+    let bench = Bench::best().await;
+    for before in scales::all() {
+        for now in scales::all() {
+            let [mut saved, mut loaded] = [&before, &now].map(|of| bench.control(of.clone()));
+            step_by_one(bench, &mut saved, before.initial_state().scale).await;
+            // What the control itself remembers does not matter.
+            step_by_one(bench, &mut loaded, now.initial_state().scale).await;
+            let state = bench.wait(saved.state()).await.unwrap();
+            loaded.load_state(&state).unwrap();
+            let expected = scales::resumed(&before, &now);
+            assert_eq!(bench.wait(loaded.state()).await.unwrap().scale, expected);
+            step_by_one(bench, &mut loaded, expected).await;
+        }
+    }
+}
+
+/// A group that was mistyped would be clipped by nobody. Of several optimizers one has to have it.
+#[gpu_test]
+async fn a_control_of_a_group_that_is_not_there_is_refused_and_a_right_one_steps() {
+    for bench in Bench::both().await {
+        let config = SgdConfig::builder(1.0).build().unwrap();
+        let groups = ParamGroups::new(config).with("head", config, |name| name == "head");
+        let buffers = [(); 2].map(|()| (bench.buffer_of(&[0.0; 3]), bench.buffer_of(&[3.0; 3])));
+        let [body, head] = buffers.each_ref();
+        let body_tensor = [whole("body", &body.0, &body.1)];
+        let head_tensor = [whole("head", &head.0, &head.1)];
+        let mut body_alone = GpuOptimizer::new(&bench.kernels, config, &body_tensor).unwrap();
+        let mut with_head =
+            GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &head_tensor).unwrap();
+        let builder = StepControl::builder;
+        for wrong in [
+            builder().group_max_norm("heads", 1.0),
+            builder().group_clip_value("heads", 1.0),
+        ] {
+            let wrong = wrong.loss_scale(LossScale::default()).build().unwrap();
+            let mut wrong = bench.control(wrong);
+            let expected = StepError::UnknownGroup {
+                group: "heads".into(),
+            };
+            let refused = |step: &mut dyn FnMut(&mut wgpu::CommandEncoder) -> Result<_, _>| {
+                bench.submit(|encoder| assert_eq!(step(encoder), Err(expected.clone())));
+            };
+            refused(&mut |encoder| with_head.step_with(encoder, &mut wrong));
+            refused(&mut |encoder| wrong.step(encoder, &mut [&mut body_alone, &mut with_head]));
+            refused(&mut |encoder| wrong.step(encoder, &mut []));
+            assert_eq!((wrong.steps(), wrong.unread()), (0, 0));
+            assert_eq!(bench.outcomes(&mut wrong).await, []);
+            let state = bench.wait(wrong.state()).await.unwrap();
+            assert_eq!((state.scale, state.growth_tracker), (65536.0, 0));
+        }
+        let right = builder().group_clip_value("head", 1.0).clip_value(2.0);
+        let mut right = bench.control(right.build().unwrap());
+        bench.submit(|encoder| {
+            // Alone it does not have the group; together one of them does.
+            assert!(body_alone.step_with(encoder, &mut right).is_err());
+            right
+                .step(encoder, &mut [&mut body_alone, &mut with_head])
+                .unwrap();
+        });
+        assert_eq!(bench.download(&body.0).await, [-2.0; 3]);
+        assert_eq!(bench.download(&head.0).await, [-1.0; 3]);
+        assert_eq!((body_alone.steps(), with_head.steps()), (1, 1));
+        let records = bench.outcomes(&mut right).await;
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].norm, 54_f32.sqrt());
+    }
+}
+
+/// Every tensor of an engine may be left out for a while.
+#[gpu_test]
+async fn a_step_of_no_optimizers_is_one_over_no_gradients() {
+    for bench in Bench::both().await {
+        let builder = StepControl::builder().max_norm(1.0);
+        let mut control = bench.control(builder.build().unwrap());
+        let (params, grads) = (bench.buffer_of(&[0.0; 4]), bench.buffer_of(&[3.0; 4]));
+        let config = SgdConfig::builder(1.0).build().unwrap();
+        let mut optimizer = bench.optimizer(config, &params, &grads);
+        bench.submit(|encoder| control.step(encoder, &mut []).unwrap());
+        bench.submit(|encoder| {
+            control.prepare(encoder, &mut []).unwrap();
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            control.record(&mut pass, &mut []).unwrap();
+            drop(pass);
+            control.report(encoder).unwrap();
+        });
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        bench.submit(|encoder| control.step(encoder, &mut []).unwrap());
+        assert_eq!(control.steps(), 4);
+        let records = bench.outcomes(&mut control).await;
+        let of = |record: &ControlRecord| {
+            let found = record.found_nonfinite || record.is_skipped;
+            (record.step, record.norm, found)
+        };
+        let seen: Vec<_> = records.iter().map(of).collect();
+        let expected = [(1, 0.0), (2, 0.0), (3, 6.0), (4, 0.0)];
+        assert_eq!(seen, expected.map(|(step, norm)| (step, norm, false)));
+        assert_eq!(records[0].clip_factor, 1.0);
+        for param in bench.download(&params).await {
+            approx::assert_relative_eq!(param, -0.5, max_relative = 1e-6);
+        }
     }
 }
 

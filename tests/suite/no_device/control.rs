@@ -5,8 +5,8 @@ use wgpu_optim::{
     CpuControl, CpuOptimizer, GradNorm, LossScale, ParamGroups, SgdConfig, SliceError, StepControl,
 };
 
-use crate::golden_control;
 use crate::test;
+use crate::{golden_control, scales};
 
 #[test]
 fn the_oracle_decides_as_pytorch_does() {
@@ -70,6 +70,44 @@ fn a_loss_scale_never_becomes_what_it_cannot_be_divided_by() {
             assert_eq!(f64::from(control.loss_scale()), oracle.scale());
         }
         assert_eq!(control.loss_scale(), last);
+    }
+}
+
+/// Steps once, by a gradient of 1 that was multiplied by the scale, and says what the scale was.
+fn step_by_one(control: &mut CpuControl) -> f32 {
+    let config = SgdConfig::builder(1.0).build().unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("theta", [1])]).unwrap();
+    let (mut theta, scale) = ([0.0], control.loss_scale());
+    let record = optimizer
+        .step_with(&mut [&mut theta], &[&[scale]], control)
+        .unwrap();
+    assert_eq!((theta, record.scale), ([-1.0], scale));
+    scale
+}
+
+#[test]
+fn a_scale_that_is_not_dynamic_is_the_configuration_s() {
+    let mut control = CpuControl::new(scales::dynamic(65536.0));
+    assert_eq!(step_by_one(&mut control), 65536.0);
+    for (next, expected) in scales::in_turn() {
+        control.set_control(next);
+        assert_eq!(step_by_one(&mut control), expected);
+    }
+}
+
+#[test]
+fn a_loaded_scale_goes_on_where_it_was_dynamic_and_is() {
+    for before in scales::all() {
+        for now in scales::all() {
+            let mut saved = CpuControl::new(before.clone());
+            step_by_one(&mut saved);
+            let mut loaded = CpuControl::new(now.clone());
+            // What the control itself remembers does not matter.
+            step_by_one(&mut loaded);
+            loaded.load_state(&saved.state());
+            let expected = scales::resumed(&before, &now);
+            assert_eq!(step_by_one(&mut loaded), expected, "{before:?}, {now:?}");
+        }
     }
 }
 

@@ -271,6 +271,25 @@ fn what_a_control_remembers_goes_with_a_state() {
         let file = state.to_safetensors().unwrap();
         assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
     }
+    // One whose scale is no dynamic one says so; files that say nothing have a dynamic one.
+    state.control = Some(ControlState {
+        scale: 4.0,
+        growth_tracker: 0,
+        is_dynamic: false,
+    });
+    let file = state.to_safetensors().unwrap();
+    assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
+    let mut header = Header::of(&file).unwrap();
+    let mut entries = header.metadata.iter_mut();
+    let (_, json) = entries.find(|(key, _)| key == "control").unwrap();
+    *json = r#"{"scale":4.0,"growth_tracker":7}"#.to_owned();
+    let record = StateRecord::<SgdConfig>::of(&header).unwrap();
+    let expected = ControlState {
+        scale: 4.0,
+        growth_tracker: 7,
+        is_dynamic: true,
+    };
+    assert_eq!(record.control, Some(expected));
     for scale in [0.0, -1.0, f32::INFINITY, f32::NAN, 1e-40] {
         state.control = Some(ControlState {
             scale,

@@ -93,6 +93,104 @@ fn steps_allocate_as_much_as_those_before() {
     }
 }
 
+/// A step of some optimizers that is not the one that was prepared, whatever else was.
+#[test]
+fn only_the_optimizers_that_were_prepared_are_recorded() {
+    for kernels in [on_immediates(), kernels()] {
+        let (device, queue) = (kernels.device(), kernels.queue());
+        let mut control = control(&kernels);
+        let mut other = self::control(&kernels);
+        let [mut a, mut b, mut c] = [(); 3].map(|()| optimizer(&kernels, 2, 64));
+        let mut encoder = device.create_command_encoder(&Default::default());
+        macro_rules! refused {
+            ($($optimizer:ident),*) => {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let refused = control.record(&mut pass, &mut [$( &mut $optimizer ),*]);
+                assert_eq!(refused, Err(StepError::NotPrepared));
+                drop(pass);
+                assert_eq!(control.report(&mut encoder), Ok(()));
+                assert_eq!((control.steps(), control.unread()), (0, 0));
+                assert_eq!([a.steps(), b.steps(), c.steps()], [0, 0, 0]);
+            };
+        }
+        // Nothing was.
+        refused!();
+        refused!(a, b);
+        control
+            .prepare(&mut encoder, &mut [&mut b, &mut c])
+            .unwrap();
+        control
+            .prepare(&mut encoder, &mut [&mut a, &mut b])
+            .unwrap();
+        // Fewer, more, others, and one that was prepared for the step before.
+        refused!();
+        refused!(a);
+        refused!(b);
+        refused!(a, c);
+        refused!(b, c);
+        refused!(a, b, c);
+
+        // One of them goes on to another control, or is changed.
+        other.prepare(&mut encoder, &mut [&mut a]).unwrap();
+        refused!(a, b);
+        control
+            .prepare(&mut encoder, &mut [&mut a, &mut b])
+            .unwrap();
+        b.set_frozen("0", true).unwrap();
+        refused!(a, b);
+        b.set_frozen("0", false).unwrap();
+        refused!(a, b);
+        control
+            .prepare(&mut encoder, &mut [&mut a, &mut b])
+            .unwrap();
+        control.set_control(control.control().clone());
+        refused!(a, b);
+
+        // It is refused itself, after the first of them was staged.
+        let mut unread = optimizer(&kernels, 2, 64);
+        let mut open = device.create_command_encoder(&Default::default());
+        unread.step_with(&mut open, &mut other).unwrap();
+        let prepared = control.prepare(&mut encoder, &mut [&mut a, &mut unread]);
+        assert_eq!(prepared, Err(StepError::Unread));
+        refused!(a, unread);
+        refused!(a);
+        drop(open);
+        let unknown = StepControl::builder().group_max_norm("heads", 1.0);
+        let known = control.control().clone();
+        control.set_control(unknown.build().unwrap());
+        let prepared = control.prepare(&mut encoder, &mut [&mut a, &mut b]);
+        assert!(matches!(prepared, Err(StepError::UnknownGroup { .. })));
+        refused!(a, b);
+        control.set_control(known);
+
+        // Its copies were dropped, as encoder or finished.
+        let mut dropped = device.create_command_encoder(&Default::default());
+        control
+            .prepare(&mut dropped, &mut [&mut a, &mut b])
+            .unwrap();
+        drop(dropped);
+        refused!(a, b);
+        let mut dropped = device.create_command_encoder(&Default::default());
+        control
+            .prepare(&mut dropped, &mut [&mut a, &mut b])
+            .unwrap();
+        drop(dropped.finish());
+        refused!(a, b);
+
+        // In any order.
+        control
+            .prepare(&mut encoder, &mut [&mut a, &mut b])
+            .unwrap();
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        control.record(&mut pass, &mut [&mut b, &mut a]).unwrap();
+        drop(pass);
+        control.report(&mut encoder).unwrap();
+        queue.submit([encoder.finish()]);
+        assert_eq!((control.steps(), control.unread()), (1, 1));
+        assert_eq!([a.steps(), b.steps(), c.steps()], [1, 1, 0]);
+    }
+}
+
 #[test]
 fn what_does_not_go_together_is_refused_before_anything_is_recorded() {
     let (here, elsewhere) = (kernels(), kernels());
