@@ -795,6 +795,87 @@ async fn a_step_without_scalars_is_skipped_and_said_once() {
     assert_eq!(optimizer.steps(), 71);
 }
 
+/// A submission that wgpu refuses has not been made: what lies in its report's buffer is another step's.
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn a_submission_that_fails_is_no_step() {
+    for bench in Bench::both().await {
+        let (start, gradient) = (values(1, 100), values(2, 100));
+        let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
+        let tensor = [whole("theta", &params, &grads)];
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut control = bench.control(only_finite());
+        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut steps = 0;
+        for step in 0..12 {
+            let fails = [0, 4, 5, 9].contains(&step);
+            let mut encoder = bench.encoder();
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            let scope = bench.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            if fails {
+                encoder.copy_buffer_to_buffer(&grads, 0, &params, 400, 400);
+            } else {
+                oracle.step(&adamw(), &gradient);
+                steps += 1;
+            }
+            bench.queue.submit([encoder.finish()]);
+            assert_eq!(scope.pop().await.is_some(), fails);
+            oracle.check_params(&bench.download(&params).await).unwrap();
+            if step % 3 == 2 {
+                control.read();
+                assert_eq!(optimizer.applied_steps("theta"), Some(steps));
+            }
+        }
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        assert_eq!(state.tensors[0].applied_steps, steps);
+    }
+}
+
+/// Counts that are set stay set, whatever is on its way of other tensors.
+#[gpu_test]
+async fn counts_that_are_set_stay_while_others_are_on_their_way() {
+    for bench in Bench::both().await {
+        let gradient = values(2, 64);
+        let buffers = [1, 2].map(|seed| {
+            (
+                bench.buffer_of(&values(seed, 64)),
+                bench.buffer_of(&gradient),
+            )
+        });
+        let tensors: Vec<_> = ["a", "b"]
+            .iter()
+            .zip(&buffers)
+            .map(|(name, (params, grads))| whole(name, params, grads))
+            .collect();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensors).unwrap();
+        let mut control = bench.control(only_finite());
+        for _ in 0..3 {
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        }
+        optimizer.set_applied_steps("a", 1000).unwrap();
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        let applied = |state: &wgpu_optim::OptimizerState<AnyRule>| {
+            let tensors = state.tensors.iter();
+            tensors
+                .map(|tensor| tensor.applied_steps)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(applied(&state), [1000, 3]);
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        optimizer.set_applied_steps("b", 7).unwrap();
+        // One that was recorded before comes after it.
+        let mut encoder = bench.encoder();
+        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        optimizer.set_applied_steps("a", 20).unwrap();
+        bench.queue.submit([encoder.finish()]);
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        assert_eq!(applied(&state), [21, 8]);
+        bench.outcomes(&mut control).await;
+        assert_eq!(optimizer.applied_steps("a"), Some(21));
+        assert_eq!(optimizer.applied_steps("b"), Some(8));
+    }
+}
+
 /// What a control has skipped before an optimizer was there is nothing to it.
 #[gpu_test]
 async fn an_optimizer_that_comes_later_starts_afresh() {

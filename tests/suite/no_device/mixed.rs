@@ -1,10 +1,12 @@
 //! The CPU twin over tensors that are not stored as f32.
 
+use wgpu_optim::half::bf16;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
-    AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig, SliceError,
-    StorageType, TensorSpec, TensorValues as Values,
+    AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig, SgdConfig,
+    SliceError, SlotState, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+    TensorValues as Values,
 };
 
 use crate::cases::{LRS, values};
@@ -303,4 +305,118 @@ fn slices_of_other_types_are_refused_by_name() {
     ));
     assert_eq!(params.to_f32(), [1.0; 3]);
     assert_eq!(optimizer.steps(), 0);
+}
+
+fn of_bf16(masters: Masters) -> ParamGroups<SgdConfig> {
+    let config = SgdConfig::builder(0.0).build().unwrap();
+    ParamGroups::new(config).with_precision(Precision {
+        masters,
+        ..Precision::default()
+    })
+}
+
+fn bf16_optimizer(masters: Masters, numel: usize) -> CpuOptimizer {
+    let weight = TensorSpec::new("weight", [numel]).stored_as(StorageType::Bf16, StorageType::F32);
+    CpuOptimizer::with_groups(&of_bf16(masters), [weight]).unwrap()
+}
+
+/// A step at a learning rate of zero leaves what it started from.
+#[test]
+fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
+    let ties = [
+        1.003_906_3_f32,
+        -1.003_906_3,
+        1.011_718_8,
+        3.0e-39,
+        1.0,
+        1.0 + f32::EPSILON,
+    ];
+    let masters: Vec<f32> = ties.into();
+    let mut params: Vec<_> = masters
+        .iter()
+        .map(|master| bf16::from_f32(*master))
+        .collect();
+    let mut state = bf16_optimizer(Masters::F32, masters.len()).state();
+    state.tensors[0].applied_steps = 1;
+    state.tensors[0].slots = vec![SlotState {
+        name: MASTER_PARAMS.into(),
+        values: masters.clone(),
+    }];
+    let mut rests = bf16_optimizer(Masters::Rest, masters.len());
+    rests.load_state(&state).unwrap();
+    let zeros = vec![0.0; masters.len()];
+    rests
+        .step_mixed(
+            &mut [TensorSliceMut::Bf16(&mut params)],
+            &[TensorSlice::F32(&zeros)],
+        )
+        .unwrap();
+    let state = rests.state();
+    let kept = state.tensors[0].slot(PARAMS_REST).unwrap();
+    for ((param, rest), master) in params.iter().zip(kept).zip(&masters) {
+        let joined = f32::from_bits(rest::join(param.to_bits(), *rest as u16));
+        let off = joined.to_bits().abs_diff(master.to_bits());
+        assert!(off <= 1, "{joined} of {master}");
+    }
+}
+
+/// A clamp by a program holds where it is said, for masters, rests and neither; and a pruned parameter is no NaN.
+#[test]
+fn parameters_that_a_program_writes_are_what_the_next_step_starts_from() {
+    for masters in [Masters::F32, Masters::Rest, Masters::None] {
+        let config = SgdConfig::builder(0.5).build().unwrap();
+        let mut optimizer = bf16_optimizer(masters, 3);
+        optimizer.set_lr(config.lr()).unwrap();
+        let mut params = [0.94, -0.5, 2.0].map(bf16::from_f32);
+        let step = |optimizer: &mut CpuOptimizer, params: &mut [bf16], grads: &[f32]| {
+            optimizer
+                .step_mixed(
+                    &mut [TensorSliceMut::Bf16(params)],
+                    &[TensorSlice::F32(grads)],
+                )
+                .unwrap();
+        };
+        step(&mut optimizer, &mut params, &[0.001, 0.003, -0.002]);
+        params = [0.10, -0.0, 0.0].map(bf16::from_f32);
+        optimizer.params_changed("weight").unwrap();
+        step(&mut optimizer, &mut params, &[0.0; 3]);
+        assert_eq!(
+            params.map(f32::from),
+            [bf16::from_f32(0.10).to_f32(), 0.0, 0.0],
+            "{masters:?}"
+        );
+        // Not said: rests and parameters without masters keep it anyway, and nothing is NaN.
+        for zero in [0.0, -0.0] {
+            step(&mut optimizer, &mut params, &[0.013, -0.017, 0.019]);
+            params = [zero; 3].map(bf16::from_f32);
+            step(&mut optimizer, &mut params, &[0.0; 3]);
+            assert!(
+                params.iter().all(|param| param.is_finite()),
+                "{masters:?} {params:?}"
+            );
+            assert!(masters == Masters::F32 || params.iter().all(|param| param.to_f32() == 0.0));
+        }
+    }
+    let unknown = bf16_optimizer(Masters::F32, 1)
+        .params_changed("bias")
+        .unwrap_err();
+    assert_eq!(unknown.tensor, "bias");
+}
+
+/// The `z` of a schedule-free rule starts again as the parameters, and with it the average.
+#[test]
+fn an_average_starts_again_where_parameters_were_changed() {
+    let config = ScheduleFreeSgdConfig::builder(0.5).build().unwrap();
+    let mut optimizer = CpuOptimizer::new(config, [("weight", [2])]).unwrap();
+    let mut weight = [1.0, -2.0];
+    optimizer.step(&mut [&mut weight], &[&[0.5, 0.25]]).unwrap();
+    weight = [10.0, 20.0];
+    optimizer.params_changed("weight").unwrap();
+    let state = optimizer.state();
+    let z = state.tensors[0].slot("z").unwrap();
+    assert_eq!(config.averaged_params(&weight, z), weight);
+    optimizer.step(&mut [&mut weight], &[&[0.0; 2]]).unwrap();
+    let state = optimizer.state();
+    assert_eq!(state.tensors[0].slot("z").unwrap(), [10.0, 20.0]);
+    assert_eq!(weight, [10.0, 20.0]);
 }

@@ -135,6 +135,26 @@ fn random_bits_are_even_and_of_their_own() {
     }
 }
 
+/// Of all 2^32 pairs those that make a difference: every bf16, with rests at the ends of each half.
+#[test]
+fn no_bf16_and_no_rest_make_a_nan_of_numbers() {
+    let rests = [0, 1, 0x1234, 0x7fff, 0x8000, 0x8001, 0xabcd, 0xffff];
+    for half in 0..=u16::MAX {
+        let value = f32::from_bits(bf16::unpack(half));
+        for rest in rests {
+            let joined = f32::from_bits(rest::join(half, rest));
+            assert_eq!(joined.is_nan(), value.is_nan(), "{half:#06x} {rest:#06x}");
+            // Less than a bf16 away, and on the same side of zero.
+            let is_near = |bits: u16| (rest::join(half, rest) >> 16) as u16 == bits;
+            let magnitude = half & 0x7fff;
+            assert!(
+                value.is_nan() || is_near(half) || (magnitude > 0 && is_near(half - 1)),
+                "{half:#06x} {rest:#06x}: {joined:e}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_bf16_and_its_rest_are_the_f32() {
     for bits in patterns() {
