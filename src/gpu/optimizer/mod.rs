@@ -64,6 +64,8 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     groups: Groups<R>,
     tensors: Tensors,
     ledger: Ledger,
+    /// Which tensors take part has changed since the last step.
+    is_refrozen: bool,
     submissions: Submissions,
     plan: Plan,
     /// One per piece of the plan, where its rule keeps slots.
@@ -165,11 +167,12 @@ impl<R: Rule> GpuOptimizer<R> {
         let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
         let ring = new_ring(kernels, &plan)?;
         host_tensors.set_absent(&absent(&layouts));
-        let mut optimizer = Self {
+        Ok(Self {
             kernels: kernels.clone(),
             groups,
             ledger: Ledger::new(host_tensors.as_slice().len()),
             tensors: host_tensors,
+            is_refrozen: true,
             submissions: Submissions::default(),
             plan,
             state,
@@ -181,9 +184,7 @@ impl<R: Rule> GpuOptimizer<R> {
             device_counts: DeviceCounts::default(),
             controlled: None,
             recorded: 0,
-        };
-        optimizer.set_stale();
-        Ok(optimizer)
+        })
     }
 
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
@@ -260,9 +261,7 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Tensors have changed otherwise than by a step.
     fn set_stale(&mut self) {
-        let tensors = self.tensors.as_slice().iter();
-        self.ledger
-            .set_taking_part(tensors.map(|tensor| !tensor.is_left_out()));
+        self.is_refrozen = true;
         self.set_recounted();
     }
 
@@ -285,6 +284,11 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Takes over what has become of recorded steps, as far as that is known by now.
     fn settle(&mut self) {
+        if std::mem::take(&mut self.is_refrozen) {
+            let tensors = self.tensors.as_slice().iter();
+            let taking_part = tensors.map(|tensor| !tensor.is_left_out());
+            self.ledger.set_taking_part(taking_part);
+        }
         self.learn();
         if self.ledger.settle() {
             self.set_recounted();
