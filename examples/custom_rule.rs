@@ -24,7 +24,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
 #[rustfmt::skip]
 impl Rule for SignDescent {
     fn stem(&self) -> &'static str { "sign_descent" }
-    fn slots(&self) -> Slots { [Slot { name: "exp_avg", start: 0.0, is_kept: true }].into() }
+    fn slots(&self) -> Slots { [Slot::new("exp_avg")].into() }
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> { Cow::Borrowed(&[]) }
     fn wgsl(&self) -> Cow<'static, str> { WGSL.into() }
     fn scalar_names(&self) -> &'static [&'static str] { &["lr", "beta", "taken_in"] }
