@@ -22,21 +22,22 @@ pub struct Submission(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     fate: AtomicU8,
-    /// Done before others of the same clock whose number is larger.
+    /// Done before others whose number is larger.
     order: AtomicU64,
-    clock: Arc<AtomicU64>,
 }
+
+/// How many are done, of any optimizer or control: an optimizer's steps may be in the submissions of its control.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 const PENDING: u8 = 0;
 const DONE: u8 = 1;
 const DROPPED: u8 = 2;
 
 impl Submission {
-    fn new(clock: &Arc<AtomicU64>) -> Self {
+    fn new() -> Self {
         Self(Arc::new(Inner {
             fate: AtomicU8::new(PENDING),
             order: AtomicU64::new(0),
-            clock: Arc::clone(clock),
         }))
     }
 
@@ -60,7 +61,7 @@ impl Submission {
     }
 
     pub(crate) fn set_done(&self) {
-        let now = self.0.clock.fetch_add(1, Ordering::AcqRel);
+        let now = CLOCK.fetch_add(1, Ordering::AcqRel);
         self.0.order.store(now, Ordering::Release);
         self.settle(DONE);
     }
@@ -96,7 +97,6 @@ impl Drop for Guard {
 /// Follows the encoders that one optimizer or control records into.
 #[derive(Debug, Default)]
 pub(crate) struct Submissions {
-    clock: Arc<AtomicU64>,
     /// The last encoder or pass: steps that follow each other in one share its guard.
     last: Option<(u64, Submission)>,
 }
@@ -118,7 +118,7 @@ impl Submissions {
 
     /// What has been submitted to the queue by now.
     pub(crate) fn so_far(&self, queue: &wgpu::Queue) -> Submission {
-        let submission = Submission::new(&self.clock);
+        let submission = Submission::new();
         let guard = Guard(submission.clone());
         queue.on_submitted_work_done(move || guard.done());
         submission
@@ -131,7 +131,7 @@ impl Submissions {
         {
             return submission.clone();
         }
-        let submission = Submission::new(&self.clock);
+        let submission = Submission::new();
         attach(Guard(submission.clone()));
         self.last = Some((id, submission.clone()));
         submission
@@ -148,7 +148,7 @@ fn hash(of: impl Hash) -> u64 {
 #[cfg(all(test, not(target_arch = "wasm32")))]
 impl Submission {
     /// One that a test settles by hand.
-    pub(crate) fn of_test(clock: &Arc<AtomicU64>) -> Self {
-        Self::new(clock)
+    pub(crate) fn of_test() -> Self {
+        Self::new()
     }
 }

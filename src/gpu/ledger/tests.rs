@@ -1,8 +1,6 @@
 //! The ledger against a device that is simulated step by step.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use proptest::prelude::*;
 
@@ -57,7 +55,6 @@ struct Device {
 struct World {
     ledger: Ledger,
     device: Device,
-    clock: Arc<AtomicU64>,
     /// Recorded, and neither submitted nor dropped.
     open: Vec<Recorded>,
     taking_part: [bool; TENSORS],
@@ -75,7 +72,6 @@ impl World {
                 queue: VecDeque::new(),
                 told: VecDeque::new(),
             },
-            clock: Arc::default(),
             open: Vec::new(),
             taking_part: [true; TENSORS],
             sets: [0; TENSORS],
@@ -94,7 +90,7 @@ impl World {
         let of = |value: &dyn Fn(usize) -> u64| [0, 1, 2].map(value);
         let mut step = Recorded {
             number: 0,
-            submission: Submission::of_test(&self.clock),
+            submission: Submission::of_test(),
             is_counted,
             taking_part: self.taking_part,
             most: of(&|tensor| self.ledger.most(tensor)),
@@ -234,7 +230,7 @@ impl World {
 
     fn set(&mut self, tensors: [bool; TENSORS], applied: u64, steps: Option<u64>) {
         self.read();
-        let marker = Submission::of_test(&self.clock);
+        let marker = Submission::of_test();
         let of_tensor = |set| if set { Some(applied) } else { None };
         self.ledger.set(&tensors.map(of_tensor), steps, &marker);
         let work = Work::Set {
@@ -319,8 +315,7 @@ proptest! {
 
 #[test]
 fn tensors_have_one_history_while_they_take_part_in_the_same_unread_steps() {
-    let clock = Arc::default();
-    let submission = || Submission::of_test(&clock);
+    let submission = || Submission::of_test();
     let mut ledger = Ledger::new(3);
     assert_eq!(ledger.histories(), None);
     let (first, second) = (submission(), submission());
@@ -344,9 +339,8 @@ fn tensors_have_one_history_while_they_take_part_in_the_same_unread_steps() {
 
 #[test]
 fn a_dropped_step_shows_at_once_and_costs_nothing_afterwards() {
-    let clock = Arc::default();
     let mut ledger = Ledger::new(1);
-    let [first, second] = [(); 2].map(|()| Submission::of_test(&clock));
+    let [first, second] = [(); 2].map(|()| Submission::of_test());
     ledger.record(first.clone());
     ledger.record(second.clone());
     assert_eq!((ledger.steps(), ledger.known_by(0, None)), (2, 2));

@@ -32,6 +32,8 @@ mod properties;
 mod rebind;
 #[cfg(feature = "safetensors")]
 mod rules;
+#[cfg(not(target_arch = "wasm32"))]
+mod sequences;
 mod shared;
 #[cfg(feature = "safetensors")]
 mod storage;
