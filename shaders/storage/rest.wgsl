@@ -9,13 +9,14 @@ fn wo_split_bf16(bits: vec4<u32>) -> vec4<u32> {
 }
 
 // The bits of four f32, of their bf16 in two words and their rests in two others. A half that somebody else has written
-// since, zero or infinity, may not go with its rest: then it stands alone, so that no NaN comes of two numbers.
+// since may not go with its rest: what they make ends at zero and at infinity, so that no NaN comes of two numbers.
 fn wo_join_bf16(words: vec2<u32>, rest_words: vec2<u32>) -> vec4<u32> {
-    let half = vec4(words.x & 0xffffu, words.x >> 16u, words.y & 0xffffu, words.y >> 16u);
-    let rest = vec4(rest_words.x & 0xffffu, rest_words.x >> 16u, rest_words.y & 0xffffu, rest_words.y >> 16u);
-    let magnitude = half & vec4(0x7fffu);
-    let is_carried = rest >= vec4(0x8000u);
-    let is_alone = ((magnitude == vec4(0u)) & is_carried) | ((magnitude == vec4(0x7f80u)) & !is_carried);
-    let carried = select(vec4(0u), vec4(1u), is_carried & (magnitude <= vec4(0x7f80u)) & !is_alone);
-    return ((half - carried) << vec4(16u)) | select(rest, vec4(0u), is_alone);
+    let value = vec4(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u);
+    let rests = bitcast<vec2<i32>>(rest_words);
+    // Rests from 0x8000 on are what the next half is too large by.
+    let rest = vec4(extractBits(rests.x, 0u, 16u), rests.x >> 16u, extractBits(rests.y, 0u, 16u), rests.y >> 16u);
+    let magnitude = bitcast<vec4<i32>>(value & vec4(0x7fffffffu));
+    let most = max(magnitude, vec4(0x7f800000));
+    let joined = clamp(magnitude + rest, vec4(0), most);
+    return (value & vec4(0x80000000u)) | bitcast<vec4<u32>>(joined);
 }

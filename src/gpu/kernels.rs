@@ -1,8 +1,7 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
 use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::KernelError;
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
@@ -37,12 +36,7 @@ struct Inner {
     /// Of what a control says.
     control_layout: wgpu::BindGroupLayout,
     compiled: Mutex<Compiled>,
-    /// NaN, in any storage type.
-    nan: OnceLock<wgpu::Buffer>,
 }
-
-/// Bytes of NaN that are copied at once.
-const NAN_BYTES: u64 = 1 << 18;
 
 /// What a kernel binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,7 +113,6 @@ impl Kernels {
                 scalars_layout,
                 control_layout,
                 compiled: Mutex::default(),
-                nan: OnceLock::new(),
             }),
             limits: DeviceLimits::of(&device.limits(), device.adapter_info().device_type),
         })
@@ -180,32 +173,6 @@ impl Kernels {
     /// Whether a browser has said so: it throws at what maps a buffer then, and wgpu 30 panics.
     pub(crate) fn has_seen_loss(&self) -> bool {
         self.inner.loss.has_seen_loss()
-    }
-
-    /// Records copies that make these bytes of a buffer NaN, in whichever storage type.
-    pub(crate) fn fill_with_nan(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        buffer: &wgpu::Buffer,
-        bytes: Range<u64>,
-    ) {
-        let Inner { device, queue, .. } = &*self.inner;
-        let nan = self.inner.nan.get_or_init(|| {
-            let nan = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgpu_optim.nan"),
-                size: NAN_BYTES,
-                usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
-            queue.write_buffer(&nan, 0, &vec![0xff; NAN_BYTES as usize]);
-            nan
-        });
-        let mut start = bytes.start;
-        while start < bytes.end {
-            let size = NAN_BYTES.min(bytes.end - start);
-            encoder.copy_buffer_to_buffer(nan, 0, buffer, start, size);
-            start += size;
-        }
     }
 
     pub(crate) fn scalars_layout(&self) -> Option<&wgpu::BindGroupLayout> {

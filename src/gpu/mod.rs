@@ -10,6 +10,7 @@ mod convert;
 mod device;
 mod error;
 mod error_scope;
+mod fill;
 mod kernels;
 mod ledger;
 mod moves;

@@ -4,6 +4,8 @@
 //! moves of one `rebind` are kernels that look at a word on the device first, and the last of them sets it: they are
 //! recorded in front of every step until one of these is known to be done.
 
+use std::collections::HashMap;
+
 use super::bound::create_bind_group;
 use super::error::BuildError;
 use super::error_scope::checked;
@@ -22,6 +24,7 @@ pub(super) struct Move {
 
 /// Moves that are made together.
 pub(super) struct Moves {
+    moves: Vec<Move>,
     copy: wgpu::ComputePipeline,
     /// What each copies, and its workgroups.
     copies: Vec<(wgpu::BindGroup, [u32; 2])>,
@@ -34,7 +37,7 @@ pub(super) struct Moves {
 
 impl Moves {
     /// Builds what the moves need.
-    pub(super) fn new(kernels: &Kernels, moves: &[Move]) -> Result<Self, BuildError> {
+    pub(super) fn new(kernels: &Kernels, moves: Vec<Move>) -> Result<Self, BuildError> {
         use BindingKind::{Read, ReadWrite, Uniform};
         const COPY: [BindingKind; 4] = [Read, ReadWrite, Uniform, Read];
         let device = kernels.device();
@@ -47,7 +50,9 @@ impl Moves {
             let is_made = device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.is_moved"),
                 size: 4,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
@@ -81,6 +86,7 @@ impl Moves {
         });
         let (copies, mark_bindings, is_made) = created?;
         Ok(Self {
+            moves,
             copy,
             copies,
             mark,
@@ -90,16 +96,8 @@ impl Moves {
         })
     }
 
-    /// Records the moves in front of what is submitted with them.
+    /// Records the moves in front of what is submitted with them; they do nothing where they have been made.
     pub(super) fn record(&mut self, pass: &mut wgpu::ComputePass<'_>, submission: &Submission) {
-        self.record_again(pass);
-        self.submissions
-            .retain(|submission| submission.fate() != Fate::Dropped);
-        self.submissions.push(submission.clone());
-    }
-
-    /// Records the moves, which do nothing where they have been made.
-    pub(super) fn record_again(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.copy);
         for (bind_group, [x, y]) in &self.copies {
             pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
@@ -108,6 +106,40 @@ impl Moves {
         pass.set_pipeline(&self.mark);
         pass.set_bind_group(TENSORS_GROUP, &self.mark_bindings, &[]);
         pass.dispatch_workgroups(1, 1, 1);
+        self.submissions
+            .retain(|submission| submission.fate() != Fate::Dropped);
+        self.submissions.push(submission.clone());
+    }
+
+    /// What tells whether they have been made, and what they move.
+    pub(super) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        let moves = self.moves.iter();
+        let moved = moves.flat_map(|moves| [&moves.source, &moves.target]);
+        moved.chain([&self.is_made])
+    }
+
+    /// Makes the moves in copies of the buffers, unless the device has made them.
+    pub(super) fn make(&self, bytes: &mut HashMap<&wgpu::Buffer, Vec<u8>>) {
+        let is_made = bytes.get(&self.is_made);
+        if is_made.is_none_or(|word| word.iter().any(|byte| *byte != 0)) {
+            return;
+        }
+        for Move {
+            source,
+            target,
+            from_bytes,
+            to_bytes,
+            size_bytes,
+        } in &self.moves
+        {
+            let run = |start: u64| start as usize..(start + size_bytes) as usize;
+            let moved = bytes
+                .get(source)
+                .map(|source| source[run(*from_bytes)].to_vec());
+            if let Some((target, moved)) = bytes.get_mut(target).zip(moved) {
+                target[run(*to_bytes)].copy_from_slice(&moved);
+            }
+        }
     }
 
     /// Calls them off, before the commands of the next submission: the state is overwritten.

@@ -277,6 +277,20 @@ pub(crate) async fn wait(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<(
     read(device, queue, &nothing, 0, 1, |_| ()).await
 }
 
+/// Gives threads that poll the device a moment: one of them may have taken a callback that another transfer has overtaken,
+/// and not called it yet.
+pub(crate) fn wait_for_callbacks(are_pending: impl Fn() -> bool) {
+    #[cfg(not(target_arch = "wasm32"))]
+    for _ in 0..20 {
+        if !are_pending() {
+            break;
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    #[cfg(target_arch = "wasm32")]
+    let _ = are_pending;
+}
+
 /// The bytes of whole buffers, in transfers of so many bytes or of one buffer that is larger.
 pub(crate) async fn download_buffers<'b>(
     device: &wgpu::Device,

@@ -19,18 +19,26 @@ pub const fn split(bits: u32) -> (u16, u16) {
     (half, rest)
 }
 
-/// The bits of the f32 that was split. A half that somebody else has written since, zero or infinity, may not go with its
-/// rest: then it stands alone, so that no NaN comes of two numbers.
+/// The bits of the f32 that was split; NaN has other bits perhaps. A half that somebody else has written since may not go
+/// with its rest: what they make ends at zero and at infinity, so that no NaN comes of two numbers.
 #[must_use]
 #[inline(always)]
 pub const fn join(half: u16, rest: u16) -> u32 {
-    let magnitude = half & 0x7fff;
-    let is_carried = rest >> 15 != 0;
-    let is_alone = (magnitude == 0 && is_carried) || (magnitude == 0x7f80 && !is_carried);
-    let carried = (is_carried && magnitude <= 0x7f80 && !is_alone) as u16;
-    let rest = if is_alone { 0 } else { rest };
-    (half.wrapping_sub(carried) as u32) << 16 | rest as u32
+    let value = (half as u32) << 16;
+    let magnitude = (value & 0x7fff_ffff) as i32;
+    // Rests from 0x8000 on are what the next half is too large by.
+    let joined = magnitude + rest as i16 as i32;
+    let most = if magnitude > INFINITY {
+        magnitude
+    } else {
+        INFINITY
+    };
+    let joined = if joined < 0 { 0 } else { joined };
+    let joined = if joined > most { most } else { joined };
+    value & 0x8000_0000 | joined as u32
 }
+
+const INFINITY: i32 = 0x7f80_0000;
 
 /// Rests as a state has them, whole numbers.
 pub(crate) fn decode(bytes: &[u8]) -> Vec<f32> {

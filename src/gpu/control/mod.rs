@@ -16,7 +16,7 @@ use super::submission::{Fate, Submission, Submissions};
 use crate::control::{ControlRecord, ControlState, MAX_GROUP_NORMS, NonFinite, StepControl};
 pub(crate) use norm::Norm;
 pub use norm::NormVariant;
-pub(crate) use telemetry::{Counted, Mailbox, Report};
+pub(crate) use telemetry::{Counted, Mailbox, Report, ReportOf};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
 
 /// Of the steps whose outcome the host does not know, so many may have been skipped or dropped: what a step sends of its

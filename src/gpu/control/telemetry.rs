@@ -35,10 +35,17 @@ pub(crate) type Mailbox = Vec<Report>;
 /// What the device had counted behind a step.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// The optimizer's number of the step, which the device has done; or the last one that had been recorded.
-    pub(crate) step: u64,
-    pub(crate) is_of_step: bool,
+    pub(crate) of: ReportOf,
     pub(crate) counted: Vec<u32>,
+}
+
+/// Which of an optimizer's steps are part of what the device had counted.
+#[derive(Debug)]
+pub(crate) enum ReportOf {
+    /// The one of this number, whose report it is, and those before it that were done by then.
+    Step(u64),
+    /// These.
+    Steps(Vec<u64>),
 }
 
 #[derive(Default)]
@@ -247,8 +254,7 @@ impl Telemetry {
                         let mailbox = counted.mailbox.lock();
                         let mut mailbox = mailbox.unwrap_or_else(PoisonError::into_inner);
                         mailbox.push(Report {
-                            step: counted.step,
-                            is_of_step: true,
+                            of: ReportOf::Step(counted.step),
                             counted: of_tensors.to_vec(),
                         });
                     }

@@ -114,26 +114,46 @@ impl Ledger {
         });
     }
 
-    /// Takes over a report of the step of this number, which the device has done: what it had counted by then.
+    /// Takes over a report of the step of this number, which the device has done: what it had counted of each tensor by
+    /// then, modulo 2^32.
     pub(crate) fn learn_report(&mut self, number: u64, counted: &[u32]) {
         self.reported = self.reported.max(number);
-        self.learn(number, counted);
-    }
-
-    /// Takes over what the device has counted of each tensor, modulo 2^32, behind all of the steps up to this one that have
-    /// been submitted.
-    pub(crate) fn learn(&mut self, number: u64, counted: &[u32]) {
         for step in self
             .unsettled
             .iter_mut()
             .filter(|step| step.number <= number)
         {
-            // One that is not done may be counted later.
-            step.is_told |= step.number == self.reported || step.submission.fate() != Fate::Pending;
+            // An earlier one that is not done may be counted later.
+            step.is_told |= step.number == number || step.submission.fate() != Fate::Pending;
         }
+        self.count(counted);
+    }
+
+    /// Takes over what the device had counted of each tensor when it was asked, and these steps were done.
+    pub(crate) fn learn(&mut self, done: &[u64], counted: &[u32]) {
+        for step in &mut self.unsettled {
+            step.is_told |= done.contains(&step.number);
+        }
+        self.count(counted);
+    }
+
+    fn count(&mut self, counted: &[u32]) {
         for (tally, counted) in self.tallies.iter_mut().zip(counted) {
             tally.counted += u64::from(tally.news(*counted));
         }
+    }
+
+    /// The steps whose outcome is not known and which are done.
+    pub(crate) fn done_steps(&self) -> Vec<u64> {
+        let steps = self.unsettled.iter();
+        let done = steps.filter(|step| step.submission.fate() == Fate::Done);
+        done.map(|step| step.number).collect()
+    }
+
+    /// Whether there are steps that may be done, dropped, or still to be submitted.
+    pub(crate) fn are_pending(&self) -> bool {
+        let mut steps = self.unsettled.iter();
+        steps.any(|step| step.submission.fate() == Fate::Pending)
     }
 
     /// Takes over what has become of the steps that were recorded. Returns whether the counts are others than they would
@@ -279,23 +299,27 @@ impl Ledger {
         self.reported
     }
 
-    /// The number of the last recorded step.
-    pub(crate) fn recorded(&self) -> u64 {
-        self.recorded
-    }
-
     /// Numbers for tensors that are alike where they took part in the same of the steps whose outcome is not known. One
     /// number is not given out, since it is everybody's, where they differ in nothing.
     pub(crate) fn histories(&self) -> Option<Vec<u32>> {
-        let steps = self.unsettled.iter().filter(|step| step.is_counted);
-        let mut sets: Vec<&Arc<[bool]>> = steps.map(|step| &step.taking_part).collect();
-        sets.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        if sets.len() < 2 {
+        let mut steps: Vec<&Step> = Vec::new();
+        for step in self.unsettled.iter().filter(|step| step.is_counted) {
+            // A step that counts were set behind may be part of them, and then has nothing to do with what they come to.
+            let is_alike = |other: &&Step| {
+                let are_set = !step.overtaken.is_empty() || !other.overtaken.is_empty();
+                !are_set && Arc::ptr_eq(&step.taking_part, &other.taking_part)
+            };
+            if !steps.last().is_some_and(is_alike) {
+                steps.push(step);
+            }
+        }
+        if steps.len() < 2 && steps.iter().all(|step| step.overtaken.is_empty()) {
             return None;
         }
         let mut numbers = HashMap::new();
         let of_tensor = |tensor: usize| {
-            let history: Vec<bool> = sets.iter().map(|set| set[tensor]).collect();
+            let of_step = |step: &&Step| [step.taking_part[tensor], step.was_set(tensor)];
+            let history: Vec<_> = steps.iter().map(of_step).collect();
             let next = numbers.len() as u32;
             *numbers.entry(history).or_insert(next)
         };
@@ -307,7 +331,7 @@ impl Ledger {
     pub(crate) fn done(&self, counted: Option<&[u32]>) -> Counts {
         let mut ledger = self.clone();
         if let Some(counted) = counted {
-            ledger.learn(u64::MAX, counted);
+            ledger.learn(&self.done_steps(), counted);
         }
         ledger.settle();
         for step in std::mem::take(&mut ledger.unsettled) {

@@ -40,7 +40,7 @@ enum Work {
         marker: Submission,
     },
     /// Somebody asks what has been counted.
-    Ask { recorded: u64 },
+    Ask,
 }
 
 struct Device {
@@ -49,7 +49,9 @@ struct Device {
     steps: u64,
     queue: VecDeque<Work>,
     /// What it has told and nobody has read: the step, whether it is its report, and the counts.
-    told: VecDeque<(u64, bool, [u32; TENSORS])>,
+    told: VecDeque<(Vec<u64>, bool, [u32; TENSORS])>,
+    /// The numbers of the steps that are done.
+    done: Vec<u64>,
 }
 
 struct World {
@@ -71,6 +73,7 @@ impl World {
                 steps: 0,
                 queue: VecDeque::new(),
                 told: VecDeque::new(),
+                done: Vec::new(),
             },
             open: Vec::new(),
             taking_part: [true; TENSORS],
@@ -114,7 +117,7 @@ impl World {
             step.number = self.ledger.record_counted(step.submission.clone());
         } else {
             self.ledger.record(step.submission.clone());
-            step.number = self.ledger.recorded();
+            step.number = self.ledger.recorded;
         }
         self.open.push(step);
     }
@@ -158,10 +161,9 @@ impl World {
                 self.device.steps = steps.unwrap_or(self.device.steps);
                 marker.set_done();
             }
-            Some(Work::Ask { recorded }) => {
-                self.device
-                    .told
-                    .push_back((recorded, false, self.device.counted));
+            Some(Work::Ask) => {
+                let told = (self.device.done.clone(), false, self.device.counted);
+                self.device.told.push_back(told);
             }
             None => {}
         }
@@ -209,16 +211,19 @@ impl World {
         }
         device.steps += 1;
         if step.is_counted && !fails {
-            device.told.push_back((step.number, true, device.counted));
+            device
+                .told
+                .push_back((vec![step.number], true, device.counted));
         }
+        device.done.push(step.number);
         step.submission.set_done();
     }
 
     fn read(&mut self) {
-        for (number, is_report, counted) in self.device.told.drain(..) {
+        for (steps, is_report, counted) in self.device.told.drain(..) {
             match is_report {
-                true => self.ledger.learn_report(number, &counted),
-                false => self.ledger.learn(number, &counted),
+                true => self.ledger.learn_report(steps[0], &counted),
+                false => self.ledger.learn(&steps, &counted),
             }
         }
     }
@@ -260,9 +265,7 @@ impl World {
                 self.set(tensors, u64::from(detail >> 3), None);
             }
             14 => self.set([true; TENSORS], 100, Some(detail.into())),
-            _ => self.device.queue.push_back(Work::Ask {
-                recorded: self.ledger.recorded(),
-            }),
+            _ => self.device.queue.push_back(Work::Ask),
         }
     }
 
@@ -284,9 +287,8 @@ impl World {
         while !self.open.is_empty() {
             self.discard(0);
         }
-        self.device
-            .told
-            .push_back((self.ledger.recorded(), false, self.device.counted));
+        let told = (self.device.done.clone(), false, self.device.counted);
+        self.device.told.push_back(told);
         self.read();
         self.settle();
         assert!(!self.ledger.are_unread(), "all is known");

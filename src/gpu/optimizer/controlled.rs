@@ -6,7 +6,9 @@ use super::classes::Classes;
 use super::{FrameClass, GpuOptimizer, uniforms_of};
 use crate::gpu::bound::ControlledPipelines;
 use crate::gpu::control::sealed::{Controlled, Given, Needed, Staged as StagedStep};
-use crate::gpu::control::{Counted, GpuControl, Mailbox, Norm, Report, WINDOW, bind_whole};
+use crate::gpu::control::{
+    Counted, GpuControl, Mailbox, Norm, Report, ReportOf, WINDOW, bind_whole,
+};
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::{LOST, checked};
 use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
@@ -50,11 +52,10 @@ impl DeviceCounts {
         self.mailbox().last().map(|report| report.counted[tensor])
     }
 
-    /// Somebody has looked, behind all steps up to this one that have been submitted.
-    pub(super) fn tell(&self, step: u64, counted: Vec<u32>) {
+    /// Somebody has looked, when these steps were done.
+    pub(super) fn tell(&self, done: Vec<u64>, counted: Vec<u32>) {
         self.mailbox().push(Report {
-            step,
-            is_of_step: false,
+            of: ReportOf::Steps(done),
             counted,
         });
     }
@@ -148,9 +149,9 @@ impl<R: Rule> GpuOptimizer<R> {
     pub(super) fn learn(&mut self) {
         let reports = std::mem::take(&mut *self.device_counts.mailbox());
         for report in &reports {
-            match report.is_of_step {
-                true => self.ledger.learn_report(report.step, &report.counted),
-                false => self.ledger.learn(report.step, &report.counted),
+            match &report.of {
+                ReportOf::Step(step) => self.ledger.learn_report(*step, &report.counted),
+                ReportOf::Steps(done) => self.ledger.learn(done, &report.counted),
             }
         }
     }

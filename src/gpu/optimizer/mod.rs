@@ -11,6 +11,7 @@ use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::LOST;
+use crate::gpu::fill::Fill;
 use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
 use crate::gpu::ledger::Ledger;
 use crate::gpu::moves::Moves;
@@ -20,7 +21,7 @@ use crate::gpu::source::check_scalars;
 use crate::gpu::submission::{Fate, Submission, Submissions};
 use crate::plan::{Dispatch, Plan, Target};
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule, Scalars};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule, Scalars, Slot, Start};
 use crate::state::{Tensor, TensorSpec, Tensors, UnknownTensor};
 use crate::storage::Key;
 use classes::Classes;
@@ -73,6 +74,8 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     bound: Bound,
     /// State on its way into other buffers.
     moves: Vec<Moves>,
+    /// Where something is made of parameters.
+    fill: Option<Fill>,
     classes: Classes<Class>,
     /// What the scalars of the next step have been recorded with.
     prepared: Option<Submission>,
@@ -165,6 +168,16 @@ impl<R: Rule> GpuOptimizer<R> {
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, &groups, &all)?;
         let bound = Bound::new(kernels, &groups, &buffers, &plan, &state, &[])?;
+        let is_of_params = |slot: &Slot| slot.start == Start::Params;
+        let has_masters = host_tensors.as_slice().iter().any(Tensor::has_masters);
+        let fills = has_masters
+            || groups
+                .configs()
+                .any(|config| config.slots().kept().any(is_of_params));
+        let fill = match fills {
+            true => Some(Fill::new(kernels)?),
+            false => None,
+        };
         let ring = new_ring(kernels, &plan)?;
         host_tensors.set_absent(&absent(&layouts));
         Ok(Self {
@@ -178,6 +191,7 @@ impl<R: Rule> GpuOptimizer<R> {
             state,
             bound,
             moves: Vec::new(),
+            fill,
             classes: Classes::new(),
             prepared: None,
             ring,

@@ -67,9 +67,9 @@ impl<R: Rule> GpuOptimizer<R> {
                 .flat_map(|part| self.moves_to(&plan, part, target))
         });
         let moves: Vec<_> = moves.collect();
-        let moves = match moves[..] {
-            [] => None,
-            _ => Some(Moves::new(&self.kernels, &moves)?),
+        let moves = match moves.is_empty() {
+            true => None,
+            false => Some(Moves::new(&self.kernels, moves)?),
         };
         if plan.max_dispatches() > self.plan.max_dispatches() {
             self.ring = new_ring(&self.kernels, &plan)?;

@@ -1,10 +1,10 @@
 //! What an optimizer remembers, to the host and back.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::GpuOptimizer;
-use crate::gpu::error::TransferError;
-use crate::gpu::error_scope::checked;
+use crate::gpu::moves::Moves;
 use crate::gpu::readback;
 use crate::plan::Part;
 use crate::rules::{Rule, Start};
@@ -131,41 +131,32 @@ impl<R: Rule> GpuOptimizer<R> {
         let index = self.index_of(tensor)?;
         let host = &self.tensors.as_slice()[index];
         let slots = self.groups.config(host.group).slots();
-        let of_params = (0..)
-            .zip(slots.kept())
-            .filter(|(_, slot)| slot.start == Start::Params);
-        let of_params = of_params.map(|(slot, _)| (slot, true));
-        let masters = (host.slots as u32, false);
-        let sections: Vec<_> = of_params
-            .chain(host.has_masters().then_some(masters))
-            .collect();
-        if !self.moves.is_empty() && !sections.is_empty() {
-            // What is still on its way would come after.
-            let submission = self.submissions.of_encoder(encoder);
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some("wgpu_optim.rebind"),
-                timestamp_writes: None,
-            });
-            self.moves
-                .iter_mut()
-                .for_each(|moves| moves.record(&mut pass, &submission));
+        let of_params = (0..).zip(slots.kept());
+        let of_params = of_params.filter(|(_, slot)| slot.start == Start::Params);
+        // NaN of any type; a master that is zero is what its parameter is.
+        let of_params = of_params.map(|(slot, _)| (slot, u32::MAX));
+        let masters = host.has_masters().then_some((host.slots as u32, 0));
+        let sections: Vec<(u32, u32)> = of_params.chain(masters).collect();
+        let Some(fill) = self.fill.as_ref().filter(|_| !sections.is_empty()) else {
+            return Ok(());
+        };
+        let submission = self.submissions.of_encoder(encoder);
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu_optim.params_changed"),
+            timestamp_writes: None,
+        });
+        // State that is still on its way would come after.
+        for moves in &mut self.moves {
+            moves.record(&mut pass, &submission);
         }
         for part in self.plan.parts_of(index) {
-            for (slot, is_nan) in &sections {
+            for (slot, value) in &sections {
                 let place = self.state[part.piece].as_ref();
                 let place = place.zip(self.plan.state_offset_bytes(part, *slot));
                 let sections = self.plan.pieces[part.piece].state;
                 if let (Some((buffer, start)), Some(sections)) = (place, sections) {
-                    // Of a word that is shared with a neighbour, the half that is this tensor's stays.
-                    let end = start + u64::from(part.numel()) * sections.elem_bytes(*slot);
-                    let (start, end) = (start.next_multiple_of(4), end / 4 * 4);
-                    match is_nan {
-                        true => self.kernels.fill_with_nan(encoder, buffer, start..end),
-                        false if start < end => {
-                            encoder.clear_buffer(buffer, start, Some(end - start))
-                        }
-                        false => {}
-                    }
+                    let size = u64::from(part.numel()) * sections.elem_bytes(*slot);
+                    fill.record(&mut pass, buffer, start..start + size, *value);
                 }
             }
         }
@@ -178,38 +169,41 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # Errors
     /// [`StateError::Transfer`] if the device is lost or out of memory.
     pub async fn state(&self) -> Result<OptimizerState<R>, StateError> {
-        self.finish_moves()?;
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let recorded = self.ledger.recorded();
-        let counted = match &self.device_counts.counted {
-            Some(counted) => {
-                let words = counted.size() / 4;
-                let take = |bytes: &[u8]| {
-                    let words = bytes.chunks_exact(4);
-                    words
-                        .map(bytemuck::pod_read_unaligned)
-                        .collect::<Vec<u32>>()
-                };
-                Some(readback::read(device, queue, counted, 0, words, take).await?)
-            }
-            None => None,
-        };
-        if counted.is_none() && self.state.iter().all(Option::is_none) {
+        let moved = self.moves.iter().flat_map(Moves::buffers);
+        let counted = self.device_counts.counted.iter();
+        let mut buffers: Vec<_> = self
+            .state
+            .iter()
+            .flatten()
+            .chain(moved)
+            .chain(counted)
+            .collect();
+        buffers.sort_unstable();
+        buffers.dedup();
+        if buffers.is_empty() {
             // What has been submitted is known when it is done.
             readback::wait(device, queue).await?;
         }
-        let buffers = self.state.iter().flatten();
-        let states = readback::download_buffers(device, queue, buffers, MAX_TRANSFER_BYTES).await?;
-        let mut states = states.into_iter();
-        let state_of = |state: &Option<_>| match state {
-            Some(_) => states.next().unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let states: Vec<_> = self.state.iter().map(state_of).collect();
+        let all = buffers.iter().copied();
+        let bytes = readback::download_buffers(device, queue, all, MAX_TRANSFER_BYTES).await?;
+        let mut bytes: HashMap<_, _> = buffers.into_iter().zip(bytes).collect();
+        // State whose move has not been made lies where it was.
+        self.moves.iter().for_each(|moves| moves.make(&mut bytes));
+        readback::wait_for_callbacks(|| self.ledger.are_pending());
+        let counted = self.device_counts.counted.as_ref();
+        let counted = counted.and_then(|counted| bytes.get(counted));
+        let counted: Option<Vec<u32>> =
+            counted.map(|bytes| bytemuck::pod_collect_to_vec::<u8, u32>(bytes));
         let counts = self.ledger.done(counted.as_deref());
         if let Some(counted) = counted {
-            self.device_counts.tell(recorded, counted);
+            self.device_counts.tell(self.ledger.done_steps(), counted);
         }
+        let states = self.state.iter();
+        let states: Vec<&[u8]> = states
+            .map(|buffer| buffer.as_ref().and_then(|buffer| bytes.get(buffer)))
+            .map(|bytes| bytes.map_or(&[][..], |bytes| bytes))
+            .collect();
         let slot_of = |tensor: usize, slot: usize| {
             let values_of = |part: &Part| {
                 let sections = self.plan.pieces[part.piece].state?;
@@ -231,31 +225,6 @@ impl<R: Rule> GpuOptimizer<R> {
             parts.filter_map(values_of).flatten().collect()
         };
         Ok(self.tensors.state(&self.groups, &counts, slot_of))
-    }
-
-    /// Submits state that is on its way into other buffers.
-    fn finish_moves(&self) -> Result<(), TransferError> {
-        if self.moves.is_empty() {
-            return Ok(());
-        }
-        let device = self.kernels.device();
-        let submitted = checked(device, || {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("wgpu_optim.rebind"),
-            });
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some("wgpu_optim.rebind"),
-                timestamp_writes: None,
-            });
-            self.moves
-                .iter()
-                .for_each(|moves| moves.record_again(&mut pass));
-            drop(pass);
-            self.kernels.queue().submit([encoder.finish()]);
-        });
-        submitted.map_err(|error| TransferError::Device {
-            message: error.to_string(),
-        })
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
