@@ -42,7 +42,7 @@ impl Fill {
         let workgroups = count.div_ceil(WORKGROUP_SIZE);
         let rows = workgroups.div_ceil(self.kernels.device_limits().max_workgroups_per_dimension);
         let columns = workgroups.div_ceil(rows);
-        let is_half = |byte: u64| byte % 4 != 0;
+        let is_half = |byte: u64| !byte.is_multiple_of(4);
         let words = [
             first as u32,
             count,

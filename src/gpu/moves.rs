@@ -4,12 +4,11 @@
 //! moves of one `rebind` are kernels that look at a word on the device first, and the last of them sets it: they are
 //! recorded in front of every step until one of these is known to be done.
 
-use std::collections::HashMap;
-
 use super::bound::create_bind_group;
 use super::error::BuildError;
 use super::error_scope::checked;
 use super::kernels::{BindingKind, Kernels, TENSORS_GROUP};
+use super::readback::Downloaded;
 use super::submission::{Fate, Submission};
 use crate::plan::WORKGROUP_SIZE;
 
@@ -119,7 +118,7 @@ impl Moves {
     }
 
     /// Makes the moves in copies of the buffers, unless the device has made them.
-    pub(super) fn make(&self, bytes: &mut HashMap<&wgpu::Buffer, Vec<u8>>) {
+    pub(super) fn make(&self, bytes: &mut Downloaded<'_>) {
         let is_made = bytes.get(&self.is_made);
         if is_made.is_none_or(|word| word.iter().any(|byte| *byte != 0)) {
             return;

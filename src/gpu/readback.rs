@@ -291,35 +291,65 @@ pub(crate) fn wait_for_callbacks(are_pending: impl Fn() -> bool) {
     let _ = are_pending;
 }
 
-/// The bytes of whole buffers, in transfers of so many bytes or of one buffer that is larger.
-pub(crate) async fn download_buffers<'b>(
-    device: &wgpu::Device,
-    queue: &wgpu::Queue,
-    buffers: impl Iterator<Item = &'b wgpu::Buffer>,
-    max_bytes: u64,
-) -> Result<Vec<Vec<u8>>, TransferError> {
-    let max_bytes = max_bytes.min(device.limits().max_buffer_size);
-    let mut buffers = buffers.peekable();
-    let mut all = Vec::new();
-    while buffers.peek().is_some() {
-        let (mut regions, mut size) = (Vec::new(), 0);
-        while let Some(buffer) =
-            buffers.next_if(|buffer| size == 0 || size + buffer.size() <= max_bytes)
-        {
-            size += buffer.size();
-            regions.push((buffer, 0..buffer.size()));
-        }
-        let split = |mut bytes: &[u8]| -> Vec<Vec<u8>> {
-            let take = |(_, region): &Region<'_>| {
-                let (first, others) = bytes.split_at(region.end as usize);
-                bytes = others;
-                first.to_vec()
+/// Whole buffers as they were when they were downloaded.
+pub(crate) struct Downloaded<'b> {
+    /// In the order of the buffers.
+    bytes: Vec<(&'b wgpu::Buffer, Vec<u8>)>,
+}
+
+impl<'b> Downloaded<'b> {
+    /// Downloads buffers, each once, in transfers of so many bytes or of one buffer that is larger.
+    pub(crate) async fn of(
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        buffers: impl Iterator<Item = &'b wgpu::Buffer>,
+        max_bytes: u64,
+    ) -> Result<Self, TransferError> {
+        let max_bytes = max_bytes.min(device.limits().max_buffer_size);
+        let mut buffers: Vec<_> = buffers.collect();
+        buffers.sort_unstable();
+        buffers.dedup();
+        let mut all = Vec::with_capacity(buffers.len());
+        let mut buffers = buffers.into_iter().peekable();
+        while buffers.peek().is_some() {
+            let (mut regions, mut size) = (Vec::new(), 0);
+            while let Some(buffer) =
+                buffers.next_if(|buffer| size == 0 || size + buffer.size() <= max_bytes)
+            {
+                size += buffer.size();
+                regions.push((buffer, 0..buffer.size()));
+            }
+            let split = |mut bytes: &[u8]| -> Vec<_> {
+                let take = |(buffer, region): &Region<'b>| {
+                    let (first, others) = bytes.split_at(region.end as usize);
+                    bytes = others;
+                    (*buffer, first.to_vec())
+                };
+                regions.iter().map(take).collect()
             };
-            regions.iter().map(take).collect()
-        };
-        all.extend(read_checked(device, queue, &regions, split).await?);
+            all.extend(read_checked(device, queue, &regions, split).await?);
+        }
+        Ok(Self { bytes: all })
     }
-    Ok(all)
+
+    /// The bytes of a buffer, if it was downloaded.
+    pub(crate) fn get(&self, buffer: &wgpu::Buffer) -> Option<&[u8]> {
+        let index = self.index_of(buffer)?;
+        Some(&self.bytes[index].1)
+    }
+
+    /// The bytes of a buffer, if it was downloaded, to be changed.
+    pub(crate) fn get_mut(&mut self, buffer: &wgpu::Buffer) -> Option<&mut [u8]> {
+        let index = self.index_of(buffer)?;
+        Some(&mut self.bytes[index].1)
+    }
+
+    fn index_of(&self, buffer: &wgpu::Buffer) -> Option<usize> {
+        let found = self
+            .bytes
+            .binary_search_by(|(other, _)| (*other).cmp(buffer));
+        found.ok()
+    }
 }
 
 async fn read_checked<T>(

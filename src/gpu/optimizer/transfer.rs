@@ -1,11 +1,10 @@
 //! What an optimizer remembers, to the host and back.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::GpuOptimizer;
 use crate::gpu::moves::Moves;
-use crate::gpu::readback;
+use crate::gpu::readback::{self, Downloaded};
 use crate::plan::Part;
 use crate::rules::{Rule, Start};
 use crate::state::{Counts, OptimizerState, StateError, TensorState, UnknownTensor};
@@ -172,29 +171,19 @@ impl<R: Rule> GpuOptimizer<R> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         let moved = self.moves.iter().flat_map(Moves::buffers);
         let counted = self.device_counts.counted.iter();
-        let mut buffers: Vec<_> = self
-            .state
-            .iter()
-            .flatten()
-            .chain(moved)
-            .chain(counted)
-            .collect();
-        buffers.sort_unstable();
-        buffers.dedup();
-        if buffers.is_empty() {
+        let buffers = self.state.iter().flatten().chain(moved).chain(counted);
+        let mut buffers = buffers.peekable();
+        if buffers.peek().is_none() {
             // What has been submitted is known when it is done.
             readback::wait(device, queue).await?;
         }
-        let all = buffers.iter().copied();
-        let bytes = readback::download_buffers(device, queue, all, MAX_TRANSFER_BYTES).await?;
-        let mut bytes: HashMap<_, _> = buffers.into_iter().zip(bytes).collect();
+        let mut bytes = Downloaded::of(device, queue, buffers, MAX_TRANSFER_BYTES).await?;
         // State whose move has not been made lies where it was.
         self.moves.iter().for_each(|moves| moves.make(&mut bytes));
         readback::wait_for_callbacks(|| self.ledger.are_pending());
         let counted = self.device_counts.counted.as_ref();
         let counted = counted.and_then(|counted| bytes.get(counted));
-        let counted: Option<Vec<u32>> =
-            counted.map(|bytes| bytemuck::pod_collect_to_vec::<u8, u32>(bytes));
+        let counted: Option<Vec<u32>> = counted.map(bytemuck::pod_collect_to_vec::<u8, u32>);
         let counts = self.ledger.done(counted.as_deref());
         if let Some(counted) = counted {
             self.device_counts.tell(self.ledger.done_steps(), counted);
@@ -202,7 +191,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let states = self.state.iter();
         let states: Vec<&[u8]> = states
             .map(|buffer| buffer.as_ref().and_then(|buffer| bytes.get(buffer)))
-            .map(|bytes| bytes.map_or(&[][..], |bytes| bytes))
+            .map(Option::unwrap_or_default)
             .collect();
         let slot_of = |tensor: usize, slot: usize| {
             let values_of = |part: &Part| {
