@@ -355,7 +355,8 @@ impl<R: Rule> Controlled for GpuOptimizer<R> {
     }
 
     fn max_partials(&self) -> u64 {
-        Norm::max_partials(&self.kernels, &self.plan)
+        let max = || Norm::max_partials(&self.kernels, &self.plan);
+        *self.max_partials.get_or_init(max)
     }
 
     fn begin(&mut self, given: &Given<'_>) -> Result<Needed, StepError> {

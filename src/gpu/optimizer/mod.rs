@@ -6,6 +6,7 @@ mod rebind;
 mod transfer;
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
@@ -82,6 +83,8 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     /// On the uniform path only.
     ring: Option<UniformRing>,
     device_counts: DeviceCounts,
+    /// The most partial sums that a norm of its gradients can have.
+    max_partials: OnceLock<u64>,
     /// From the first step under a control on.
     controlled: Option<Box<UnderControl>>,
     /// Dispatches of the last recorded step.
@@ -181,6 +184,7 @@ impl<R: Rule> GpuOptimizer<R> {
         let ring = new_ring(kernels, &plan)?;
         host_tensors.set_absent(&absent(&layouts));
         Ok(Self {
+            max_partials: OnceLock::new(),
             kernels: kernels.clone(),
             groups,
             ledger: Ledger::new(host_tensors.as_slice().len()),

@@ -1,5 +1,7 @@
 //! Tensors that lie elsewhere from step to step.
 
+use std::sync::OnceLock;
+
 use super::GpuOptimizer;
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
@@ -87,6 +89,7 @@ impl<R: Rule> GpuOptimizer<R> {
             moves.record(&mut pass, &submission);
             self.moves.push(moves);
         }
+        self.max_partials = OnceLock::new();
         (self.plan, self.state, self.bound) = (plan, state, bound);
         self.controlled = None;
         self.tensors.set_absent(&absent(&layouts));
