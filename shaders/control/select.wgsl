@@ -20,9 +20,9 @@ struct Verdict {
 @group(0) @binding(3) var<storage, read_write> blocks: array<u32>;
 
 // Words of a class: one of its tensors, how many steps have been counted of that if none has been skipped that the host
-// does not know of, how many entries there are (by how many have been, from none on), where they start, its norm, and the
-// largest gradient.
-const CLASS: u32 = 6u;
+// does not know of, how many entries there are (by how many have been, from none on), how many may have been, where the
+// entries start, its norm, and the largest gradient.
+const CLASS: u32 = 7u;
 const HEADER: u32 = 3u;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -35,13 +35,13 @@ fn select_scalars(@builtin(local_invocation_index) lane: u32) {
         let at = HEADER + CLASS * i;
         // None where the device is ahead of what the host knew.
         let behind = max(bitcast<i32>(inputs[at + 1u] - counted[inputs[at]]), 0);
-        let entry = inputs[at + 3u] + entry_words * min(u32(behind), inputs[at + 2u] - 1u);
-        let factors = verdict.factors[inputs[at + 4u]];
+        let entry = inputs[at + 4u] + entry_words * min(u32(behind), inputs[at + 2u] - 1u);
+        let factors = verdict.factors[inputs[at + 5u]];
         let block = BLOCK * i;
         blocks[block] = verdict.skip;
         blocks[block + 1u] = factors.x;
         blocks[block + 2u] = factors.y;
-        blocks[block + 3u] = inputs[at + 5u];
+        blocks[block + 3u] = inputs[at + 6u];
         for (var word = 0u; word < entry_words; word++) {
             blocks[block + 4u + word] = inputs[entry + word];
         }

@@ -382,9 +382,9 @@ impl GpuWork for OnGpu<'_> {
             (optimizer, None) => optimizer.prepare(encoder),
             (optimizer, Some(control)) => {
                 // Of the step before, as a program does that never waits.
-                let reported = control.report(encoder);
+                control.report(encoder);
                 control.read();
-                reported.and_then(|()| control.prepare(encoder, &mut [optimizer]))
+                control.prepare(encoder, &mut [optimizer])
             }
         };
         prepared.map_err(|error| Failure::Failed(anyhow!(error)))

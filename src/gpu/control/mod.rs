@@ -320,7 +320,8 @@ impl GpuControl {
             self.record_prepared(&mut pass, optimizers, prepared.number, submission);
         }
         drop(pass);
-        self.report(encoder)
+        self.report(encoder);
+        Ok(())
     }
 
     /// Records what the next [`record`](Self::record) of the same optimizers needs before its pass begins.
@@ -438,20 +439,15 @@ impl GpuControl {
         self.recorded.push_back((number, submission));
     }
 
-    /// Records, behind the pass of the last step, the copies by which [`read`](Self::read) learns of it.
-    ///
-    /// # Errors
-    /// [`StepError::Build`] if the device has no memory for the buffer that they go to; the step is recorded, and a later one
-    /// tells of it.
-    pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
+    /// Records, behind the pass of the last step, the copies by which [`read`](Self::read) learns of it. Where the device
+    /// has no memory for the buffer that they go to, a later report tells of it.
+    pub fn report(&mut self, encoder: &mut wgpu::CommandEncoder) {
         let Some((counted, step)) = self.counted.take().zip(self.recorded.back()) else {
-            return Ok(());
+            return;
         };
         let (device, history) = (self.kernels.device(), &self.buffers.history);
-        let recorded = self
-            .telemetry
+        self.telemetry
             .record(device, encoder, step, history, counted);
-        recorded.map_err(|error| BuildError::from(error).into())
     }
 
     /// Takes in what has become of the steps that were recorded.

@@ -14,8 +14,8 @@ pub(super) const HISTORY: usize = 64;
 pub(super) const RECORD_WORDS: usize = 8;
 const RECORD_BYTES: usize = 4 * RECORD_WORDS;
 
-/// Copies that may be on their way before another buffer is made for one, and at most. Where all are, a step is left out:
-/// the next one tells of it.
+/// Copies that may be on their way before another buffer is made for one, and at most. Where all are, or there is no memory
+/// for another, a step is left out: a later one tells of it.
 const SLOTS: usize = 3;
 const MAX_SLOTS: usize = HISTORY;
 
@@ -117,7 +117,7 @@ impl Telemetry {
         (step, submission): &(u64, Submission),
         history: &wgpu::Buffer,
         counted: Vec<Counted>,
-    ) -> Result<(), wgpu::Error> {
+    ) {
         let words: usize = counted.iter().map(|counted| counted.tensors).sum();
         let size = history.size() + 4 * words as u64;
         let is_shared = |slot: &&mut Slot| {
@@ -129,10 +129,10 @@ impl Telemetry {
         let is_new = shared.is_none();
         let slot = match shared {
             Some(shared) => Some(shared),
-            None => self.slot(device, size)?,
+            None => self.slot(device, size),
         };
         let Some(slot) = slot else {
-            return Ok(());
+            return;
         };
         encoder.copy_buffer_to_buffer(history, 0, &slot.buffer, 0, history.size());
         let mut offset = history.size();
@@ -150,11 +150,10 @@ impl Telemetry {
                 arrival.set_mapped(mapped.is_ok());
             });
         }
-        Ok(())
     }
 
     /// One that is free, or else the oldest that has arrived and nobody has looked at.
-    fn slot(&mut self, device: &wgpu::Device, size: u64) -> Result<Option<&mut Slot>, wgpu::Error> {
+    fn slot(&mut self, device: &wgpu::Device, size: u64) -> Option<&mut Slot> {
         let mut best: Option<usize> = None;
         for (index, slot) in self.slots.iter().enumerate() {
             let rank = |index: usize| {
@@ -178,8 +177,8 @@ impl Telemetry {
                     mapped_at_creation: false,
                 })
             });
-            Ok(Slot {
-                buffer: buffer?,
+            Some(Slot {
+                buffer: buffer.ok()?,
                 arrival: Arc::new(AtomicU8::new(FREE)),
                 submission: None,
                 step: 0,
@@ -188,20 +187,20 @@ impl Telemetry {
         };
         // Some at once, so that later steps allocate nothing.
         while self.slots.len() < SLOTS || (best.is_none() && self.slots.len() < MAX_SLOTS) {
-            self.slots.push(new()?);
+            let Some(slot) = new() else {
+                break;
+            };
+            self.slots.push(slot);
             best = best.or(Some(self.slots.len() - 1));
         }
-        let Some(best) = best else {
-            return Ok(None);
-        };
-        let slot = &mut self.slots[best];
+        let slot = &mut self.slots[best?];
         if slot.arrival.load(Ordering::Acquire) == MAPPED {
             slot.buffer.unmap();
         }
         if slot.buffer.size() < size {
             *slot = new()?;
         }
-        Ok(Some(slot))
+        Some(slot)
     }
 
     /// Takes in what has arrived since the last call; what the device has counted goes to the optimizers.

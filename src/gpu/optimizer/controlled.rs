@@ -26,7 +26,7 @@ const BLOCK_BYTES: u64 = 256;
 
 /// Words of the header and of a class there.
 const HEADER_WORDS: usize = 3;
-const CLASS_WORDS: usize = 6;
+const CLASS_WORDS: usize = 7;
 
 /// Words before a rule's scalars in an entry: what else follows the applied steps.
 const ENTRY_WORDS: usize = CONTROL_SCALARS.len() - 4;
@@ -36,7 +36,7 @@ const ENTRY_WORDS: usize = CONTROL_SCALARS.len() - 4;
 pub(super) struct DeviceCounts {
     /// Of each tensor, how many steps have been applied to it; from the first such step on.
     pub(super) counted: Option<wgpu::Buffer>,
-    /// What it was when somebody has looked.
+    /// What has been read of these counts, until the optimizer takes it over.
     mailbox: Arc<Mutex<Mailbox>>,
     /// The control of the last controlled step.
     control: Option<Arc<()>>,
@@ -92,7 +92,7 @@ pub(super) struct Class {
     count: u64,
     is_settled: bool,
     unread: u64,
-    /// Of those in which the unread steps are not the same ones.
+    /// Tells tensors apart that took part in different ones of the unread steps.
     history: u32,
 }
 
@@ -125,6 +125,14 @@ impl Class {
     /// How many entries its scalars take: by how many of the last steps may have been skipped.
     fn entries(&self) -> u64 {
         self.unread.min(WINDOW) + 1
+    }
+
+    /// How many of the last steps may have been skipped for there to be an entry: any, where all come to the same scalars.
+    fn most_skipped(&self) -> u32 {
+        match self.is_settled {
+            true => i32::MAX as u32,
+            false => (self.entries() - 1) as u32,
+        }
     }
 }
 
@@ -254,6 +262,7 @@ impl<R: Rule> GpuOptimizer<R> {
             words.push(tensor as u32);
             words.push(ledger.most_counted(tensor));
             words.push(class.entries() as u32);
+            words.push(class.most_skipped());
             words.push(entries_at as u32);
             words.push(given.control.norm_of(group) as u32);
             words.push(given.control.clip_value_of(group).to_bits());

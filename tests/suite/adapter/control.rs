@@ -2,9 +2,9 @@
 
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LossScale, NonFinite,
-    ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError, StorageType, TensorBinding,
-    wgpu,
+    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LionConfig, LossScale,
+    NonFinite, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError, StorageType,
+    TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -663,7 +663,7 @@ async fn a_step_of_no_optimizers_is_one_over_no_gradients() {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             control.record(&mut pass, &mut []).unwrap();
             drop(pass);
-            control.report(encoder).unwrap();
+            control.report(encoder);
         });
         bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
         bench.submit(|encoder| control.step(encoder, &mut []).unwrap());
@@ -793,6 +793,61 @@ async fn a_step_without_scalars_is_skipped_and_said_once() {
     bench.outcomes(&mut control).await;
     assert_eq!(optimizer.applied_steps("theta"), Some(5));
     assert_eq!(optimizer.steps(), 71);
+}
+
+/// More than 64 steps in one encoder, some of them skipped: there are scalars for the next, be it that they depend on the
+/// number of steps and few were skipped, or that they do not.
+#[gpu_test]
+async fn scalars_that_never_change_are_there_however_many_steps_were_skipped() {
+    for bench in Bench::both().await {
+        let lion: AnyRule = LionConfig::builder(0.05).build().unwrap().into();
+        for (rules, skipped) in [
+            ([adamw(), lion.clone()], 1..4),
+            ([lion.clone(), lion], 1..70),
+        ] {
+            let (start, gradient) = (values(1, 100), values(2, 100));
+            let mut poisoned = gradient.clone();
+            poisoned[99] = f32::NAN;
+            let (good, bad) = (bench.buffer_of(&gradient), bench.buffer_of(&poisoned));
+            let params = [(); 2].map(|()| bench.buffer_of(&start));
+            let grads = bench.buffer_of(&gradient);
+            let groups =
+                ParamGroups::new(rules[0].clone()).with("b", rules[1].clone(), |name| name == "b");
+            let tensors = [
+                whole("a", &params[0], &grads),
+                whole("b", &params[1], &grads),
+            ];
+            let mut optimizer =
+                GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &tensors).unwrap();
+            let mut control = bench.control(only_finite());
+            let mut oracles = [(); 2].map(|()| Oracle::new(&start, Rounding::WGSL));
+            bench.submit(|encoder| {
+                for step in 0..75 {
+                    let is_skipped = skipped.contains(&step);
+                    let from = if is_skipped { &bad } else { &good };
+                    encoder.copy_buffer_to_buffer(from, 0, &grads, 0, 400);
+                    optimizer.step_with(encoder, &mut control).unwrap();
+                    for (oracle, rule) in oracles.iter_mut().zip(&rules) {
+                        if !is_skipped {
+                            oracle.step(rule, &gradient);
+                        }
+                    }
+                }
+            });
+            let records = bench.outcomes(&mut control).await;
+            assert_eq!(records.last().unwrap().skipped, skipped.len() as u64);
+            for (oracle, params) in oracles.iter_mut().zip(&params) {
+                oracle.check_params(&bench.download(params).await).unwrap();
+            }
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+            bench.outcomes(&mut control).await;
+            let applied = Some(76 - skipped.len() as u64);
+            assert_eq!(
+                ["a", "b"].map(|name| optimizer.applied_steps(name)),
+                [applied; 2]
+            );
+        }
+    }
 }
 
 /// A submission that wgpu refuses has not been made: what lies in its report's buffer is another step's.
