@@ -208,7 +208,7 @@ pub enum RoundingArg {
     Stochastic,
 }
 
-/// What becomes of a step with a gradient that is not finite, or that would leave what is not.
+/// The answer to a gradient that is infinite or NaN, and to a step that would leave such a parameter or state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NonFinite {

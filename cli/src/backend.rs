@@ -131,7 +131,7 @@ impl Choice {
         Ok(self)
     }
 
-    /// The same in place.
+    /// Puts the CPU twin in place of a GPU that has failed since, where nobody insists on a GPU; else returns the failure.
     pub fn fall_back_on_cpu(
         &mut self,
         common: &CommonArgs,
@@ -243,7 +243,7 @@ impl Adapters {
     }
 }
 
-/// Those that `WGPU_BACKEND` names, which this system has to have; without it Vulkan, Metal and DX12.
+/// The backends that `WGPU_BACKEND` names, one of which this system has to have; without it Vulkan, Metal and DX12.
 fn backends() -> Result<wgpu::Backends> {
     let Some(typed) = std::env::var_os("WGPU_BACKEND").filter(|typed| !typed.is_empty()) else {
         return Ok(wgpu::Backends::PRIMARY);
@@ -272,8 +272,9 @@ fn backends() -> Result<wgpu::Backends> {
     Ok(backends)
 }
 
-/// What wakes Vulkan. A layer of Mesa's, which brings devices into an order, looks for a Wayland display then, and says on
-/// stderr that there is none where no session has set `XDG_RUNTIME_DIR`, as in a container.
+/// Does work that wakes Vulkan, and keeps one complaint off stderr. A layer of Mesa's, which brings devices into an order,
+/// looks for a Wayland display then, and says that there is none where no session has set `XDG_RUNTIME_DIR`, as in a
+/// container.
 fn without_complaint_of_wayland<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(target_os = "linux")]
     let _aside = stderr::Aside::where_nobody_has_a_display();
@@ -288,7 +289,7 @@ mod stderr {
     use std::path::Path;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    /// What is said on stderr meanwhile comes when this is dropped, but for the complaint.
+    /// Holds stderr back until it is dropped; then all that was said comes, but for the complaint.
     pub struct Aside {
         stderr: OwnedFd,
         said: File,

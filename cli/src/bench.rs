@@ -125,7 +125,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-/// What has been measured, and what has not.
+/// The rows of a measurement so far, and why others are missing.
 struct Findings {
     rows: Vec<Row>,
     notes: Vec<String>,
@@ -211,7 +211,7 @@ type Grid = Vec<(StorageType, Sizes)>;
 
 /// The elements of each tensor. They are listed when there is memory for the problem.
 enum Sizes {
-    /// Of a model.
+    /// The tensors of a model, one by one.
     Listed(Vec<usize>),
     /// So many, divided among as many tensors.
     Divided { numel: usize, tensors: usize },

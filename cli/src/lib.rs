@@ -56,7 +56,7 @@ impl Failure {
         Self::Failed(error.into())
     }
 
-    /// The same with what it was about.
+    /// The same failure with a word before it on what it was about.
     fn context(self, what: &str) -> Self {
         let what = what.to_owned();
         match self {

@@ -49,10 +49,10 @@ pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
 /// Elements that are compared at a time, by each thread: the oracle takes many times the memory of the problem.
 const CHUNK: usize = 1 << 16;
 
-/// What the oracle takes for an element, about.
+/// Bytes that the oracle takes for an element, about.
 const ORACLE_BYTES: u64 = 160;
 
-/// What a tensor takes beside its values on the host, about: its name, its entries in lists, and its objects on a device.
+/// Bytes that a tensor takes on the host beside its values, about: its name, its entries in lists, its objects on a device.
 const TENSOR_BYTES: u64 = 1 << 10;
 
 /// A configuration, and tensors to step through with it, one after the other.
@@ -109,7 +109,7 @@ impl Problem {
         values.saturating_add((tensors as u64).saturating_mul(TENSOR_BYTES))
     }
 
-    /// What parameters, gradients, slots and masters take, wherever they are.
+    /// Bytes that parameters, gradients, slots and masters take, wherever they are.
     pub fn stored_bytes(&self) -> u64 {
         let storage = self.storage();
         let slots = self.config.slots().kept().count() as u64 * storage.state.bytes();

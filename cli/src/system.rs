@@ -1,4 +1,4 @@
-//! What the system grants this process: open files and memory.
+//! The open files and the memory that the system grants this process.
 
 use anyhow::{Result, ensure};
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
@@ -24,7 +24,7 @@ pub fn allow_open_files() {
     }
 }
 
-/// What there is to do about an error, if it is that there are too many open files.
+/// Advice on an error, if it is that there are too many open files.
 pub fn open_files_hint(error: &anyhow::Error) -> Option<String> {
     #[cfg(unix)]
     {

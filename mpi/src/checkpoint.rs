@@ -440,9 +440,9 @@ impl<R: Recorded> SavedState<R> {
     }
 }
 
-/// What the files of a state say of it together.
+/// The metadata that the files of a state agree on.
 struct Said<R> {
-    /// What the first one says.
+    /// The metadata of the first one.
     metadata: Vec<(String, String)>,
     record: Option<StateRecord<R>>,
 }
@@ -456,7 +456,7 @@ impl<R> Default for Said<R> {
     }
 }
 
-/// What every file has to say alike; what else it says may be of its own tensors.
+/// The metadata that every file has to have alike; the rest may be of its own tensors.
 const OF_THE_STATE: [&str; 6] = [
     "format_version",
     "rule",
@@ -687,7 +687,7 @@ impl Names {
     }
 }
 
-/// What is known of the index of a state that is to be replaced.
+/// The index of a state that is to be replaced, as far as it reads.
 struct LastIndex {
     /// How often it has been written; 0 where nobody has counted.
     generation: u64,
@@ -695,7 +695,7 @@ struct LastIndex {
 }
 
 impl LastIndex {
-    /// None if there is none.
+    /// Reads the index at a path; `None` if there is none.
     fn read(path: &Path) -> Result<Option<Self>, ShardError> {
         if !fs::exists(path).map_err(io_error("read", path))? {
             return Ok(None);

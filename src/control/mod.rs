@@ -154,7 +154,7 @@ impl StepControl {
         }
     }
 
-    /// What a control goes on with that takes over what another one remembered: a dynamic loss scale.
+    /// The state that this control goes on with after another one's: of that it takes over a dynamic loss scale.
     pub(crate) fn resumed(&self, state: &ControlState) -> ControlState {
         match self.scale {
             Scale::Dynamic(_) if state.is_dynamic => *state,
@@ -356,7 +356,7 @@ pub struct ControlState {
     pub is_dynamic: bool,
 }
 
-/// Of files that do not say so.
+/// The value for files that do not say so.
 #[cfg(feature = "safetensors")]
 const fn is_dynamic() -> bool {
     true

@@ -27,7 +27,7 @@ enum Storage {
 }
 
 impl Values {
-    /// For the section of this index, all of one value, if there is memory for it.
+    /// Values for the section of this index, all alike, if there is memory for them.
     pub(super) fn new(
         numel: usize,
         of: StorageType,

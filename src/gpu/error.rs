@@ -64,7 +64,7 @@ pub enum KernelError {
     Signature {
         /// The rule's stem.
         rule: &'static str,
-        /// What it declares, if it declares any function of that name.
+        /// The declaration, if there is a function of that name.
         actual: Option<String>,
     },
     /// The device refused a shader, a layout or a pipeline. Lines of a rule's WGSL are counted as it does.
@@ -267,9 +267,9 @@ pub enum TransferError {
         "the region ends at byte {end} and starts at byte {start}, expected it to start before it ends"
     )]
     Backwards {
-        /// Where it starts.
+        /// The byte at which it starts.
         start: u64,
-        /// Where it ends.
+        /// The byte at which it ends.
         end: u64,
     },
     /// The slice ends past its buffer or does not fall on elements.

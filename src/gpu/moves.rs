@@ -25,12 +25,12 @@ pub(super) struct Move {
 pub(super) struct Moves {
     moves: Vec<Move>,
     copy: wgpu::ComputePipeline,
-    /// What each copies, and its workgroups.
+    /// The bindings and the workgroups of each.
     copies: Vec<(wgpu::BindGroup, [u32; 2])>,
     mark: wgpu::ComputePipeline,
     mark_bindings: wgpu::BindGroup,
     is_made: wgpu::Buffer,
-    /// What they have been recorded into.
+    /// The submissions that they have been recorded into.
     submissions: Vec<Submission>,
 }
 
@@ -110,7 +110,7 @@ impl Moves {
         self.submissions.push(submission.clone());
     }
 
-    /// What tells whether they have been made, and what they move.
+    /// The buffers that tell whether they have been made, and those that they move from and to.
     pub(super) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
         let moves = self.moves.iter();
         let moved = moves.flat_map(|moves| [&moves.source, &moves.target]);

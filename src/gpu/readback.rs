@@ -293,7 +293,7 @@ pub(crate) fn wait_for_callbacks(are_pending: impl Fn() -> bool) {
 
 /// Whole buffers as they were when they were downloaded.
 pub(crate) struct Downloaded<'b> {
-    /// In the order of the buffers.
+    /// Each buffer with its content, in the order of the buffers.
     bytes: Vec<(&'b wgpu::Buffer, Vec<u8>)>,
 }
 

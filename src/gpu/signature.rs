@@ -4,7 +4,7 @@
 use super::error::KernelError;
 use crate::rules::Rule;
 
-/// What the frame gives to a rule's function, in this order, and what it takes back.
+/// The types of what the frame gives to a rule's function, in this order, and of what it takes back.
 const PARAMS: [&str; 4] = ["Scalars", "vec4<f32>", "vec4<f32>", "ptr<function,State>"];
 const RESULT: &str = "vec4<f32>";
 
@@ -59,7 +59,7 @@ fn is_as_called(declared: &str, wgsl: &str) -> bool {
     }
 }
 
-/// The same text with a space for each comment; those of blocks may stand in each other.
+/// WGSL with a space for each of its comments; those of blocks may stand in each other.
 fn without_comments(wgsl: &str) -> String {
     let (mut code, mut rest, mut depth) = (String::with_capacity(wgsl.len()), wgsl, 0_usize);
     while let Some(c) = rest.chars().next() {

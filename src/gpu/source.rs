@@ -9,7 +9,7 @@ use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
 use crate::storage::Storage;
 
-/// What the names of entry points begin with. Every name of the frame begins with `wo_`, and no name of a rule does.
+/// The beginning of every entry point's name. Every name of the frame begins with `wo_`, and no name of a rule does.
 const PREFIX: &str = "wo_step_";
 
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
@@ -131,7 +131,7 @@ impl RuleSource {
         .concat()
     }
 
-    /// What surrounds the rule, for a tensor that is alone in its dispatch.
+    /// The frame around the rule, for a tensor that is alone in its dispatch.
     fn piece(&self, storage: &Storage) -> String {
         if !storage.is_f32() {
             let frame = include_str!("../../shaders/frame/wide.wgsl").to_owned();
@@ -782,7 +782,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
         }
     }
 
-    /// What a module declares.
+    /// The names that a module declares.
     fn names(module: &naga::Module) -> BTreeSet<String> {
         let functions = module
             .functions

@@ -1,10 +1,10 @@
-//! What has become of the commands that were recorded: submitted and done, dropped with their encoder, or neither yet.
+//! The fate of recorded commands: submitted and done, dropped with their encoder, or neither yet.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// What has become of recorded commands.
+/// The fate of recorded commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// Their encoder may still be submitted, or the device is not done with them.
@@ -116,7 +116,7 @@ impl Submissions {
         })
     }
 
-    /// What has been submitted to the queue by now.
+    /// All that has been submitted to the queue by now, as one submission.
     pub(crate) fn so_far(&self, queue: &wgpu::Queue) -> Submission {
         let submission = Submission::new();
         let guard = Guard(submission.clone());
@@ -147,7 +147,7 @@ fn hash(of: impl Hash) -> u64 {
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
 impl Submission {
-    /// One that a test settles by hand.
+    /// A submission that a test settles by hand.
     pub(crate) fn of_test() -> Self {
         Self::new()
     }

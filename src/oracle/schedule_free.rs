@@ -12,7 +12,7 @@ struct Average {
 }
 
 impl Average {
-    /// Of a schedule of learning rates, by the step, and what each is multiplied by for a bias.
+    /// The average at a step, from the learning rate of each step and the factor by which that corrects a bias.
     fn at(
         beta1: f64,
         lr: f64,
@@ -102,7 +102,7 @@ impl ScheduleFreeAdamWConfig {
         Average::at(self.beta1(), self.lr(), warmup, bias_correction, step)
     }
 
-    /// What the average of squares is divided by.
+    /// The divisor of the average of squares.
     fn bias_correction2(&self, step: u64) -> f64 {
         match self.form() {
             AdamForm::Corrected => 1.0 - self.beta2().powf(step as f64),

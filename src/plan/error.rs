@@ -52,7 +52,7 @@ pub enum PlanError<T = usize> {
 }
 
 impl<T> PlanError<T> {
-    /// The same error with another word for its tensor.
+    /// This error with another name for its tensor.
     pub fn named<U>(self, name: impl FnOnce(T) -> U) -> PlanError<U> {
         match self {
             Self::Misaligned {

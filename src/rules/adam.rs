@@ -140,7 +140,8 @@ impl AdamConfig {
         Ok(self)
     }
 
-    /// What `(m/bc1) / (sqrt(v/bc2 + eps_root) + eps)` is extended by, so that `v` is not corrected element by element.
+    /// The factor that numerator and divisor of `(m/bc1) / (sqrt(v/bc2 + eps_root) + eps)` are multiplied by, so that `v` is
+    /// not corrected element by element.
     fn taken_out(&self, bc2: f64) -> f64 {
         match (self.form, self.amsgrad) {
             (AdamForm::Corrected, AmsGrad::OfCorrected) | (AdamForm::EpsilonHat, _) => 1.0,

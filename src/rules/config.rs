@@ -85,13 +85,13 @@ macro_rules! config {
         }
 
         impl $Builder {
-            /// Of a rule whose own weight decay is the coupled one.
+            /// A builder for a rule whose own weight decay is the coupled one.
             const fn new(config: $Config) -> Self {
                 let own_decay = crate::rules::decay::OwnDecay::COUPLED;
                 Self { config, own_decay }
             }
 
-            /// The same with a weight decay of its own that is decoupled, and this by default.
+            /// This builder for a rule whose own weight decay is the decoupled one, and this by default.
             #[allow(dead_code, reason = "some rules have only the coupled one")]
             const fn decoupling(mut self, decoupled_weight_decay: f64) -> Self {
                 self.config.decoupled_weight_decay = decoupled_weight_decay;

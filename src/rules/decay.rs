@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 
-/// Which of the two weight decays is the rule's own, which a builder's `weight_decay` sets, and how it has been set.
+/// The weight decay of the two that is a rule's own, which a builder's `weight_decay` sets, and how it has been set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OwnDecay {
     is_decoupled: bool,
@@ -11,7 +11,7 @@ pub(super) struct OwnDecay {
 
 #[derive(Clone, Copy, Debug)]
 enum Set {
-    /// It is what it is by default.
+    /// Not at all: it is what it is by default.
     ByDefault,
     /// By `weight_decay`, which does not say which of the two it is.
     WithoutName,

@@ -12,7 +12,7 @@ pub enum ConfigError {
     OutOfRange {
         /// The field.
         field: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: f64,
         /// What would be accepted.
         expected: &'static str,
@@ -47,7 +47,7 @@ pub enum ConfigError {
         coupled_weight_decay: f64,
         /// The decoupled one.
         decoupled_weight_decay: f64,
-        /// Which of them the builder's `weight_decay` sets.
+        /// The one of them that the builder's `weight_decay` sets.
         own: &'static str,
     },
     /// A value that `f32` does not hold, and that must not be zero: what keeps a divisor from zero, say.
@@ -55,7 +55,7 @@ pub enum ConfigError {
     Vanishes {
         /// The field.
         field: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: f64,
         /// The smallest value that is held.
         least: f64,
@@ -63,13 +63,13 @@ pub enum ConfigError {
     /// A form that does not exist.
     #[error("unknown form {name:?}: expected heavy-ball, ema, lr-inside or particle")]
     UnknownForm {
-        /// What was given.
+        /// The value that was given.
         name: String,
     },
     /// A rule that does not exist.
     #[error("unknown rule {name:?}: expected one of {expected}")]
     UnknownRule {
-        /// What was given.
+        /// The value that was given.
         name: String,
         /// What there is.
         expected: String,
@@ -77,7 +77,7 @@ pub enum ConfigError {
     /// A preset that does not exist, or not of this rule.
     #[error("unknown preset {name:?}: expected one of {expected}")]
     UnknownPreset {
-        /// What was given.
+        /// The value that was given.
         name: String,
         /// What there is.
         expected: String,

@@ -13,9 +13,9 @@ pub const MAX_SLOTS: usize = 4;
 /// Most scalars that a step of a rule may take.
 pub const MAX_SCALARS: usize = 16;
 
-/// What a slot starts as.
+/// The start of a slot: its values before a tensor's first step.
 ///
-/// What is made at a tensor's first step is NaN until then, so that the device knows which step is the first, whichever
+/// A start that is made at the first step is NaN until then, so that the device knows which step is the first, whichever
 /// encoders are dropped. The rule puts the start in its place; its WGSL tells NaN by the bits, because compilers may
 /// assume that there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,7 +30,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// What a slot holds before its tensor's first step.
+    /// The value that a slot holds before its tensor's first step.
     #[must_use]
     pub const fn value(self) -> f32 {
         match self {
@@ -62,13 +62,13 @@ impl Slot {
         }
     }
 
-    /// The same with another start.
+    /// This slot with another value to start as.
     #[must_use]
     pub const fn starting_at(self, start: f32) -> Self {
         self.starting(Start::Value(start))
     }
 
-    /// The same with a start that may be no value.
+    /// This slot with another start, which may be no value.
     #[must_use]
     pub const fn starting(self, start: Start) -> Self {
         Self { start, ..self }
@@ -219,7 +219,7 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     }
 }
 
-/// What becomes a rule of an optimizer of `R`: `R` itself, and any rule of this crate in an optimizer of
+/// A configuration that becomes a rule of an optimizer of `R`: `R` itself, and any rule of this crate in an optimizer of
 /// [`AnyRule`](crate::AnyRule).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule of an optimizer of `{R}`",

@@ -22,7 +22,7 @@ impl Rise {
         }
     }
 
-    /// What the learning rate is multiplied by at step `t`, which counts from one, and the share of its point in the average
+    /// The factor of the learning rate at step `t`, which counts from one, and the share of the step's point in the average
     /// of all points so far, in which each weighs as the square of its learning rate, the bias correction included.
     pub(super) fn at(&self, t: u64) -> (f64, f64) {
         let warmup = self.warmup_steps;
@@ -42,7 +42,7 @@ impl Rise {
 #[derive(Clone, Copy)]
 struct Corrections {
     n: f64,
-    /// That of step `n`.
+    /// The correction of step `n`.
     last: f64,
     /// Their sums: of each as it is, times `i`, and times `i^2`. All is positive, so nothing cancels.
     times_powers: [f64; 3],
@@ -63,7 +63,7 @@ impl Corrections {
         }
     }
 
-    /// Those of so many steps, where these are of one: by doubling, because every dispatch asks for them.
+    /// The corrections of so many steps, where these are of one: by doubling, because every dispatch asks for them.
     fn over(self, steps: u64) -> Self {
         if self.last == 1.0 && steps > 0 {
             let (n, times_powers) = (steps as f64, powers(steps as f64));

@@ -51,8 +51,8 @@ pub(crate) fn of_values(values: &[f32]) -> impl Iterator<Item = u16> {
     values.iter().map(|value| *value as u16)
 }
 
-/// What bf16 leave of masters that were rounded to them to the nearest, ties to even. A master that was a tie has no rest
-/// where its bf16 is the smaller of both in magnitude: it becomes the `f32` before it.
+/// The rests that bf16 leave of masters that were rounded to them to the nearest, ties to even. A master that was a tie has
+/// no rest where its bf16 is the smaller of both in magnitude: it becomes the `f32` before it.
 pub(crate) fn of_masters(masters: &[f32]) -> impl Iterator<Item = u16> {
     masters.iter().map(|master| {
         let (half, rest) = split(master.to_bits());

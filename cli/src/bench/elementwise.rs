@@ -239,7 +239,7 @@ impl<'a> Elementwise<'a> {
         Self::new(open, pipelines, problem, ops, &[problem.numel()])
     }
 
-    /// What the separate kernels of a problem take of the device's memory, and of the host's for the objects of each
+    /// Bytes that the separate kernels of a problem take of the device's memory, and of the host's for the objects of each
     /// tensor, about.
     pub fn unfused_bytes(problem: &Problem) -> (u64, u64) {
         const TENSOR_BYTES: u64 = 40 << 10;

@@ -1,4 +1,4 @@
-//! Who may do what with a file, and what else stands beside its content: what a replacement keeps of what it replaces.
+//! Owner, permissions, access lists and attributes of a file, which a replacement keeps of what it replaces.
 
 #[cfg(unix)]
 use std::ffi::OsString;

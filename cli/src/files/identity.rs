@@ -1,4 +1,4 @@
-//! Which file a path means, and whether it is still the one that it was.
+//! The file that a path leads to, and whether it is still the one that it was.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Links that are followed before they count as a circle, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// Where a path leads: through links, the last of which may point to a file that does not exist yet.
+/// The path that another one leads to through links, the last of which may point to a file that does not exist yet.
 pub fn resolve_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -43,7 +43,7 @@ pub fn is_blob_of_hub(path: &Path) -> bool {
         && blobs.with_file_name("snapshots").is_dir()
 }
 
-/// What makes two paths one: the directory, whatever it is called, and the name in it.
+/// The identity of a path, which other spellings of it share: the directory, whatever it is called, and the name in it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
     #[cfg(unix)]
@@ -54,7 +54,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a path whose links have been resolved.
+    /// The identity of a path whose links have been resolved.
     pub fn of(path: &Path) -> io::Result<Self> {
         let directory = directory_of(path);
         let name = path.file_name();

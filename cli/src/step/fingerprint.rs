@@ -1,5 +1,6 @@
-//! Which parameters a state goes with, as far as its file says: momentum of another model or run with the same names and
-//! shapes would be taken without a word. Parameters may well be changed between two steps, so it is a note, not an error.
+//! A checksum of the parameters that a state goes with, in its file: momentum of another model or run with the same names
+//! and shapes would be taken without a word. Parameters may well be changed between two steps, so it is a note, not an
+//! error.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +13,13 @@ use crate::files::{Outputs, Place};
 /// The metadata of a state file: JSON, by tensor the CRC-32 of what its parameters start with, in hexadecimal.
 const KEY: &str = "params_crc32";
 
-/// What is looked at of a tensor: another model or step shows in a few elements of any tensor.
+/// Bytes of a tensor that are looked at: another model or step shows in a few elements of any tensor.
 const BYTES: usize = 4096;
 
-/// By tensor.
+/// Checksums of parameters, by the tensor's name.
 pub type Fingerprints = BTreeMap<String, String>;
 
-/// Of a state file, if it says.
+/// The fingerprints in a state file; none where it has none.
 pub fn in_file(header: &Header) -> Result<Fingerprints> {
     let entry = header.metadata.iter().find(|(key, _)| key == KEY);
     entry.map_or(Ok(Fingerprints::new()), |(_, json)| {
@@ -36,18 +37,18 @@ pub fn put(header: &mut Header, fingerprints: &Fingerprints) -> Result<()> {
     Ok(())
 }
 
-/// What parameters are before they have been written.
+/// The fingerprint that stands for parameters until they have been written.
 pub fn unknown() -> String {
     to_text(0)
 }
 
-/// Of parameters that have been read.
+/// The fingerprint of parameters that have been read.
 pub fn of_input(inputs: &Inputs, place: Place<'_>) -> Result<String> {
     let source = &inputs.params.shards()[place.shard].source;
     of(place, |bytes| source.read_exact_at(bytes, place.offset))
 }
 
-/// Of parameters that have been written at `offset`.
+/// The fingerprint of parameters that have been written at `offset`.
 pub fn of_output(outputs: &Outputs, place: Place<'_>, offset: u64) -> Result<String> {
     let output = outputs.get(place.shard);
     of(place, |bytes| output.read_exact_at(bytes, offset))

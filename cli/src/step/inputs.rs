@@ -18,7 +18,7 @@ use crate::args::StepArgs;
 use crate::files::{Model, Place, Shard, storage_type};
 use crate::window::ELEM_BYTES;
 
-/// What the files of a step hold.
+/// The content of an input of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     Params,
@@ -49,7 +49,7 @@ pub struct Inputs {
 #[derive(Debug)]
 pub struct State {
     pub record: StateRecord,
-    /// Which parameters it goes with.
+    /// Fingerprints of the parameters that it goes with.
     fingerprints: Fingerprints,
     files: Model,
     slots: SavedSlots,
@@ -57,7 +57,7 @@ pub struct State {
     in_parts: Vec<InParts>,
 }
 
-/// By tensor.
+/// The slots of each tensor, by its name.
 type SavedSlots = HashMap<String, Vec<SavedSlot>>;
 
 /// A slot of a tensor as it was saved.

@@ -61,7 +61,7 @@ struct Report {
     gradients: GradientsReport,
     nonfinite: NonFiniteReport,
     dropped_metadata: Vec<String>,
-    /// What is allowed, and may not be meant.
+    /// Sentences on what is allowed, and may not be meant.
     notes: Vec<String>,
     bytes_read: u64,
     bytes_written: u64,

@@ -1,4 +1,4 @@
-//! What is allowed, and may not be meant: said in the report, one line each.
+//! Notes of the report, one line each, on what is allowed and may not be meant.
 
 use anyhow::Result;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use wgpu_optim::storage::Rounding;
 
 use super::inputs::{Inputs, Pairing, Updated};
 
-/// All that there is to say about a step before it is made.
+/// The notes on a step, before it is made.
 pub fn of_inputs(
     inputs: &Inputs,
     pairing: &Pairing,

@@ -22,7 +22,7 @@ pub struct Part {
 #[derive(Debug)]
 pub struct InParts(Vec<Part>);
 
-/// What is read: a file, or a slot in parts that counts as one.
+/// A source of values: a file, or a slot in parts that counts as one.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'i> {
     File(&'i SourceFile),
@@ -30,7 +30,7 @@ pub enum Source<'i> {
 }
 
 impl InParts {
-    /// Of a slot of so many elements.
+    /// Joins the parts of a slot of so many elements.
     pub fn new(mut parts: Vec<Part>, numel: u64) -> Result<Self> {
         parts.retain(|part| !part.elems.is_empty());
         parts.sort_by_key(|part| part.elems.start);

@@ -45,11 +45,11 @@ pub struct Plan<'i> {
     states: Vec<(usize, StateStart)>,
 }
 
-/// What a state file starts with, but for which parameters it goes with: that is known when those have been written.
+/// The header of a state file, but for the fingerprints of its parameters: those are known when they have been written.
 #[derive(Debug)]
 struct StateStart {
     header: Header,
-    /// Those that have slots in the file.
+    /// The tensors that have slots in the file.
     tensors: Vec<String>,
 }
 

@@ -28,7 +28,7 @@ const GROUP: &str = "default";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NonFiniteElems {
     pub tensor: String,
-    /// Which of its values: `F32 parameters`, or a slot; of a gradient nothing.
+    /// The kind of its values: `F32 parameters`, or a slot's name; none for a gradient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<String>,
     pub numel: u64,
@@ -40,9 +40,9 @@ pub struct NonFiniteElems {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Checked {
     Gradient,
-    /// What the step leaves of the parameters, as they are stored.
+    /// The parameters that the step leaves, as they are stored.
     Params,
-    /// What it leaves of a slot, by its place in the plan.
+    /// The slot at this place in the plan, as the step leaves it.
     Slot(usize),
 }
 
@@ -56,7 +56,8 @@ pub struct Streamed {
     pub bytes_written: u64,
     /// In the order of the tensors' parameters.
     pub gradients: Vec<NonFiniteElems>,
-    /// What the step would leave, likewise; nothing where a gradient forbids it, because not all is computed then.
+    /// Parameters and slots that the step would leave, likewise; none where a gradient forbids it, because not all is
+    /// computed then.
     pub results: Vec<NonFiniteElems>,
 }
 
@@ -306,7 +307,7 @@ impl Worker<'_> {
         })
     }
 
-    /// All steps; where nothing is rounded between them the engine makes many at once.
+    /// Makes all steps of a window; where nothing is rounded between them the engine makes many at once.
     fn step(
         &mut self,
         segments: &[Segment],

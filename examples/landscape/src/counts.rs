@@ -26,7 +26,7 @@ pub struct Count {
     escaped: u32,
 }
 
-/// What it says of a side: `Result` there.
+/// The figures of one side; `Result` in `shaders/count.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 struct Counted {
@@ -116,7 +116,7 @@ const RECORD_BYTES: u64 = TIMES_OFFSET + 8 * TIMESTAMPS as u64;
 
 /// Frames on their way: what `record` copies is mapped when it has been submitted and is done, and read when it is there.
 pub struct Telemetry {
-    /// What was counted on both sides, then timestamps.
+    /// The figures of both sides, then timestamps.
     pub(crate) record: wgpu::Buffer,
     queries: Option<wgpu::QuerySet>,
     resolved: Option<wgpu::Buffer>,
@@ -127,7 +127,7 @@ pub struct Telemetry {
     run: u64,
 }
 
-/// Where a frame's figures go.
+/// A buffer that a frame's figures go to.
 struct Slot {
     buffer: wgpu::Buffer,
     arrival: Arc<AtomicU8>,

@@ -34,7 +34,7 @@ struct Side {
     count: wgpu::BindGroup,
 }
 
-/// Of `Steps` in `shaders/count.wgsl`.
+/// Words of `Steps` in `shaders/count.wgsl`.
 const STEPS_WORDS: usize = 2;
 
 /// `Size` of `shaders/count.wgsl`.

@@ -19,8 +19,8 @@ pub use norm::NormVariant;
 pub(crate) use telemetry::{Counted, Mailbox, Report, ReportOf};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
 
-/// Of the steps whose outcome the host does not know, so many may have been skipped or dropped: what a step sends of its
-/// scalars ends there, and where the device is behind by more it skips the step.
+/// The most steps that may have been skipped or dropped of those whose outcome the host does not know: a step sends its
+/// scalars for so many, and where the device is behind by more it skips the step.
 pub(crate) const WINDOW: u64 = 64;
 
 /// Words of `Settings` in `shaders/control/finish.wgsl`, and of its `Verdict`.
@@ -84,9 +84,9 @@ pub struct GpuControl {
     submissions: Submissions,
     /// Steps that have been recorded, without those that are known to have been dropped.
     steps: u64,
-    /// Their numbers, as far as nothing has arrived of them.
+    /// The numbers of those of which nothing has arrived.
     recorded: VecDeque<(u64, Submission)>,
-    /// What goes with the report of the last step.
+    /// The optimizers' counts, for the report of the last step.
     counted: Option<Vec<Counted>>,
     telemetry: Telemetry,
 }
@@ -152,7 +152,7 @@ pub(crate) mod sealed {
     pub struct Staged {
         pub(crate) control: Arc<()>,
         pub(crate) serial: u64,
-        /// Where its partial sums start.
+        /// The index of its first partial sum.
         pub(crate) partial: u32,
     }
 
@@ -172,7 +172,7 @@ pub(crate) mod sealed {
             given: &Given<'_>,
             staged: Staged,
         ) -> Result<(), StepError>;
-        /// What it has been staged for, if nothing has changed since.
+        /// The step that it has been staged for, if nothing has changed since.
         fn staged(&self) -> Option<&Staged>;
         /// Records what comes before the decision.
         fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>);
@@ -508,7 +508,7 @@ impl GpuControl {
         self.telemetry.take_records()
     }
 
-    /// Of how many recorded steps nothing has arrived yet.
+    /// The number of recorded steps of which nothing has arrived yet.
     #[must_use]
     pub fn unread(&self) -> u64 {
         let arrived = self.telemetry.last_arrived();

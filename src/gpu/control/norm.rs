@@ -374,7 +374,7 @@ struct Shares(HashMap<usize, Share>);
 
 struct Share {
     partial: u32,
-    /// What one invocation has added up there.
+    /// Elements that one invocation adds up there.
     lane_elems: u64,
 }
 

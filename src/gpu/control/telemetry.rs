@@ -24,7 +24,7 @@ pub struct Counted {
     /// A `u32` per tensor.
     pub(crate) counted: wgpu::Buffer,
     pub(crate) tensors: usize,
-    /// Which of the optimizer's steps it is.
+    /// The number of the optimizer's step.
     pub(crate) step: u64,
     pub(crate) mailbox: Arc<Mutex<Mailbox>>,
 }
@@ -32,19 +32,19 @@ pub struct Counted {
 /// Where an optimizer finds what the device has counted.
 pub(crate) type Mailbox = Vec<Report>;
 
-/// What the device had counted behind a step.
+/// The device's counts behind a step.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) of: ReportOf,
     pub(crate) counted: Vec<u32>,
 }
 
-/// Which of an optimizer's steps are part of what the device had counted.
+/// The steps of an optimizer that are part of a report's counts.
 #[derive(Debug)]
 pub(crate) enum ReportOf {
-    /// The one of this number, whose report it is, and those before it that were done by then.
+    /// The step of this number, whose report it is, and those before it that were done by then.
     Step(u64),
-    /// These.
+    /// The steps of these numbers.
     Steps(Vec<u64>),
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Telemetry {
 struct Slot {
     buffer: wgpu::Buffer,
     arrival: Arc<AtomicU8>,
-    /// What maps it.
+    /// The submission that maps it.
     submission: Option<Submission>,
     step: u64,
     counted: Vec<Counted>,

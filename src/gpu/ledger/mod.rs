@@ -27,16 +27,16 @@ pub(crate) struct Ledger {
     reported: u64,
     /// Steps whose outcome is not known, in the order in which they were recorded.
     unsettled: VecDeque<Step>,
-    /// Which tensors take part in the next step.
+    /// Whether each tensor takes part in the next step.
     taking_part: Arc<[bool]>,
 }
 
-/// What is known of one tensor.
+/// The counts of one tensor.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     /// Steps that the device has not counted.
     base: u64,
-    /// What the device has counted from, and what it has counted to, as far as it has told.
+    /// The numbers that the device has counted from, and that it has counted to as far as it has told.
     origin: u64,
     counted: u64,
     /// Steps that the device may have counted besides.
@@ -52,14 +52,14 @@ struct Step {
     is_counted: bool,
     /// Whether what the device has counted of it is known.
     is_told: bool,
-    /// One for each time that counts were set since.
+    /// The times that counts were set since.
     overtaken: Vec<Overtaken>,
 }
 
 /// Counts that were set after a step had been recorded: it is part of them if it was submitted before.
 #[derive(Clone, Debug)]
 struct Overtaken {
-    /// What had been submitted when they were set.
+    /// All that had been submitted when they were set.
     by: Submission,
     tensors: Vec<bool>,
     /// Whether the number of steps was set, too.
@@ -242,7 +242,7 @@ impl Ledger {
         }
     }
 
-    /// What the device counts a tensor's steps from, modulo 2^32.
+    /// The number that the device counts a tensor's steps from, modulo 2^32.
     pub(crate) fn origin(&self, tensor: usize) -> u32 {
         self.tallies[tensor].origin as u32
     }
@@ -283,7 +283,7 @@ impl Ledger {
         self.tallies[tensor].unread
     }
 
-    /// What the device has counted of a tensor if it has had [`most`](Self::most) steps, modulo 2^32.
+    /// The device's count of a tensor if that has had [`most`](Self::most) steps, modulo 2^32.
     pub(crate) fn most_counted(&self, tensor: usize) -> u32 {
         let tally = &self.tallies[tensor];
         (tally.counted + tally.unread) as u32
@@ -326,8 +326,8 @@ impl Ledger {
         Some((0..self.tallies.len()).map(of_tensor).collect())
     }
 
-    /// What has come of all that is done: of steps under a control by what the device has `counted`, where it has been
-    /// asked just now.
+    /// The counts by all that is done: of steps under a control by what the device has `counted`, where it has been asked
+    /// just now.
     pub(crate) fn done(&self, counted: Option<&[u32]>) -> Counts {
         let mut ledger = self.clone();
         if let Some(counted) = counted {

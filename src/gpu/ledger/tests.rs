@@ -9,7 +9,7 @@ use crate::gpu::submission::{Fate, Submission};
 
 const TENSORS: usize = 3;
 
-/// What a step was recorded with, for each tensor that takes part.
+/// The scalars that a step was recorded with, for each tensor that takes part.
 #[derive(Clone)]
 struct Recorded {
     number: u64,
@@ -25,7 +25,7 @@ struct Recorded {
     sets: [usize; TENSORS],
 }
 
-/// What waits in the device's queue.
+/// Work that waits in the device's queue.
 enum Work {
     Step {
         step: Recorded,
@@ -48,7 +48,7 @@ struct Device {
     counted: [u32; TENSORS],
     steps: u64,
     queue: VecDeque<Work>,
-    /// What it has told and nobody has read: the step, whether it is its report, and the counts.
+    /// Counts that it has told and nobody has read, with the steps that they are of, and whether they are a step's report.
     told: VecDeque<(Vec<u64>, bool, [u32; TENSORS])>,
     /// The numbers of the steps that are done.
     done: Vec<u64>,

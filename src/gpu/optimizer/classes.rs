@@ -1,4 +1,4 @@
-//! Which tensors share the dispatches of a step.
+//! Classes of tensors, which share the dispatches of a step.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -119,12 +119,12 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         &self.dispatches
     }
 
-    /// How many classes there are.
+    /// The number of classes.
     pub(super) fn len(&self) -> usize {
         self.classes.len()
     }
 
-    /// What the tensors of a class have in common.
+    /// The key that the tensors of a class have in common.
     pub(super) fn key(&self, class: usize) -> &K {
         &self.classes[class].key
     }

@@ -31,10 +31,10 @@ const CLASS_WORDS: usize = 7;
 /// Words before a rule's scalars in an entry: what else follows the applied steps.
 const ENTRY_WORDS: usize = CONTROL_SCALARS.len() - 4;
 
-/// What the device counts of an optimizer's steps under a control.
+/// The device's counts of an optimizer's steps under a control.
 #[derive(Default)]
 pub(super) struct DeviceCounts {
-    /// Of each tensor, how many steps have been applied to it; from the first such step on.
+    /// The number of steps that have been applied to each tensor; from the first such step on.
     pub(super) counted: Option<wgpu::Buffer>,
     /// What has been read of these counts, until the optimizer takes it over.
     mailbox: Arc<Mutex<Mailbox>>,
@@ -47,7 +47,7 @@ impl DeviceCounts {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the last report that has not been taken over says of a tensor.
+    /// The count of a tensor in the last report that has not been taken over.
     pub(super) fn report_of(&self, tensor: usize) -> Option<u32> {
         self.mailbox().last().map(|report| report.counted[tensor])
     }
@@ -79,7 +79,7 @@ pub(super) struct UnderControl {
     /// For `select.wgsl`, and what that writes.
     places: Places,
     pub(super) classes: Classes<Class>,
-    /// What the next step has been staged for, if nothing has changed since.
+    /// The step that it has been staged for, if nothing has changed since.
     pub(super) staged: Option<StagedStep>,
 }
 
@@ -306,7 +306,7 @@ struct Places {
     blocks: wgpu::Buffer,
     check: wgpu::BindGroup,
     select: wgpu::BindGroup,
-    /// One class's block, by dynamic offset.
+    /// The block of a class, by dynamic offset.
     block: wgpu::BindGroup,
 }
 

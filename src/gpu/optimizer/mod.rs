@@ -66,7 +66,7 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     groups: Groups<R>,
     tensors: Tensors,
     ledger: Ledger,
-    /// Which tensors take part has changed since the last step.
+    /// Whether a tensor was frozen or thawed since the last step.
     is_refrozen: bool,
     submissions: Submissions,
     plan: Plan,
@@ -75,10 +75,10 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     bound: Bound,
     /// State on its way into other buffers.
     moves: Vec<Moves>,
-    /// Where something is made of parameters.
+    /// The kernel that fills slots that start as something made of the parameters.
     fill: Option<Fill>,
     classes: Classes<Class>,
-    /// What the scalars of the next step have been recorded with.
+    /// The encoder that has the scalars of the next step.
     prepared: Option<Submission>,
     /// On the uniform path only.
     ring: Option<UniformRing>,

@@ -145,7 +145,7 @@ impl<R: Rule> GpuOptimizer<R> {
         self.state[before.piece].as_ref().filter(|_| same)
     }
 
-    /// What brings the state of a part of another plan into its buffer.
+    /// The moves that bring the state of a part of another plan into its buffer.
     fn moves_to<'o>(
         &'o self,
         plan: &'o Plan,

@@ -1,4 +1,4 @@
-//! What an optimizer remembers, to the host and back.
+//! The state of an optimizer, to the host and back.
 
 use std::ops::Range;
 
@@ -13,13 +13,13 @@ use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 /// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
 #[derive(Clone, Debug)]
 pub struct StateSlice<'o> {
-    /// Which elements of the tensor.
+    /// The elements of the tensor.
     pub elems: Range<u64>,
     /// The buffer they lie in.
     pub buffer: &'o wgpu::Buffer,
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
-    /// What they are stored as.
+    /// The type that they are stored as.
     pub storage: StorageType,
 }
 
@@ -27,9 +27,9 @@ pub struct StateSlice<'o> {
 const MAX_TRANSFER_BYTES: u64 = 1 << 28;
 
 impl<R: Rule> GpuOptimizer<R> {
-    /// Where a slot of a tensor's state lies, in runs of its elements, so that a program can save it or put another in
-    /// its place within an encoder of its own. Nothing where the rule keeps no such slot, or there is no such tensor.
-    /// [`MASTER_PARAMS`] are a slot where they are `f32`; a master that is zero is what the parameter is.
+    /// The places of a slot of a tensor's state, in runs of its elements, so that a program can save it or put another in
+    /// its place within an encoder of its own. None where the rule keeps no such slot, or there is no such tensor.
+    /// [`MASTER_PARAMS`] are a slot where they are `f32`; a master that is zero stands for the parameter itself.
     pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
         let slot = self.tensors.get(tensor).and_then(|tensor| {
             let slots = self.groups.config(tensor.group).slots();

@@ -123,7 +123,7 @@ impl FromStr for Preset {
     }
 }
 
-/// One of these as a preset of the rule.
+/// A preset of SGD as a preset of the rule.
 macro_rules! of_sgd {
     ($preset:ident) => {
         preset!("sgd", Preset::$preset.name(), |lr| Preset::$preset
