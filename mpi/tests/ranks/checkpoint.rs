@@ -119,6 +119,27 @@ fn check(
     }
 }
 
+/// Ranks that have made so many steps and saved their states.
+fn saved(
+    world: &SimpleCommunicator,
+    model: &Model,
+    index: &Path,
+    steps: u64,
+) -> (Sharded, Vec<TensorValues>) {
+    let (mut optimizer, mut params) = (sharded(world, model), model.params.clone());
+    step(&mut optimizer, model, &mut params, 0..steps);
+    optimizer.save(index).unwrap();
+    (optimizer, params)
+}
+
+/// Loads states that were saved after so many steps.
+fn check_saved(world: &SimpleCommunicator, model: &Model, index: &Path, steps: u64) {
+    let mut resumed = sharded(world, model);
+    resumed.load(index).unwrap();
+    let (params, _) = expected(model, steps);
+    check(world, &resumed, model, &params, steps);
+}
+
 /// Four ranks save, three and one go on; what one saves everybody can read.
 #[test]
 fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
@@ -236,9 +257,7 @@ fn a_save_that_fails_leaves_the_last_one() {
         let model = Model::new(22, TYPES);
         let folder = folder(world, "failing-save");
         let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
-        optimizer.save(&index).unwrap();
+        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
         step(&mut optimizer, &model, &mut params, 1..2);
         let in_the_way = folder.join("state.index-000002-00002-of-00003.safetensors");
         if world.rank() == 0 {
@@ -258,10 +277,7 @@ fn a_save_that_fails_leaves_the_last_one() {
             _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
         }
         world.barrier();
-        let mut resumed = sharded(world, &model);
-        resumed.load(&index).unwrap();
-        let (params_then, _) = expected(&model, 1);
-        check(world, &resumed, &model, &params_then, 1);
+        check_saved(world, &model, &index, 1);
         world.barrier();
 
         if world.rank() == 0 {
@@ -291,9 +307,7 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
         let model = Model::new(23, TYPES);
         let folder = folder(world, "broken");
         let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
-        optimizer.save(&index).unwrap();
+        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
         world.barrier();
         let second = folder.join("state.index-000001-00002-of-00002.safetensors");
         let whole = fs::read(&second).unwrap();
@@ -431,10 +445,7 @@ fn no_index_loses_its_files_to_another_one() {
             save(name, steps);
         }
         for (name, steps) in &saved {
-            let mut resumed = sharded(world, &model);
-            resumed.load(&folder.join(name)).unwrap();
-            let (params, _) = expected(&model, *steps);
-            check(world, &resumed, &model, &params, *steps);
+            check_saved(world, &model, &folder.join(name), *steps);
         }
         assert_eq!(saved.len(), 5);
         // Nothing but what is named; what the lost index had named is nobody's.
@@ -452,9 +463,7 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
         let model = Model::new(26, TYPES);
         let folder = folder(world, "not-shared");
         let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
-        optimizer.save(&index).unwrap();
+        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
         world.barrier();
         let before = contents(&folder);
         world.barrier();
@@ -497,10 +506,7 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
             }
             world.barrier();
             assert_eq!(contents(&folder), before);
-            let mut resumed = sharded(world, &model);
-            resumed.load(&index).unwrap();
-            let (params, _) = expected(&model, 1);
-            check(world, &resumed, &model, &params, 1);
+            check_saved(world, &model, &index, 1);
             world.barrier();
         }
         optimizer.save(&index).unwrap();
@@ -552,9 +558,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
         let model = Model::new(27, TYPES);
         let folder = folder(world, "either-way");
         let of_ranks = folder.join("ranks.index.json");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..2);
-        optimizer.save(&of_ranks).unwrap();
+        let (mut optimizer, mut params) = saved(world, &model, &of_ranks, 2);
         world.barrier();
 
         if world.rank() == 0 {
@@ -631,9 +635,7 @@ fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
         let model = Model::new(28, TYPES);
         let folder = folder(world, "missing-part");
         let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
-        optimizer.save(&index).unwrap();
+        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
         world.barrier();
         if world.rank() > 0 {
             return;

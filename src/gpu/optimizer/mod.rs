@@ -75,7 +75,7 @@ pub struct GpuOptimizer<R: Rule = SgdConfig> {
     bound: Bound,
     /// State on its way into other buffers.
     moves: Vec<Moves>,
-    /// The kernel that fills slots that start as something made of the parameters.
+    /// The kernel by which state is made of the parameters anew.
     fill: Option<Fill>,
     classes: Classes<Class>,
     /// The encoder that has the scalars of the next step.

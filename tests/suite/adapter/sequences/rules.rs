@@ -1,0 +1,140 @@
+//! Rules whose scalars depend on the count of steps in ways of their own.
+
+use std::borrow::Cow;
+
+use wgpu_optim::oracle::{Arithmetic, Bounded, Textbook};
+use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start};
+
+/// A step of a rule with the scalars of a count that may not be the oracle's own: what is started is started at the first
+/// step that is done, whichever it was when it was recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Counted<R> {
+    pub rule: R,
+    pub count: u64,
+}
+
+impl<R: Rule> Rule for Counted<R> {
+    fn stem(&self) -> &'static str {
+        self.rule.stem()
+    }
+    fn slots(&self) -> Slots {
+        self.rule.slots()
+    }
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        self.rule.terms()
+    }
+    fn wgsl(&self) -> Cow<'static, str> {
+        self.rule.wgsl()
+    }
+    fn scalar_names(&self) -> &'static [&'static str] {
+        self.rule.scalar_names()
+    }
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.rule.scalars(phase)
+    }
+    fn lr(&self) -> f64 {
+        self.rule.lr()
+    }
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        let rule = self.rule.with_lr(lr)?;
+        Ok(Self { rule, ..*self })
+    }
+}
+
+impl<R: Textbook> Textbook for Counted<R> {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        for (value, slot) in slots.iter_mut().zip(&*self.slots()) {
+            match slot.start {
+                Start::Params if step == 1 => *value = *theta,
+                Start::FirstStep if step == 1 => *value = self.lr(),
+                _ => {}
+            }
+        }
+        self.rule.follow(self.count, theta, slots, grad);
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        for (value, slot) in slots.iter_mut().zip(&*self.slots()) {
+            match slot.start {
+                Start::Params if step == 1 => *value = *theta,
+                Start::FirstStep if step == 1 => *value = at.scalar(self.lr()),
+                _ => {}
+            }
+        }
+        self.rule.bound(self.count, at, theta, slots, grad);
+    }
+}
+
+/// Momentum whose learning rate goes down a stair at every third step: a phase that stays for some steps and moves on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stairs {
+    pub lr: f64,
+}
+
+impl Stairs {
+    pub fn lr_of(&self, phase: u64) -> f64 {
+        self.lr / (1 + phase) as f64
+    }
+}
+
+impl Rule for Stairs {
+    fn stem(&self) -> &'static str {
+        "stairs"
+    }
+    fn slots(&self) -> Slots {
+        [Slot::new("sum")].into()
+    }
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        Cow::Borrowed(&[])
+    }
+    fn wgsl(&self) -> Cow<'static, str> {
+        "
+fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+    (*state).sum = 0.5 * (*state).sum + g;
+    return theta - k.lr * (*state).sum;
+}"
+        .into()
+    }
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &["lr"]
+    }
+    fn phase(&self, applied_steps: u64) -> u64 {
+        applied_steps / 3 * 3
+    }
+    fn scalars(&self, phase: u64) -> Scalars {
+        [self.lr_of(phase) as f32].into()
+    }
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Ok(Self { lr })
+    }
+}
+
+impl Textbook for Stairs {
+    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+        slots[0] = 0.5 * slots[0] + grad;
+        *theta -= self.lr_of((step - 1) / 3 * 3) * slots[0];
+    }
+
+    fn bound(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        theta: &mut Bounded,
+        slots: &mut [Bounded],
+        grad: Bounded,
+    ) {
+        slots[0] = at.sum([at.product(at.scalar(0.5), slots[0]), grad]);
+        let lr = at.scalar(self.lr_of((step - 1) / 3 * 3));
+        *theta = at.difference(*theta, at.product(lr, slots[0]));
+    }
+}
