@@ -285,8 +285,7 @@ fn a_save_that_fails_leaves_the_last_one() {
         }
         world.barrier();
         optimizer.save(&index).unwrap();
-        resumed.load(&index).unwrap();
-        check(world, &resumed, &model, &params, 2);
+        check_saved(world, &model, &index, 2);
         world.barrier();
         let names = files(&folder);
         let expected =
@@ -558,7 +557,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
         let model = Model::new(27, TYPES);
         let folder = folder(world, "either-way");
         let of_ranks = folder.join("ranks.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &of_ranks, 2);
+        saved(world, &model, &of_ranks, 2);
         world.barrier();
 
         if world.rank() == 0 {
@@ -635,7 +634,7 @@ fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
         let model = Model::new(28, TYPES);
         let folder = folder(world, "missing-part");
         let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
+        saved(world, &model, &index, 1);
         world.barrier();
         if world.rank() > 0 {
             return;
