@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::error_scope::checked;
-use super::super::submission::Submission;
+use super::super::submission::{Fate, Submission};
 use crate::control::ControlRecord;
 
 /// Records that the device keeps, and words of each; `Record` in `shaders/control/finish.wgsl`.
@@ -207,7 +207,10 @@ impl Telemetry {
     pub(super) fn collect(&mut self) {
         let mut slots: Vec<&mut Slot> = Vec::new();
         for slot in &mut self.slots {
-            if slot.arrival.load(Ordering::Acquire) == MAPPED {
+            // wgpu says that a buffer is mapped before it says that the submission is done.
+            let submission = slot.submission.as_ref();
+            let is_pending = submission.is_some_and(|of| of.fate() == Fate::Pending);
+            if slot.arrival.load(Ordering::Acquire) == MAPPED && !is_pending {
                 slots.push(slot);
             }
         }

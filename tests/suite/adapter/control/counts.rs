@@ -169,6 +169,56 @@ async fn scalars_that_never_change_are_there_however_many_steps_were_skipped() {
     }
 }
 
+/// wgpu calls back for a submission's buffers before it calls back for the submission: who looks in between, on another
+/// thread, takes no report for one whose steps may still be on their way.
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn reports_are_taken_when_their_submission_is_done() {
+    use std::sync::mpsc::channel;
+
+    let bench = Bench::best().await;
+    let (start, gradient) = (values(1, 100), values(2, 100));
+    let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
+    let tensor = [whole("theta", &params, &grads)];
+    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut control = bench.control(only_finite());
+    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mapped = bench.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 4,
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let (is_between, between) = channel();
+    let (goes_on, go_on) = channel();
+    bench.submit(|encoder| {
+        for _ in 0..75 {
+            optimizer.step_with(encoder, &mut control).unwrap();
+            oracle.step(&adamw(), &gradient);
+        }
+        encoder.clear_buffer(&mapped, 0, None);
+        encoder.map_buffer_on_submit(&mapped, wgpu::MapMode::Read, .., move |_| {
+            is_between.send(()).unwrap();
+            go_on.recv().unwrap();
+        });
+    });
+    let mut encoder = bench.encoder();
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.device.poll(wgpu::PollType::wait_indefinitely()));
+        between.recv().unwrap();
+        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        goes_on.send(()).unwrap();
+    });
+    bench.queue.submit([encoder.finish()]);
+    oracle.step(&adamw(), &gradient);
+    bench.outcomes(&mut control).await;
+    bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+    oracle.step(&adamw(), &gradient);
+    bench.outcomes(&mut control).await;
+    oracle.check_params(&bench.download(&params).await).unwrap();
+    assert_eq!(optimizer.applied_steps("theta"), Some(77));
+}
+
 /// A submission that wgpu refuses has not been made: what lies in its report's buffer is another step's.
 #[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
