@@ -84,10 +84,10 @@ pub use cpu::{
 #[cfg(feature = "safetensors")]
 pub use gpu::ArenaFileError;
 pub use gpu::{
-    AdapterRequest, Arena, ArenaError, ArenaLayout, ArenaTensor, BuildError, Controlled, Converter,
-    Gpu, GpuControl, GpuError, GpuOptimizer, KernelError, KernelVariant, Kernels, NormVariant,
-    OPTIONAL_FEATURES, RebindError, ScalarPath, StateSlice, StepError, TensorBinding,
-    TransferError, adapters, readback,
+    AdapterRequest, Arena, ArenaBuffer, ArenaBuilder, ArenaError, ArenaLayout, ArenaTensor,
+    BuildError, Controlled, Converter, Gpu, GpuControl, GpuError, GpuOptimizer, KernelError,
+    KernelVariant, Kernels, LoadError, NormVariant, OPTIONAL_FEATURES, RebindError, ScalarPath,
+    StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
 };
 pub use plan::PlanError;
 pub use rules::*;

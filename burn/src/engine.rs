@@ -9,7 +9,7 @@ use burn_cubecl::cubecl::wgpu::WgpuServer;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
-    GpuOptimizer, Kernels, OptimizerState, ParamGroups, Rule, StateError, TensorBinding, wgpu,
+    GpuOptimizer, Kernels, OptimizerState, ParamGroups, Rule, TensorBinding, TransferError, wgpu,
 };
 
 use crate::error::StepError;
@@ -60,7 +60,7 @@ impl<R: Rule> Engine<R> {
     }
 
     /// What the optimizer remembers; none before the first step.
-    pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, StateError> {
+    pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, TransferError> {
         match &self.optimizer {
             Some(optimizer) => block_on(self.kernels.device(), optimizer.state()).map(Some),
             None => Ok(self.record.clone()),

@@ -1,7 +1,7 @@
 //! What can be wrong with a device and with a step.
 
 use burn::tensor::DType;
-use wgpu_optim::{BuildError, ConfigError, KernelError, RebindError, StateError};
+use wgpu_optim::{BuildError, ConfigError, KernelError, LoadError, RebindError, TransferError};
 
 /// A device that cannot be shared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,9 +79,12 @@ pub enum StepError {
     /// Tensors that the optimizer cannot be bound to: a parameter that has had another shape before, say.
     #[error(transparent)]
     Rebind(#[from] RebindError),
-    /// A loaded record that does not fit, or state that could not be moved.
+    /// A loaded record that does not fit.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] LoadError),
+    /// State that could not be moved off the device.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A step that could not be recorded.
     #[error(transparent)]
     Record(#[from] wgpu_optim::StepError),

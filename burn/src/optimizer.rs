@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::grad_clipping::GradientClipping;
 use burn::module::Module;
 use burn::optim::{GradientsParams, LearningRate};
-use wgpu_optim::{OptimizerState, ParamGroups, Rule, StateError};
+use wgpu_optim::{OptimizerState, ParamGroups, Rule, TransferError};
 
 use crate::device::SharedDevice;
 use crate::engine::Engine;
@@ -91,8 +91,8 @@ impl<R: Rule> ModuleOptimizer<R> {
     /// What the optimizer remembers of each parameter, by its path; none before the first step. Waits for the GPU.
     ///
     /// # Errors
-    /// [`StateError::Transfer`] if the device is lost or out of memory.
-    pub fn to_record(&self) -> Result<Option<OptimizerState<R>>, StateError> {
+    /// [`TransferError`] if the device is lost or out of memory.
+    pub fn to_record(&self) -> Result<Option<OptimizerState<R>>, TransferError> {
         self.engine().record()
     }
 

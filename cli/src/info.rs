@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use wgpu_optim::plan::{DeviceLimits, Plan, TensorLayout};
-use wgpu_optim::storage::Storage;
+use wgpu_optim::plan::{DeviceLimits, Plan};
 use wgpu_optim::{
-    ArenaLayout, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, wgpu,
+    Arena, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, TensorSpec, wgpu,
 };
 
 use crate::args::{CommonArgs, InfoArgs};
@@ -86,24 +85,20 @@ impl PlanReport {
         adapter: &wgpu::Adapter,
     ) -> anyhow::Result<()> {
         let limits = adapter.limits();
-        let layout = ArenaLayout::stored_as(tensors.iter().cloned(), of, of, &limits)?;
+        let specs = tensors.iter().cloned();
+        let specs = specs.map(|(name, shape)| TensorSpec::new(name, shape).stored_as(of, of));
+        let layout = Arena::builder().layout(specs, &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
         let plan_with = |masters| {
             let precision = Precision {
                 masters,
                 ..Precision::default()
             };
-            let storage = Storage::new(of, of, 1, &precision);
-            let layouts = layout.tensor_layouts(1).into_iter();
-            let layouts: Vec<_> = layouts
-                .map(|layout| TensorLayout { storage, ..layout })
-                .collect();
-            let plan = Plan::new(&layouts, &limits);
+            let plan = Plan::new(&layout.layouts(1, &precision), &limits);
             plan.map_err(|error| error.named(|tensor| tensors[tensor].0.clone()))
         };
         let plan = plan_with(Masters::F32)?;
         let velocity_bytes = plan_with(Masters::None)?.state_bytes();
-        let buffer_bytes: u64 = layout.buffer_bytes.iter().sum();
         self.tensors += layout.tensors.len();
         self.numel += layout
             .tensors
@@ -111,11 +106,13 @@ impl PlanReport {
             .map(|tensor| tensor.numel)
             .sum::<u64>();
         self.arenas += 1;
-        self.buffers += layout.buffer_bytes.len();
+        self.buffers += layout.buffers.len();
         self.pieces += plan.pieces.len();
         self.dispatches += plan.dispatches(|_| Some(())).len();
-        self.params_bytes += buffer_bytes;
-        self.grads_bytes += buffer_bytes;
+        for buffer in &layout.buffers {
+            self.params_bytes += buffer.params_bytes();
+            self.grads_bytes += buffer.grads_bytes();
+        }
         self.velocity_bytes += velocity_bytes;
         self.masters_bytes += plan.state_bytes() - velocity_bytes;
         Ok(())

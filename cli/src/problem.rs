@@ -6,7 +6,7 @@ use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
-    OptimizerState, ParamGroups, Rule as _, Slot, StepControl, StorageType, TensorSpec,
+    OptimizerState, ParamGroups, Precision, Rule as _, Slot, StepControl, StorageType, TensorSpec,
     TensorValues, Twin as _, readback, wgpu,
 };
 
@@ -137,6 +137,11 @@ impl Problem {
         self.storage().bytes_per_elem(slots as u64)
     }
 
+    /// How the rule's slots and the parameters are remembered.
+    pub fn precision(&self) -> &Precision {
+        &self.stored.precision
+    }
+
     fn groups(&self) -> ParamGroups<AnyRule> {
         ParamGroups::new(self.config.clone()).with_precision(self.stored.precision)
     }
@@ -164,10 +169,13 @@ impl Problem {
         self.split(&self.start).into_iter().zip(grads)
     }
 
-    /// Tensors by name and shape.
-    fn named(&self) -> impl Iterator<Item = (String, [usize; 1])> {
+    /// The tensors by name, shape and type.
+    fn specs(&self) -> impl Iterator<Item = TensorSpec> {
+        let Storage { params, grads, .. } = self.storage();
         let sizes = self.sizes.iter().enumerate();
-        sizes.map(|(index, numel)| (index.to_string(), [*numel]))
+        sizes.map(move |(index, numel)| {
+            TensorSpec::new(index.to_string(), [*numel]).stored_as(params, grads)
+        })
     }
 
     /// Values that lie one after the other, by tensor.
@@ -299,9 +307,7 @@ impl<'a> OnGpu<'a> {
 
     pub fn new(open: &'a OpenGpu, problem: &'a Problem) -> Result<Self, Failure> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
-        let Storage { params, grads, .. } = problem.storage();
-        let arena = Arena::stored_as(device, queue, problem.named(), params, grads)
-            .map_err(Failure::failed)?;
+        let arena = Arena::new(device, queue, problem.specs()).map_err(Failure::failed)?;
         let (start, grads): (Vec<_>, Vec<_>) = problem.values().unzip();
         arena.upload_all_params(&start).map_err(Failure::failed)?;
         arena.upload_all_grads(&grads).map_err(Failure::failed)?;
@@ -380,11 +386,8 @@ impl<'a> OnCpu<'a> {
 
     pub fn new(problem: &'a Problem) -> Result<Self, Failure> {
         let Storage { params, grads, .. } = problem.storage();
-        let specs = problem
-            .named()
-            .map(|(name, shape)| TensorSpec::new(name, shape).stored_as(params, grads));
-        let optimizer =
-            CpuOptimizer::with_groups(&problem.groups(), specs).map_err(Failure::failed)?;
+        let optimizer = CpuOptimizer::with_groups(&problem.groups(), problem.specs())
+            .map_err(Failure::failed)?;
         let values = problem.values();
         let (params, grads) = values
             .map(|(p, g)| (TensorValues::new(params, p), TensorValues::new(grads, g)))

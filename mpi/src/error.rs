@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use wgpu_optim::files::{HeaderError, IndexError};
 use wgpu_optim::{
-    BuildError, ConfigError, GroupError, SliceError, StateError, StateFileError, StepError,
+    BuildError, ConfigError, GroupError, LoadError, SliceError, StateError, StateFileError, StepError,
     TensorError, TransferError, UnknownTensor,
 };
 
@@ -76,9 +76,12 @@ pub enum ShardError {
     /// The device could not copy.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// A state that does not fit, or cannot be read off the device.
+    /// A state that does not fit.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A state that the optimizer on the device could not take over.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// A file of a state that is not one.
     #[error("{}: {source}", path.display())]
     StateFile {

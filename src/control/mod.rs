@@ -1,4 +1,4 @@
-//! What stands between gradients and a step: unscale them, find what is not finite, clip, skip, and set the loss scale.
+//! Treatment of gradients before a step: unscale them, find what is not finite, clip, skip, and set the loss scale.
 //!
 //! [`StepControl`] says what is to happen. A [`GpuControl`](crate::GpuControl) does it on the device, recorded with the
 //! step and without a word from the host; a [`CpuControl`](crate::CpuControl) does the same in memory:
@@ -29,13 +29,13 @@ pub use verdict::Verdict;
 /// Added to the norm, so that gradients of zero are divided by something; `torch.nn.utils.clip_grad_norm_` has it.
 pub(crate) const NORM_EPS: f64 = 1e-6;
 
-/// What a loss scale may become: neither it nor its inverse is subnormal.
+/// The range of a loss scale: neither it nor its inverse is subnormal.
 pub(crate) const SCALES: RangeInclusive<f32> = f32::MIN_POSITIVE..=1.0 / f32::MIN_POSITIVE;
 
 /// Most groups with a norm of their own.
 pub(crate) const MAX_GROUP_NORMS: usize = 15;
 
-/// What is done about gradients that are infinite or NaN.
+/// The treatment of gradients that are infinite or NaN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// The step is skipped: nothing is written, nothing is counted.
@@ -50,11 +50,11 @@ pub enum NonFinite {
 /// The loss is multiplied by it before the backward pass, so that gradients of 16 bits do not vanish.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
-    /// What it starts as: 65536.
+    /// The first scale: 65536.
     pub initial: f64,
-    /// What it is multiplied by after `growth_interval` steps without a skipped one: 2.
+    /// The factor of the scale after `growth_interval` steps without a skipped one: 2.
     pub growth_factor: f64,
-    /// What it is multiplied by after a skipped step: 0.5.
+    /// The factor of the scale after a skipped step: 0.5.
     pub backoff_factor: f64,
     /// How many steps in a row have to be applied for it to grow: 2000.
     pub growth_interval: u32,
@@ -71,7 +71,7 @@ impl Default for LossScale {
     }
 }
 
-/// What the gradients were multiplied by.
+/// The scale of the gradients, which are divided by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Scale {
     #[default]
@@ -80,7 +80,7 @@ enum Scale {
     Dynamic(LossScale),
 }
 
-/// What one parameter group has of its own.
+/// The settings of one parameter group.
 #[derive(Clone, Debug, PartialEq)]
 struct GroupClip {
     group: String,
@@ -88,7 +88,7 @@ struct GroupClip {
     clip_value: Option<f64>,
 }
 
-/// What is done to gradients before they are applied, checked.
+/// A checked description of what is done to gradients before they are applied.
 ///
 /// ```
 /// use wgpu_optim::{CpuControl, CpuOptimizer, LossScale, SgdConfig, StepControl};
@@ -125,7 +125,7 @@ impl StepControl {
         StepControlBuilder(Self::default())
     }
 
-    /// What is done about gradients that are not finite.
+    /// The treatment of gradients that are not finite.
     #[must_use]
     pub const fn nonfinite(&self) -> NonFinite {
         self.nonfinite
@@ -305,7 +305,7 @@ impl StepControlBuilder {
         self
     }
 
-    /// The same for one parameter group, which then has no other.
+    /// Clips the norm of one parameter group by itself; the group is then part of no other norm.
     pub fn group_clip_value(mut self, group: impl Into<String>, clip_value: f64) -> Self {
         self.0.group_mut(group.into()).clip_value = Some(clip_value);
         self
@@ -323,7 +323,7 @@ impl StepControlBuilder {
         self
     }
 
-    /// What is done about gradients that are not finite: by default the step is skipped.
+    /// Sets the treatment of gradients that are not finite: by default the step is skipped.
     pub fn nonfinite(mut self, nonfinite: NonFinite) -> Self {
         self.0.nonfinite = nonfinite;
         self
@@ -338,7 +338,7 @@ impl StepControlBuilder {
     }
 }
 
-/// What a control remembers from step to step: `scale` and `_growth_tracker` of `GradScaler.state_dict()`.
+/// The memory of a control from step to step: `scale` and `_growth_tracker` of `GradScaler.state_dict()`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(
     feature = "safetensors",
@@ -362,7 +362,7 @@ const fn is_dynamic() -> bool {
     true
 }
 
-/// What a controlled step came to.
+/// The outcome of a controlled step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ControlRecord {
     /// Which step of the control, from one on.
@@ -377,7 +377,7 @@ pub struct ControlRecord {
     /// Whether the step was skipped: because of such a gradient, or else because a
     /// [`GpuControl`](crate::GpuControl) had no scalars for it ([`StepError::TooFarAhead`](crate::StepError::TooFarAhead)).
     pub is_skipped: bool,
-    /// What the gradients had been multiplied by.
+    /// The scale by which the gradients were divided.
     pub scale: f32,
     /// How many steps have been skipped, this one included.
     pub skipped: u64,

@@ -56,7 +56,7 @@ impl GradNorm {
         bytes
     }
 
-    /// What [`to_bytes`](Self::to_bytes) has made of one.
+    /// Reads a norm that [`to_bytes`](Self::to_bytes) has written.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 12]) -> Self {
         let [s0, s1, s2, s3, s4, s5, s6, s7, top @ ..] = bytes;

@@ -1,18 +1,18 @@
-//! What norms and loss scale make of a step: the twin of `shaders/control/finish.wgsl`.
+//! The decision about a step, by norms and loss scale: the twin of `shaders/control/finish.wgsl`.
 
 use super::{ControlRecord, ControlState, GradNorm, NORM_EPS, NonFinite, SCALES, StepControl};
 
-/// What becomes of a step, once its gradients have been seen.
+/// The decision about a step, once its gradients have been seen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     control: StepControl,
     unscale: f32,
-    /// Of each norm, by what it clips.
+    /// The factor by which each norm clips.
     clips: Vec<f32>,
     record: ControlRecord,
 }
 
-/// What a gradient goes through on its way into a step.
+/// The factors and the bound that a gradient goes through on its way into a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Factors {
     pub(crate) unscale: f32,
@@ -42,8 +42,8 @@ impl Factors {
 }
 
 impl Verdict {
-    /// Of gradients that are summed by the norms they are part of, [`StepControl::norms`] many, and of a state, which
-    /// becomes that of the next step. `steps` and `skipped` count those before it.
+    /// Decides about gradients that are summed by the norms they are part of, [`StepControl::norms`] many, and moves the
+    /// state on to the next step. `steps` and `skipped` count those before it.
     pub(crate) fn of(
         control: &StepControl,
         norms: &[GradNorm],
@@ -86,13 +86,13 @@ impl Verdict {
         }
     }
 
-    /// What the step came to.
+    /// The outcome of the step.
     #[must_use]
     pub const fn record(&self) -> &ControlRecord {
         &self.record
     }
 
-    /// What is done to the gradients of a parameter group.
+    /// The treatment of the gradients of a parameter group.
     pub(crate) fn factors(&self, group: &str) -> Factors {
         Factors {
             unscale: self.unscale,

@@ -14,7 +14,7 @@ const TASK_ELEMS: usize = 32 * 1024;
 /// Gradients of 16 bits that are unpacked at a time.
 const BLOCK_ELEMS: usize = 256;
 
-/// What a step's control remembers, in memory: the twin of [`GpuControl`](crate::GpuControl). Norms are taken in `f64`.
+/// The control of steps in memory: the twin of [`GpuControl`](crate::GpuControl). Norms are taken in `f64`.
 ///
 /// [`StepControl`] has an example. Optimizers whose gradients have one norm are stepped together by what
 /// [`CpuOptimizer::step_with`] is made of:
@@ -56,7 +56,7 @@ impl CpuControl {
         }
     }
 
-    /// What is done.
+    /// The settings.
     #[must_use]
     pub const fn control(&self) -> &StepControl {
         &self.control
@@ -69,13 +69,13 @@ impl CpuControl {
         self.control = control;
     }
 
-    /// What the gradients of the next step are to be multiplied by.
+    /// The loss scale of the next step.
     #[must_use]
     pub const fn loss_scale(&self) -> f32 {
         self.state.scale
     }
 
-    /// What the control remembers.
+    /// The control's memory: the loss scale, and how long it has been good.
     #[must_use]
     pub const fn state(&self) -> ControlState {
         self.state
@@ -86,7 +86,7 @@ impl CpuControl {
         self.state = self.control.resumed(state);
     }
 
-    /// What becomes of a step whose gradients have these norms, as [`CpuOptimizer::grad_norms`] gives them for each
+    /// Decides about a step whose gradients have these norms, as [`CpuOptimizer::grad_norms`] gives them for each
     /// optimizer that takes part; the loss scale follows.
     pub fn decide(&mut self, norms: &[Vec<GradNorm>]) -> Verdict {
         let mut all = vec![GradNorm::default(); self.control.norms()];
@@ -119,7 +119,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.step_controlled(params, grads, control)
     }
 
-    /// The same over tensors of any types.
+    /// Makes a step under the control over tensors of any types.
     ///
     /// # Errors
     /// As [`step_with`](Self::step_with).

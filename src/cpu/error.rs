@@ -66,9 +66,9 @@ pub enum SliceError {
         tensor: String,
         /// `params` or `grads`.
         role: &'static str,
-        /// What they are stored as.
+        /// The storage type of the tensor.
         expected: &'static str,
-        /// What was given.
+        /// The storage type that was given.
         actual: &'static str,
     },
 }

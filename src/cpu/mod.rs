@@ -58,7 +58,7 @@ impl<R: Twin> CpuOptimizer<R> {
         Self::with_groups(&ParamGroups::new(config), tensors)
     }
 
-    /// The same with parameter groups.
+    /// Makes an optimizer with parameter groups.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -157,7 +157,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.step_slices(params, grads)
     }
 
-    /// The same over tensors of any types.
+    /// Makes a step over tensors of any types.
     ///
     /// ```
     /// use wgpu_optim::half::bf16;

@@ -1,4 +1,4 @@
-//! What can be wrong with a file before its tensors are looked at.
+//! Errors of files, before their tensors are looked at.
 
 use std::io;
 use std::ops::Range;
@@ -12,7 +12,7 @@ pub enum HeaderError {
     /// The file does not read.
     #[error("it does not read: {0}")]
     Io(#[from] io::Error),
-    /// What Git leaves in place of a large file that has not been fetched.
+    /// A pointer that Git leaves in place of a large file that has not been fetched.
     #[error(
         "it is a Git LFS pointer, not the file itself: `git lfs pull` in its repository fetches the file"
     )]
@@ -34,7 +34,7 @@ pub enum HeaderError {
         "not a safetensors file: its header would be {header_bytes} bytes, expected at most {max_header_bytes}"
     )]
     TooLarge {
-        /// What the file says, or would say.
+        /// The header's length that the file says, or would say.
         header_bytes: u64,
         /// The most that is allowed.
         max_header_bytes: u64,
@@ -46,7 +46,7 @@ pub enum HeaderError {
     Length {
         /// By the header.
         expected_bytes: u64,
-        /// Of the file.
+        /// The length of the file.
         actual_bytes: u64,
     },
     /// A header that is not the JSON of one.
@@ -80,7 +80,7 @@ pub enum HeaderError {
         tensor: String,
         /// Where they would follow the tensor before, as long as the shape says.
         expected: Range<u64>,
-        /// What the header says.
+        /// Where the header says that they are.
         actual: Range<u64>,
     },
     /// Values of another length than the shape says.
@@ -101,7 +101,7 @@ pub enum HeaderError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
-    /// What Git leaves in place of a large file that has not been fetched.
+    /// A pointer that Git leaves in place of a large file that has not been fetched.
     #[error(
         "it is a Git LFS pointer, not the file itself: `git lfs pull` in its repository fetches the file"
     )]

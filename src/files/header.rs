@@ -290,20 +290,23 @@ fn no_header(mut start: Vec<u8>, file: &mut impl Read, otherwise: HeaderError) -
     }
 }
 
-/// A whole file of F32 tensors: their names, shapes and values.
+/// A tensor of a file: its name, dtype, shape and bytes.
+pub(crate) type Content<'c> = (String, Dtype, &'c [usize], &'c [u8]);
+
+/// A whole file of tensors.
 pub(crate) fn serialize(
     metadata: Vec<(String, String)>,
-    tensors: Vec<(String, &[usize], &[f32])>,
+    tensors: Vec<Content<'_>>,
 ) -> Result<Vec<u8>, HeaderError> {
     let entries = tensors.iter();
-    let entries = entries.map(|(name, shape, _)| (name.clone(), Dtype::F32, shape.to_vec()));
+    let entries = entries.map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.to_vec()));
     let header = Header::new(metadata, entries)?;
     let mut tensors = tensors;
-    tensors.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+    tensors.sort_unstable_by(|left, right| (right.1, &left.0).cmp(&(left.1, &right.0)));
     // Before memory is taken for them.
-    for (entry, (_, _, values)) in header.in_place_order().zip(&tensors) {
+    for (entry, (_, _, _, bytes)) in header.in_place_order().zip(&tensors) {
         let expected_bytes = entry.data_bytes.end - entry.data_bytes.start;
-        let actual_bytes = size_of_val(*values) as u64;
+        let actual_bytes = bytes.len() as u64;
         if actual_bytes != expected_bytes {
             return Err(HeaderError::Values {
                 tensor: entry.name.clone(),
@@ -314,8 +317,8 @@ pub(crate) fn serialize(
     }
     let mut file = header.to_bytes()?;
     file.reserve_exact(header.data_len() as usize);
-    for (_, _, values) in &tensors {
-        file.extend(bytemuck::cast_slice::<f32, u8>(values));
+    for (_, _, _, bytes) in &tensors {
+        file.extend(*bytes);
     }
     Ok(file)
 }

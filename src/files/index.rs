@@ -35,7 +35,7 @@ pub struct Index {
     shards: Vec<String>,
 }
 
-/// What is read and written; an index may hold more, which is nothing to us.
+/// The part of an index that is read and written; others may stand beside it.
 #[derive(Deserialize)]
 struct Json {
     metadata: Option<Entries<Value>>,

@@ -18,6 +18,8 @@ pub use index::Index;
 pub use other_format::OtherFormat;
 pub use safetensors::Dtype;
 
+use crate::storage::StorageType;
+
 /// Whether `file` is what Git checks out in place of a large file that has not been fetched: a few lines that say
 /// where it is. The start of the file is enough.
 #[must_use]
@@ -35,4 +37,28 @@ pub fn is_content_hash(key: &str) -> bool {
         key,
         "sshs_model_hash" | "sshs_legacy_hash" | "modelspec.hash_sha256"
     )
+}
+
+impl From<StorageType> for Dtype {
+    fn from(of: StorageType) -> Self {
+        match of {
+            StorageType::F32 => Self::F32,
+            StorageType::Bf16 => Self::BF16,
+            StorageType::F16 => Self::F16,
+        }
+    }
+}
+
+impl TryFrom<Dtype> for StorageType {
+    type Error = Dtype;
+
+    /// Gives back a dtype that no kernel updates.
+    fn try_from(dtype: Dtype) -> Result<Self, Dtype> {
+        match dtype {
+            Dtype::F32 => Ok(Self::F32),
+            Dtype::BF16 => Ok(Self::Bf16),
+            Dtype::F16 => Ok(Self::F16),
+            other => Err(other),
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What a file is that is no safetensors file, by how it starts.
+//! Formats of files that are no safetensors files, told by how they start.
 
 use std::fmt;
 

@@ -20,13 +20,13 @@ pub struct TensorBinding<'a> {
     pub name: &'a str,
     /// Buffer of the parameters.
     pub params: &'a wgpu::Buffer,
-    /// What the parameters are stored as.
+    /// The storage type of the parameters.
     pub params_type: StorageType,
     /// Byte offset of the first parameter, a multiple of an element's.
     pub params_offset_bytes: u64,
     /// Buffer of the gradients.
     pub grads: &'a wgpu::Buffer,
-    /// What the gradients are stored as.
+    /// The storage type of the gradients.
     pub grads_type: StorageType,
     /// Byte offset of the first gradient, a multiple of an element's.
     pub grads_offset_bytes: u64,
@@ -59,7 +59,7 @@ impl<'a> TensorBinding<'a> {
         }
     }
 
-    /// The same tensor with other types of parameters and gradients.
+    /// Returns the tensor with other types of parameters and gradients.
     #[must_use]
     pub fn stored_as(mut self, params_type: StorageType, grads_type: StorageType) -> Self {
         self.params_type = params_type;
@@ -67,7 +67,7 @@ impl<'a> TensorBinding<'a> {
         self
     }
 
-    /// The same tensor at other byte offsets, multiples of an element's.
+    /// Returns the tensor at other byte offsets, multiples of an element's.
     #[must_use]
     pub fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
         self.params_offset_bytes = params_offset_bytes;
@@ -88,7 +88,7 @@ impl<'a> TensorBinding<'a> {
             .checked_mul(of.bytes())
     }
 
-    /// What it is, wherever it lies.
+    /// The tensor's name, shape and types, wherever it lies.
     pub(crate) fn spec(&self) -> TensorSpec {
         TensorSpec::new(self.name, self.shape.clone()).stored_as(self.params_type, self.grads_type)
     }

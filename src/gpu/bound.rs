@@ -3,41 +3,45 @@
 use std::collections::HashMap;
 
 use super::binding::TensorBinding;
-use super::error::BuildError;
+use super::error::{BuildError, KernelError};
 use super::error_scope::checked;
 use super::kernels::Kernels;
 use super::readback::MAPS_AT_CREATION;
+use super::rules::GroupRules;
 use super::scalars::UniformRing;
 use super::source::KernelVariant;
-use crate::plan::{Access, Batch, Piece, Place, Plan, TensorLayout, Window};
-use crate::rules::{Groups, Rule, Slot, Start};
+use crate::plan::{Access, Batch, Dispatch, Piece, Place, Plan, Target, TensorLayout, Window};
+use crate::rules::{Slot, Start};
 use crate::state::{Tensor, Tensors};
 use crate::storage::Storage;
 
-/// Those over pieces of one kind.
+/// The pipelines of a plan, of one variant of its kernels.
 pub(super) struct Pipelines {
-    /// In the order of [`Access::ALL`].
-    pub(super) by_access: [wgpu::ComputePipeline; 3],
-    layout: wgpu::BindGroupLayout,
+    /// By the kinds of pieces that there are, each in the order of [`Access::ALL`].
+    by_kind: Vec<[Pipeline; 3]>,
+    /// By the batches of the plan.
+    by_batch: Vec<Pipeline>,
 }
+
+/// A pipeline with the layout of what it binds.
+type Pipeline = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
 
 /// The pipelines of a plan, and the buffers that they are bound to.
 pub(super) struct Bound {
-    /// By the kinds of pieces that there are.
-    pipelines: Vec<Pipelines>,
-    /// Of each piece, an index into `pipelines`.
+    pub(super) pipelines: Pipelines,
+    /// The kind of each piece, an index into the pipelines.
     kinds: Vec<usize>,
-    /// Of each piece that may have a dispatch of its own: a tensor that is alone in a piece of a batch has none.
-    pub(super) pieces: HashMap<usize, wgpu::BindGroup>,
-    /// Pipeline and bindings of each batch of the plan.
-    pub(super) batches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup)>,
+    /// Bindings of each piece that may have a dispatch of its own: a tensor that is alone in a piece of a batch has none.
+    pieces: HashMap<usize, wgpu::BindGroup>,
+    /// Bindings of each batch of the plan.
+    batches: Vec<wgpu::BindGroup>,
     /// The gradients of each piece that has a place.
     pub(super) grads: Vec<Option<BufferWindow>>,
     /// All bind groups, in the order of what they bind.
     pub(super) made: Vec<(Binding, wgpu::BindGroup)>,
 }
 
-/// What a bind group binds.
+/// The buffers of a bind group, and its layout.
 pub(super) type Binding = (wgpu::BindGroupLayout, Vec<BufferWindow>);
 
 /// A buffer from a byte offset on, so many bytes.
@@ -45,21 +49,19 @@ pub(super) type BufferWindow = (wgpu::Buffer, u64, u64);
 
 impl Bound {
     /// Builds what is not in `made` already.
-    pub(super) fn new<R: Rule>(
+    pub(super) fn new(
         kernels: &Kernels,
-        groups: &Groups<R>,
+        rules: &dyn GroupRules,
         buffers: &Buffers<'_>,
         plan: &Plan,
         state: &[Option<wgpu::Buffer>],
         made: &[(Binding, wgpu::BindGroup)],
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
-        let (kinds, of_pieces) = kinds(groups.configs().len(), &plan.pieces);
-        let pipelines = pipelines(kernels, groups, &kinds, |variant| variant)?;
-        let batch_pipelines = batch_pipelines(kernels, groups, plan, |variant| variant)?;
+        let (_, kinds) = kinds(rules.groups(), &plan.pieces);
         let mut bound = Self {
-            pipelines,
-            kinds: of_pieces,
+            pipelines: Pipelines::new(kernels, rules, plan, |variant| variant)?,
+            kinds,
             pieces: HashMap::new(),
             batches: Vec::with_capacity(plan.batches.len()),
             grads: plan
@@ -81,99 +83,74 @@ impl Bound {
             };
             for (index, piece) in plan.pieces.iter().enumerate() {
                 if !piece.is_absent && (!piece.batched || piece.parts.len() > 1) {
-                    let layout = &bound.pipelines[bound.kinds[index]].layout;
+                    let [(_, layout), ..] = &bound.pipelines.by_kind[bound.kinds[index]];
                     bound.pieces.insert(index, bind(layout, &[index]));
                 }
             }
-            for ((pipeline, layout), batch) in batch_pipelines.into_iter().zip(&plan.batches) {
-                bound.batches.push((pipeline, bind(&layout, &batch.pieces)));
+            for ((_, layout), batch) in bound.pipelines.by_batch.iter().zip(&plan.batches) {
+                bound.batches.push(bind(layout, &batch.pieces));
             }
-        })
-        .map_err(refused)?;
+        })?;
         bound.made.sort_unstable();
         Ok(bound)
     }
 
-    /// Those that go over a piece.
-    pub(super) fn pipelines_of(&self, piece: usize) -> &Pipelines {
-        &self.pipelines[self.kind_of(piece)]
-    }
-
-    /// Which pieces share them.
+    /// Which pieces share pipelines.
     pub(super) fn kind_of(&self, piece: usize) -> usize {
         self.kinds[piece]
     }
+
+    /// The pipeline of a dispatch, among those of a variant of the plan's kernels, and what it binds.
+    pub(super) fn of_dispatch<'b>(
+        &'b self,
+        pipelines: &'b Pipelines,
+        dispatch: &Dispatch,
+    ) -> (&'b wgpu::ComputePipeline, &'b wgpu::BindGroup) {
+        match dispatch.target {
+            Target::Piece(piece) => {
+                let by_access = &pipelines.by_kind[self.kinds[piece]];
+                let (pipeline, _) = &by_access[dispatch.access as usize];
+                (pipeline, &self.pieces[&piece])
+            }
+            Target::Batch { batch, .. } => (&pipelines.by_batch[batch].0, &self.batches[batch]),
+        }
+    }
 }
 
-/// The pipelines of a plan under a control: they bind what those do that are not.
-pub(super) struct ControlledPipelines {
-    /// Whether they know of a largest gradient.
-    pub(super) clips_values: bool,
-    pub(super) by_kind: Vec<Pipelines>,
-    pub(super) batches: Vec<wgpu::ComputePipeline>,
-}
-
-impl ControlledPipelines {
-    pub(super) fn new<R: Rule>(
+impl Pipelines {
+    /// Compiles what is not compiled yet: the variant of every kernel of a plan that `of` makes.
+    pub(super) fn new(
         kernels: &Kernels,
-        groups: &Groups<R>,
+        rules: &dyn GroupRules,
         plan: &Plan,
-        clips_values: bool,
+        of: impl Fn(KernelVariant) -> KernelVariant,
     ) -> Result<Self, BuildError> {
-        let (kinds, _) = kinds(groups.configs().len(), &plan.pieces);
-        let controlled = |variant: KernelVariant| variant.controlled(clips_values);
-        let batches = batch_pipelines(kernels, groups, plan, controlled)?;
+        let (kinds, _) = kinds(rules.groups(), &plan.pieces);
+        let of_kind = |kind: &Kind| {
+            // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
+            let [vec4, vec4_offset, scalar] = Access::ALL.map(|access| {
+                let variant = rules.variant(kind.group, access, 1).stored(kind.storage);
+                let variant = variant.in_one_buffer(kind.in_one_buffer);
+                kernels.pipeline(of(variant.in_vec4_pairs(kind.in_vec4_pairs)))
+            });
+            Ok([vec4?, vec4_offset?, scalar?])
+        };
+        let of_batch = |batch: &Batch| {
+            let first = &plan.pieces[batch.pieces[0]];
+            let variant = rules.variant(first.group, batch.access, batch.pieces.len());
+            let variant = variant.stored(first.storage);
+            kernels.pipeline(of(variant.in_one_buffer(first.in_one_buffer())))
+        };
+        let by_kind: Result<_, KernelError> = kinds.iter().map(of_kind).collect();
+        let by_batch: Result<_, KernelError> = plan.batches.iter().map(of_batch).collect();
         Ok(Self {
-            clips_values,
-            by_kind: pipelines(kernels, groups, &kinds, controlled)?,
-            batches: batches.into_iter().map(|(pipeline, _)| pipeline).collect(),
+            by_kind: by_kind?,
+            by_batch: by_batch?,
         })
     }
 }
 
-/// Those over the pieces of each kind, of a variant of their kernels.
-fn pipelines<R: Rule>(
-    kernels: &Kernels,
-    groups: &Groups<R>,
-    kinds: &[Kind],
-    of: impl Fn(KernelVariant) -> KernelVariant,
-) -> Result<Vec<Pipelines>, BuildError> {
-    let of_kind = |kind: &Kind| {
-        let config = groups.config(kind.group);
-        // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-        let pipeline = |access| {
-            let variant = KernelVariant::new(config, access, 1).stored(kind.storage);
-            let variant = variant.in_one_buffer(kind.in_one_buffer);
-            kernels.pipeline(of(variant.in_vec4_pairs(kind.in_vec4_pairs)))
-        };
-        let [vec4, vec4_offset, scalar] = Access::ALL.map(pipeline);
-        let ((vec4, layout), (vec4_offset, _), (scalar, _)) = (vec4?, vec4_offset?, scalar?);
-        Ok(Pipelines {
-            by_access: [vec4, vec4_offset, scalar],
-            layout,
-        })
-    };
-    kinds.iter().map(of_kind).collect()
-}
-
-/// Those over each batch, and the layouts of what they bind.
-fn batch_pipelines<R: Rule>(
-    kernels: &Kernels,
-    groups: &Groups<R>,
-    plan: &Plan,
-    of: impl Fn(KernelVariant) -> KernelVariant,
-) -> Result<Vec<(wgpu::ComputePipeline, wgpu::BindGroupLayout)>, BuildError> {
-    let of_batch = |batch: &Batch| {
-        let first = &plan.pieces[batch.pieces[0]];
-        let config = groups.config(first.group);
-        let variant = KernelVariant::new(config, batch.access, batch.pieces.len());
-        let variant = variant.stored(first.storage);
-        Ok(kernels.pipeline(of(variant.in_one_buffer(first.in_one_buffer())))?)
-    };
-    plan.batches.iter().map(of_batch).collect()
-}
-
-/// What pieces have in common that share pipelines.
+/// The properties that pieces have in common that share pipelines.
 #[derive(Clone, Copy, PartialEq)]
 struct Kind {
     group: usize,
@@ -219,17 +196,11 @@ pub(super) fn absent(layouts: &[TensorLayout]) -> Vec<bool> {
     layouts.iter().map(|layout| layout.is_absent).collect()
 }
 
-fn refused(error: wgpu::Error) -> BuildError {
-    BuildError::Device {
-        message: error.to_string(),
-    }
-}
-
 /// On the uniform path, a ring with room for the dispatches of any step.
 pub(super) fn new_ring(kernels: &Kernels, plan: &Plan) -> Result<Option<UniformRing>, BuildError> {
     let device = kernels.device();
     let new = |layout| UniformRing::new(device, layout, plan.max_dispatches());
-    checked(device, || kernels.scalars_layout().map(new)).map_err(refused)
+    Ok(checked(device, || kernels.scalars_layout().map(new))?)
 }
 
 /// Whether a slot starts as what a new buffer is.
@@ -238,19 +209,18 @@ fn starts_at_zero(slot: &Slot) -> bool {
 }
 
 /// A buffer for each of some pieces whose rule keeps slots, with what they start as.
-pub(super) fn allocate_state<R: Rule>(
+pub(super) fn allocate_state(
     kernels: &Kernels,
     plan: &Plan,
-    groups: &Groups<R>,
+    rules: &dyn GroupRules,
     pieces: &[usize],
 ) -> Result<Vec<Option<wgpu::Buffer>>, BuildError> {
     let (device, queue) = (kernels.device(), kernels.queue());
-    let failed = |message: String| BuildError::Device { message };
     let pieces = || pieces.iter().map(|index| &plan.pieces[*index]);
     let buffers: Vec<Option<wgpu::Buffer>> = checked(device, || {
         let allocate = |piece: &Piece| {
             let sections = piece.state?;
-            let slots = groups.config(piece.group).slots();
+            let slots = rules.slots(piece.group);
             Some(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.state"),
                 size: sections.size_bytes(),
@@ -269,10 +239,10 @@ pub(super) fn allocate_state<R: Rule>(
                 .filter_map(|piece| Some(piece.state?.size_bytes()))
                 .sum(),
         },
-        error => failed(error.to_string()),
+        error => error.into(),
     })?;
     for (piece, buffer) in pieces().zip(&buffers) {
-        let slots = groups.config(piece.group).slots();
+        let slots = rules.slots(piece.group);
         let kept = || slots.kept();
         let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
             continue;
@@ -297,7 +267,9 @@ pub(super) fn allocate_state<R: Rule>(
             continue;
         }
         let mapped = buffer.get_mapped_range_mut(..);
-        let mut mapped = mapped.map_err(|error| failed(error.to_string()))?;
+        let mut mapped = mapped.map_err(|error| BuildError::Device {
+            message: error.to_string(),
+        })?;
         for (start, bytes) in sections {
             let start = start as usize;
             mapped
@@ -321,7 +293,7 @@ impl<'a> Buffers<'a> {
         Self(buffers)
     }
 
-    /// Of each of the optimizer's tensors, whether it is among these or has no place.
+    /// The layout of each of the optimizer's tensors: a tensor that is not among these has no place.
     pub(super) fn layouts_of(
         &self,
         tensors: &[TensorBinding<'_>],
@@ -371,7 +343,7 @@ impl<'a> Buffers<'a> {
         (!piece.is_absent).then(|| self.window(piece.grads_buffer, piece.grads))
     }
 
-    /// What pieces bind together: all their parameters, then all their gradients, then all their states.
+    /// The windows that pieces bind together: all their parameters, then all their gradients, then all their states.
     fn windows(
         &self,
         plan: &Plan,

@@ -151,7 +151,7 @@ impl AdapterRequest {
     }
 }
 
-/// Those among which a request chooses. A browser shows one adapter, and has to be told which is preferred.
+/// The adapters among which a request chooses. A browser shows one adapter, and has to be told which is preferred.
 async fn adapters_for(request: &AdapterRequest) -> Vec<wgpu::Adapter> {
     if cfg!(not(target_arch = "wasm32")) {
         return adapters(request.backends).await;

@@ -1,9 +1,9 @@
-//! What can be wrong with a device, its kernels, its buffers, and what they are asked to do: one enum per stage.
+//! Errors of devices, their kernels, their buffers, and of steps: one enum per stage.
 
 #[cfg(feature = "safetensors")]
 use crate::files::HeaderError;
 use crate::plan::PlanError;
-use crate::state::{DuplicateName, UnknownTensor};
+use crate::state::{DuplicateName, StateError, UnknownTensor};
 
 /// No device could be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,9 +12,9 @@ pub enum GpuError {
     /// No adapter fits the request.
     #[error("no adapter found{request}; adapters of this machine: {available}")]
     NoAdapter {
-        /// What was asked for, as text to append.
+        /// The request, as text to append.
         request: String,
-        /// What there is.
+        /// The adapters that there are.
         available: String,
     },
     /// The adapter exists but gave no device.
@@ -22,7 +22,7 @@ pub enum GpuError {
     NoDevice {
         /// The adapter.
         adapter: String,
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
 }
@@ -40,7 +40,7 @@ pub enum KernelError {
         limit: &'static str,
         /// The least that works.
         required: u64,
-        /// What the device has.
+        /// The limit of the device.
         actual: u64,
     },
     /// A rule that does not give the scalars that it names, or names too many.
@@ -50,9 +50,9 @@ pub enum KernelError {
     Scalars {
         /// The rule's stem.
         rule: &'static str,
-        /// As many as it names.
+        /// The number of scalars that it names.
         expected: usize,
-        /// As many as it gives.
+        /// The number of scalars that it gives.
         actual: usize,
     },
     /// A rule whose WGSL does not declare the function that steps four elements, or otherwise than it is called.
@@ -72,7 +72,7 @@ pub enum KernelError {
     Device {
         /// Label of the kernel.
         kernel: String,
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
 }
@@ -112,7 +112,7 @@ pub enum BuildError {
         offset_bytes: u64,
         /// Elements in the slice.
         numel: u64,
-        /// What they are stored as.
+        /// The storage type of its values.
         storage: &'static str,
         /// Size of the buffer.
         buffer_bytes: u64,
@@ -126,9 +126,9 @@ pub enum BuildError {
         tensor: String,
         /// `params` or `grads`.
         role: &'static str,
-        /// What is missing.
+        /// The usages that are missing.
         required: wgpu::BufferUsages,
-        /// What the buffer has.
+        /// The usages of the buffer.
         actual: wgpu::BufferUsages,
     },
     /// Elements that would be updated twice, or read as gradients while they are updated.
@@ -150,13 +150,13 @@ pub enum BuildError {
     /// The device could not allocate the optimizer's state.
     #[error("out of device memory while allocating {bytes} bytes of optimizer state")]
     OutOfMemory {
-        /// What was asked for.
+        /// The bytes that were asked for.
         bytes: u64,
     },
     /// The device refused a buffer or a bind group.
     #[error("the device refused the optimizer's buffers or bindings: {message}")]
     Device {
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
 }
@@ -193,9 +193,9 @@ pub enum RebindError {
         tensor: String,
         /// `params` or `grads`.
         role: &'static str,
-        /// What they are stored as.
+        /// The storage type of the tensor.
         expected: &'static str,
-        /// What was given.
+        /// The storage type that was given.
         actual: &'static str,
     },
     /// State of 16 bits whose place would change by half a word, which no copy can do: parameters that started on an even
@@ -224,7 +224,7 @@ pub enum StepError {
     /// The scalars of the step could not be staged: the device is lost or out of memory.
     #[error("the step's scalars could not be staged: {message}")]
     Scalars {
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
     /// Steps under a control have been recorded of which the host does not know yet whether they were skipped, and so
@@ -288,9 +288,9 @@ pub enum TransferError {
     /// A buffer without `COPY_SRC` (download) or `COPY_DST` (upload).
     #[error("the buffer has usage {actual:?}, expected it to hold {required:?}")]
     MissingUsage {
-        /// What is missing.
+        /// The usages that are missing.
         required: wgpu::BufferUsages,
-        /// What the buffer has.
+        /// The usages of the buffer.
         actual: wgpu::BufferUsages,
     },
     /// Regions that have not as many bytes as were given for them.
@@ -307,9 +307,21 @@ pub enum TransferError {
     /// The device is out of memory, or refused the copy.
     #[error("the device could not copy the data: {message}")]
     Device {
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
+}
+
+/// A state that an optimizer on the device could not take over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A state that does not belong to this optimizer, which is as it was.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The device failed half-way: the optimizer's state is undefined.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
 }
 
 /// An arena that could not be made, or a tensor that it does not have.
@@ -334,13 +346,13 @@ pub enum ArenaError {
     /// The device could not allocate the buffers.
     #[error("out of device memory while allocating {bytes} bytes for an arena")]
     OutOfMemory {
-        /// What was asked for, parameters and gradients together.
+        /// The bytes that were asked for, parameters and gradients together.
         bytes: u64,
     },
     /// The device is lost, or refused the buffers.
     #[error("the device refused the arena's buffers: {message}")]
     Device {
-        /// What wgpu reported.
+        /// The message of wgpu.
         message: String,
     },
     /// No tensor of this name.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What is caught. In a browser wgpu 30 panics over an internal error that a scope has caught; without one it goes to the
+/// The errors that are caught. In a browser wgpu 30 panics over an internal error that a scope has caught; without one it goes to the
 /// browser's console.
 #[cfg(target_arch = "wasm32")]
 const FILTERS: [wgpu::ErrorFilter; 2] = [
@@ -124,5 +124,5 @@ impl LossWatch {
     }
 }
 
-/// What to say of a lost device.
+/// The message of a lost device.
 pub(crate) const LOST: &str = "the device is lost";

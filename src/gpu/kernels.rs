@@ -14,7 +14,7 @@ pub(crate) const TENSORS_GROUP: u32 = 0;
 /// Bind group of the scalars on the uniform path; `@group(1)` in the shaders.
 pub(crate) const SCALARS_GROUP: u32 = 1;
 
-/// What errors call the kernels before there is one.
+/// The name of the kernels in errors, before there is one.
 const KERNELS: &str = "wgpu_optim";
 
 /// The kernels of one device: a handle that is cheap to clone and to share between optimizers.
@@ -33,12 +33,12 @@ struct Inner {
     path: ScalarPath,
     loss: LossWatch,
     scalars_layout: Option<wgpu::BindGroupLayout>,
-    /// Of what a control says.
+    /// The layout of a control's block.
     control_layout: wgpu::BindGroupLayout,
     compiled: Mutex<Compiled>,
 }
 
-/// What a kernel binds.
+/// The bindings of a kernel, by number and kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Bindings {
     tensors: usize,
@@ -46,7 +46,7 @@ struct Bindings {
     in_one_buffer: bool,
 }
 
-/// What has been built so far.
+/// The objects that have been built so far.
 #[derive(Debug, Default)]
 struct Compiled {
     /// By their source.
@@ -54,11 +54,11 @@ struct Compiled {
     /// By what they bind.
     layouts: HashMap<Bindings, wgpu::BindGroupLayout>,
     pipelines: HashMap<KernelVariant, wgpu::ComputePipeline>,
-    /// Those of controls, by entry point and source.
+    /// The pipelines of kernels that no rule is part of, by entry point and source.
     of_control: HashMap<(&'static str, String), (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
 }
 
-/// What a binding of a control's kernels is.
+/// The kind of a binding of a kernel that no rule is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BindingKind {
     Uniform,
@@ -118,7 +118,7 @@ impl Kernels {
         })
     }
 
-    /// The same kernels with another ceiling on the elements of a dispatch, for optimizers built from now on; eight at
+    /// Returns the kernels with another ceiling on the elements of a dispatch, for optimizers built from now on; eight at
     /// least. By default 2^26 on software and integrated adapters and those of browsers, so that no watchdog takes a
     /// long dispatch for a hang, and none on others.
     #[must_use]
@@ -133,7 +133,7 @@ impl Kernels {
         self.limits.max_dispatch_elems
     }
 
-    /// The same kernels, for optimizers built from now on, as a software adapter wants them or as a GPU does. By default
+    /// Returns the kernels, for optimizers built from now on, as a software adapter wants them or as a GPU does. By default
     /// that is what the device is; the other is there to be measured.
     #[must_use]
     pub fn as_for_software(mut self, is_software: bool) -> Self {
@@ -141,7 +141,7 @@ impl Kernels {
         self
     }
 
-    /// What optimizers are planned with.
+    /// The limits that optimizers are planned with.
     #[must_use]
     pub fn device_limits(&self) -> &DeviceLimits {
         &self.limits
@@ -373,7 +373,7 @@ fn tensors_layout(device: &wgpu::Device, bindings: Bindings) -> wgpu::BindGroupL
     })
 }
 
-/// Of a uniform buffer whose slots are bound by dynamic offset.
+/// The layout of a uniform buffer whose slots are bound by dynamic offset.
 fn dynamic_uniform_layout(
     device: &wgpu::Device,
     label: &str,

@@ -1,8 +1,6 @@
 //! On the device: which one, kernels and bindings, the arena, the optimizer, and transfers.
 
 mod arena;
-#[cfg(feature = "safetensors")]
-mod arena_file;
 mod binding;
 mod bound;
 mod control;
@@ -15,7 +13,9 @@ mod kernels;
 mod ledger;
 mod moves;
 mod optimizer;
+mod pass;
 pub mod readback;
+mod rules;
 mod scalars;
 mod signature;
 mod source;
@@ -23,7 +23,7 @@ mod staged;
 mod submission;
 mod wide;
 
-pub use arena::{Arena, ArenaLayout, ArenaTensor};
+pub use arena::{Arena, ArenaBuffer, ArenaBuilder, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
 pub use control::{Controlled, GpuControl, NormVariant};
 pub use convert::Converter;
@@ -31,7 +31,7 @@ pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
 pub use error::{
-    ArenaError, BuildError, GpuError, KernelError, RebindError, StepError, TransferError,
+    ArenaError, BuildError, GpuError, KernelError, LoadError, RebindError, StepError, TransferError,
 };
 pub use kernels::Kernels;
 pub use optimizer::{GpuOptimizer, StateSlice};

@@ -558,7 +558,7 @@ fn out_of_memory(error: &wgpu::Error) -> Option<TransferError> {
     matches!(error, wgpu::Error::OutOfMemory { .. }).then_some(TransferError::Device { message })
 }
 
-/// What to say of a failure, which is the loss of the device if that is lost.
+/// The error of a failure, which is the loss of the device if that is lost.
 fn unless_lost(device: &wgpu::Device, message: String) -> TransferError {
     if is_lost(device) {
         TransferError::DeviceLost

@@ -56,7 +56,7 @@ impl ScalarPath {
     }
 }
 
-/// What the frame needs beside a rule's scalars, in their order in WGSL.
+/// The scalars that the frame takes beside a rule's, in their order in WGSL.
 pub(crate) const FRAME_SCALARS: [&str; 8] = [
     "first",
     "grads_shift",
@@ -68,10 +68,10 @@ pub(crate) const FRAME_SCALARS: [&str; 8] = [
     "section",
 ];
 
-/// What it needs besides where something is stored in 16 bits.
+/// The scalars that it takes besides where something is stored in 16 bits.
 pub(crate) const WIDE_SCALARS: [&str; 5] = ["begin", "end", "index", "key_x", "key_y"];
 
-/// What a control says of a class of tensors, and of their next step what only the device knows; a rule's scalars come
+/// The words of a control's block: its decision for a class of tensors, and what only the device knows of their next step; a rule's scalars come
 /// behind it.
 pub(crate) const CONTROL_SCALARS: [(&str, &str); 6] = [
     ("skip", "u32"),
@@ -89,7 +89,7 @@ pub(crate) const CONTROL_BYTES: u32 =
 /// Most words of `k`.
 const MAX_WORDS: usize = MAX_SCALARS + FRAME_SCALARS.len() + WIDE_SCALARS.len();
 
-/// What a dispatch over values of 16 bits says of its tensors.
+/// The tensor of a dispatch over values of 16 bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WideScalars {
     /// The tensor's element at the start of the window, modulo 2^32.
@@ -147,8 +147,10 @@ impl Uniforms {
         self.words[self.len..end].copy_from_slice(words);
         self.len = end;
     }
+}
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+impl AsRef<[u8]> for Uniforms {
+    fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.words[..self.len])
     }
 }

@@ -10,12 +10,12 @@ use super::error_scope::checked;
 pub(crate) struct Staged {
     staging: wgpu::util::StagingBelt,
     buffer: wgpu::Buffer,
-    /// What the next copy writes, from the start; reused from step to step.
+    /// The bytes that the next copy writes, from the start; reused from step to step.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Staged {
-    /// Of so many bytes, with `COPY_DST` beside these usages.
+    /// Makes a buffer of so many bytes, with `COPY_DST` beside these usages.
     pub(crate) fn new(
         device: &wgpu::Device,
         label: &str,

@@ -2,7 +2,7 @@
 
 use super::Rounding;
 
-/// What is below the normal range may be flushed to zero.
+/// The smallest normal number: smaller ones may be flushed to zero.
 const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// A value and the range in which its `f32` twin lies.
@@ -29,14 +29,14 @@ impl Bounded {
         Self { exact, low, high }
     }
 
-    /// What becomes of it by a function of `f32` that never falls, as a rounding is.
+    /// The range that a function of `f32` makes of it that never falls, as a rounding is.
     #[must_use]
     pub(super) fn through(self, rising: impl Fn(f32) -> f32) -> Self {
         self.between(&rising, &rising)
             .with_exact(rising(self.exact as f32))
     }
 
-    /// What becomes of it where it goes down by one function at most and up by another.
+    /// The range that it becomes where it goes down by one function at most and up by another.
     pub(super) fn between(self, down: impl Fn(f32) -> f32, up: impl Fn(f32) -> f32) -> Self {
         // The twin is an f32 in the range, whose ends are none.
         let below = |value: f64| match value as f32 {

@@ -1,4 +1,4 @@
-//! What a control does to gradients, in PyTorch's words, with the ranges in which its `f32` twins may be.
+//! The control of gradients, in PyTorch's words, with the ranges in which its `f32` twins may be.
 
 use super::{Arithmetic, Bounded, Rounding};
 use crate::control::{NORM_EPS, NonFinite, SCALES, StepControl};
@@ -33,7 +33,7 @@ pub struct ControlOracle {
     growth_tracker: u32,
 }
 
-/// What becomes of one step.
+/// The decision about one step.
 #[derive(Clone, Debug)]
 pub struct Decision {
     /// Norm of all gradients, unscaled.
@@ -48,7 +48,7 @@ pub struct Decision {
     at: Arithmetic,
 }
 
-/// What the gradients of one parameter group go through.
+/// The factors that the gradients of one parameter group go through.
 #[derive(Clone, Copy, Debug)]
 pub struct GradFactors {
     unscale: Bounded,
@@ -159,7 +159,7 @@ impl ControlOracle {
 }
 
 impl Decision {
-    /// What the gradients of a parameter group go through.
+    /// The factors that the gradients of a parameter group go through.
     #[must_use]
     pub fn of_group(&self, group: &str) -> GradFactors {
         GradFactors {

@@ -2,7 +2,7 @@
 
 use super::{Arithmetic, Bounded};
 
-/// What a rule does to gradient and parameter before its own work.
+/// The treatment of gradient and parameter before a rule's own work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decay {
     pub(super) lr: f64,

@@ -79,7 +79,7 @@ pub trait Textbook: Rule {
     /// among them; `slots` has a value for each of [`Rule::slots`], kept or not.
     fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64);
 
-    /// The same step by the statements of the kernel, over values with bounds.
+    /// Makes the same step by the statements of the kernel, over values with bounds.
     fn bound(
         &self,
         step: u64,
@@ -163,7 +163,7 @@ pub struct Oracle<R = SgdConfig> {
     elements: Vec<Element>,
     rounding: Rounding,
     applied_steps: u64,
-    /// Of the last step; their order is that of the slots' values.
+    /// The bounds of the last step; their order is that of the slots' values.
     slots: Option<Slots>,
     storage: Storage,
     rule: PhantomData<R>,
@@ -187,7 +187,7 @@ impl<R: Textbook> Oracle<R> {
         }
     }
 
-    /// The same for values that are stored like this: each is rounded when it is stored, in the exact trajectory as in its
+    /// Makes an oracle of values that are stored like this: each is rounded when it is stored, in the exact trajectory as in its
     /// twin's range. Rounding to the nearest never falls where its argument rises, so a range goes to the range between
     /// its rounded ends; random bits reach the next value on either side. The parameters are those of 16 bits as `f32`.
     #[must_use]
@@ -366,7 +366,7 @@ pub enum Disagreement {
         index: usize,
         /// Its exact value.
         expected: f64,
-        /// What was computed.
+        /// The computed value.
         actual: f32,
         /// The error.
         error_ulp: f64,

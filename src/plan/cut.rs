@@ -13,7 +13,7 @@ const MAX_BATCHED_ELEMS: u32 = 8192;
 /// No driver binds more than this, whatever it says.
 const MAX_BINDING_BYTES: u64 = i32::MAX as u64;
 
-/// What the limits leave for a piece.
+/// The room that the limits leave for a piece.
 pub(super) struct Room {
     max_piece_bytes: u64,
     alignment_bytes: u64,

@@ -46,7 +46,7 @@ pub enum PlanError<T = usize> {
         limit: &'static str,
         /// The least that works.
         required: u64,
-        /// What the device has.
+        /// The limit of the device.
         actual: u64,
     },
 }

@@ -20,7 +20,7 @@ pub const BATCH_WORKGROUP_SIZE: u32 = 128;
 /// Bytes of one `f32`.
 pub const ELEM_BYTES: u64 = 4;
 
-/// What one load or store of a vec4 entry point moves.
+/// Bytes of one load or store of a vec4 entry point.
 const VEC4_BYTES: u64 = 16;
 
 /// The largest unit of an entry point.
@@ -40,7 +40,7 @@ pub struct DeviceLimits {
     pub max_binding_bytes: u64,
     /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// What the byte offset of a storage binding must be a multiple of; a power of two.
+    /// The alignment of a storage binding's byte offset; a power of two.
     pub offset_alignment_bytes: u64,
     /// Most storage buffers bound at once.
     pub max_storage_buffers: u32,
@@ -54,7 +54,7 @@ pub struct DeviceLimits {
 }
 
 impl DeviceLimits {
-    /// What [`Kernels`](crate::Kernels) plan with on a device, or on one that an adapter with these limits gives: on
+    /// The limits that [`Kernels`](crate::Kernels) plan with on a device, or on one that an adapter with these limits gives: on
     /// software and integrated adapters, and on those that do not say what they are, as a browser's, with a ceiling of
     /// 2^26 on the elements of a dispatch.
     #[must_use]
@@ -73,7 +73,7 @@ impl DeviceLimits {
 }
 
 impl From<&wgpu::Limits> for DeviceLimits {
-    /// Of a GPU, with no ceiling on the elements of a dispatch.
+    /// The limits of a GPU, with no ceiling on the elements of a dispatch.
     fn from(limits: &wgpu::Limits) -> Self {
         Self {
             max_binding_bytes: limits.max_storage_buffer_binding_size,
@@ -187,7 +187,7 @@ pub struct Sections {
     pub slots: u32,
     /// Elements from the start of one to the start of the next, a multiple of the kernel's unit.
     pub section_elems: u32,
-    /// What is in them.
+    /// The types of their values.
     pub storage: Storage,
 }
 
@@ -348,9 +348,9 @@ impl Part {
 pub enum Access {
     /// Four elements per unit, through 16-byte loads and stores; eight where something is stored in 16 bits.
     Vec4,
-    /// The same, but further on than the windows start.
+    /// As [`Vec4`](Self::Vec4), but further on than the windows start.
     Vec4Offset,
-    /// What is left at either end of a vec4 run, and pieces whose parameters and gradients do not line up with each other
+    /// The elements at either end of a vec4 run, and pieces whose parameters and gradients do not line up with each other
     /// modulo its unit: one element per invocation, or the two that may share a word where something is stored in 16
     /// bits.
     Scalar,
@@ -371,7 +371,7 @@ impl Access {
     }
 }
 
-/// What a dispatch binds.
+/// The piece or batch that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// An index into [`Plan::pieces`].
@@ -388,7 +388,7 @@ pub enum Target {
 /// One dispatch over one piece or part of it, or over a batch. Positions and counts are in units of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dispatch {
-    /// What it binds.
+    /// The piece or batch that it binds.
     pub target: Target,
     /// How it reaches its elements.
     pub access: Access,
@@ -427,7 +427,7 @@ impl Dispatch {
 /// Tensors in the order of memory, cut into pieces, the small ones among them in batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What is bound together.
+    /// The runs of memory that are bound together.
     pub pieces: Vec<Piece>,
     /// Tensors in pieces, in the order of the pieces; each element of each tensor lies in exactly one.
     pub parts: Vec<Part>,
@@ -456,7 +456,7 @@ impl Plan {
         Self::of_runs(tensors, limits, TensorLayout::is_followed_by)
     }
 
-    /// The same with each tensor in pieces of its own, whoever its neighbours are: for tensors that move, and may have
+    /// Cuts tensors into pieces of their own, whoever their neighbours are: for tensors that move, and may have
     /// others at the next step. Batches are as in [`new`](Self::new).
     ///
     /// # Errors

@@ -2,7 +2,6 @@
 
 #[cfg(feature = "safetensors")]
 use crate::files::HeaderError;
-use crate::gpu::TransferError;
 #[cfg(feature = "safetensors")]
 use crate::rules::ConfigError;
 
@@ -23,9 +22,9 @@ pub enum StateError {
     Meaning {
         /// The tensor.
         tensor: String,
-        /// What the optimizer's slots mean.
+        /// The meaning of the optimizer's slots.
         expected: String,
-        /// What the state's slots mean.
+        /// The meaning of the state's slots.
         actual: String,
     },
     /// A tensor that the optimizer does not have.
@@ -84,9 +83,6 @@ pub enum StateError {
         /// The slot.
         slot: String,
     },
-    /// The state could not be moved to or from the device.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
 }
 
 /// A record that is none of a rule's, or a rule that has none.
@@ -147,9 +143,9 @@ pub enum StateFileError {
     /// A file of another version.
     #[error("state format version is {actual}, expected {expected}")]
     Version {
-        /// What this version reads.
+        /// The versions that this one reads.
         expected: &'static str,
-        /// What the file says.
+        /// The version that the file says.
         actual: String,
     },
     /// A configuration in format 1 that is none.
@@ -180,7 +176,7 @@ pub enum StateFileError {
         tensor: String,
         /// The slot.
         slot: String,
-        /// What the rule may keep.
+        /// The slots that the rule may keep.
         expected: String,
     },
     /// A slot or scalar that is not F32.
@@ -215,7 +211,7 @@ pub enum StateFileError {
         key: String,
         /// Number of parameters.
         parameters: usize,
-        /// What PyTorch keeps under this rule, and masters.
+        /// The slots that PyTorch keeps under this rule, and masters.
         expected: String,
     },
     /// A key that PyTorch writes beside the others of the same parameter.
@@ -231,7 +227,7 @@ pub enum StateFileError {
     NotACount {
         /// The tensor.
         tensor: String,
-        /// What it is.
+        /// The dtype of the entry.
         actual: f32,
     },
     /// A scalar that another configuration would have left.
@@ -245,13 +241,13 @@ pub enum StateFileError {
         name: &'static str,
         /// By the configuration and the tensor's steps.
         expected: f64,
-        /// What it is.
+        /// The dtype of the entry.
         actual: f32,
     },
     /// A rule that PyTorch does not have, or not in this form.
     #[error("torch.optim has no {meaning}, or not as it is configured here")]
     NotPyTorchs {
-        /// What the rule's slots mean.
+        /// The meaning of the rule's slots.
         meaning: String,
     },
     /// A tensor with [`Masters::Rest`](crate::Masters::Rest): PyTorch has nothing like a rest.
@@ -270,9 +266,9 @@ pub enum StateFileError {
     OtherMeaning {
         /// The tensor.
         tensor: String,
-        /// What the slots of the default group mean.
+        /// The meaning of the default group's slots.
         expected: String,
-        /// What the tensor's slots mean.
+        /// The meaning of the tensor's slots.
         actual: String,
     },
 }

@@ -23,7 +23,7 @@ const FORMAT_VERSION: &str = "2";
 /// The metadata of a control.
 const CONTROL: &str = "control";
 
-/// What is read, too.
+/// The older version that is read, too.
 const FORMAT_1: &str = "1";
 
 /// A slot as it lies in a state file.
@@ -75,7 +75,7 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
     name.rsplit_once('.').filter(|(_, slot)| !slot.is_empty())
 }
 
-/// What a state file says beside its slots, in its metadata: `format_version`, `rule`, `steps`, `applied_steps` and,
+/// The record of a state, in the metadata of its file: `format_version`, `rule`, `steps`, `applied_steps` and,
 /// where there are any, `meanings` and `control`, always in this order.
 ///
 /// [`OptimizerState`] has it together with the slots; a program that does not want them in memory all at once reads
@@ -88,9 +88,9 @@ pub struct StateRecord<R = AnyRule> {
     pub steps: u64,
     /// How many steps have been applied to each tensor, by name. A tensor without slots is in it, too.
     pub applied_steps: BTreeMap<String, u64>,
-    /// What the slots mean of those tensors whose group has a rule of another meaning than `config`.
+    /// The meaning of the slots of those tensors whose group has a rule of another meaning than `config`.
     pub meanings: BTreeMap<String, String>,
-    /// What the control of the optimizer's steps remembers, if there is one.
+    /// The memory of the control of the optimizer's steps, if there is one.
     pub control: Option<ControlState>,
 }
 
@@ -248,13 +248,14 @@ impl<R: Recorded> OptimizerState<R> {
             for slot in &tensor.slots {
                 let name_in_file = SlotEntry::name(name, &slot.name)?;
                 record.check_slot(&known, name, &slot.name)?;
-                slots.push((name_in_file, &*tensor.shape, &*slot.values));
+                let bytes = bytemuck::cast_slice(&slot.values);
+                slots.push((name_in_file, Dtype::F32, &*tensor.shape, bytes));
             }
         }
         Ok(serialize(record.to_metadata()?, slots)?)
     }
 
-    /// What a file of the state says beside its slots.
+    /// The record that a file of the state has beside its slots.
     ///
     /// # Errors
     /// [`StateFileError::DuplicateCount`] if a tensor's name comes twice.
@@ -351,7 +352,7 @@ fn malformed(key: &'static str, error: impl ToString) -> StateFileError {
     }
 }
 
-/// What a control remembers, which no step has left otherwise.
+/// The memory of a control, which no step has left otherwise.
 fn control(json: &str) -> Result<ControlState, StateFileError> {
     let control: ControlState =
         serde_json::from_str(json).map_err(|error| malformed(CONTROL, error))?;

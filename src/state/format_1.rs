@@ -1,4 +1,4 @@
-//! What files of format 1 say of their rule: they held the momentum family alone, each velocity under its tensor's own
+//! The rule in files of format 1: they held the momentum family alone, each velocity under its tensor's own
 //! name (feature `safetensors`).
 
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! What an optimizer remembers between steps, in a form that does not depend on where it runs.
+//! The memory of an optimizer between steps, in a form that does not depend on where it runs.
 
 mod error;
 #[cfg(feature = "safetensors")]
@@ -24,7 +24,7 @@ pub use {
     recorded::Recorded,
 };
 
-/// What an optimizer remembers of one tensor.
+/// The state of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorState {
     /// The tensor's name.
@@ -33,7 +33,7 @@ pub struct TensorState {
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
-    /// What its slots mean, by [`Rule::meaning`] of its group's rule.
+    /// The meaning of its slots, by [`Rule::meaning`] of its group's rule.
     pub meaning: String,
     /// The slots that its rule keeps, in the rule's order; none before its first applied step. A file does not say the
     /// order of another group's rule; from there they come in alphabetical order.
@@ -63,7 +63,7 @@ fn is_masters(slot: &SlotState) -> bool {
     [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name)
 }
 
-/// What an optimizer remembers.
+/// The state of an optimizer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OptimizerState<R = SgdConfig> {
     /// The configuration at the time, that of the default group where there are several: for the record, an optimizer
@@ -73,7 +73,7 @@ pub struct OptimizerState<R = SgdConfig> {
     pub steps: u64,
     /// The states, in the order of the optimizer's tensors.
     pub tensors: Vec<TensorState>,
-    /// What the control of its steps remembers. An optimizer does not know: a program that has one puts it here, so that both
+    /// The memory of the control of its steps. An optimizer does not know: a program that has one puts it here, so that both
     /// are in one file.
     pub control: Option<ControlState>,
 }
@@ -93,9 +93,9 @@ pub struct TensorSpec {
     pub name: String,
     /// Its shape, first dimension first.
     pub shape: Vec<usize>,
-    /// What its parameters are stored as.
+    /// The storage type of its parameters.
     pub params_type: StorageType,
-    /// What its gradients are stored as.
+    /// The storage type of its gradients.
     pub grads_type: StorageType,
 }
 
@@ -110,7 +110,7 @@ impl TensorSpec {
         }
     }
 
-    /// The same tensor, stored otherwise.
+    /// Returns the tensor with other types of parameters and gradients.
     #[must_use]
     pub fn stored_as(self, params_type: StorageType, grads_type: StorageType) -> Self {
         Self {
@@ -234,7 +234,7 @@ impl Tensors {
         }
     }
 
-    /// What the optimizer remembers; `slot_of` is asked for the slots that tensors keep which have been updated, and
+    /// The state of the optimizer; `slot_of` is asked for the slots that tensors keep which have been updated, and
     /// behind the last of them for the masters.
     pub(crate) fn state<R: Rule>(
         &self,

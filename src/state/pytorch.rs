@@ -1,14 +1,14 @@
-//! What PyTorch's optimizers remember, in and out (feature `safetensors`).
+//! The states of PyTorch's optimizers, in and out (feature `safetensors`).
 
 use std::collections::HashMap;
 
 use super::file::{check_f32, check_shape};
 use super::{OptimizerState, SlotState, StateFileError, TensorState};
-use crate::files::{Header, TensorEntry, serialize};
+use crate::files::{Dtype, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Rule};
 use crate::storage::{MASTER_PARAMS, PARAMS_REST};
 
-/// What PyTorch calls the count of a parameter's steps.
+/// PyTorch's name of the count of a parameter's steps.
 const STEP: &str = "step";
 
 /// How far a scalar that PyTorch has computed step by step in f32 may be from its value, relative to that. It is off
@@ -119,17 +119,25 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
             let of_tensor = tensor.slots.iter();
             slots.extend(of_tensor.map(|slot| {
                 let key = key(index, &slot.name);
-                (key, tensor.shape.as_slice(), slot.values.as_slice())
+                let bytes = bytemuck::cast_slice(&slot.values);
+                (key, Dtype::F32, tensor.shape.as_slice(), bytes)
             }));
         }
         let scalars = scalars.iter();
-        let scalars = scalars.map(|(key, value)| (key.clone(), [].as_slice(), value.as_slice()));
+        let scalars = scalars.map(|(key, value)| {
+            (
+                key.clone(),
+                Dtype::F32,
+                [].as_slice(),
+                bytemuck::bytes_of(value),
+            )
+        });
         slots.extend(scalars);
         Ok(serialize(Vec::new(), slots)?)
     }
 }
 
-/// What a file holds of one parameter.
+/// The entries of a file of one parameter.
 struct Found<'f> {
     tensor: String,
     index: usize,

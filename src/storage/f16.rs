@@ -30,7 +30,7 @@ pub const fn unpack(half: u16) -> u32 {
     sign | bits
 }
 
-/// What makes the mantissa of an f32, with its leading one, that of a subnormal f16: the bits to shift it by. From 25 on
+/// The bits by which to shift the mantissa of an f32, with its leading one, to make it that of a subnormal f16. From 25 on
 /// nothing is left of it, and 31 is the most that may be shifted.
 #[inline(always)]
 const fn subnormal_shift(magnitude: u32) -> u32 {

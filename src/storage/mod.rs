@@ -20,7 +20,7 @@ mod slices;
 pub use random::Key;
 pub use slices::{Random, round, unpack};
 
-/// What a value is stored as.
+/// The type of a stored value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StorageType {
     /// IEEE's binary32.
@@ -105,7 +105,7 @@ impl StorageType {
         })
     }
 
-    /// What a value becomes when it is stored and loaded, rounded to the nearest.
+    /// The value that is loaded after this one has been stored, rounded to the nearest.
     #[must_use]
     pub const fn rounded(self, value: f32) -> f32 {
         let bits = value.to_bits();
@@ -120,7 +120,7 @@ impl StorageType {
 /// How exactly a tensor with 16-bit parameters remembers them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Masters {
-    /// As they are stored.
+    /// Not beyond the parameters themselves.
     None,
     /// As `f32`, in a slot named [`MASTER_PARAMS`] that starts as the parameters at the tensor's first step. What is
     /// in the parameters afterwards is only written, but for those whose master is zero: a program that writes them says
@@ -165,7 +165,7 @@ pub enum Rounding {
     ///
     /// Parameters that have masters are rounded to the nearest. A tensor takes a dispatch of its own.
     Stochastic {
-        /// Of the whole run.
+        /// The seed of the whole run.
         seed: u64,
     },
 }
@@ -173,11 +173,11 @@ pub enum Rounding {
 /// How the tensors of a parameter group are remembered, and rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Precision {
-    /// What the rule's slots are stored as.
+    /// The storage type of the rule's slots.
     pub state: StorageType,
-    /// Of 16-bit parameters; those of 32 bits have none.
+    /// The memory of 16-bit parameters beyond their own bits; those of 32 bits have none.
     pub masters: Masters,
-    /// Of what is stored in 16 bits.
+    /// The rounding of values that are stored in 16 bits.
     pub rounding: Rounding,
 }
 
@@ -212,7 +212,7 @@ impl Storage {
         is_stochastic: false,
     };
 
-    /// Of a tensor whose rule keeps so many slots, in a group of some precision.
+    /// The storage of a tensor whose rule keeps so many slots, in a group of some precision.
     #[must_use]
     pub fn new(
         params: StorageType,
@@ -256,7 +256,7 @@ impl Storage {
         }
     }
 
-    /// What the masters' section of the state holds a value in, if there is one.
+    /// Bytes of a value in the masters' section of the state, if there is one.
     #[must_use]
     pub const fn masters_bytes(&self) -> Option<u64> {
         match self.masters {

@@ -5,7 +5,7 @@
 pub struct Key(pub [u32; 2]);
 
 impl Key {
-    /// Of a seed, a tensor by its name, and how many steps have been applied to it.
+    /// The stream of random bits of a seed, a tensor by its name, and how many steps have been applied to it.
     #[must_use]
     pub fn new(seed: u64, tensor: &str, applied_steps: u64) -> Self {
         // FNV-1a.

@@ -46,7 +46,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<f32> {
     rests.into_iter().map(f32::from).collect()
 }
 
-/// What a state has, as rests.
+/// The values that a state has, as rests.
 pub(crate) fn of_values(values: &[f32]) -> impl Iterator<Item = u16> {
     values.iter().map(|value| *value as u16)
 }

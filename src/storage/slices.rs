@@ -33,7 +33,7 @@ impl WithSimd for Unpack<'_> {
 /// Random bits for values that follow each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Random {
-    /// Of the tensor and the step.
+    /// The stream of the tensor and the step.
     pub key: Key,
     /// The tensor's element that comes first, modulo 2^32.
     pub first: u32,

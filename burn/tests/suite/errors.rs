@@ -4,7 +4,7 @@ use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
+use wgpu_optim_burn::wgpu_optim::{LoadError, ParamGroups, SgdConfig, StateError};
 use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
 
 use crate::{MATRIX, Odd, gpu, momentum, tensor, values};
@@ -180,7 +180,7 @@ fn a_record_of_another_module_is_an_error_at_the_next_step() {
     let (grads, _) = module.grads(1);
     let error = resumed.step(0.1, module.clone(), grads).unwrap_err();
     let is_length =
-        matches!(&error, StepError::State(StateError::Length { tensor, .. }) if tensor == "cube");
+        matches!(&error, StepError::State(LoadError::State(StateError::Length { tensor, .. })) if tensor == "cube");
     assert!(is_length, "{error}");
     // The record is still there, and so is its fault.
     let (grads, _) = module.grads(1);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use wgpu_optim::plan::{Access, Plan, Target};
 use wgpu_optim::storage::Storage;
-use wgpu_optim::{Arena, Masters, Rule as _, StorageType, wgpu};
+use wgpu_optim::{Arena, Masters, Rule as _, StorageType, TensorSpec, wgpu};
 
 use super::timing::GpuWork;
 use crate::Failure;
@@ -101,8 +101,9 @@ impl WideCopy {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let slots = problem.config().slots().kept().count() as u32;
         let storage = problem.storage();
-        let tensors = [("all", [problem.numel().next_multiple_of(8)])];
-        let arena = Arena::stored_as(device, queue, tensors, storage.params, storage.grads)?;
+        let all = TensorSpec::new("all", [problem.numel().next_multiple_of(8)]);
+        let all = all.stored_as(storage.params, storage.grads);
+        let arena = Arena::new(device, queue, [all])?;
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(NAME),
             source: wgpu::ShaderSource::Wgsl(source(&storage, slots).into()),
@@ -115,7 +116,7 @@ impl WideCopy {
             compilation_options: wgpu::PipelineCompilationOptions::default(),
             cache: None,
         });
-        let layouts = arena.layouts(slots, storage);
+        let layouts = arena.layouts(slots, problem.precision());
         let plan = Plan::new(&layouts, open.kernels.device_limits())?;
         let buffer = |label, size, usage| {
             device.create_buffer(&wgpu::BufferDescriptor {

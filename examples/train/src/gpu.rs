@@ -78,8 +78,8 @@ impl<'t> Engine<'t> {
         }
         let Gpu { device, queue, .. } = &gpu;
         let kernels = Kernels::new(device, queue)?; // once per device, shared by its optimizers
-        let (tensors, params_type) = (task.model.tensors(), StorageType::F32);
-        let arena = Arena::stored_as(device, queue, tensors, params_type, gradients.stored_as)?;
+        let arena = Arena::builder().grads_type(gradients.stored_as);
+        let arena = arena.build(device, queue, task.model.tensors())?;
         if arena.params().len() != 1 {
             bail!("the parameters do not fit one buffer of this device");
         }

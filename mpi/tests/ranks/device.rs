@@ -7,7 +7,7 @@ use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, OptimizerState, ParamGroups,
-    Precision, SgdConfig, StepControl, StorageType, TensorValues, readback,
+    Precision, SgdConfig, StepControl, StorageType, TensorSpec, TensorValues, readback,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -43,8 +43,8 @@ fn run<R: Textbook>(
     let layout = model
         .tensors
         .iter()
-        .map(|tensor| (tensor.name.clone(), tensor.shape.clone()));
-    let arena = Arena::stored_as(device, queue, layout, types.0, types.1).unwrap();
+        .map(|tensor| TensorSpec::new(tensor.name.clone(), tensor.shape.clone()).stored_as(types.0, types.1));
+    let arena = Arena::new(device, queue, layout).unwrap();
     let params: Vec<_> = model.params.iter().map(TensorValues::to_f32).collect();
     arena.upload_all_params(&params).unwrap();
     let mut optimizer =

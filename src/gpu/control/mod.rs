@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::error::{BuildError, KernelError, StepError, TransferError};
 use super::error_scope::checked;
-use super::kernels::{BindingKind, Kernels, TENSORS_GROUP};
+use super::kernels::{BindingKind, Kernels};
+use super::pass;
 use super::readback;
 use super::staged::Staged;
 use super::submission::{Fate, Submission, Submissions};
@@ -27,10 +28,13 @@ pub(crate) const WINDOW: u64 = 64;
 const SETTINGS_WORDS: usize = 8 + NORMS;
 const VERDICT_WORDS: usize = 2 + 2 * NORMS;
 
+/// Bytes of a partial sum.
+const PARTIAL_BYTES: u64 = 16;
+
 /// Most norms that are told apart.
 const NORMS: usize = MAX_GROUP_NORMS + 1;
 
-/// What a step's control remembers on the device, and the kernels that decide.
+/// The control of steps on the device: the kernels that decide, and their memory from step to step.
 ///
 /// [`GpuOptimizer::step_with`](crate::GpuOptimizer::step_with) records a step under it, [`step`](Self::step) one of several
 /// optimizers together. In the caller's encoder, and in one pass, the gradients' norm is taken, what becomes of the step is
@@ -68,16 +72,12 @@ const NORMS: usize = MAX_GROUP_NORMS + 1;
 /// ```
 pub struct GpuControl {
     kernels: Kernels,
-    control: StepControl,
-    /// Tells controls apart.
-    identity: Arc<()>,
+    context: ControlContext,
     finish: Kernel,
-    check: Kernel,
-    select: Kernel,
+    /// The bindings of `finish`.
+    finish_bindings: wgpu::BindGroup,
     settings: Staged,
     buffers: Buffers,
-    /// What there are partial sums of, and what `finish` binds.
-    sums: Option<(wgpu::Buffer, wgpu::BindGroup)>,
     /// How often a step has been prepared.
     serial: u64,
     prepared: Option<Prepared>,
@@ -98,95 +98,50 @@ struct Prepared {
     submission: Submission,
 }
 
-/// What a control gives an optimizer, without borrowing all of it.
-macro_rules! given {
-    ($control:ident, $partials:ident) => {
-        Given {
-            control: &$control.control,
-            identity: &$control.identity,
-            check: &$control.check,
-            select: &$control.select,
-            verdict: &$control.buffers.verdict,
-            partials: $partials,
-        }
-    };
-}
-
 type Kernel = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
 
 struct Buffers {
-    /// `Scale`, `Verdict`, `Record` and an array of these in `finish.wgsl`.
+    /// `Scale`, `Record` and an array of these in `finish.wgsl`.
     scale: wgpu::Buffer,
-    verdict: wgpu::Buffer,
     latest: wgpu::Buffer,
     history: wgpu::Buffer,
 }
 
-/// An optimizer that a control can step: a [`GpuOptimizer`](crate::GpuOptimizer) of any rule.
-pub trait Controlled: sealed::Controlled {}
-
-impl<T: sealed::Controlled> Controlled for T {}
-
-pub(crate) mod sealed {
-    use super::{Counted, Kernels, StepControl, StepError, Submission};
-    use std::sync::Arc;
-
-    /// What a control gives an optimizer.
-    pub struct Given<'c> {
-        pub(crate) control: &'c StepControl,
-        pub(crate) identity: &'c Arc<()>,
-        pub(crate) check: &'c super::Kernel,
-        pub(crate) select: &'c super::Kernel,
-        pub(crate) verdict: &'c wgpu::Buffer,
-        pub(crate) partials: &'c wgpu::Buffer,
-    }
-
-    /// What an optimizer needs of a step.
-    #[derive(Clone, Copy)]
-    pub struct Needed {
-        pub(crate) partials: u32,
-    }
-
-    /// The step that an optimizer has been staged for.
-    #[derive(Clone)]
-    pub struct Staged {
-        pub(crate) control: Arc<()>,
-        pub(crate) serial: u64,
-        /// The index of its first partial sum.
-        pub(crate) partial: u32,
-    }
-
-    /// The parts of a step under a control, in their order.
-    pub trait Controlled {
-        fn kernels(&self) -> &Kernels;
-        /// Whether it has a parameter group of this name.
-        fn has_group(&self, name: &str) -> bool;
-        /// The most partial sums that its gradients can have.
-        fn max_partials(&self) -> u64;
-        /// Builds what it does not have yet, and says what takes part.
-        fn begin(&mut self, given: &Given<'_>) -> Result<Needed, StepError>;
-        /// Records copies.
-        fn stage(
-            &mut self,
-            encoder: &mut wgpu::CommandEncoder,
-            given: &Given<'_>,
-            staged: Staged,
-        ) -> Result<(), StepError>;
-        /// The step that it has been staged for, if nothing has changed since.
-        fn staged(&self) -> Option<&Staged>;
-        /// Records what comes before the decision.
-        fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>);
-        /// Records the step, and returns what the device counts of it.
-        fn record_step(
-            &mut self,
-            pass: &mut wgpu::ComputePass<'_>,
-            given: &Given<'_>,
-            submission: &Submission,
-        ) -> Option<Counted>;
-    }
+/// The parts of a control that the steps of its optimizers need.
+pub(crate) struct ControlContext {
+    pub(crate) control: StepControl,
+    /// Tells controls apart.
+    pub(crate) identity: Arc<()>,
+    pub(crate) check: Kernel,
+    pub(crate) select: Kernel,
+    pub(crate) verdict: wgpu::Buffer,
+    /// The partial sums of norms.
+    pub(crate) partials: wgpu::Buffer,
 }
 
-use sealed::Given;
+/// The preparation of a step that an optimizer takes part in.
+#[derive(Clone)]
+pub(crate) struct StagedStep {
+    pub(crate) control: Arc<()>,
+    pub(crate) serial: u64,
+    /// The index of the optimizer's first partial sum.
+    pub(crate) partial: u32,
+}
+
+/// An optimizer that a control can step: a [`GpuOptimizer`](crate::GpuOptimizer) of any rule.
+pub trait Controlled: sealed::Parts {}
+
+impl<T: sealed::Parts> Controlled for T {}
+
+pub(crate) mod sealed {
+    use crate::gpu::optimizer::Recorder;
+    use crate::gpu::rules::GroupRules;
+
+    /// An optimizer, without the type of its rules.
+    pub trait Parts {
+        fn parts(&mut self) -> (&dyn GroupRules, &mut Recorder);
+    }
+}
 
 impl GpuControl {
     /// Builds the kernels and the buffers of a control. Submits nothing.
@@ -216,23 +171,31 @@ impl GpuControl {
         let check = kernels.of_control("check_scalars", source, &CHECK, 0)?;
         let source = include_str!("../../../shaders/control/select.wgsl").to_owned();
         let select = kernels.of_control("select_scalars", source, &SELECT, 0)?;
-        let (settings, buffers) = checked(device, || {
+        let state = control.initial_state();
+        let control = checked(device, || {
             let usage = wgpu::BufferUsages::UNIFORM;
             let size = size_of::<[u32; SETTINGS_WORDS]>() as u64;
             let settings = Staged::new(device, "wgpu_optim.settings", size, usage);
-            (settings, Buffers::new(device))
-        })?;
-        let state = control.initial_state();
+            let buffers = Buffers::new(device);
+            let context = ControlContext {
+                control,
+                identity: Arc::new(()),
+                check,
+                select,
+                verdict: storage_buffer(device, "wgpu_optim.verdict", 4 * VERDICT_WORDS as u64),
+                partials: storage_buffer(device, "wgpu_optim.partials", PARTIAL_BYTES),
+            };
+            let finish_bindings = bind_finish(device, &finish, &settings, &context, &buffers);
+            (context, finish_bindings, settings, buffers)
+        });
+        let (context, finish_bindings, settings, buffers) = control?;
         let control = Self {
             kernels: kernels.clone(),
-            control,
-            identity: Arc::new(()),
+            context,
             finish,
-            check,
-            select,
+            finish_bindings,
             settings,
             buffers,
-            sums: None,
             serial: 0,
             prepared: None,
             submissions: Submissions::default(),
@@ -248,10 +211,10 @@ impl GpuControl {
         Ok(control)
     }
 
-    /// What is done.
+    /// The settings.
     #[must_use]
     pub const fn control(&self) -> &StepControl {
-        &self.control
+        &self.context.control
     }
 
     /// Does something else from the next recorded step on. A dynamic loss scale that was there goes on, whatever the new one
@@ -259,13 +222,13 @@ impl GpuControl {
     /// starts as, or a constant scale, from the commands of the next submission on: call this before the loss is recorded, and
     /// when the steps under the control before have been submitted.
     pub fn set_control(&mut self, control: StepControl) {
-        if control.loss_scale().is_none() || self.control.loss_scale().is_none() {
+        if control.loss_scale().is_none() || self.context.control.loss_scale().is_none() {
             let state = control.initial_state();
             let words = [state.scale.to_bits(), state.growth_tracker];
             let queue = self.kernels.queue();
             queue.write_buffer(&self.buffers.scale, 0, bytemuck::bytes_of(&words));
         }
-        self.control = control;
+        self.context.control = control;
         self.prepared = None;
     }
 
@@ -276,7 +239,7 @@ impl GpuControl {
         &self.buffers.scale
     }
 
-    /// What the last step came to, 32 bytes that a shader may bind as uniform or storage: the step's number (`u32`), norm
+    /// The outcome of the last step, 32 bytes that a shader may bind as uniform or storage: the step's number (`u32`), norm
     /// and clip factor (`f32`), flags (`u32`; bit 0: a gradient was not finite, bit 1: the step was skipped), the scale
     /// (`f32`), and how many steps have been skipped (`u32`). Bit 2 of the flags: the step was skipped because there were no
     /// scalars for it ([`StepError::TooFarAhead`]).
@@ -338,42 +301,38 @@ impl GpuControl {
         if let Some(step) = self.telemetry.take_too_far_ahead() {
             return Err(StepError::TooFarAhead { step });
         }
-        let mut of_device = optimizers.iter().map(|optimizer| optimizer.kernels());
-        if of_device.any(|kernels| !self.kernels.is_same(kernels)) {
-            return Err(StepError::OtherKernels);
+        let (mut unknown, mut max_partials): (Vec<&str>, _) =
+            (self.context.control.groups().collect(), 0);
+        for optimizer in &mut *optimizers {
+            let (rules, recorder) = optimizer.parts();
+            if !self.kernels.is_same(recorder.kernels()) {
+                return Err(StepError::OtherKernels);
+            }
+            let names = || (0..rules.groups()).map(|group| rules.name(group));
+            unknown.retain(|unknown| names().all(|name| name != *unknown));
+            max_partials += recorder.max_partials();
         }
-        let is_known = |group: &&str| {
-            optimizers
-                .iter()
-                .any(|optimizer| optimizer.has_group(group))
-        };
-        if let Some(unknown) = self.control.groups().find(|group| !is_known(group)) {
+        if let Some(unknown) = unknown.first() {
             return Err(StepError::UnknownGroup {
-                group: unknown.to_owned(),
+                group: (*unknown).to_owned(),
             });
         }
-        let max_partials = optimizers.iter().map(|optimizer| optimizer.max_partials());
-        self.make_room(max_partials.sum())?;
-        let Some((partials, _)) = &self.sums else {
-            return Ok(());
-        };
-        let given = given!(self, partials);
+        self.make_room(max_partials)?;
         self.serial += 1;
         let mut count = 0;
         for optimizer in &mut *optimizers {
-            let needed = optimizer.begin(&given)?;
-            let staged = sealed::Staged {
-                control: Arc::clone(given.identity),
+            let (rules, recorder) = optimizer.parts();
+            let staged = StagedStep {
+                control: Arc::clone(&self.context.identity),
                 serial: self.serial,
                 partial: count,
             };
-            optimizer.stage(encoder, &given, staged)?;
-            count += needed.partials;
+            count += recorder.stage(rules, encoder, &self.context, staged)?;
         }
         // No two steps that may still be submitted have one number.
         let last = self.recorded.back();
         let last = last.map_or(self.telemetry.last_arrived(), |(number, _)| *number);
-        let words = settings(&self.control, last + 1, count);
+        let words = settings(&self.context.control, last + 1, count);
         self.settings.bytes.clear();
         self.settings
             .bytes
@@ -398,12 +357,12 @@ impl GpuControl {
         pass: &mut wgpu::ComputePass<'_>,
         optimizers: &mut [&mut dyn Controlled],
     ) -> Result<(), StepError> {
-        let is_of_step = |staged: &sealed::Staged| {
-            Arc::ptr_eq(&staged.control, &self.identity) && staged.serial == self.serial
+        let is_of_step = |staged: &StagedStep| {
+            Arc::ptr_eq(&staged.control, &self.context.identity) && staged.serial == self.serial
         };
         let are_prepared = optimizers
-            .iter()
-            .all(|optimizer| optimizer.staged().is_some_and(is_of_step));
+            .iter_mut()
+            .all(|optimizer| optimizer.parts().1.staged().is_some_and(is_of_step));
         let prepared = self.prepared.take_if(|prepared| {
             let is_dropped = prepared.submission.fate() == Fate::Dropped;
             prepared.optimizers == optimizers.len() && are_prepared && !is_dropped
@@ -421,19 +380,13 @@ impl GpuControl {
         number: u64,
         submission: Submission,
     ) {
-        let Some((partials, finish)) = &self.sums else {
-            return;
-        };
-        let given = given!(self, partials);
-        for optimizer in &*optimizers {
-            optimizer.record_norm(pass, &given);
+        for optimizer in &mut *optimizers {
+            optimizer.parts().1.record_norm(pass, &self.context);
         }
-        pass.set_pipeline(&self.finish.0);
-        pass.set_bind_group(TENSORS_GROUP, finish, &[]);
-        pass.dispatch_workgroups(1, 1, 1);
-        let steps = optimizers.iter_mut();
+        pass::record_one(pass, &self.finish.0, &self.finish_bindings);
+        let recorders = optimizers.iter_mut().map(|optimizer| optimizer.parts().1);
         let counted =
-            steps.filter_map(|optimizer| optimizer.record_step(pass, &given, &submission));
+            recorders.filter_map(|recorder| recorder.record_step(pass, &self.context, &submission));
         self.counted = Some(counted.collect());
         self.steps += 1;
         self.recorded.push_back((number, submission));
@@ -463,37 +416,22 @@ impl GpuControl {
 
     /// Makes sure of a buffer for so many partial sums.
     fn make_room(&mut self, count: u64) -> Result<(), BuildError> {
-        let bytes = 16 * count.max(1);
-        if self
-            .sums
-            .as_ref()
-            .is_some_and(|(partials, _)| partials.size() >= bytes)
-        {
+        let bytes = PARTIAL_BYTES * count;
+        if self.context.partials.size() >= bytes {
             return Ok(());
         }
         let device = self.kernels.device();
-        let made = checked(device, || {
-            let partials = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("wgpu_optim.partials"),
-                size: bytes,
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
-            });
-            let bind_group = bind_whole(
-                device,
-                &self.finish.1,
-                &[
-                    self.settings.buffer(),
-                    &partials,
-                    &self.buffers.scale,
-                    &self.buffers.verdict,
-                    &self.buffers.latest,
-                    &self.buffers.history,
-                ],
-            );
-            (partials, bind_group)
-        });
-        self.sums = Some(made?);
+        let label = "wgpu_optim.partials";
+        self.context.partials = checked(device, || storage_buffer(device, label, bytes))?;
+        let Self {
+            finish,
+            settings,
+            context,
+            buffers,
+            ..
+        } = &*self;
+        let bind = || bind_finish(device, finish, settings, context, buffers);
+        self.finish_bindings = checked(device, bind)?;
         Ok(())
     }
 
@@ -519,14 +457,14 @@ impl GpuControl {
         unread.count() as u64
     }
 
-    /// What the control remembers, after everything submitted so far. Submits and waits as
+    /// Copies the control's memory off the device, after everything submitted so far. Submits and waits as
     /// [`readback::download`] does, under any executor.
     ///
     /// # Errors
     /// [`TransferError`] if the device is lost or out of memory.
     pub async fn state(&self) -> Result<ControlState, TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let is_dynamic = self.control.loss_scale().is_some();
+        let is_dynamic = self.context.control.loss_scale().is_some();
         let take = |bytes: &[u8]| {
             let mut words = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned);
             let mut next = || words.next().unwrap_or_default();
@@ -546,7 +484,7 @@ impl GpuControl {
     /// [`TransferError`] if the device is out of memory.
     pub fn load_state(&self, state: &ControlState) -> Result<(), TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let state = self.control.resumed(state);
+        let state = self.context.control.resumed(state);
         let words = [state.scale.to_bits(), state.growth_tracker];
         let bytes = bytemuck::bytes_of(&words);
         readback::upload_bytes(device, queue, &self.buffers.scale, 0, bytes)
@@ -572,7 +510,6 @@ impl Buffers {
         let bindable = Usages::UNIFORM | Usages::COPY_SRC | Usages::COPY_DST;
         Self {
             scale: buffer("wgpu_optim.loss_scale", 4, bindable),
-            verdict: buffer("wgpu_optim.verdict", VERDICT_WORDS, Usages::empty()),
             latest: buffer("wgpu_optim.record", RECORD_WORDS, bindable),
             history: buffer(
                 "wgpu_optim.history",
@@ -581,6 +518,34 @@ impl Buffers {
             ),
         }
     }
+}
+
+/// A buffer that kernels alone read and write.
+fn storage_buffer(device: &wgpu::Device, label: &str, size: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
+    })
+}
+
+fn bind_finish(
+    device: &wgpu::Device,
+    (_, layout): &Kernel,
+    settings: &Staged,
+    context: &ControlContext,
+    buffers: &Buffers,
+) -> wgpu::BindGroup {
+    let bound = [
+        settings.buffer(),
+        &context.partials,
+        &buffers.scale,
+        &context.verdict,
+        &buffers.latest,
+        &buffers.history,
+    ];
+    bind_whole(device, layout, &bound)
 }
 
 /// `Settings` of a step.
@@ -634,7 +599,7 @@ pub(crate) fn bind_whole(
 impl fmt::Debug for GpuControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuControl")
-            .field("control", &self.control)
+            .field("control", &self.context.control)
             .field("steps", &self.steps)
             .finish_non_exhaustive()
     }

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::super::bound::{Bound, BufferWindow, create_bind_group};
 use super::super::error::{BuildError, StepError};
 use super::super::error_scope::checked;
-use super::super::kernels::{BindingKind, Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use super::super::kernels::{BindingKind, Kernels};
+use super::super::pass::{self, Call};
 use super::super::scalars::{ScalarPath, UniformRing};
 use super::super::staged::Staged;
 use crate::plan::{Access, Batch, Piece, Plan};
@@ -28,10 +29,16 @@ fn lane_elems(numel: u64, device_type: wgpu::DeviceType) -> u64 {
     numel.div_ceil(lanes).clamp(least, MAX_LANE_ELEMS)
 }
 
-/// Bytes of `wo_k` in `shaders/control/norm.wgsl`.
-const SCALARS_BYTES: u32 = 28;
+/// `wo_k` in `shaders/control/norm.wgsl`.
+struct Scalars([u32; 7]);
 
-/// What a dispatch adds up.
+impl AsRef<[u8]> for Scalars {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::bytes_of(&self.0)
+    }
+}
+
+/// A dispatch, with the elements that it adds up.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     target: Target,
@@ -57,8 +64,9 @@ enum Target {
 
 /// The norm of an optimizer's gradients, on its plan.
 pub(crate) struct Norm {
-    /// By piece and by batch, where there is one.
-    pieces: Vec<Option<Bindings>>,
+    /// By piece, where it may have a dispatch of its own.
+    pieces: HashMap<usize, Bindings>,
+    /// By batch.
     batches: Vec<Bindings>,
     chunk_elems: u64,
     /// For each chunk, which of the runs behind all chunks are its; and first and last element of each run, from the start
@@ -70,7 +78,7 @@ pub(crate) struct Norm {
     partials: u32,
     max_workgroups: u32,
     ring: Option<UniformRing>,
-    /// What the bind groups bind.
+    /// The buffer of partial sums that the bind groups bind.
     into: wgpu::Buffer,
 }
 
@@ -85,9 +93,6 @@ impl Norm {
         into: &wgpu::Buffer,
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
-        let failed = |error: wgpu::Error| BuildError::Device {
-            message: error.to_string(),
-        };
         let chunk_elems = chunk_elems(kernels, plan);
         // A run for every part, and two more wherever a chunk ends: one that is cut off, and what then fits.
         let max_chunks = max_chunks(plan, chunk_elems);
@@ -103,14 +108,12 @@ impl Norm {
             );
             let ring = |layout| UniformRing::new(device, layout, dispatches);
             (chunks, kernels.scalars_layout().map(ring))
-        })
-        .map_err(failed)?;
+        })?;
 
         let path = kernels.scalar_path();
-        let mut pieces = Vec::with_capacity(plan.pieces.len());
+        let mut pieces = HashMap::new();
         for (index, piece) in plan.pieces.iter().enumerate() {
             if piece.is_absent || (piece.batched && piece.parts.len() == 1) {
-                pieces.push(None);
                 continue;
             }
             let source = NormVariant::new(piece.storage.grads).source(path);
@@ -120,8 +123,12 @@ impl Norm {
                 BindingKind::Read,
                 BindingKind::ReadWrite,
             ];
-            let (pipeline, layout) =
-                kernels.of_control(NormVariant::ENTRY_POINT, source, &KINDS, SCALARS_BYTES)?;
+            let (pipeline, layout) = kernels.of_control(
+                NormVariant::ENTRY_POINT,
+                source,
+                &KINDS,
+                size_of::<Scalars>() as u32,
+            )?;
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
             let grads = bound.grads[index].clone();
             // Where there is no whole vec4, any other buffer that has one.
@@ -133,7 +140,7 @@ impl Norm {
                 Some(whole(into)),
             ];
             let bind_group = bind(device, &layout, windows.into_iter().flatten());
-            pieces.push(Some((pipeline, bind_group.map_err(failed)?)));
+            pieces.insert(index, (pipeline, bind_group?));
         }
         let mut batches = Vec::with_capacity(plan.batches.len());
         for batch in &plan.batches {
@@ -143,11 +150,15 @@ impl Norm {
                 .source(path);
             let mut kinds = vec![BindingKind::Read; batch.pieces.len()];
             kinds.push(BindingKind::ReadWrite);
-            let (pipeline, layout) =
-                kernels.of_control(NormVariant::ENTRY_POINT, source, &kinds, SCALARS_BYTES)?;
+            let (pipeline, layout) = kernels.of_control(
+                NormVariant::ENTRY_POINT,
+                source,
+                &kinds,
+                size_of::<Scalars>() as u32,
+            )?;
             let windows = batch.pieces.iter().map(|piece| bound.grads[*piece].clone());
             let windows = windows.chain([Some((into.clone(), 0, into.size()))]);
-            let bind_group = bind(device, &layout, windows.flatten()).map_err(failed)?;
+            let bind_group = bind(device, &layout, windows.flatten())?;
             batches.push((pipeline, bind_group));
         }
         Ok(Self {
@@ -300,60 +311,41 @@ impl Norm {
     }
 
     /// Records what the dispatches need before their pass begins. Partial sums start at `partial`, and a parameter group is
-    /// part of the norm that `norm_of` says. The device is known to have done the step `reported`: until that is one which
+    /// part of the norm that `norm_of` says by its index. The device is known to have done the step `reported`: until that is one which
     /// the chunks went with they go with every step.
     pub(crate) fn prepare(
         &mut self,
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
         partial: u32,
-        norm_of: impl Fn(usize) -> u32,
+        norm_of: &[u32],
         reported: u64,
     ) -> Result<(), StepError> {
         if self.sent_with.is_none_or(|step| reported < step) {
             self.chunks.record(device, encoder)?;
         }
-        if let Some(ring) = &mut self.ring {
-            for (slot, part) in self.parts.iter().enumerate() {
-                let scalars = scalars(part, self.max_workgroups, partial, &norm_of);
-                ring.set(slot, bytemuck::bytes_of(&scalars));
-            }
-            ring.record(device, encoder)?;
-        }
-        Ok(())
+        let (parts, max_workgroups) = (&self.parts, self.max_workgroups);
+        let scalars_of = |part: usize| scalars(&parts[part], max_workgroups, partial, norm_of);
+        pass::prepare(&mut self.ring, device, encoder, parts.len(), scalars_of)
     }
 
     /// Records the dispatches.
-    pub(crate) fn record(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        partial: u32,
-        norm_of: impl Fn(usize) -> u32,
-    ) {
-        let mut current = None;
-        for (slot, part) in self.parts.iter().enumerate() {
-            let bindings = match part.target {
-                Target::Piece(piece) => self.pieces[piece].as_ref(),
-                Target::Batch(batch) => Some(&self.batches[batch]),
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>, partial: u32, norm_of: &[u32]) {
+        let calls = self.parts.iter().map(|part| {
+            let (pipeline, tensors) = match part.target {
+                Target::Piece(piece) => &self.pieces[&piece],
+                Target::Batch(batch) => &self.batches[batch],
             };
-            let Some((pipeline, bind_group)) = bindings else {
-                continue;
-            };
-            if current != Some(pipeline) {
-                pass.set_pipeline(pipeline);
-                current = Some(pipeline);
+            Call {
+                pipeline,
+                tensors,
+                decision: None,
+                workgroups: grid(part.count, self.max_workgroups),
             }
-            pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
-            match &self.ring {
-                Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
-                None => {
-                    let scalars = scalars(part, self.max_workgroups, partial, &norm_of);
-                    pass.set_immediates(0, bytemuck::bytes_of(&scalars));
-                }
-            }
-            let [x, y] = grid(part.count, self.max_workgroups);
-            pass.dispatch_workgroups(x, y, 1);
-        }
+        });
+        let scalars_of =
+            |part: usize| scalars(&self.parts[part], self.max_workgroups, partial, norm_of);
+        pass::record(pass, self.ring.as_ref(), calls, scalars_of);
     }
 
     /// The step of this number has been recorded behind what [`prepare`](Self::prepare) did.
@@ -453,22 +445,17 @@ fn grid(count: u32, max_per_dimension: u32) -> [u32; 2] {
 }
 
 /// `wo_k` of a dispatch.
-fn scalars(
-    part: &Part,
-    max_workgroups: u32,
-    partial: u32,
-    norm_of: impl Fn(usize) -> u32,
-) -> [u32; 7] {
+fn scalars(part: &Part, max_workgroups: u32, partial: u32, norm_of: &[u32]) -> Scalars {
     let [row, _] = grid(part.count, max_workgroups);
-    [
+    Scalars([
         part.first,
         part.count,
         partial + part.partial,
         row,
-        norm_of(part.group),
+        norm_of[part.group],
         part.tensor_mask,
         part.adds.into(),
-    ]
+    ])
 }
 
 fn bind(

@@ -1,4 +1,4 @@
-//! What controlled steps came to, on its way to the host: copied behind each step, mapped by its submission, and looked at
+//! The outcomes of controlled steps, on their way to the host: copied behind each step, mapped by its submission, and looked at
 //! when somebody asks.
 
 use std::collections::VecDeque;

@@ -247,6 +247,13 @@ impl Ledger {
         self.tallies[tensor].origin as u32
     }
 
+    /// The numbers that the device counts from, by tensor.
+    pub(crate) fn origins(&self) -> Vec<u32> {
+        (0..self.tallies.len())
+            .map(|tensor| self.origin(tensor))
+            .collect()
+    }
+
     /// How many steps have been recorded, those left out that are known to have been dropped.
     pub(crate) fn steps(&self) -> u64 {
         let dropped = self.unsettled.iter().filter(|step| step.is_dropped());

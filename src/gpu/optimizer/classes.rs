@@ -12,7 +12,8 @@ pub(super) struct Classes<K> {
     classes: Vec<Class<K>>,
     /// Each with the index of its class.
     dispatches: Vec<(Dispatch, usize)>,
-    is_stale: bool,
+    /// The revision of the tensors that they have been made of.
+    revision: Option<u64>,
     /// Reused, so that a step allocates nothing.
     order: Vec<usize>,
 }
@@ -30,26 +31,23 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         Self {
             classes: Vec::new(),
             dispatches: Vec::new(),
-            is_stale: true,
+            revision: None,
             order: Vec::new(),
         }
     }
 
-    /// Has classes and dispatches made anew, because tensors have changed otherwise than by a step.
-    pub(super) fn set_stale(&mut self) {
-        self.is_stale = true;
-    }
-
     /// Makes sure that the classes are those of the next step, by the keys that tensors have now; those without one are
-    /// left out. Dispatches are made anew only where tensors meet or part.
+    /// left out. Dispatches are made anew only where tensors meet or part, or where they have changed otherwise than by a
+    /// step and are of another `revision`.
     pub(super) fn refresh<P: Hash + Eq>(
         &mut self,
+        revision: u64,
         plan: &Plan,
         tensors: usize,
         key_of: impl Fn(usize) -> Option<K>,
         progress_of: impl Fn(usize) -> P,
     ) -> bool {
-        if !self.is_stale && self.advance(&key_of) {
+        if self.revision == Some(revision) && self.advance(&key_of) {
             return false;
         }
         let mut index_of = HashMap::new();
@@ -71,7 +69,7 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         };
         let of_tensors: Vec<_> = (0..tensors).map(&mut class_of).collect();
         self.dispatches = plan.dispatches(|tensor| of_tensors[tensor]);
-        self.is_stale = false;
+        self.revision = Some(revision);
         true
     }
 

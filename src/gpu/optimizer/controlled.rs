@@ -3,21 +3,26 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::classes::Classes;
-use super::{FrameClass, GpuOptimizer, uniforms_of};
-use crate::gpu::bound::ControlledPipelines;
-use crate::gpu::control::sealed::{Controlled, Given, Needed, Staged as StagedStep};
+use super::recorder::{FrameClass, Prepared, uniforms_of};
+use super::{GpuOptimizer, Recorder};
+use crate::gpu::bound::Pipelines;
+use crate::gpu::control::sealed::Parts;
 use crate::gpu::control::{
-    Counted, GpuControl, Mailbox, Norm, Report, ReportOf, WINDOW, bind_whole,
+    ControlContext, Counted, GpuControl, Mailbox, Norm, Report, ReportOf, StagedStep, WINDOW,
+    bind_whole,
 };
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::{LOST, checked};
-use crate::gpu::kernels::{Kernels, SCALARS_GROUP, TENSORS_GROUP};
+use crate::gpu::kernels::Kernels;
 use crate::gpu::ledger::Ledger;
-use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS};
+use crate::gpu::pass::{self, Call, Decision};
+use crate::gpu::rules::GroupRules;
+use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS, Uniforms};
+use crate::gpu::source::KernelVariant;
 use crate::gpu::staged::Staged;
 use crate::gpu::submission::Submission;
-use crate::plan::Target;
-use crate::rules::{Groups, Rule};
+use crate::plan::Plan;
+use crate::rules::Rule;
 use crate::state::Tensor;
 use crate::storage::Key;
 
@@ -36,7 +41,7 @@ const ENTRY_WORDS: usize = CONTROL_SCALARS.len() - 4;
 pub(super) struct DeviceCounts {
     /// The number of steps that have been applied to each tensor; from the first such step on.
     pub(super) counted: Option<wgpu::Buffer>,
-    /// What has been read of these counts, until the optimizer takes it over.
+    /// The reports of these counts that have arrived, until the recorder takes them over.
     mailbox: Arc<Mutex<Mailbox>>,
     /// The control of the last controlled step.
     control: Option<Arc<()>>,
@@ -45,6 +50,28 @@ pub(super) struct DeviceCounts {
 impl DeviceCounts {
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The buffer of the counts, which is made at the first step under a control.
+    fn buffer(&mut self, kernels: &Kernels, ledger: &Ledger) -> Result<wgpu::Buffer, BuildError> {
+        if let Some(counted) = &self.counted {
+            return Ok(counted.clone());
+        }
+        let origins = ledger.origins();
+        let device = kernels.device();
+        let counted = checked(device, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("wgpu_optim.applied_steps"),
+                size: 4 * origins.len().max(1) as u64,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        let queue = kernels.queue();
+        queue.write_buffer(&counted, 0, bytemuck::cast_slice(&origins));
+        Ok(self.counted.insert(counted).clone())
     }
 
     /// The count of a tensor in the last report that has not been taken over.
@@ -71,21 +98,23 @@ impl DeviceCounts {
     }
 }
 
-/// What controlled steps need beside what others do, on a plan.
+/// The part of a recorder that only steps under a control need.
 pub(super) struct UnderControl {
     control: Arc<()>,
-    pipelines: ControlledPipelines,
+    pipelines: Pipelines,
+    /// Whether they know of a largest gradient.
+    clips_values: bool,
     norm: Norm,
+    /// The norm of each parameter group.
+    norm_of: Vec<u32>,
     /// For `select.wgsl`, and what that writes.
     places: Places,
-    pub(super) classes: Classes<Class>,
-    /// The step that it has been staged for, if nothing has changed since.
-    pub(super) staged: Option<StagedStep>,
+    classes: Classes<Class>,
 }
 
-/// What tensors have in common that share a dispatch, whatever the device skips.
+/// The key of tensors that share a dispatch, whatever the device skips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Class {
+struct Class {
     frame: FrameClass,
     /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, and the next one
     /// does, their phase.
@@ -97,19 +126,19 @@ pub(super) struct Class {
 }
 
 impl Class {
-    fn of<R: Rule>(
-        groups: &Groups<R>,
+    fn of(
+        rules: &dyn GroupRules,
         ledger: &Ledger,
         histories: Option<&[u32]>,
         index: usize,
         tensor: &Tensor,
     ) -> Self {
-        let config = groups.config(tensor.group);
         let (most, unread) = (ledger.most(index), ledger.unread(index));
-        let phase = config.phase(most);
+        let phase_of = |steps| rules.phase(tensor.group, steps);
+        let phase = phase_of(most);
         let mut others = most.saturating_sub(unread)..=most.saturating_add(1);
         let frame = FrameClass::of(index, tensor);
-        let is_settled = frame.tensor.is_none() && others.all(|steps| config.phase(steps) == phase);
+        let is_settled = frame.tensor.is_none() && others.all(|steps| phase_of(steps) == phase);
         Self {
             frame,
             count: if is_settled { phase } else { most },
@@ -152,7 +181,15 @@ impl<R: Rule> GpuOptimizer<R> {
     ) -> Result<(), StepError> {
         control.step(encoder, &mut [self])
     }
+}
 
+impl<R: Rule> Parts for GpuOptimizer<R> {
+    fn parts(&mut self) -> (&dyn GroupRules, &mut Recorder) {
+        (&self.groups, &mut self.recorder)
+    }
+}
+
+impl Recorder {
     /// Takes over what has been read of the device's counts.
     pub(super) fn learn(&mut self) {
         let reports = std::mem::take(&mut *self.device_counts.mailbox());
@@ -164,108 +201,233 @@ impl<R: Rule> GpuOptimizer<R> {
         }
     }
 
-    fn build(&mut self, given: &Given<'_>) -> Result<(), BuildError> {
-        let device = self.kernels.device();
-        let tensors = self.tensors.as_slice().len();
-        let counted = match &self.device_counts.counted {
-            Some(counted) => counted.clone(),
-            None => checked(device, || {
-                device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("wgpu_optim.applied_steps"),
-                    size: 4 * tensors.max(1) as u64,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            })?,
-        };
-        let pipelines = ControlledPipelines::new(
-            &self.kernels,
-            &self.groups,
-            &self.plan,
-            given.control.clips_values(),
-        )?;
-        let norm = Norm::new(&self.kernels, &self.plan, &self.bound, given.partials)?;
-        let places = checked(device, || Places::new(&self.kernels, given, &counted, 1, 1))?;
-        if self.device_counts.counted.is_none() {
-            let origins: Vec<_> = (0..tensors)
-                .map(|tensor| self.ledger.origin(tensor))
-                .collect();
-            let queue = self.kernels.queue();
-            queue.write_buffer(&counted, 0, bytemuck::cast_slice(&origins));
+    /// The most partial sums that a norm of the gradients can have.
+    pub(crate) fn max_partials(&self) -> u64 {
+        let max = || Norm::max_partials(&self.kernels, &self.plan);
+        *self.max_partials.get_or_init(max)
+    }
+
+    /// The step under a control that has been prepared, if nothing has changed since.
+    pub(crate) fn staged(&self) -> Option<&StagedStep> {
+        match &self.prepared {
+            Prepared::Controlled(staged) => Some(staged),
+            _ => None,
         }
-        self.device_counts.counted = Some(counted);
-        self.controlled = Some(Box::new(UnderControl {
-            control: given.identity.clone(),
-            pipelines,
-            norm,
-            places,
+    }
+
+    /// Records the copies that a step under a control needs, and builds what is not there yet. Returns the number of partial
+    /// sums of its norm.
+    pub(crate) fn stage(
+        &mut self,
+        rules: &dyn GroupRules,
+        encoder: &mut wgpu::CommandEncoder,
+        context: &ControlContext,
+        staged: StagedStep,
+    ) -> Result<u32, StepError> {
+        if self.kernels.has_seen_loss() {
+            return Err(StepError::Scalars {
+                message: LOST.to_owned(),
+            });
+        }
+        self.settle();
+        let is_same = |control: &Arc<()>| Arc::ptr_eq(control, &context.identity);
+        if self.ledger.are_unread() && !self.device_counts.control.as_ref().is_some_and(is_same) {
+            return Err(StepError::Unread);
+        }
+        let counted = self.device_counts.buffer(&self.kernels, &self.ledger)?;
+        let mut under = match self.controlled.take() {
+            Some(under) if under.goes_with(context) => under,
+            _ => Box::new(UnderControl::new(self, rules, context, &counted)?),
+        };
+        let staged_step = under.stage(self, rules, encoder, context, &staged, &counted);
+        let partials = under.norm.partials();
+        self.controlled = Some(under);
+        staged_step?;
+        self.prepared = Prepared::Controlled(staged);
+        Ok(partials)
+    }
+
+    /// Records what comes before the decision of a staged step.
+    pub(crate) fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, context: &ControlContext) {
+        let Some((under, staged)) = self.controlled.as_ref().zip(self.staged()) else {
+            return;
+        };
+        under.norm.record(pass, staged.partial, &under.norm_of);
+        // There are scalars for so many skipped steps: the device says where it is behind by more.
+        if under.classes.iter().any(|(class, _)| class.unread > WINDOW) {
+            pass::record_one(pass, &context.check.0, &under.places.check);
+        }
+    }
+
+    /// Records a staged step behind the decision. Returns what the device counts of it.
+    pub(crate) fn record_step(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        context: &ControlContext,
+        submission: &Submission,
+    ) -> Option<Counted> {
+        self.record_moves(pass, submission);
+        let (under, counted) = self
+            .controlled
+            .as_mut()
+            .zip(self.device_counts.counted.clone())?;
+        pass::record_one(pass, &context.select.0, &under.places.select);
+        let (bound, group) = (&self.bound, self.kernels.scalar_path().control_group());
+        let dispatches = under.classes.dispatches().iter();
+        let calls = dispatches.map(|(dispatch, class)| {
+            let (pipeline, tensors) = bound.of_dispatch(&under.pipelines, dispatch);
+            Call {
+                pipeline,
+                tensors,
+                decision: Some(Decision {
+                    group,
+                    blocks: &under.places.block,
+                    offset_bytes: (*class as u64 * BLOCK_BYTES) as u32,
+                }),
+                workgroups: dispatch.workgroups,
+            }
+        });
+        let uniforms_of = |call| under.uniforms(&self.plan, call);
+        pass::record(pass, self.ring.as_ref(), calls, uniforms_of);
+        self.recorded = under.norm.dispatches() + 1 + under.classes.dispatches().len();
+        self.device_counts.control = Some(context.identity.clone());
+        let step = self.ledger.record_counted(submission.clone());
+        under.norm.set_recorded(step);
+        self.prepared = Prepared::Nothing;
+        Some(Counted {
+            counted,
+            tensors: self.tensors.as_slice().len(),
+            step,
+            mailbox: self.device_counts.mailbox.clone(),
+        })
+    }
+}
+
+impl UnderControl {
+    fn new(
+        recorder: &Recorder,
+        rules: &dyn GroupRules,
+        context: &ControlContext,
+        counted: &wgpu::Buffer,
+    ) -> Result<Self, BuildError> {
+        let (kernels, plan) = (&recorder.kernels, &recorder.plan);
+        let clips_values = context.control.clips_values();
+        let controlled = |variant: KernelVariant| variant.controlled(clips_values);
+        Ok(Self {
+            control: context.identity.clone(),
+            pipelines: Pipelines::new(kernels, rules, plan, controlled)?,
+            clips_values,
+            norm: Norm::new(kernels, plan, &recorder.bound, &context.partials)?,
+            norm_of: Vec::new(),
+            places: checked(kernels.device(), || {
+                Places::new(kernels, context, counted, 0, 0)
+            })?,
             classes: Classes::new(),
-            staged: None,
-        }));
-        Ok(())
+        })
+    }
+
+    /// Whether it has been built for this control, as that is now.
+    fn goes_with(&self, context: &ControlContext) -> bool {
+        let knows_all = self.clips_values || !context.control.clips_values();
+        let is_same = Arc::ptr_eq(&self.control, &context.identity);
+        knows_all && is_same && self.norm.goes_into(&context.partials)
+    }
+
+    /// Records the copies of the next step.
+    fn stage(
+        &mut self,
+        recorder: &mut Recorder,
+        rules: &dyn GroupRules,
+        encoder: &mut wgpu::CommandEncoder,
+        context: &ControlContext,
+        staged: &StagedStep,
+        counted: &wgpu::Buffer,
+    ) -> Result<(), StepError> {
+        self.refresh(recorder, rules, context, counted)?;
+        self.fill_inputs(recorder, rules, context);
+        let norms = (0..rules.groups()).map(|group| context.control.norm_of(rules.name(group)));
+        self.norm_of.clear();
+        self.norm_of.extend(norms.map(|norm| norm as u32));
+
+        let (device, calls) = (recorder.kernels.device(), self.classes.dispatches().len());
+        let uniforms_of = |call| self.uniforms(&recorder.plan, call);
+        pass::prepare(&mut recorder.ring, device, encoder, calls, uniforms_of)?;
+        let reported = recorder.ledger.reported();
+        self.norm
+            .prepare(device, encoder, staged.partial, &self.norm_of, reported)?;
+        self.places.inputs.record(device, encoder)
+    }
+
+    /// The scalars of a dispatch that do not depend on the decision.
+    fn uniforms(&self, plan: &Plan, dispatch: usize) -> Uniforms {
+        let (dispatch, class) = &self.classes.dispatches()[dispatch];
+        let tensor = self.classes.key(*class).frame.tensor;
+        uniforms_of(&[].into(), Key::default(), plan, dispatch, tensor)
     }
 
     /// Makes sure that the dispatches are those of the next step, and that there is room for what it says to the device.
-    fn refresh_controlled(&mut self, given: &Given<'_>) -> Result<(), BuildError> {
-        let (Some(under), Some(counted)) = (&mut self.controlled, &self.device_counts.counted)
-        else {
-            return Ok(());
-        };
-        let (tensors, groups, ledger) = (self.tensors.as_slice(), &self.groups, &self.ledger);
+    fn refresh(
+        &mut self,
+        recorder: &Recorder,
+        rules: &dyn GroupRules,
+        context: &ControlContext,
+        counted: &wgpu::Buffer,
+    ) -> Result<(), BuildError> {
+        let (tensors, ledger) = (recorder.tensors.as_slice(), &recorder.ledger);
+        let (plan, revision) = (&recorder.plan, recorder.revision);
         let histories = ledger.histories();
         let takes_part = |index: usize| !tensors[index].is_left_out() && tensors[index].numel > 0;
         let class_of = |index: usize| {
-            let class = || Class::of(groups, ledger, histories.as_deref(), index, &tensors[index]);
+            let class = || Class::of(rules, ledger, histories.as_deref(), index, &tensors[index]);
             takes_part(index).then(class)
         };
         let progress = |index: usize| {
             let history = histories.as_ref().map(|histories| histories[index]);
             (ledger.most(index), ledger.unread(index), history)
         };
-        let classes = &mut under.classes;
-        if classes.refresh(&self.plan, tensors.len(), class_of, progress) {
-            classes.sort_by_pipeline(&self.bound, |class| class.frame.group);
-            under.norm.refresh(&self.plan, takes_part);
+        let classes = &mut self.classes;
+        if classes.refresh(revision, plan, tensors.len(), class_of, progress) {
+            classes.sort_by_pipeline(&recorder.bound, |class| class.frame.group);
+            self.norm.refresh(plan, takes_part);
         }
-        let of_class = CLASS_WORDS + (WINDOW as usize + 1) * entry_words(groups);
-        let words = HEADER_WORDS + tensors.len().div_ceil(32) + under.classes.len() * of_class;
+        let of_class = CLASS_WORDS + (WINDOW as usize + 1) * entry_words(rules);
+        let words = HEADER_WORDS + tensors.len().div_ceil(32) + classes.len() * of_class;
         let inputs_bytes = 4 * words as u64;
-        let blocks_bytes = BLOCK_BYTES * under.classes.len() as u64;
-        if under.places.inputs.buffer().size() < inputs_bytes
-            || under.places.blocks.size() < blocks_bytes
-        {
-            let make = || Places::new(&self.kernels, given, counted, inputs_bytes, blocks_bytes);
-            under.places = checked(self.kernels.device(), make)?;
+        let blocks_bytes = BLOCK_BYTES * classes.len() as u64;
+        let places = &self.places;
+        if places.inputs.buffer().size() < inputs_bytes || places.blocks.size() < blocks_bytes {
+            let kernels = &recorder.kernels;
+            let make = || Places::new(kernels, context, counted, inputs_bytes, blocks_bytes);
+            self.places = checked(kernels.device(), make)?;
         }
         Ok(())
     }
 
     /// The words for `select.wgsl`.
-    fn fill_inputs(&mut self, given: &Given<'_>) {
-        let Some(under) = &mut self.controlled else {
-            return;
-        };
-        let tensors = self.tensors.as_slice();
-        let (groups, ledger) = (&self.groups, &self.ledger);
-        let entry_words = entry_words(groups);
-        let header = [under.classes.len(), tensors.len(), entry_words];
+    fn fill_inputs(
+        &mut self,
+        recorder: &Recorder,
+        rules: &dyn GroupRules,
+        context: &ControlContext,
+    ) {
+        let (tensors, ledger) = (recorder.tensors.as_slice(), &recorder.ledger);
+        let entry_words = entry_words(rules);
+        let header = [self.classes.len(), tensors.len(), entry_words];
 
-        under.places.inputs.bytes.clear();
-        let mut words = Words(&mut under.places.inputs.bytes);
+        self.places.inputs.bytes.clear();
+        let mut words = Words(&mut self.places.inputs.bytes);
         header.iter().for_each(|count| words.push(*count as u32));
         let mut entries_at =
-            HEADER_WORDS + under.classes.len() * CLASS_WORDS + tensors.len().div_ceil(32);
-        for (class, tensor) in under.classes.iter() {
-            let group = groups.name(class.frame.group);
+            HEADER_WORDS + self.classes.len() * CLASS_WORDS + tensors.len().div_ceil(32);
+        for (class, tensor) in self.classes.iter() {
+            let group = rules.name(class.frame.group);
             words.push(tensor as u32);
             words.push(ledger.most_counted(tensor));
             words.push(class.entries() as u32);
             words.push(class.most_skipped());
             words.push(entries_at as u32);
-            words.push(given.control.norm_of(group) as u32);
-            words.push(given.control.clip_value_of(group).to_bits());
+            words.push(context.control.norm_of(group) as u32);
+            words.push(context.control.clip_value_of(group).to_bits());
             entries_at += class.entries() as usize * entry_words;
         }
         for tensors in tensors.chunks(32) {
@@ -273,14 +435,14 @@ impl<R: Rule> GpuOptimizer<R> {
             let bits = bits.filter(|(_, tensor)| !tensor.is_left_out());
             words.push(bits.fold(0, |word, (bit, _)| word | 1 << bit));
         }
-        for (class, tensor) in under.classes.iter() {
-            let config = groups.config(class.frame.group);
+        for (class, tensor) in self.classes.iter() {
+            let group = class.frame.group;
             for skipped in 0..class.entries() {
                 let applied_steps = ledger.most(tensor).saturating_sub(skipped);
-                let rounding = groups.rounding(class.frame.group);
+                let rounding = rules.rounding(group);
                 let Key(key) = tensors[tensor].key(rounding, applied_steps);
                 key.into_iter().for_each(|word| words.push(word));
-                let scalars = config.scalars(config.phase(applied_steps));
+                let scalars = rules.scalars(group, rules.phase(group, applied_steps));
                 let scalars = scalars.as_slice();
                 scalars
                     .iter()
@@ -300,7 +462,7 @@ impl Words<'_> {
     }
 }
 
-/// What grows with the number of classes.
+/// Buffers and bindings that grow with the number of classes.
 struct Places {
     inputs: Staged,
     blocks: wgpu::Buffer,
@@ -313,7 +475,7 @@ struct Places {
 impl Places {
     fn new(
         kernels: &Kernels,
-        given: &Given<'_>,
+        context: &ControlContext,
         counted: &wgpu::Buffer,
         inputs_bytes: u64,
         blocks_bytes: u64,
@@ -328,10 +490,10 @@ impl Places {
             usage: storage | wgpu::BufferUsages::UNIFORM,
             mapped_at_creation: false,
         });
-        let check = [inputs.buffer(), counted, given.verdict];
-        let check = bind_whole(device, &given.check.1, &check);
-        let select = [inputs.buffer(), given.verdict, counted, &blocks];
-        let select = bind_whole(device, &given.select.1, &select);
+        let check = [inputs.buffer(), counted, &context.verdict];
+        let check = bind_whole(device, &context.check.1, &check);
+        let select = [inputs.buffer(), &context.verdict, counted, &blocks];
+        let select = bind_whole(device, &context.select.1, &select);
         let block = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("wgpu_optim.block"),
             layout: kernels.control_layout(),
@@ -354,159 +516,8 @@ impl Places {
     }
 }
 
-impl<R: Rule> Controlled for GpuOptimizer<R> {
-    fn kernels(&self) -> &Kernels {
-        &self.kernels
-    }
-
-    fn has_group(&self, name: &str) -> bool {
-        self.groups.by_name(name).is_some()
-    }
-
-    fn max_partials(&self) -> u64 {
-        let max = || Norm::max_partials(&self.kernels, &self.plan);
-        *self.max_partials.get_or_init(max)
-    }
-
-    fn begin(&mut self, given: &Given<'_>) -> Result<Needed, StepError> {
-        if self.kernels.has_seen_loss() {
-            return Err(StepError::Scalars {
-                message: LOST.to_owned(),
-            });
-        }
-        self.settle();
-        let is_same = |control: &Arc<()>| Arc::ptr_eq(control, given.identity);
-        if self.ledger.are_unread() && !self.device_counts.control.as_ref().is_some_and(is_same) {
-            return Err(StepError::Unread);
-        }
-        let stays = |under: &UnderControl| {
-            let knows_all = under.pipelines.clips_values || !given.control.clips_values();
-            knows_all && is_same(&under.control) && under.norm.goes_into(given.partials)
-        };
-        if !self.controlled.as_deref().is_some_and(stays) {
-            self.build(given)?;
-        }
-        self.refresh_controlled(given)?;
-        let under = self.controlled.as_deref();
-        Ok(Needed {
-            partials: under.map_or(0, |under| under.norm.partials()),
-        })
-    }
-
-    fn stage(
-        &mut self,
-        encoder: &mut wgpu::CommandEncoder,
-        given: &Given<'_>,
-        staged: StagedStep,
-    ) -> Result<(), StepError> {
-        self.fill_inputs(given);
-        if let (Some(ring), Some(under)) = (&mut self.ring, &self.controlled) {
-            for (slot, (dispatch, class)) in under.classes.dispatches().iter().enumerate() {
-                let tensor = under.classes.key(*class).frame.tensor;
-                let scalars = [].into();
-                let uniforms = uniforms_of(&scalars, Key::default(), &self.plan, dispatch, tensor);
-                ring.set(slot, uniforms.as_bytes());
-            }
-            ring.record(self.kernels.device(), encoder)?;
-        }
-        let device = self.kernels.device();
-        let norm_of = norm_of(&self.groups, given);
-        if let Some(under) = &mut self.controlled {
-            let reported = self.ledger.reported();
-            under
-                .norm
-                .prepare(device, encoder, staged.partial, norm_of, reported)?;
-            under.places.inputs.record(device, encoder)?;
-            under.staged = Some(staged);
-        }
-        Ok(())
-    }
-
-    fn staged(&self) -> Option<&StagedStep> {
-        self.controlled.as_ref()?.staged.as_ref()
-    }
-
-    fn record_norm(&self, pass: &mut wgpu::ComputePass<'_>, given: &Given<'_>) {
-        let Some((under, staged)) = self.controlled.as_ref().zip(self.staged()) else {
-            return;
-        };
-        let norm_of = norm_of(&self.groups, given);
-        under.norm.record(pass, staged.partial, norm_of);
-        // There are scalars for so many skipped steps: the device says where it is behind by more.
-        if under.classes.iter().any(|(class, _)| class.unread > WINDOW) {
-            pass.set_pipeline(&given.check.0);
-            pass.set_bind_group(TENSORS_GROUP, &under.places.check, &[]);
-            pass.dispatch_workgroups(1, 1, 1);
-        }
-    }
-
-    fn record_step(
-        &mut self,
-        pass: &mut wgpu::ComputePass<'_>,
-        given: &Given<'_>,
-        submission: &Submission,
-    ) -> Option<Counted> {
-        let under = self.controlled.as_mut()?;
-        self.moves
-            .iter_mut()
-            .for_each(|moves| moves.record(pass, submission));
-        pass.set_pipeline(&given.select.0);
-        pass.set_bind_group(TENSORS_GROUP, &under.places.select, &[]);
-        pass.dispatch_workgroups(1, 1, 1);
-        let mut current = None;
-        let control_group = self.kernels.scalar_path().control_group();
-        for (slot, (dispatch, class)) in under.classes.dispatches().iter().enumerate() {
-            let (pipeline, bind_group) = match dispatch.target {
-                Target::Piece(piece) => {
-                    let pipelines = &under.pipelines.by_kind[self.bound.kind_of(piece)];
-                    let pipeline = &pipelines.by_access[dispatch.access as usize];
-                    (pipeline, &self.bound.pieces[&piece])
-                }
-                Target::Batch { batch, .. } => (
-                    &under.pipelines.batches[batch],
-                    &self.bound.batches[batch].1,
-                ),
-            };
-            if current != Some(pipeline) {
-                pass.set_pipeline(pipeline);
-                current = Some(pipeline);
-            }
-            pass.set_bind_group(TENSORS_GROUP, bind_group, &[]);
-            let block = (*class as u64 * BLOCK_BYTES) as u32;
-            pass.set_bind_group(control_group, &under.places.block, &[block]);
-            match &self.ring {
-                Some(ring) => ring.bind(pass, SCALARS_GROUP, slot),
-                None => {
-                    let (scalars, key) = ([].into(), Key::default());
-                    let tensor = under.classes.key(*class).frame.tensor;
-                    let uniforms = uniforms_of(&scalars, key, &self.plan, dispatch, tensor);
-                    pass.set_immediates(0, uniforms.as_bytes());
-                }
-            }
-            let [x, y] = dispatch.workgroups;
-            pass.dispatch_workgroups(x, y, 1);
-        }
-        self.recorded = under.norm.dispatches() + 1 + under.classes.dispatches().len();
-        self.device_counts.control = Some(given.identity.clone());
-        let step = self.ledger.record_counted(submission.clone());
-        under.norm.set_recorded(step);
-        self.set_unprepared();
-        Some(Counted {
-            counted: self.device_counts.counted.clone()?,
-            tensors: self.tensors.as_slice().len(),
-            step,
-            mailbox: self.device_counts.mailbox.clone(),
-        })
-    }
-}
-
 /// Words of an entry: as many as the rule with the most scalars takes.
-fn entry_words<R: Rule>(groups: &Groups<R>) -> usize {
-    let scalars = groups.configs().map(|config| config.scalar_names().len());
+fn entry_words(rules: &dyn GroupRules) -> usize {
+    let scalars = (0..rules.groups()).map(|group| rules.scalar_count(group));
     ENTRY_WORDS + scalars.max().unwrap_or_default()
-}
-
-/// Which norm a parameter group is part of.
-fn norm_of<R: Rule>(groups: &Groups<R>, given: &Given<'_>) -> impl Fn(usize) -> u32 {
-    |group| given.control.norm_of(groups.name(group)) as u32
 }

@@ -2,11 +2,12 @@
 
 use std::sync::OnceLock;
 
-use super::GpuOptimizer;
+use super::{GpuOptimizer, Recorder};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
 use crate::gpu::error::{BuildError, RebindError};
 use crate::gpu::moves::{Move, Moves};
+use crate::gpu::rules::GroupRules;
 use crate::plan::{Part, Piece, Plan};
 use crate::rules::Rule;
 use crate::state::{DuplicateName, UnknownTensor};
@@ -28,6 +29,17 @@ impl<R: Rule> GpuOptimizer<R> {
     /// then nothing has changed, and nothing has been recorded.
     pub fn rebind(
         &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &[TensorBinding<'_>],
+    ) -> Result<(), RebindError> {
+        self.recorder.rebind(&self.groups, encoder, tensors)
+    }
+}
+
+impl Recorder {
+    fn rebind(
+        &mut self,
+        rules: &dyn GroupRules,
         encoder: &mut wgpu::CommandEncoder,
         tensors: &[TensorBinding<'_>],
     ) -> Result<(), RebindError> {
@@ -53,12 +65,12 @@ impl<R: Rule> GpuOptimizer<R> {
                 self.check_moves(&plan, part)?;
             }
         }
-        let fresh = allocate_state(&self.kernels, &plan, &self.groups, &moved)?;
+        let fresh = allocate_state(&self.kernels, &plan, rules, &moved)?;
         for (index, buffer) in moved.iter().zip(fresh) {
             state[*index] = buffer;
         }
         let made = &self.bound.made;
-        let bound = Bound::new(&self.kernels, &self.groups, &buffers, &plan, &state, made)?;
+        let bound = Bound::new(&self.kernels, rules, &buffers, &plan, &state, made)?;
         let targets = moved.iter().filter_map(|index| {
             let parts = &plan.parts[plan.pieces[*index].parts.clone()];
             Some((state[*index].as_ref()?, parts))
@@ -83,9 +95,7 @@ impl<R: Rule> GpuOptimizer<R> {
                 timestamp_writes: None,
             });
             // What has moved before moves on.
-            self.moves
-                .iter_mut()
-                .for_each(|moves| moves.record(&mut pass, &submission));
+            self.record_moves(&mut pass, &submission);
             moves.record(&mut pass, &submission);
             self.moves.push(moves);
         }

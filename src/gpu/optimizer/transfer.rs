@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use super::GpuOptimizer;
+use crate::gpu::error::{LoadError, TransferError};
 use crate::gpu::moves::Moves;
 use crate::gpu::readback::{self, Downloaded};
 use crate::plan::Part;
 use crate::rules::{Rule, Start};
-use crate::state::{Counts, OptimizerState, StateError, TensorState, UnknownTensor};
+use crate::state::{Counts, OptimizerState, TensorState, UnknownTensor};
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 
 /// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
@@ -31,26 +32,28 @@ impl<R: Rule> GpuOptimizer<R> {
     /// its place within an encoder of its own. None where the rule keeps no such slot, or there is no such tensor.
     /// [`MASTER_PARAMS`] are a slot where they are `f32`; a master that is zero stands for the parameter itself.
     pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
-        let slot = self.tensors.get(tensor).and_then(|tensor| {
+        let recorder = &self.recorder;
+        let slot = recorder.tensors.get(tensor).and_then(|tensor| {
             let slots = self.groups.config(tensor.group).slots();
             let masters = tensor.storage.masters == Masters::F32;
             let mut kept = slots.kept();
             let position = kept.position(|kept| kept.name == slot);
             position.or((masters && slot == MASTER_PARAMS).then_some(tensor.slots))
         });
-        let parts = self
-            .tensors
-            .index_of(tensor)
-            .map(|tensor| self.plan.parts_of(tensor));
-        let parts = parts.into_iter().flatten();
-        parts.filter_map(move |part| {
+        let tensor = recorder.tensors.index_of(tensor).zip(slot);
+        let parts = tensor.into_iter().flat_map(|(tensor, slot)| {
+            let parts = recorder.plan.parts_of(tensor).iter();
+            parts.map(move |part| (part, slot as u32))
+        });
+        parts.filter_map(|(part, slot)| {
+            let piece = &recorder.plan.pieces[part.piece];
             Some(StateSlice {
                 elems: part.elems.clone(),
-                buffer: self.state[part.piece].as_ref()?,
-                offset_bytes: self.plan.state_offset_bytes(part, slot? as u32)?,
-                storage: match self.plan.pieces[part.piece].state?.slots {
-                    slots if slots == slot? as u32 => StorageType::F32,
-                    _ => self.plan.pieces[part.piece].storage.state,
+                buffer: recorder.state[part.piece].as_ref()?,
+                offset_bytes: recorder.plan.state_offset_bytes(part, slot)?,
+                storage: match piece.state?.slots {
+                    slots if slots == slot => StorageType::F32,
+                    _ => piece.storage.state,
                 },
             })
         })
@@ -63,14 +66,14 @@ impl<R: Rule> GpuOptimizer<R> {
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_applied_steps(&mut self, tensor: &str, steps: u64) -> Result<(), UnknownTensor> {
         let index = self.index_of(tensor)?;
-        let mut applied = vec![None; self.tensors.as_slice().len()];
+        let mut applied = vec![None; self.recorder.tensors.as_slice().len()];
         applied[index] = Some(steps);
         self.set_counts(&applied, None);
         Ok(())
     }
 
     fn index_of(&self, tensor: &str) -> Result<usize, UnknownTensor> {
-        let index = self.tensors.index_of(tensor);
+        let index = self.recorder.tensors.index_of(tensor);
         index.ok_or_else(|| UnknownTensor {
             tensor: tensor.to_owned(),
         })
@@ -78,12 +81,15 @@ impl<R: Rule> GpuOptimizer<R> {
 
     /// Sets the counts of some tensors, and the number of steps perhaps.
     fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
-        self.learn();
-        let queue = self.kernels.queue();
-        let so_far = self.submissions.so_far(queue);
-        self.ledger.set(applied, steps, &so_far);
-        self.device_counts.restart(queue, applied, &self.ledger);
-        self.set_recounted();
+        let recorder = &mut self.recorder;
+        recorder.learn();
+        let queue = recorder.kernels.queue();
+        let so_far = recorder.submissions.so_far(queue);
+        recorder.ledger.set(applied, steps, &so_far);
+        recorder
+            .device_counts
+            .restart(queue, applied, &recorder.ledger);
+        recorder.set_recounted();
     }
 
     /// Says that somebody else has written a tensor's parameters: what is remembered of them is made of them again, at
@@ -128,7 +134,8 @@ impl<R: Rule> GpuOptimizer<R> {
         tensor: &str,
     ) -> Result<(), UnknownTensor> {
         let index = self.index_of(tensor)?;
-        let host = &self.tensors.as_slice()[index];
+        let recorder = &mut self.recorder;
+        let host = &recorder.tensors.as_slice()[index];
         let slots = self.groups.config(host.group).slots();
         let of_params = (0..).zip(slots.kept());
         let of_params = of_params.filter(|(_, slot)| slot.start == Start::Params);
@@ -136,23 +143,23 @@ impl<R: Rule> GpuOptimizer<R> {
         let of_params = of_params.map(|(slot, _)| (slot, u32::MAX));
         let masters = host.has_masters().then_some((host.slots as u32, 0));
         let sections: Vec<(u32, u32)> = of_params.chain(masters).collect();
-        let Some(fill) = self.fill.as_ref().filter(|_| !sections.is_empty()) else {
+        let Some(fill) = recorder.fill.as_ref().filter(|_| !sections.is_empty()) else {
             return Ok(());
         };
-        let submission = self.submissions.of_encoder(encoder);
+        let submission = recorder.submissions.of_encoder(encoder);
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu_optim.params_changed"),
             timestamp_writes: None,
         });
         // State that is still on its way would come after.
-        for moves in &mut self.moves {
+        for moves in &mut recorder.moves {
             moves.record(&mut pass, &submission);
         }
-        for part in self.plan.parts_of(index) {
+        for part in recorder.plan.parts_of(index) {
             for (slot, value) in &sections {
-                let place = self.state[part.piece].as_ref();
-                let place = place.zip(self.plan.state_offset_bytes(part, *slot));
-                let sections = self.plan.pieces[part.piece].state;
+                let place = recorder.state[part.piece].as_ref();
+                let place = place.zip(recorder.plan.state_offset_bytes(part, *slot));
+                let sections = recorder.plan.pieces[part.piece].state;
                 if let (Some((buffer, start)), Some(sections)) = (place, sections) {
                     let size = u64::from(part.numel()) * sections.elem_bytes(*slot);
                     fill.record(&mut pass, buffer, start..start + size, *value);
@@ -166,12 +173,13 @@ impl<R: Rule> GpuOptimizer<R> {
     /// is not submitted is no part of it. Submits and waits as [`readback::download`] does, under any executor.
     ///
     /// # Errors
-    /// [`StateError::Transfer`] if the device is lost or out of memory.
-    pub async fn state(&self) -> Result<OptimizerState<R>, StateError> {
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let moved = self.moves.iter().flat_map(Moves::buffers);
-        let counted = self.device_counts.counted.iter();
-        let buffers = self.state.iter().flatten().chain(moved).chain(counted);
+    /// [`TransferError`] if the device is lost or out of memory.
+    pub async fn state(&self) -> Result<OptimizerState<R>, TransferError> {
+        let recorder = &self.recorder;
+        let (device, queue) = (recorder.kernels.device(), recorder.kernels.queue());
+        let moved = recorder.moves.iter().flat_map(Moves::buffers);
+        let counted = recorder.device_counts.counted.iter();
+        let buffers = recorder.state.iter().flatten().chain(moved).chain(counted);
         let mut buffers = buffers.peekable();
         if buffers.peek().is_none() {
             // What has been submitted is known when it is done.
@@ -179,24 +187,29 @@ impl<R: Rule> GpuOptimizer<R> {
         }
         let mut bytes = Downloaded::of(device, queue, buffers, MAX_TRANSFER_BYTES).await?;
         // State whose move has not been made lies where it was.
-        self.moves.iter().for_each(|moves| moves.make(&mut bytes));
-        readback::wait_for_callbacks(|| self.ledger.are_pending());
-        let counted = self.device_counts.counted.as_ref();
+        recorder
+            .moves
+            .iter()
+            .for_each(|moves| moves.make(&mut bytes));
+        readback::wait_for_callbacks(|| recorder.ledger.are_pending());
+        let counted = recorder.device_counts.counted.as_ref();
         let counted = counted.and_then(|counted| bytes.get(counted));
         let counted: Option<Vec<u32>> = counted.map(bytemuck::pod_collect_to_vec::<u8, u32>);
-        let counts = self.ledger.done(counted.as_deref());
+        let counts = recorder.ledger.done(counted.as_deref());
         if let Some(counted) = counted {
-            self.device_counts.tell(self.ledger.done_steps(), counted);
+            recorder
+                .device_counts
+                .tell(recorder.ledger.done_steps(), counted);
         }
-        let states = self.state.iter();
+        let states = recorder.state.iter();
         let states: Vec<&[u8]> = states
             .map(|buffer| buffer.as_ref().and_then(|buffer| bytes.get(buffer)))
             .map(Option::unwrap_or_default)
             .collect();
         let slot_of = |tensor: usize, slot: usize| {
             let values_of = |part: &Part| {
-                let sections = self.plan.pieces[part.piece].state?;
-                let offset_bytes = self.plan.state_offset_bytes(part, slot as u32)? as usize;
+                let sections = recorder.plan.pieces[part.piece].state?;
+                let offset_bytes = recorder.plan.state_offset_bytes(part, slot as u32)? as usize;
                 let numel = part.numel() as usize;
                 let elem_bytes = sections.elem_bytes(slot as u32) as usize;
                 let size = numel * elem_bytes;
@@ -210,10 +223,10 @@ impl<R: Rule> GpuOptimizer<R> {
                     StorageType::F32.decode(bytes)
                 })
             };
-            let parts = self.plan.parts_of(tensor).iter();
+            let parts = recorder.plan.parts_of(tensor).iter();
             parts.filter_map(values_of).flatten().collect()
         };
-        Ok(self.tensors.state(&self.groups, &counts, slot_of))
+        Ok(recorder.tensors.state(&self.groups, &counts, slot_of))
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
@@ -224,28 +237,31 @@ impl<R: Rule> GpuOptimizer<R> {
     /// are its masters, rounded to the nearest; one that lay between two bf16 loses its last bit.
     ///
     /// # Errors
-    /// [`StateError`] if the state belongs to another form or to other tensors, by name or shape; then nothing has changed.
-    /// [`StateError::Transfer`] if the device fails half-way; then the state is undefined.
-    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
-        let matched = self.tensors.match_state(state, &self.groups)?;
-        self.moves
-            .iter()
-            .for_each(|moves| moves.cancel(self.kernels.queue()));
-        self.moves.clear();
-        for index in 0..self.plan.pieces.len() {
+    /// [`LoadError::State`] if the state belongs to another form or to other tensors, by name or shape; then nothing has
+    /// changed. [`LoadError::Transfer`] if the device fails half-way; then the state is undefined.
+    pub fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), LoadError> {
+        let recorder = &mut self.recorder;
+        let matched = recorder.tensors.match_state(state, &self.groups)?;
+        let queue = recorder.kernels.queue();
+        recorder
+            .moves
+            .drain(..)
+            .for_each(|moves| moves.cancel(queue));
+        for index in 0..self.recorder.plan.pieces.len() {
             self.load_piece(index, &matched)?;
         }
-        let Counts { steps, applied } = self.tensors.counts_of(state.steps, &matched);
+        let Counts { steps, applied } = self.recorder.tensors.counts_of(state.steps, &matched);
         let applied: Vec<_> = applied.into_iter().map(Some).collect();
         self.set_counts(&applied, Some(steps));
         Ok(())
     }
 
     /// Uploads the state of a piece.
-    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), StateError> {
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let piece = &self.plan.pieces[index];
-        let Some((buffer, sections)) = self.state[index].as_ref().zip(piece.state) else {
+    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), TransferError> {
+        let recorder = &self.recorder;
+        let (device, queue) = (recorder.kernels.device(), recorder.kernels.queue());
+        let piece = &recorder.plan.pieces[index];
+        let Some((buffer, sections)) = recorder.state[index].as_ref().zip(piece.state) else {
             return Ok(());
         };
         // Neighbours share words of 16-bit values, so those go up in one.
@@ -257,7 +273,7 @@ impl<R: Rule> GpuOptimizer<R> {
                 buffer.size() as usize
             }
         ];
-        for part in &self.plan.parts[piece.parts.clone()] {
+        for part in &recorder.plan.parts[piece.parts.clone()] {
             let entry = matched[part.tensor];
             let elems = part.elems.start as usize..part.elems.end as usize;
             let slots = self.groups.config(piece.group).slots();
@@ -265,7 +281,7 @@ impl<R: Rule> GpuOptimizer<R> {
             let masters = (piece.storage.masters.slot(), 0.0);
             let sections = kept.chain([masters]).take(sections.len() as usize);
             for (slot, (name, start)) in (0..).zip(sections) {
-                let Some(offset) = self.plan.state_offset_bytes(part, slot) else {
+                let Some(offset) = recorder.plan.state_offset_bytes(part, slot) else {
                     continue;
                 };
                 let fresh;

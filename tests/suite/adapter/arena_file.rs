@@ -1,9 +1,9 @@
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     Arena, ArenaError, ArenaFileError, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig,
-    wgpu,
+    StorageType, half, wgpu,
 };
 
 use super::{Bench, gpu_test};
@@ -18,7 +18,7 @@ fn model_file() -> Vec<u8> {
     let header = r#"{"__metadata__":{"format":"pt","sshs_model_hash":"0","about":"a test"},"z":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
         "ids":{"dtype":"I64","shape":[1],"data_offsets":[24,32]},
         "a":{"dtype":"F32","shape":[],"data_offsets":[32,36]},
-        "half":{"dtype":"F16","shape":[2],"data_offsets":[36,40]},
+        "mask":{"dtype":"U8","shape":[4],"data_offsets":[36,40]},
         "bias":{"dtype":"F32","shape":[300],"data_offsets":[40,1240]}} "#;
     assert!(!header.len().is_multiple_of(4));
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -45,10 +45,13 @@ async fn an_arena_from_a_file_steps_and_goes_back_into_one() {
     let file = model_file();
     let loaded = [
         Arena::from_safetensors(device, queue, &file).unwrap(),
-        Arena::from_safetensors_with_groups(device, queue, &groups, &file).unwrap(),
+        Arena::builder()
+            .groups(&groups)
+            .load(device, queue, &file)
+            .unwrap(),
     ];
     for ((arena, left_out), in_memory) in loaded.iter().zip([[0, 1, 2], [0, 2, 1]]) {
-        let other = [("ids", Dtype::I64), ("half", Dtype::F16)];
+        let other = [("ids", Dtype::I64), ("mask", Dtype::U8)];
         let other = other.map(|(name, dtype)| (name.to_owned(), dtype));
         assert_eq!(left_out, &other);
         let tensors = arena.tensors();
@@ -82,6 +85,90 @@ async fn an_arena_from_a_file_steps_and_goes_back_into_one() {
             oracle.step(&config(), grads);
             let params: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
             oracle.check_params(&params).unwrap();
+        }
+    }
+}
+
+/// A model as it is trained in mixed precision: the types of its tensors stay, bit for bit where nothing steps.
+#[gpu_test]
+async fn files_keep_their_types_both_ways() {
+    let bench = Bench::best().await;
+    let (device, queue) = (&bench.device, &bench.queue);
+    let types = [
+        ("a.weight", Dtype::BF16, StorageType::Bf16, 300),
+        ("a.bias", Dtype::F32, StorageType::F32, 7),
+        ("b.weight", Dtype::BF16, StorageType::Bf16, 33),
+        ("c.weight", Dtype::F16, StorageType::F16, 65),
+        ("d.weight", Dtype::BF16, StorageType::Bf16, 0),
+    ];
+    let contents = types.map(|(name, dtype, of, numel)| {
+        let values: Vec<f32> = values(numel as u64, numel);
+        let values: Vec<f32> = values.iter().map(|value| of.rounded(*value)).collect();
+        let bytes: Vec<u8> = match of {
+            StorageType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            StorageType::Bf16 => {
+                let halves = values.iter().map(|v| half::bf16::from_f32(*v));
+                halves.flat_map(half::bf16::to_le_bytes).collect()
+            }
+            StorageType::F16 => {
+                let halves = values.iter().map(|v| half::f16::from_f32(*v));
+                halves.flat_map(half::f16::to_le_bytes).collect()
+            }
+        };
+        (name, dtype, numel, values, bytes)
+    });
+    let views = contents.iter().map(|(name, dtype, numel, _, bytes)| {
+        (*name, TensorView::new(*dtype, vec![*numel], bytes).unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    let groups = ParamGroups::new(config())
+        .with("bias", config(), |name| name.ends_with("bias"))
+        .unwrap();
+    for (builder, buffers) in [
+        (Arena::builder(), 3),
+        (Arena::builder().grads_type(StorageType::F16), 3),
+        (Arena::builder().pooled().groups(&groups), 3),
+    ] {
+        let (arena, left_out) = builder.load(device, queue, &file).unwrap();
+        assert!(left_out.is_empty());
+        assert_eq!(arena.params().len(), buffers);
+        assert_eq!(bench.wait(arena.to_safetensors()).await.unwrap(), file);
+        let params = bench.wait(arena.download_all_params()).await.unwrap();
+        let by_name = |name: &str| {
+            let mut contents = contents.iter();
+            &contents.find(|(of, ..)| *of == name).unwrap().3
+        };
+        let starts: Vec<_> = arena.tensors().iter().map(|t| by_name(&t.name)).collect();
+        assert!(params.iter().eq(starts.iter().copied()));
+
+        let grads = starts.iter().map(|start| {
+            let grads = values(4, start.len());
+            grads.iter().map(|g| StorageType::F16.rounded(*g)).collect()
+        });
+        let grads: Vec<Vec<f32>> = grads.collect();
+        arena.upload_all_grads(&grads).unwrap();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
+        bench.step(&mut optimizer);
+        let state = bench.wait(optimizer.state()).await.unwrap();
+        let stepped = bench.wait(arena.to_safetensors()).await.unwrap();
+        let stepped = SafeTensors::deserialize(&stepped).unwrap();
+        for (index, tensor) in arena.tensors().iter().enumerate() {
+            let dtype = stepped.tensor(&tensor.name).unwrap().dtype();
+            assert_eq!(dtype, tensor.params_type.into());
+            let mut oracle = Oracle::new(starts[index], Rounding::WGSL);
+            oracle.step(&config(), &grads[index]);
+            let params = bench.wait(arena.download_params(&tensor.name)).await;
+            let params = params.unwrap();
+            match state.tensors[index].slot("master_params") {
+                Some(masters) => {
+                    oracle.check_params(masters).unwrap();
+                    let rounded = masters.iter().map(|m| tensor.params_type.rounded(*m));
+                    assert!(rounded.eq(params));
+                }
+                None => {
+                    oracle.check_params(&params).unwrap();
+                }
+            }
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, OPTIONAL_FEATURES,
-    ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState, TransferError, wgpu,
+    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, LoadError,
+    OPTIONAL_FEATURES, ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState,
+    TransferError, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};
@@ -127,7 +128,10 @@ async fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
         let mut foreign = state.clone();
         foreign.tensors[0].meaning = "ema".into();
         let refused = resumed.load_state(&foreign);
-        assert!(matches!(refused, Err(StateError::Meaning { .. })));
+        assert!(matches!(
+            refused,
+            Err(LoadError::State(StateError::Meaning { .. }))
+        ));
         assert_eq!(resumed.applied_steps("theta"), Some(0));
 
         bench.upload(&params, &half_way);
@@ -219,7 +223,7 @@ async fn a_step_on_a_lost_device_does_not_panic_and_other_devices_go_on() {
         }
         bench.queue.submit([encoder.finish()]);
         let state = bench.wait(optimizer.state()).await;
-        assert_eq!(state, Err(StateError::Transfer(TransferError::DeviceLost)));
+        assert_eq!(state, Err(TransferError::DeviceLost));
         // By now a browser has told, too.
         let recorded = optimizer.step(&mut bench.encoder());
         match bench.kernels.scalar_path() {

@@ -67,7 +67,10 @@ async fn every_tensor_of_an_arena_follows_its_own_group() {
         // tensors that lie apart share a batch.
         let arena = Arena::new(device, queue, layout).unwrap();
         assert_eq!(check(bench, &arena).await, 4);
-        let arena = Arena::with_groups(device, queue, &groups(), layout).unwrap();
+        let arena = Arena::builder()
+            .groups(&groups())
+            .build(device, queue, layout)
+            .unwrap();
         assert_eq!(check(bench, &arena).await, 4);
         assert!(
             arena

@@ -100,7 +100,10 @@ async fn an_arena_of_one_buffer_is_one_dispatch() {
                 .map(|(_, shape)| shape.iter().product::<usize>());
             let starts = numels.map(|numel| values(numel as u64, numel));
             let grads = numels.map(|numel| values(1 + numel as u64, numel));
-            let arena = Arena::pooled(&bench.device, &bench.queue, shapes).unwrap();
+            let arena = Arena::builder()
+                .pooled()
+                .build(&bench.device, &bench.queue, shapes)
+                .unwrap();
             assert_eq!(arena.params(), arena.grads());
             arena.upload_all_grads(&grads).unwrap();
             arena.upload_all_params(&starts).unwrap();

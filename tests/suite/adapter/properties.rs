@@ -44,7 +44,10 @@ async fn mixed_groups_follow_their_oracles(run: rule_runs::Run) -> Result<(), Te
     for bench in Bench::both().await {
         let groups = run.groups();
         let (device, queue) = (&bench.device, &bench.queue);
-        let arena = Arena::with_groups(device, queue, &groups, run.named()).unwrap();
+        let arena = Arena::builder()
+            .groups(&groups)
+            .build(device, queue, run.named())
+            .unwrap();
         arena.upload_all_params(&run.starts()).unwrap();
         let mut optimizer =
             GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();

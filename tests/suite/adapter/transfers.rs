@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::{download, download_regions, upload, upload_regions};
-use wgpu_optim::{Arena, ArenaError, GpuOptimizer, SgdConfig, StateError, TransferError, wgpu};
+use wgpu_optim::{Arena, ArenaError, GpuOptimizer, SgdConfig, TransferError, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;
@@ -157,7 +157,7 @@ async fn a_lost_device_is_an_error_and_no_panic() {
     let lost = bench.wait(arena.download_all_params()).await;
     assert_eq!(lost, Err(ArenaError::Transfer(TransferError::DeviceLost)));
     let lost = bench.wait(optimizer.state()).await;
-    assert_eq!(lost, Err(StateError::Transfer(TransferError::DeviceLost)));
+    assert_eq!(lost, Err(TransferError::DeviceLost));
     // Another device goes on working.
     let other = Bench::best().await;
     assert_eq!(other.download(&other.buffer_of(&[3.0])).await, [3.0]);

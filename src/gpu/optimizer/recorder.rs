@@ -1,0 +1,350 @@
+//! The recorder of an optimizer: everything but its rules' configurations.
+
+use std::sync::OnceLock;
+
+use super::classes::Classes;
+use super::controlled::{DeviceCounts, UnderControl};
+use crate::gpu::binding::{TensorBinding, check_bindings};
+use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
+use crate::gpu::control::StagedStep;
+use crate::gpu::error::{BuildError, StepError};
+use crate::gpu::error_scope::LOST;
+use crate::gpu::fill::Fill;
+use crate::gpu::kernels::Kernels;
+use crate::gpu::ledger::Ledger;
+use crate::gpu::moves::Moves;
+use crate::gpu::pass::{self, Call};
+use crate::gpu::rules::GroupRules;
+use crate::gpu::scalars::{UniformRing, Uniforms, WideScalars};
+use crate::gpu::submission::{Fate, Submission, Submissions};
+use crate::plan::{Dispatch, Plan, Target};
+use crate::rules::{Scalars, Slot, Start};
+use crate::state::{Tensor, Tensors};
+use crate::storage::Key;
+
+/// Records the steps of an optimizer into encoders, whatever its rules are.
+pub struct Recorder {
+    pub(super) kernels: Kernels,
+    pub(super) tensors: Tensors,
+    pub(super) ledger: Ledger,
+    /// Whether a tensor was frozen or thawed since the last step.
+    is_refrozen: bool,
+    pub(super) submissions: Submissions,
+    pub(super) plan: Plan,
+    /// One per piece of the plan, where its rule keeps slots.
+    pub(super) state: Vec<Option<wgpu::Buffer>>,
+    pub(super) bound: Bound,
+    /// State on its way into other buffers.
+    pub(super) moves: Vec<Moves>,
+    /// The kernel by which state is made of the parameters anew.
+    pub(super) fill: Option<Fill>,
+    classes: Classes<Class>,
+    /// How often tensors or counts have changed otherwise than by a step.
+    pub(super) revision: u64,
+    pub(super) prepared: Prepared,
+    /// On the uniform path only.
+    pub(super) ring: Option<UniformRing>,
+    pub(super) device_counts: DeviceCounts,
+    /// The most partial sums that a norm of its gradients can have.
+    pub(super) max_partials: OnceLock<u64>,
+    /// From the first step under a control on.
+    pub(super) controlled: Option<Box<UnderControl>>,
+    /// Dispatches of the last recorded step.
+    pub(super) recorded: usize,
+}
+
+/// The next step, as far as it has been prepared.
+pub(super) enum Prepared {
+    /// Not at all, or something has changed since.
+    Nothing,
+    /// A step without a control: an encoder has its scalars.
+    Step(Submission),
+    /// A step under a control.
+    Controlled(StagedStep),
+}
+
+/// What tensors have in common that share a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Class {
+    frame: FrameClass,
+    /// As their rule counts steps.
+    phase: u64,
+}
+
+/// The part of a class that the scalars of the frame depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FrameClass {
+    pub(super) group: usize,
+    /// The tensor, where something is rounded by random bits of its own.
+    pub(super) tensor: Option<usize>,
+}
+
+impl Recorder {
+    /// The recorder of some tensors, of which these have a place, whose names are known.
+    pub(super) fn new(
+        kernels: &Kernels,
+        rules: &dyn GroupRules,
+        mut tensors: Tensors,
+        bindings: &[TensorBinding<'_>],
+    ) -> Result<Self, BuildError> {
+        check_bindings(bindings)?;
+        if kernels.is_lost() {
+            return Err(BuildError::Device {
+                message: LOST.to_owned(),
+            });
+        }
+        let buffers = Buffers::of(bindings);
+        let layouts = buffers.layouts_of(bindings, &tensors);
+        let plan = Plan::new(&layouts, kernels.device_limits());
+        let plan = plan.map_err(|error| error.named(|index| tensors.name_of(index)))?;
+        let all: Vec<_> = (0..plan.pieces.len()).collect();
+        let state = allocate_state(kernels, &plan, rules, &all)?;
+        let bound = Bound::new(kernels, rules, &buffers, &plan, &state, &[])?;
+        let is_of_params = |slot: &Slot| slot.start == Start::Params;
+        let fills = tensors.as_slice().iter().any(Tensor::has_masters)
+            || (0..rules.groups()).any(|group| rules.slots(group).kept().any(is_of_params));
+        let fill = match fills {
+            true => Some(Fill::new(kernels)?),
+            false => None,
+        };
+        let ring = new_ring(kernels, &plan)?;
+        tensors.set_absent(&absent(&layouts));
+        Ok(Self {
+            max_partials: OnceLock::new(),
+            kernels: kernels.clone(),
+            ledger: Ledger::new(tensors.as_slice().len()),
+            tensors,
+            is_refrozen: true,
+            submissions: Submissions::default(),
+            plan,
+            state,
+            bound,
+            moves: Vec::new(),
+            fill,
+            classes: Classes::new(),
+            revision: 0,
+            prepared: Prepared::Nothing,
+            ring,
+            device_counts: DeviceCounts::default(),
+            controlled: None,
+            recorded: 0,
+        })
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// Tensors have changed otherwise than by a step.
+    pub(super) fn set_stale(&mut self) {
+        self.is_refrozen = true;
+        self.set_recounted();
+    }
+
+    /// Counts have changed otherwise than by a step.
+    pub(super) fn set_recounted(&mut self) {
+        self.revision += 1;
+        self.prepared = Prepared::Nothing;
+    }
+
+    /// Takes over what has become of recorded steps, as far as that is known by now.
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.is_refrozen) {
+            let tensors = self.tensors.as_slice().iter();
+            let taking_part = tensors.map(|tensor| !tensor.is_left_out());
+            self.ledger.set_taking_part(taking_part);
+        }
+        self.learn();
+        if self.ledger.settle() {
+            self.set_recounted();
+        }
+        if self.moves.iter().any(Moves::are_made) {
+            // Moves are made in their order.
+            let made = self.moves.iter().rposition(Moves::are_made);
+            self.moves.drain(..=made.unwrap_or(0));
+        }
+    }
+
+    /// Records one step and, on a device without immediates, the copy of its scalars before it.
+    pub(super) fn step(
+        &mut self,
+        rules: &dyn GroupRules,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<(), StepError> {
+        let submission = self.submissions.of_encoder(encoder);
+        self.prepare_for(rules, encoder, &submission)?;
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu_optim.step"),
+            timestamp_writes: None,
+        });
+        self.record_dispatches(rules, &mut pass, submission);
+        Ok(())
+    }
+
+    /// Records what a step needs before its pass begins.
+    pub(super) fn prepare(
+        &mut self,
+        rules: &dyn GroupRules,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<(), StepError> {
+        if self.ring.is_none() {
+            return self.refresh(rules);
+        }
+        let submission = self.submissions.of_encoder(encoder);
+        self.prepare_for(rules, encoder, &submission)
+    }
+
+    fn prepare_for(
+        &mut self,
+        rules: &dyn GroupRules,
+        encoder: &mut wgpu::CommandEncoder,
+        submission: &Submission,
+    ) -> Result<(), StepError> {
+        self.refresh(rules)?;
+        if self.ring.is_some() && self.kernels.has_seen_loss() {
+            return Err(StepError::Scalars {
+                message: LOST.to_owned(),
+            });
+        }
+        let (tensors, ledger) = (&self.tensors, &self.ledger);
+        let (plan, classes) = (&self.plan, &self.classes);
+        let uniforms_of = |call| uniforms(rules, tensors, ledger, plan, classes, call);
+        let (device, calls) = (self.kernels.device(), classes.dispatches().len());
+        pass::prepare(&mut self.ring, device, encoder, calls, uniforms_of)?;
+        self.prepared = Prepared::Step(submission.clone());
+        Ok(())
+    }
+
+    /// Records a step into a pass that is open.
+    pub(super) fn record(
+        &mut self,
+        rules: &dyn GroupRules,
+        pass: &mut wgpu::ComputePass<'_>,
+    ) -> Result<(), StepError> {
+        match &self.prepared {
+            _ if self.ring.is_none() => self.refresh(rules)?,
+            Prepared::Step(prepared) if prepared.fate() != Fate::Dropped => {}
+            _ => return Err(StepError::NotPrepared),
+        }
+        let submission = self.submissions.of_pass(pass);
+        self.record_dispatches(rules, pass, submission);
+        Ok(())
+    }
+
+    /// Records the dispatches of the step that has been prepared.
+    fn record_dispatches(
+        &mut self,
+        rules: &dyn GroupRules,
+        pass: &mut wgpu::ComputePass<'_>,
+        submission: Submission,
+    ) {
+        self.record_moves(pass, &submission);
+        let bound = &self.bound;
+        let dispatches = self.classes.dispatches().iter();
+        let calls = dispatches.map(|(dispatch, _)| {
+            let (pipeline, tensors) = bound.of_dispatch(&bound.pipelines, dispatch);
+            Call {
+                pipeline,
+                tensors,
+                decision: None,
+                workgroups: dispatch.workgroups,
+            }
+        });
+        let (tensors, ledger) = (&self.tensors, &self.ledger);
+        let (plan, classes) = (&self.plan, &self.classes);
+        let uniforms_of = |call| uniforms(rules, tensors, ledger, plan, classes, call);
+        pass::record(pass, self.ring.as_ref(), calls, uniforms_of);
+        self.prepared = Prepared::Nothing;
+        self.recorded = self.classes.dispatches().len();
+        self.ledger.record(submission);
+    }
+
+    /// Records the moves of state that are still to be made, in front of what is recorded next.
+    pub(super) fn record_moves(
+        &mut self,
+        pass: &mut wgpu::ComputePass<'_>,
+        submission: &Submission,
+    ) {
+        for moves in &mut self.moves {
+            moves.record(pass, submission);
+        }
+    }
+
+    /// Makes sure that the host knows how many steps have been applied, and that the dispatches are those of the next step.
+    fn refresh(&mut self, rules: &dyn GroupRules) -> Result<(), StepError> {
+        self.settle();
+        if self.ledger.are_unread() {
+            return Err(StepError::Unread);
+        }
+        let (tensors, ledger) = (self.tensors.as_slice(), &self.ledger);
+        let class_of = |index: usize| {
+            let tensor = &tensors[index];
+            (!tensor.is_left_out()).then(|| Class {
+                frame: FrameClass::of(index, tensor),
+                phase: rules.phase(tensor.group, ledger.most(index)),
+            })
+        };
+        let progress = |index| ledger.most(index);
+        let classes = &mut self.classes;
+        if classes.refresh(self.revision, &self.plan, tensors.len(), class_of, progress) {
+            classes.sort_by_pipeline(&self.bound, |class| class.frame.group);
+        }
+        Ok(())
+    }
+}
+
+impl FrameClass {
+    pub(super) fn of(index: usize, tensor: &Tensor) -> Self {
+        Self {
+            group: tensor.group,
+            tensor: tensor.storage.is_stochastic.then_some(index),
+        }
+    }
+}
+
+/// The scalars of a dispatch.
+fn uniforms(
+    rules: &dyn GroupRules,
+    tensors: &Tensors,
+    ledger: &Ledger,
+    plan: &Plan,
+    classes: &Classes<Class>,
+    dispatch: usize,
+) -> Uniforms {
+    let (dispatch, class) = &classes.dispatches()[dispatch];
+    let Class { frame, phase } = classes.key(*class);
+    let scalars = rules.scalars(frame.group, *phase);
+    let key = frame.tensor.map_or_else(Key::default, |index| {
+        let rounding = rules.rounding(frame.group);
+        tensors.as_slice()[index].key(rounding, ledger.most(index))
+    });
+    uniforms_of(&scalars, key, plan, dispatch, frame.tensor)
+}
+
+/// A rule's scalars, and behind them those of the frame.
+pub(super) fn uniforms_of(
+    scalars: &Scalars,
+    key: Key,
+    plan: &Plan,
+    dispatch: &Dispatch,
+    tensor: Option<usize>,
+) -> Uniforms {
+    let piece = match dispatch.target {
+        Target::Piece(piece) => piece,
+        Target::Batch { batch, .. } => plan.batches[batch].pieces[0],
+    };
+    let piece = &plan.pieces[piece];
+    let wide = (!piece.storage.is_f32()).then(|| {
+        let mut parts = plan.parts[piece.parts.clone()].iter();
+        let part = parts.find(|part| tensor == Some(part.tensor));
+        let index = part.map(|part| {
+            let before = part.start + piece.params.first_elem;
+            (part.elems.start as u32).wrapping_sub(before)
+        });
+        WideScalars {
+            index: index.unwrap_or(0),
+            key,
+        }
+    });
+    Uniforms::new(scalars, dispatch, wide)
+}

@@ -1,0 +1,75 @@
+//! Dispatches in a compute pass: one way to record them, for steps and norms, with a control and without.
+
+use super::error::StepError;
+use super::kernels::{SCALARS_GROUP, TENSORS_GROUP};
+use super::scalars::UniformRing;
+
+/// A dispatch of a kernel over tensors.
+pub(super) struct Call<'a> {
+    pub(super) pipeline: &'a wgpu::ComputePipeline,
+    pub(super) tensors: &'a wgpu::BindGroup,
+    /// The decision of a control, if the kernel binds one.
+    pub(super) decision: Option<Decision<'a>>,
+    pub(super) workgroups: [u32; 2],
+}
+
+/// A block of a buffer that says what a control has decided, by dynamic offset.
+pub(super) struct Decision<'a> {
+    pub(super) group: u32,
+    pub(super) blocks: &'a wgpu::BindGroup,
+    pub(super) offset_bytes: u32,
+}
+
+/// Records the copy that fills the ring, on devices without immediates: the scalars of so many calls.
+pub(super) fn prepare<S: AsRef<[u8]>>(
+    ring: &mut Option<UniformRing>,
+    device: &wgpu::Device,
+    encoder: &mut wgpu::CommandEncoder,
+    calls: usize,
+    scalars_of: impl Fn(usize) -> S,
+) -> Result<(), StepError> {
+    let Some(ring) = ring else {
+        return Ok(());
+    };
+    for call in 0..calls {
+        ring.set(call, scalars_of(call).as_ref());
+    }
+    ring.record(device, encoder)
+}
+
+/// Records calls, whose scalars are in the ring if there is one.
+pub(super) fn record<'a, S: AsRef<[u8]>>(
+    pass: &mut wgpu::ComputePass<'_>,
+    ring: Option<&UniformRing>,
+    calls: impl Iterator<Item = Call<'a>>,
+    scalars_of: impl Fn(usize) -> S,
+) {
+    let mut current = None;
+    for (index, call) in calls.enumerate() {
+        if current != Some(call.pipeline) {
+            pass.set_pipeline(call.pipeline);
+            current = Some(call.pipeline);
+        }
+        pass.set_bind_group(TENSORS_GROUP, call.tensors, &[]);
+        if let Some(decision) = call.decision {
+            pass.set_bind_group(decision.group, decision.blocks, &[decision.offset_bytes]);
+        }
+        match ring {
+            Some(ring) => ring.bind(pass, SCALARS_GROUP, index),
+            None => pass.set_immediates(0, scalars_of(index).as_ref()),
+        }
+        let [x, y] = call.workgroups;
+        pass.dispatch_workgroups(x, y, 1);
+    }
+}
+
+/// Records a kernel of one workgroup.
+pub(super) fn record_one(
+    pass: &mut wgpu::ComputePass<'_>,
+    pipeline: &wgpu::ComputePipeline,
+    bindings: &wgpu::BindGroup,
+) {
+    pass.set_pipeline(pipeline);
+    pass.set_bind_group(TENSORS_GROUP, bindings, &[]);
+    pass.dispatch_workgroups(1, 1, 1);
+}
