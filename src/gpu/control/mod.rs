@@ -349,9 +349,9 @@ impl GpuControl {
     /// Records one step into a compute pass that the caller has open. Leaves its own pipeline and bind groups set.
     ///
     /// # Errors
-    /// [`StepError::NotPrepared`] if there was no [`prepare`](Self::prepare) of these optimizers since the last step or the
-    /// last change of a learning rate, momentum, frozen tensor or of the control, or if the encoder of it was dropped; then
-    /// nothing has been recorded.
+    /// [`StepError::NotPrepared`] if there was no [`prepare`](Self::prepare) of these optimizers since the last step, the
+    /// last other preparation or the last change of a learning rate, momentum, frozen tensor or of the control, or if the
+    /// encoder of it was dropped; then nothing has been recorded.
     pub fn record(
         &mut self,
         pass: &mut wgpu::ComputePass<'_>,

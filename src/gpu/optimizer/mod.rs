@@ -227,8 +227,8 @@ impl<R: Rule> GpuOptimizer<R> {
     /// momentum or frozen tensors.
     ///
     /// # Errors
-    /// [`StepError::NotPrepared`] on a device without immediates if that `prepare` is missing, or its encoder was dropped;
-    /// then nothing has been recorded.
+    /// [`StepError::NotPrepared`] on a device without immediates if that `prepare` is missing, its encoder was dropped, or
+    /// a step under a control has been prepared since; then nothing has been recorded.
     pub fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), StepError> {
         self.recorder.record(&self.groups, pass)
     }

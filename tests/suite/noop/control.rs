@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use allocation_counter::measure;
 use wgpu_optim::{
-    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, StepControl,
-    StepError, TensorBinding, wgpu,
+    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, ScalarPath,
+    StepControl, StepError, TensorBinding, wgpu,
 };
 
 use super::{STORAGE, buffer, device, kernels};
@@ -189,6 +189,38 @@ fn only_the_optimizers_that_were_prepared_are_recorded() {
         assert_eq!((control.steps(), control.unread()), (1, 1));
         assert_eq!([a.steps(), b.steps(), c.steps()], [1, 1, 0]);
     }
+}
+
+/// Without immediates both kinds of steps take their scalars from one buffer: what was prepared last is what it holds.
+#[test]
+fn of_two_preparations_the_last_is_recorded() {
+    let kernels = kernels();
+    assert_eq!(kernels.scalar_path(), ScalarPath::Uniforms);
+    let mut control = control(&kernels);
+    let mut optimizer = optimizer(&kernels, 2, 64);
+    let device = kernels.device();
+    let mut encoder = device.create_command_encoder(&Default::default());
+    optimizer.prepare(&mut encoder).unwrap();
+    control
+        .prepare(&mut encoder, &mut [&mut optimizer])
+        .unwrap();
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    assert_eq!(optimizer.record(&mut pass), Err(StepError::NotPrepared));
+    control.record(&mut pass, &mut [&mut optimizer]).unwrap();
+    drop(pass);
+    drop(encoder);
+
+    let mut encoder = device.create_command_encoder(&Default::default());
+    control
+        .prepare(&mut encoder, &mut [&mut optimizer])
+        .unwrap();
+    optimizer.prepare(&mut encoder).unwrap();
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    let refused = control.record(&mut pass, &mut [&mut optimizer]);
+    assert_eq!(refused, Err(StepError::NotPrepared));
+    optimizer.record(&mut pass).unwrap();
+    drop(pass);
+    assert_eq!((optimizer.steps(), control.steps()), (1, 0));
 }
 
 #[test]
