@@ -83,7 +83,13 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     let of_ranks = weights.clone();
     let mut staging = Staging::default();
     let weighted = Weights { of_ranks, total };
-    buckets.reduce(ranks, &mut round, &weighted, &mut staging)?;
+    buckets.reduce(
+        ranks,
+        &mut round,
+        &weighted,
+        &mut staging,
+        Round::take_means,
+    )?;
     buckets.gather(ranks, &mut round, &mut staging)?;
     let (read, written) = (round.read.get(), round.written.get());
     drop(round);
@@ -234,6 +240,22 @@ impl Round<'_> {
 
     fn tensor_of(&self, slice: &Slice) -> &Tensor {
         &self.models.tensors[slice.tensor]
+    }
+
+    /// Steps slices of this rank's share by the mean of all local models.
+    fn take_means(&mut self, slices: &[Slice], mut means: &[f64]) -> Result<(), Failure> {
+        let steps_of = |slice: &Slice| self.state.tensors[slice.tensor].applied_steps;
+        let runs: Vec<_> = slices
+            .chunk_by(|left, right| steps_of(left) == steps_of(right))
+            .collect();
+        for run in runs {
+            let numel: u64 = run.iter().map(Slice::numel).sum();
+            let (own, others) = means.split_at(numel as usize);
+            self.step(run, own)?;
+            self.progress.advance("step", numel * 4);
+            means = others;
+        }
+        Ok(())
     }
 
     /// Steps slices that are in one phase of the rule.
@@ -394,21 +416,6 @@ impl Memory for Round<'_> {
             self.write(self.outputs, at, own)?;
             self.progress.advance("gather", own.len() as u64);
             rest = others;
-        }
-        Ok(())
-    }
-
-    fn take_grads(&mut self, slices: &[Slice], mut means: &[f64]) -> Result<(), Failure> {
-        let steps_of = |slice: &Slice| self.state.tensors[slice.tensor].applied_steps;
-        let runs: Vec<_> = slices
-            .chunk_by(|left, right| steps_of(left) == steps_of(right))
-            .collect();
-        for run in runs {
-            let numel: u64 = run.iter().map(Slice::numel).sum();
-            let (own, others) = means.split_at(numel as usize);
-            self.step(run, own)?;
-            self.progress.advance("step", numel * 4);
-            means = others;
         }
         Ok(())
     }

@@ -634,7 +634,7 @@ fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
         let model = Model::new(28, TYPES);
         let folder = folder(world, "missing-part");
         let index = folder.join("state.index.json");
-        saved(world, &model, &index, 1);
+        let (_, params) = saved(world, &model, &index, 1);
         world.barrier();
         if world.rank() > 0 {
             return;
