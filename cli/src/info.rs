@@ -8,10 +8,10 @@ use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     ArenaLayout, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, wgpu,
 };
+use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
-use crate::files::{Model, Steppable};
 use crate::step::gpu_dispatches;
 use crate::{Failure, print};
 

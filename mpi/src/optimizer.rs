@@ -291,10 +291,11 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
                     .collect();
                 let grads = reduced.grads.iter().map(|grads| TensorSlice::F32(grads));
                 let grads: Vec<_> = grads.collect();
-                Ok(match reduced.verdict {
-                    Some(verdict) => share.0.step_by(&mut params, &grads, verdict)?,
-                    None => share.0.step_mixed(&mut params, &grads)?,
-                })
+                let stepped = match reduced.verdict {
+                    Some(verdict) => share.0.step_by(&mut params, &grads, verdict),
+                    None => share.0.step_mixed(&mut params, &grads),
+                };
+                Ok(stepped?)
             },
         )
     }

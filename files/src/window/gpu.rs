@@ -3,20 +3,18 @@
 use std::ops::Range;
 use std::sync::mpsc;
 
-use anyhow::{Context as _, anyhow};
-use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Rule as _, Slot, wgpu};
+use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Kernels, Rule as _, Slot, wgpu};
 
 use super::{ELEM_BYTES, Engine, Values};
-use crate::Failure;
-use crate::backend::OpenGpu;
+use crate::error::EngineError;
 
 /// Name of the one tensor that an optimizer of windows has.
 const WINDOW: &str = "window";
 
 /// Buffers for one window, used again for the next. While one engine's window is computed, those of others are read
 /// and written.
-pub struct OnGpu<'g> {
-    open: &'g OpenGpu,
+pub struct OnGpu {
+    kernels: Kernels,
     arena: Arena,
     optimizer: GpuOptimizer<AnyRule>,
     /// What the rule keeps.
@@ -27,15 +25,18 @@ pub struct OnGpu<'g> {
     download: wgpu::Buffer,
 }
 
-impl<'g> OnGpu<'g> {
-    /// An engine for windows of at most `max_elems` elements, a multiple of 4.
-    pub fn new(open: &'g OpenGpu, config: AnyRule, max_elems: u64) -> Result<Self, Failure> {
-        let (device, queue) = (&open.gpu.device, &open.gpu.queue);
+impl OnGpu {
+    /// An engine for windows of at most `max_elems` elements.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the device has no memory for them, or is lost.
+    pub fn new(kernels: &Kernels, config: AnyRule, max_elems: u64) -> Result<Self, EngineError> {
+        let (device, queue) = (kernels.device(), kernels.queue());
+        let max_elems = max_elems.next_multiple_of(4).max(4);
         let layout = [(WINDOW, vec![max_elems as usize])];
-        let arena = Arena::new(device, queue, layout).map_err(Failure::failed)?;
+        let arena = Arena::new(device, queue, layout)?;
         let slots: Vec<_> = config.slots().kept().copied().collect();
-        let optimizer =
-            GpuOptimizer::new(&open.kernels, config, &arena.bindings()).map_err(Failure::failed)?;
+        let optimizer = GpuOptimizer::new(kernels, config, &arena.bindings())?;
         let array_bytes = arena.params()[0].size();
         let staging = |label, arrays, usage, mapped_at_creation| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -46,7 +47,7 @@ impl<'g> OnGpu<'g> {
             })
         };
         use wgpu::BufferUsages as Usage;
-        let engine = Self {
+        Ok(Self {
             upload: staging(
                 "wgpu_optim.upload",
                 2 + slots.len() as u64,
@@ -59,24 +60,22 @@ impl<'g> OnGpu<'g> {
                 Usage::MAP_READ | Usage::COPY_DST,
                 false,
             ),
-            open,
+            kernels: kernels.clone(),
             arena,
             optimizer,
             slots,
-        };
-        open.finish()?;
-        Ok(engine)
+        })
     }
 }
 
-impl Engine for OnGpu<'_> {
-    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure> {
+impl Engine for OnGpu {
+    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), EngineError> {
         let numel = values.params.len();
         let bytes = (numel * size_of::<f32>()) as u64;
         let array_bytes = self.arena.params()[0].size();
         {
             let mapped = self.upload.get_mapped_range_mut(..);
-            let mut mapped = mapped.map_err(Failure::failed)?;
+            let mut mapped = mapped?;
             let arrays = [&values.params, &values.grads]
                 .into_iter()
                 .chain(&values.slots);
@@ -89,7 +88,7 @@ impl Engine for OnGpu<'_> {
         }
         self.upload.unmap();
 
-        let device = &self.open.gpu.device;
+        let device = self.kernels.device();
         let (params, grads) = (&self.arena.params()[0], &self.arena.grads()[0]);
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
             label: Some("wgpu_optim.window"),
@@ -110,11 +109,9 @@ impl Engine for OnGpu<'_> {
             }
         }
         // The smallest number of steps with its scalars.
-        self.optimizer
-            .set_applied_steps(WINDOW, phase)
-            .map_err(Failure::failed)?;
+        self.optimizer.set_applied_steps(WINDOW, phase)?;
         for _ in 0..times {
-            self.optimizer.step(&mut encoder).map_err(Failure::failed)?;
+            self.optimizer.step(&mut encoder)?;
         }
         encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);
         for (slot, array) in self.slots.iter().zip(1..) {
@@ -130,26 +127,17 @@ impl Engine for OnGpu<'_> {
                 );
             }
         }
-        let submission = self.open.gpu.queue.submit([encoder.finish()]);
+        let submission = self.kernels.queue().submit([encoder.finish()]);
         let mapped = self.map();
-        device
-            .poll(wgpu::PollType::Wait {
-                submission_index: Some(submission),
-                timeout: None,
-            })
-            .context("the device did not finish")
-            .map_err(Failure::Failed)?;
+        device.poll(wgpu::PollType::Wait {
+            submission_index: Some(submission),
+            timeout: None,
+        })?;
         for mapped in mapped {
-            mapped
-                .recv()
-                .map_err(|_| Failure::Failed(anyhow!("the device was lost")))?
-                .map_err(Failure::failed)?;
+            mapped.recv().map_err(|_| EngineError::Lost)??;
         }
         {
-            let mapped = self
-                .download
-                .get_mapped_range(..)
-                .map_err(Failure::failed)?;
+            let mapped = self.download.get_mapped_range(..)?;
             let arrays = [&mut values.params].into_iter().chain(&mut values.slots);
             for (array, start) in arrays.zip((0..).step_by(array_bytes as usize)) {
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
@@ -161,7 +149,7 @@ impl Engine for OnGpu<'_> {
     }
 }
 
-impl OnGpu<'_> {
+impl OnGpu {
     /// Asks for the downloaded values, and for the place of the next ones to upload.
     fn map(&self) -> [mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>; 2] {
         let buffers = [
