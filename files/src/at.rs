@@ -35,6 +35,14 @@ pub struct Part {
 }
 
 impl Part {
+    /// All elements of a tensor.
+    pub fn whole(numel: u64, at: At) -> Self {
+        Self {
+            elems: 0..numel,
+            at,
+        }
+    }
+
     /// The place of an element, of values that are stored as `of`.
     pub fn place(&self, elem: u64, of: StorageType) -> At {
         self.at.plus((elem - self.elems.start) * of.bytes())

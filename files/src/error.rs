@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use wgpu_optim::files::{HeaderError, IndexError};
-use wgpu_optim::{ArenaError, BuildError, StateFileError, StepError, UnknownTensor, wgpu};
+use wgpu_optim::{
+    ArenaError, BuildError, StateFileError, StepError, StorageType, UnknownTensor, wgpu,
+};
 
 /// A file that cannot be read or written, or does not hold what it has to.
 #[derive(Debug, thiserror::Error)]
@@ -96,62 +98,57 @@ pub enum FileError {
         /// The metadata in which it does.
         key: &'static str,
     },
-    /// A slot of another shape than its tensor.
-    #[error("tensor {tensor:?}: the {slot} has shape {actual:?}, expected {expected:?}")]
-    Shape {
+    /// A slot that does not fit its tensor, or the rule.
+    #[error("tensor {tensor:?}: {}", why.of(slot))]
+    Slot {
         /// The tensor.
         tensor: String,
         /// The slot.
         slot: String,
-        /// The tensor's shape.
-        expected: Vec<usize>,
-        /// The slot's.
-        actual: Vec<usize>,
+        /// What is wrong with it.
+        why: SlotError,
     },
-    /// Elements of a slot that no file has, or two.
-    #[error(
-        "tensor {tensor:?}: its {slot} is in {files} files from element {elem} on, expected in one"
-    )]
+}
+
+/// A slot of a state that does not fit its tensor, or the rule.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SlotError {
+    /// It has another shape than its tensor, which is named first.
+    Shape(Vec<usize>, Vec<usize>),
+    /// No file has its elements from this one on, or two have.
     Coverage {
-        /// The tensor.
-        tensor: String,
-        /// The slot.
-        slot: String,
         /// The first such element.
         elem: u64,
         /// How many files have it.
         files: usize,
     },
-    /// A slot that the rule keeps and the state has not, beside others that it has.
-    #[error("tensor {tensor:?}: the state has no {slot}, which the rule keeps")]
-    Missing {
-        /// The tensor.
-        tensor: String,
-        /// The slot.
-        slot: String,
-    },
-    /// A slot that the state has and the rule does not keep.
-    #[error(
-        "tensor {tensor:?}: the state holds its {slot}, which the rule does not keep with these options"
-    )]
-    NotKept {
-        /// The tensor.
-        tensor: String,
-        /// The slot.
-        slot: String,
-    },
-    /// Masters of parameters that need none.
-    #[error(
-        "tensor {tensor:?}: the state holds its {slot}, expected none, because its parameters are {dtype}"
-    )]
-    NoMasters {
-        /// The tensor.
-        tensor: String,
-        /// The masters.
-        slot: String,
-        /// What the parameters are stored as.
-        dtype: String,
-    },
+    /// The state has others that the rule keeps, and not this one.
+    Missing,
+    /// The rule does not keep it.
+    NotKept,
+    /// It is what is remembered of parameters of 16 bits, and these are of another type.
+    NoMasters(StorageType),
+}
+
+impl SlotError {
+    fn of(&self, slot: &str) -> String {
+        match self {
+            Self::Shape(expected, actual) => {
+                format!("the {slot} has shape {actual:?}, expected {expected:?}")
+            }
+            Self::Coverage { elem, files } => {
+                format!("its {slot} is in {files} files from element {elem} on, expected in one")
+            }
+            Self::Missing => format!("the state has no {slot}, which the rule keeps"),
+            Self::NotKept => format!(
+                "the state holds its {slot}, which the rule does not keep with these options"
+            ),
+            Self::NoMasters(of) => format!(
+                "the state holds its {slot}, expected none, because its parameters are {}",
+                of.name().to_uppercase()
+            ),
+        }
+    }
 }
 
 impl FileError {

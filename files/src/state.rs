@@ -9,7 +9,7 @@ use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{AnyRule, Recorded, Slot, SlotEntry, StateFileError, StateRecord, StorageType};
 
 use crate::at::Part;
-use crate::error::FileError;
+use crate::error::{FileError, SlotError};
 use crate::model::Model;
 use crate::window::{Slice, runs};
 
@@ -151,7 +151,7 @@ impl<R: Recorded> SavedState<R> {
     /// Where a slot of a tensor of this shape lies: every element of it once, in order.
     ///
     /// # Errors
-    /// [`FileError::Shape`] or [`FileError::Coverage`] if it does not.
+    /// [`FileError::Slot`] if it does not.
     pub fn parts_of(
         &self,
         tensor: &str,
@@ -159,27 +159,15 @@ impl<R: Recorded> SavedState<R> {
         shape: &[usize],
     ) -> Result<&[Part], FileError> {
         let numel = shape.iter().map(|size| *size as u64).product();
+        let wrong = |why| Err(slot_error(tensor, slot, why));
+        let other_shape =
+            |actual: &[usize]| wrong(SlotError::Shape(shape.to_owned(), actual.to_owned()));
+        let coverage = |elem, files| wrong(SlotError::Coverage { elem, files });
         let saved = self.saved(tensor, slot);
-        // A flat shape fits any: it is what older files hold.
-        if let Some(actual) = saved.and_then(|saved| saved.shape.as_ref())
-            && actual != shape
-            && *actual != [numel as usize]
-        {
-            return Err(FileError::Shape {
-                tensor: tensor.to_owned(),
-                slot: slot.to_owned(),
-                expected: shape.to_owned(),
-                actual: actual.clone(),
-            });
+        let other = saved.and_then(|saved| saved.shape.as_ref());
+        if let Some(actual) = other.filter(|actual| *actual != shape) {
+            return other_shape(actual);
         }
-        let coverage = |elem, files| {
-            Err(FileError::Coverage {
-                tensor: tensor.to_owned(),
-                slot: slot.to_owned(),
-                elem,
-                files,
-            })
-        };
         let parts = self.parts(tensor, slot);
         let mut end = 0;
         for Part { elems, .. } in parts {
@@ -189,22 +177,17 @@ impl<R: Recorded> SavedState<R> {
                 _ => end = elems.end,
             }
         }
-        match end == numel {
-            true => Ok(parts),
-            false if end < numel => coverage(end, 0),
-            false => Err(FileError::Shape {
-                tensor: tensor.to_owned(),
-                slot: slot.to_owned(),
-                expected: shape.to_owned(),
-                actual: vec![end as usize],
-            }),
+        match end {
+            end if end < numel => coverage(end, 0),
+            end if end > numel => other_shape(&[end as usize]),
+            _ => Ok(parts),
         }
     }
 
     /// What there is of a tensor of this shape, whose parameters are stored as `of`, for a rule that keeps `slots`.
     ///
     /// # Errors
-    /// [`FileError`] if there are some of the slots but not all, or others.
+    /// [`FileError::Slot`] if there are some of the slots but not all, or others.
     pub fn of_tensor(
         &self,
         tensor: &str,
@@ -221,30 +204,18 @@ impl<R: Recorded> SavedState<R> {
                 }
                 (PARAMS_REST, StorageType::Bf16) => saved.rests = Some(parts()?),
                 (MASTER_PARAMS | PARAMS_REST, _) => {
-                    return Err(FileError::NoMasters {
-                        tensor: tensor.to_owned(),
-                        slot: slot.to_owned(),
-                        dtype: of.name().to_uppercase(),
-                    });
+                    return Err(slot_error(tensor, slot, SlotError::NoMasters(of)));
                 }
                 _ if slots.iter().any(|kept| kept.name == slot) => rule_slots += 1,
-                _ => {
-                    return Err(FileError::NotKept {
-                        tensor: tensor.to_owned(),
-                        slot: slot.to_owned(),
-                    });
-                }
+                _ => return Err(slot_error(tensor, slot, SlotError::NotKept)),
             }
         }
         // As the library does where both are there.
         saved.rests = saved.rests.filter(|_| saved.masters.is_none());
         if rule_slots > 0 {
             for slot in slots {
-                if !self.slots_of(tensor).any(|saved| saved == slot.name) {
-                    return Err(FileError::Missing {
-                        tensor: tensor.to_owned(),
-                        slot: slot.name.to_owned(),
-                    });
+                if self.saved(tensor, slot.name).is_none() {
+                    return Err(slot_error(tensor, slot.name, SlotError::Missing));
                 }
                 let parts = self.parts_of(tensor, slot.name, shape)?;
                 saved.slots.push(parts.to_vec());
@@ -289,6 +260,14 @@ pub fn slot_entry(
             let shape = vec![(end - start) as usize];
             (format!("{name}[{start}:{end}]"), Dtype::F32, shape)
         }
+    }
+}
+
+fn slot_error(tensor: &str, slot: &str, why: SlotError) -> FileError {
+    FileError::Slot {
+        tensor: tensor.to_owned(),
+        slot: slot.to_owned(),
+        why,
     }
 }
 

@@ -230,7 +230,7 @@ impl Layout {
     }
 }
 
-fn numel(tensor: &TensorSpec) -> u64 {
+pub(crate) fn numel(tensor: &TensorSpec) -> u64 {
     let sizes = tensor.shape.iter();
     sizes.fold(1, |numel: u64, size| numel.saturating_mul(*size as u64))
 }

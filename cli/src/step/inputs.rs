@@ -166,16 +166,13 @@ impl Inputs {
             Some(state) => state.saved.of_tensor(name, shape, storage.params, slots)?,
             None => SavedTensor::default(),
         };
-        let whole = |at| Part {
-            elems: 0..numel,
-            at,
-        };
+        let grads_at = grad.at(self.state_files() + self.params.shards().len());
         Ok(Updated {
             name: name.clone(),
             numel,
             storage,
-            params: whole(param.at(self.state_files())),
-            grads: whole(grad.at(self.state_files() + self.params.shards().len())),
+            params: Part::whole(numel, param.at(self.state_files())),
+            grads: Part::whole(numel, grads_at),
             saved,
         })
     }

@@ -129,10 +129,7 @@ impl<'i> Plan<'i> {
                  one of the two would be updated, and programs differ in which they read; remove one",
                 inputs.params.shards()[place.shard].source.path().display()
             );
-            let whole = |at| Part {
-                elems: 0..tensor.numel,
-                at,
-            };
+            let whole = |at| Part::whole(tensor.numel, at);
             let out_state = slots.get(name).into_iter().flatten();
             plan.updates.push(Update {
                 tensor,

@@ -24,7 +24,7 @@ use wgpu_optim::{
 use wgpu_optim_files::{FileError, Model, NewFile, Outputs, SavedState, slot_entry};
 
 use crate::error::ShardError;
-use crate::optimizer::ShardedOptimizer;
+use crate::optimizer::{ShardedOptimizer, numel};
 use crate::share::Share;
 pub(crate) use names::Names;
 
@@ -127,7 +127,11 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             let elems = self.buckets.shares.of_tensor(self.ranks.rank(), index);
             let mut slots = Vec::new();
             for slot in saved.slots_of(name) {
-                let parts = saved.parts_of(name, slot, &spec.shape)?;
+                let parts = saved.parts_of(name, slot, &spec.shape).or_else(|error| {
+                    // A flat shape fits any: it is what older files hold.
+                    let flat = [numel(spec) as usize];
+                    saved.parts_of(name, slot, &flat).map_err(|_| error)
+                })?;
                 let mut values = vec![0.0; (elems.end - elems.start) as usize];
                 saved.read(parts, elems.clone(), &mut values)?;
                 slots.push(SlotState {

@@ -11,7 +11,9 @@ use wgpu_optim::{
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::*;
-use wgpu_optim_mpi::{ContentError, CpuShare, FileError, ShardError, ShardedOptimizer, Sharding};
+use wgpu_optim_mpi::{
+    ContentError, CpuShare, FileError, ShardError, ShardedOptimizer, Sharding, SlotError,
+};
 
 use crate::model::{Model, bits};
 use crate::on_ranks;
@@ -347,7 +349,11 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
         world.barrier();
         let error = optimizer.load(&index).unwrap_err();
         assert!(
-            matches!(&error, ShardError::File(FileError::Coverage { tensor, slot, files: 0, .. }) if tensor == "layer4.weight" && slot == "exp_avg"),
+            matches!(
+                &error,
+                ShardError::File(FileError::Slot { tensor, slot, why: SlotError::Coverage { files: 0, .. } })
+                    if tensor == "layer4.weight" && slot == "exp_avg"
+            ),
             "{error}"
         );
         assert_eq!(optimizer.state().unwrap(), before);
