@@ -100,7 +100,13 @@ impl From<anyhow::Error> for Failure {
 /// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
 /// and stderr.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
-    let args = match Args::try_parse_from(with_negative_numbers(args)) {
+    let mut args = with_negative_numbers(args);
+    let mut parsed = Args::try_parse_from(&args);
+    if cfg!(feature = "lab") && matches!(&parsed, Ok(Args { command: None, .. })) {
+        args.push("bench".into());
+        parsed = Args::try_parse_from(&args);
+    }
+    let args = match parsed {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
             return exit_code(Err(Failure::Refused(usage_error(&error))));
@@ -113,10 +119,7 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
         Some(Command::Info(info)) => info::run(&args.common, info),
         #[cfg(feature = "lab")]
         Some(Command::Lab(lab)) => lab.run(&args.common),
-        #[cfg(feature = "lab")]
-        None => lab::Command::default().run(&args.common),
-        #[cfg(not(feature = "lab"))]
-        None => Err(anyhow::anyhow!("expected a command: step or info").into()),
+        None => Err(anyhow::anyhow!("expected a command").into()),
     };
     exit_code(outcome)
 }

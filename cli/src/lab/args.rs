@@ -68,29 +68,6 @@ pub struct BenchArgs {
     pub fields: FieldArgs,
 }
 
-impl Default for BenchArgs {
-    /// As typed without any option.
-    fn default() -> Self {
-        Self {
-            numel: vec![1 << 20, 16 << 20],
-            tensors: vec![1],
-            numel_each: None,
-            model: None,
-            rule: Vec::new(),
-            form: Vec::new(),
-            all_adapters: false,
-            hot_caches: false,
-            control: false,
-            seconds: 3.0,
-            csv: None,
-            plot: None,
-            compare: None,
-            storage: StorageArgs::default(),
-            fields: FieldArgs::default(),
-        }
-    }
-}
-
 impl BenchArgs {
     /// What to measure, by what it is called in reports.
     pub fn rules(&self) -> anyhow::Result<Vec<(String, AnyRule)>> {
@@ -183,24 +160,4 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds
         .filter(|seconds| (0.0..=86_400.0).contains(seconds))
         .ok_or_else(|| "expected a number of seconds from 0 to 86400".to_owned())
-}
-
-#[cfg(test)]
-#[allow(clippy::panic, reason = "tests fail by panicking")]
-mod tests {
-    use clap::Parser as _;
-
-    use super::*;
-    use crate::args::{Args, Command};
-    use crate::lab;
-
-    #[test]
-    fn no_command_is_bench_without_options() {
-        let Some(Command::Lab(lab::Command::Bench(bench))) =
-            Args::parse_from(["wgpu-optim", "bench"]).command
-        else {
-            panic!("not bench");
-        };
-        assert_eq!(format!("{bench:?}"), format!("{:?}", BenchArgs::default()));
-    }
 }

@@ -27,13 +27,6 @@ pub enum Command {
     Experiments(ExperimentsArgs),
 }
 
-/// The command of those who type none.
-impl Default for Command {
-    fn default() -> Self {
-        Self::Bench(BenchArgs::default())
-    }
-}
-
 impl Command {
     pub fn run(&self, common: &CommonArgs) -> Result<(), Failure> {
         match self {

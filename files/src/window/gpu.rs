@@ -70,42 +70,22 @@ impl OnGpu {
 
 impl Engine for OnGpu {
     fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), EngineError> {
+        self.fill_upload(values)?;
         let numel = values.params.len();
-        let bytes = (numel * size_of::<f32>()) as u64;
-        let array_bytes = self.arena.params()[0].size();
-        {
-            let mapped = self.upload.get_mapped_range_mut(..);
-            let mut mapped = mapped?;
-            let arrays = [&values.params, &values.grads]
-                .into_iter()
-                .chain(&values.slots);
-            for (array, start) in arrays.zip((0..).step_by(array_bytes as usize)) {
-                let end = start + array.len() * size_of::<f32>();
-                mapped
-                    .slice(start..end)
-                    .copy_from_slice(bytemuck::cast_slice(array));
-            }
-        }
-        self.upload.unmap();
-
-        let device = self.kernels.device();
+        let mut encoder =
+            self.kernels
+                .device()
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                    label: Some("wgpu_optim.window"),
+                });
+        let (bytes, array_bytes) = (numel as u64 * ELEM_BYTES, self.array_bytes());
         let (params, grads) = (&self.arena.params()[0], &self.arena.grads()[0]);
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some("wgpu_optim.window"),
-        });
         encoder.copy_buffer_to_buffer(&self.upload, 0, params, 0, bytes);
         encoder.copy_buffer_to_buffer(&self.upload, array_bytes, grads, 0, bytes);
         for (slot, array) in self.slots.iter().zip(2..) {
-            for slice in self.optimizer.state_slices(WINDOW, slot.name) {
-                let (start, len) = within(&slice.elems, numel);
+            for (start, buffer, offset, len) in self.places(slot, numel) {
                 let from = array * array_bytes + start;
-                encoder.copy_buffer_to_buffer(
-                    &self.upload,
-                    from,
-                    slice.buffer,
-                    slice.offset_bytes,
-                    len,
-                );
+                encoder.copy_buffer_to_buffer(&self.upload, from, buffer, offset, len);
             }
         }
         // The smallest number of steps with its scalars.
@@ -113,57 +93,90 @@ impl Engine for OnGpu {
         for _ in 0..times {
             self.optimizer.step(&mut encoder)?;
         }
+        let params = &self.arena.params()[0];
         encoder.copy_buffer_to_buffer(params, 0, &self.download, 0, bytes);
         for (slot, array) in self.slots.iter().zip(1..) {
-            for slice in self.optimizer.state_slices(WINDOW, slot.name) {
-                let (start, len) = within(&slice.elems, numel);
+            for (start, buffer, offset, len) in self.places(slot, numel) {
                 let to = array * array_bytes + start;
-                encoder.copy_buffer_to_buffer(
-                    slice.buffer,
-                    slice.offset_bytes,
-                    &self.download,
-                    to,
-                    len,
-                );
+                encoder.copy_buffer_to_buffer(buffer, offset, &self.download, to, len);
             }
         }
         let submission = self.kernels.queue().submit([encoder.finish()]);
-        let mapped = self.map();
-        device.poll(wgpu::PollType::Wait {
-            submission_index: Some(submission),
-            timeout: None,
-        })?;
-        for mapped in mapped {
-            mapped.recv().map_err(|_| EngineError::Lost)??;
-        }
-        {
-            let mapped = self.download.get_mapped_range(..)?;
-            let arrays = [&mut values.params].into_iter().chain(&mut values.slots);
-            for (array, start) in arrays.zip((0..).step_by(array_bytes as usize)) {
-                let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
-                bytes.copy_from_slice(&mapped[start..start + bytes.len()]);
-            }
-        }
-        self.download.unmap();
-        Ok(())
+        self.wait_for(submission)?;
+        self.take_download(values)
     }
 }
 
 impl OnGpu {
-    /// Asks for the downloaded values, and for the place of the next ones to upload.
-    fn map(&self) -> [mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>; 2] {
+    /// Bytes of the arrays that a window's values lie in, one after the other.
+    fn array_bytes(&self) -> u64 {
+        self.arena.params()[0].size()
+    }
+
+    /// Where a slot of a window of so many elements lies: its bytes from the start of the array on, a buffer, the offset in
+    /// that, and how many there are.
+    fn places(
+        &self,
+        slot: &Slot,
+        numel: usize,
+    ) -> impl Iterator<Item = (u64, &wgpu::Buffer, u64, u64)> {
+        let slices = self.optimizer.state_slices(WINDOW, slot.name);
+        slices.map(move |slice| {
+            let (start, len) = within(&slice.elems, numel);
+            (start, slice.buffer, slice.offset_bytes, len)
+        })
+    }
+
+    fn fill_upload(&self, values: &Values) -> Result<(), EngineError> {
+        let mut mapped = self.upload.get_mapped_range_mut(..)?;
+        let arrays = [&values.params, &values.grads].into_iter();
+        let starts = (0..).step_by(self.array_bytes() as usize);
+        for (array, start) in arrays.chain(&values.slots).zip(starts) {
+            let bytes: &[u8] = bytemuck::cast_slice(array);
+            mapped
+                .slice(start..start + bytes.len())
+                .copy_from_slice(bytes);
+        }
+        drop(mapped);
+        self.upload.unmap();
+        Ok(())
+    }
+
+    /// Waits for a submission, for the downloaded values, and for the place of the next ones to upload.
+    fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), EngineError> {
         let buffers = [
             (&self.download, wgpu::MapMode::Read),
             (&self.upload, wgpu::MapMode::Write),
         ];
-        buffers.map(|(buffer, mode)| {
+        let mapped = buffers.map(|(buffer, mode)| {
             let (sender, receiver) = mpsc::channel();
             buffer.map_async(mode, .., move |result| {
                 // Nobody waits any more after another failure.
                 let _ = sender.send(result);
             });
             receiver
-        })
+        });
+        self.kernels.device().poll(wgpu::PollType::Wait {
+            submission_index: Some(submission),
+            timeout: None,
+        })?;
+        for mapped in mapped {
+            mapped.recv().map_err(|_| EngineError::Lost)??;
+        }
+        Ok(())
+    }
+
+    fn take_download(&self, values: &mut Values) -> Result<(), EngineError> {
+        let mapped = self.download.get_mapped_range(..)?;
+        let arrays = [&mut values.params].into_iter().chain(&mut values.slots);
+        let starts = (0..).step_by(self.array_bytes() as usize);
+        for (array, start) in arrays.zip(starts) {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(array);
+            bytes.copy_from_slice(&mapped[start..start + bytes.len()]);
+        }
+        drop(mapped);
+        self.download.unmap();
+        Ok(())
     }
 }
 

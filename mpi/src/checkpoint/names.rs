@@ -52,8 +52,8 @@ impl Names {
                 names.generation = names.generation.saturating_add(1);
             }
         }
-        let first = ranks.gather(names.generation.to_le_bytes())[0];
-        names.generation = u64::from_le_bytes(first);
+        let mut generations = ranks.gather_numbers(names.generation);
+        names.generation = generations.next().unwrap_or(names.generation);
         Ok(names)
     }
 
@@ -81,8 +81,7 @@ impl Names {
         let bytes = fs::metadata(own).map(|own| own.len());
         let bytes = bytes.map_err(FileError::io("read", own));
         let bytes = ranks.all_well(bytes.map_err(ShardError::from))?;
-        let sizes = ranks.gather(bytes.to_le_bytes()).into_iter();
-        let mut sizes = sizes.map(u64::from_le_bytes).enumerate();
+        let mut sizes = ranks.gather_numbers(bytes).enumerate();
         let seen = match ranks.rank() {
             0 => sizes.try_for_each(|(rank, expected_bytes)| {
                 let path = index.with_file_name(self.of(rank));
@@ -106,14 +105,13 @@ impl Names {
     ) -> Result<(), ShardError> {
         let own_names = own.tensors().iter().map(|tensor| tensor.name.as_str());
         let names = ranks.gather_lists(own_names)?;
-        let sizes = ranks.gather(own.data_len().to_le_bytes());
+        let total = ranks.gather_numbers(own.data_len()).sum();
         let replaced = match ranks.rank() {
             0 => {
                 let weight_map = names.into_iter().enumerate().flat_map(|(rank, names)| {
                     let named = move |name| (name, self.of(rank));
                     names.into_iter().map(named)
                 });
-                let total = sizes.into_iter().map(u64::from_le_bytes).sum();
                 LastIndex::read(path).and_then(|last| {
                     self.write_index(path, weight_map.collect(), &own.metadata, total)?;
                     Ok(last)

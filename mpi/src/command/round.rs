@@ -94,13 +94,12 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
         copied_tensors: models.copied,
         numel: numels.iter().sum(),
         weights,
-        bytes_read: super::sum(ranks, read.into_inner()),
-        bytes_written: super::sum(ranks, written.into_inner()),
-        bytes_sent: super::sum(ranks, ranks.traffic().sent),
+        bytes_read: ranks.gather_numbers(read.into_inner()).sum(),
+        bytes_written: ranks.gather_numbers(written.into_inner()).sum(),
+        bytes_sent: ranks.gather_numbers(ranks.traffic().sent).sum(),
         peak_memory_bytes: {
             let own = peak_memory_bytes().unwrap_or(0);
-            let all = ranks.gather(own.to_le_bytes()).into_iter();
-            all.map(u64::from_le_bytes).max().unwrap_or(own)
+            ranks.gather_numbers(own).max().unwrap_or(own)
         },
         total_ms: started.elapsed().as_secs_f64() * 1e3,
     };
