@@ -22,12 +22,12 @@ pub enum FileError {
         /// Why.
         source: io::Error,
     },
-    /// It does not hold what it has to.
+    /// A file of another format or content than expected.
     #[error("{}: {source}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         source: ContentError,
     },
     /// A file that an index names.
@@ -35,7 +35,7 @@ pub enum FileError {
     OfIndex {
         /// The index.
         path: PathBuf,
-        /// What is wrong with the file.
+        /// The mistake in the file.
         source: Box<FileError>,
     },
     /// A tensor that is not in the file that the index says.
@@ -60,9 +60,9 @@ pub enum FileError {
     /// Two outputs that are one file.
     #[error("{one} and {other} are the same file, {}", path.display())]
     SameFile {
-        /// How the user named the first.
+        /// How the user named one of them.
         one: String,
-        /// And the second.
+        /// How the user named the other one.
         other: String,
         /// The file.
         path: PathBuf,
@@ -87,7 +87,7 @@ pub enum FileError {
         path: PathBuf,
         /// Why not.
         undo: io::Error,
-        /// What went wrong before.
+        /// The error because of which it was to be put back.
         source: Box<FileError>,
     },
     /// Files that are not of one state.
@@ -105,7 +105,7 @@ pub enum FileError {
         tensor: String,
         /// The slot.
         slot: String,
-        /// What is wrong with it.
+        /// The mistake.
         why: SlotError,
     },
 }
@@ -113,20 +113,20 @@ pub enum FileError {
 /// A slot of a state that does not fit its tensor, or the rule.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SlotError {
-    /// It has another shape than its tensor, which is named first.
+    /// Another shape than that of its tensor, which comes first.
     Shape(Vec<usize>, Vec<usize>),
-    /// No file has its elements from this one on, or two have.
+    /// Elements that no file has, or two.
     Coverage {
         /// The first such element.
         elem: u64,
         /// How many files have it.
         files: usize,
     },
-    /// The state has others that the rule keeps, and not this one.
+    /// A slot that the rule keeps is missing, and others are there.
     Missing,
-    /// The rule does not keep it.
+    /// A slot that the rule does not keep.
     NotKept,
-    /// It is what is remembered of parameters of 16 bits, and these are of another type.
+    /// Masters or their low bits, of parameters of a type that has none.
     NoMasters(StorageType),
 }
 
@@ -152,7 +152,7 @@ impl SlotError {
 }
 
 impl FileError {
-    /// What the system says where something could not be done (`read`, `write`, ...) with a file.
+    /// Makes an error of what the system says, where something (`read`, `write`, ...) could not be done with a file.
     pub fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             what,
@@ -161,7 +161,7 @@ impl FileError {
         }
     }
 
-    /// What is wrong with the content of a file.
+    /// Makes an error of a mistake in the content of a file.
     pub fn content<E: Into<ContentError>>(path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Self::Content {
             path: path.to_owned(),
@@ -170,46 +170,46 @@ impl FileError {
     }
 }
 
-/// What is wrong with a file.
+/// A mistake in the content of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// It is not a safetensors file.
+    /// Not a safetensors file.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// It is not an index.
+    /// Not an index.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// It is not a file of a state.
+    /// Not a file of a state.
     #[error(transparent)]
     State(#[from] StateFileError),
 }
 
-/// A device that has not stepped a window.
+/// A failure of the device that steps windows.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// It has no memory for windows of this size.
+    /// No memory for the state of windows of this size.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The same, of their parameters and gradients.
+    /// No memory for parameters and gradients of windows of this size.
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    /// It does not make the step.
+    /// The step could not be recorded.
     #[error(transparent)]
     Step(#[from] StepError),
-    /// The window that is stepped is not there.
+    /// The optimizer has no tensor for windows.
     #[error(transparent)]
     Window(#[from] UnknownTensor),
-    /// It did not finish.
+    /// The device did not finish.
     #[error("the device did not finish: {0}")]
     Poll(#[from] wgpu::PollError),
-    /// Its memory cannot be mapped.
+    /// Memory of the device cannot be mapped.
     #[error(transparent)]
     Map(#[from] wgpu::BufferAsyncError),
-    /// Likewise.
+    /// A range of a buffer cannot be mapped.
     #[error(transparent)]
     Range(#[from] wgpu::MapRangeError),
-    /// It was lost.
+    /// The device was lost.
     #[error("the device was lost")]
     Lost,
 }

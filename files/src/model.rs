@@ -28,7 +28,7 @@ pub struct IndexFile {
     pub path: PathBuf,
     /// Its content.
     pub json: Vec<u8>,
-    /// What it says beside tensors and their files.
+    /// The metadata, without tensors and their files.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -37,7 +37,7 @@ pub struct IndexFile {
 pub struct Shard {
     /// The file.
     pub source: SourceFile,
-    /// What it starts with.
+    /// The header that the file starts with.
     pub header: Header,
 }
 
@@ -76,7 +76,7 @@ pub struct Steppable {
     pub left_out: usize,
 }
 
-/// What a tensor that can be stepped is stored as.
+/// Storage type of tensors that can be stepped; `None` for other dtypes.
 pub fn storage_type(dtype: Dtype) -> Option<StorageType> {
     match dtype {
         Dtype::F32 => Some(StorageType::F32),
@@ -95,7 +95,7 @@ impl Model {
         Self::with_files(path, |_| ())
     }
 
-    /// The same for more files than a process may have open: every read opens its file anew.
+    /// Opens a model of more files than a process may have open: every read opens its file anew.
     pub fn open_one_by_one(path: &Path) -> Result<Self, FileError> {
         Self::with_files(path, SourceFile::close)
     }
@@ -302,7 +302,7 @@ pub struct NewFile {
     pub role: String,
     /// Where it goes.
     pub path: PathBuf,
-    /// What it starts with: a header, or all of an index.
+    /// The bytes that it starts with: a header, or all of an index.
     pub start: Vec<u8>,
 }
 

@@ -19,7 +19,7 @@ pub struct SourceFile {
     path: PathBuf,
     /// None of a file that every read opens anew.
     file: Option<File>,
-    /// What it was when it was opened first.
+    /// Size, time and inode when it was opened first.
     version: Metadata,
 }
 

@@ -18,7 +18,7 @@ use crate::window::{Slice, runs};
 /// The elements of a slot may be in parts, each a tensor `TENSOR.SLOT[START:END]` of one dimension.
 #[derive(Debug)]
 pub struct SavedState<R = AnyRule> {
-    /// What all its files say together.
+    /// Configuration, step counts and control, as all files together say them.
     pub record: StateRecord<R>,
     /// The files.
     pub files: Model,
@@ -33,14 +33,14 @@ struct SavedSlot {
     shape: Option<Vec<usize>>,
 }
 
-/// What a state holds of a tensor, as places in the state's files.
+/// Places in the files of a state where the slots of one tensor lie, and the tensor's step count.
 #[derive(Debug, Default)]
 pub struct SavedTensor {
     /// The rule's slots in its order; none if they start afresh.
     pub slots: Vec<Vec<Part>>,
     /// The parameters as `f32`, where it has them.
     pub masters: Option<Vec<Part>>,
-    /// What the parameters leave of them, where it has that instead.
+    /// The low bits of the masters, where it has these instead.
     pub rests: Option<Vec<Part>>,
     /// Steps that have been applied; none if its slots start afresh.
     pub applied_steps: u64,
@@ -184,7 +184,7 @@ impl<R: Recorded> SavedState<R> {
         }
     }
 
-    /// What there is of a tensor of this shape, whose parameters are stored as `of`, for a rule that keeps `slots`.
+    /// Finds the slots of a tensor of this shape, whose parameters are stored as `of`, for a rule that keeps `slots`.
     ///
     /// # Errors
     /// [`FileError::Slot`] if there are some of the slots but not all, or others.

@@ -371,7 +371,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     }
 }
 
-/// What a rank steps its share by.
+/// Gradients of a rank's share, and the control's verdict on them.
 struct Reduced<'a> {
     /// The gradients of all ranks, tensor by tensor.
     grads: &'a mut [Vec<f32>],

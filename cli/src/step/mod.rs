@@ -116,7 +116,7 @@ struct Job<'j> {
     config: AnyRule,
     precision: Precision,
     verdict: Verdict,
-    /// Of all gradients, divided by their scale; where they are clipped by it.
+    /// The norm of all gradients, divided by their scale; where they are clipped by it.
     norm: Option<f64>,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,

@@ -36,7 +36,7 @@ struct StateStart {
     tensors: Vec<String>,
 }
 
-/// What a state file is going to hold.
+/// The record and the slots that a state file is going to hold.
 #[derive(Clone)]
 struct StateContent {
     record: StateRecord,

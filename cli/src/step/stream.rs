@@ -54,7 +54,7 @@ const STEPS_AT_ONCE: u32 = 128;
 /// What a stream did.
 #[derive(Debug)]
 pub struct Streamed {
-    /// Of a step, on a GPU.
+    /// Dispatches of a step, on a GPU.
     pub dispatches: usize,
     pub bytes_read: u64,
     pub bytes_written: u64,

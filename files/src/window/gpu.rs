@@ -17,7 +17,7 @@ pub struct OnGpu {
     kernels: Kernels,
     arena: Arena,
     optimizer: GpuOptimizer<AnyRule>,
-    /// What the rule keeps.
+    /// The slots that the rule keeps.
     slots: Vec<Slot>,
     /// Parameters, gradients and slots, as they go to the device.
     upload: wgpu::Buffer,

@@ -19,7 +19,7 @@ pub struct Run {
     pub at: At,
     /// Which of the window's they are.
     pub elems: Range<usize>,
-    /// What they are stored as.
+    /// The type that they are stored as.
     pub of: StorageType,
 }
 
@@ -71,9 +71,9 @@ pub struct NotRounded {
     pub tensor: usize,
     /// Its index in that.
     pub elem: u64,
-    /// What it is.
+    /// The parameter.
     pub actual: f32,
-    /// What its master rounds to.
+    /// The master, rounded.
     pub expected: f32,
 }
 

@@ -23,7 +23,7 @@ pub struct State {
 }
 
 pub struct TensorState {
-    /// What the round before has left of it.
+    /// Its slots, as the round before has left them.
     pub saved: SavedTensor,
     /// Where this rank's share of its slots goes and, behind them, of its masters.
     pub out: Vec<Part>,
