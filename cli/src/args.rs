@@ -4,19 +4,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{anyhow, bail, ensure};
-use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::storage::Rounding;
-use wgpu_optim::{
-    AnyRule, ConfigError, Masters, MomentumForm, Precision, SgdConfig, StepControl, StorageType,
-};
+use wgpu_optim::{ConfigError, Masters, Precision, StepControl, StorageType};
 
-use crate::rule::{self, FieldArgs, RuleArgs};
-use crate::storage::StorageArgs;
+use crate::rule::RuleArgs;
 
-/// Optimizer steps on GPU and CPU: momentum and its family, Adam and others. Without a command: bench.
+/// Optimizer steps on GPU and CPU: momentum and its family, Adam and others.
+#[cfg_attr(feature = "lab", doc = "Without a command: bench.")]
 #[derive(Debug, Parser)]
 #[command(name = "wgpu-optim", version, about)]
 pub struct Args {
@@ -59,14 +56,11 @@ pub enum DeviceArg {
 pub enum Command {
     /// Apply the update to a model held in safetensors files
     Step(StepArgs),
-    /// Time a step on GPU and CPU beside what the memory of each allows, and the transfers between them
-    Bench(BenchArgs),
-    /// Compare every rule and form, or one with --rule, on every back end with the f64 oracle
-    Accuracy(AccuracyArgs),
+    #[cfg(feature = "lab")]
+    #[command(flatten)]
+    Lab(crate::lab::Command),
     /// List the adapters and what the kernels would use on each
     Info(InfoArgs),
-    /// Measure and draw what momentum does: rate of convergence, energy, a hill in the way
-    Experiments(ExperimentsArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -219,180 +213,10 @@ pub enum NonFinite {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct AccuracyArgs {
-    /// Elements of each problem; the default is enough for the worst case to show, and no multiple of four
-    #[arg(long, value_name = "N", default_value = "1048579", value_parser = parse_numel)]
-    pub numel: usize,
-    #[command(flatten)]
-    pub rule: RuleArgs,
-}
-
-#[derive(Debug, ClapArgs)]
-pub struct BenchArgs {
-    /// Sizes to measure, in elements of all tensors together; K, M and G are powers of 1024
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1M", "16M"], value_parser = parse_numel)]
-    pub numel: Vec<usize>,
-    /// Numbers of tensors to measure each size in; many lie in an arena on the GPU
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values = ["1"], value_parser = parse_numel)]
-    pub tensors: Vec<usize>,
-    /// Elements of each tensor, in place of --numel
-    #[arg(long, value_name = "N", requires = "tensors", conflicts_with = "numel", value_parser = parse_numel)]
-    pub numel_each: Option<usize>,
-    /// Measure the tensors of a safetensors file instead, those of each dtype together (their sizes and dtypes; the
-    /// values are made up)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["numel", "tensors"])]
-    pub model: Option<PathBuf>,
-    /// Rules to measure, with their preset's defaults and what else is given of them; without this and --form,
-    /// adamw beside heavy-ball
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = PossibleValuesParser::new(rule::names()))]
-    pub rule: Vec<String>,
-    /// Forms of momentum to measure, before the rules
-    #[arg(long, value_name = "FORM,...", value_delimiter = ',', value_enum)]
-    pub form: Vec<BenchForm>,
-    /// Every adapter of this machine, not only the best
-    #[arg(long)]
-    pub all_adapters: bool,
-    /// Leave the data in the caches; without this, copies of it are cycled past them
-    #[arg(long)]
-    pub hot_caches: bool,
-    /// Also time steps under a control: the gradients' norm, clipping by it, and skipping what is not finite
-    #[arg(long)]
-    pub control: bool,
-    /// Longest time to spend on each size and rule; less, where every median is known to 2% before
-    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
-    pub seconds: f64,
-    /// Also write the table as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Also draw milliseconds against elements; by its name an .svg or a .png
-    #[arg(long, value_name = "FILE")]
-    pub plot: Option<PathBuf>,
-    /// Say what is slower than in a report that --json has printed before
-    #[arg(long, value_name = "OLD.json")]
-    pub compare: Option<PathBuf>,
-    #[command(flatten)]
-    pub storage: StorageArgs,
-    #[command(flatten)]
-    pub fields: FieldArgs,
-}
-
-impl Default for BenchArgs {
-    /// As typed without any option.
-    fn default() -> Self {
-        Self {
-            numel: vec![1 << 20, 16 << 20],
-            tensors: vec![1],
-            numel_each: None,
-            model: None,
-            rule: Vec::new(),
-            form: Vec::new(),
-            all_adapters: false,
-            hot_caches: false,
-            control: false,
-            seconds: 3.0,
-            csv: None,
-            plot: None,
-            compare: None,
-            storage: StorageArgs::default(),
-            fields: FieldArgs::default(),
-        }
-    }
-}
-
-impl BenchArgs {
-    /// What to measure, by what it is called in reports.
-    pub fn rules(&self) -> anyhow::Result<Vec<(String, AnyRule)>> {
-        if self.rule.is_empty() {
-            self.fields.check_none()?;
-        }
-        let (mut forms, mut rules) = (self.form.clone(), self.rule.clone());
-        if forms.is_empty() && rules.is_empty() {
-            forms.push(BenchForm::HeavyBall);
-            rules.push("adamw".to_owned());
-        }
-        let form = |form: BenchForm| Ok((form.name().to_owned(), form.config()?.into()));
-        let rule = |rule: String| Ok((self.fields.name(&rule), self.fields.config(&rule, None)?));
-        let forms = forms.into_iter().map(form);
-        forms.chain(rules.into_iter().map(rule)).collect()
-    }
-}
-
-/// Forms of momentum that can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchForm {
-    Plain,
-    HeavyBall,
-    Nesterov,
-    Ema,
-    LrInside,
-    Particle,
-}
-
-impl BenchForm {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::HeavyBall => "heavy-ball",
-            Self::Nesterov => "nesterov",
-            Self::Ema => "ema",
-            Self::LrInside => "lr-inside",
-            Self::Particle => "particle",
-        }
-    }
-
-    pub fn config(self) -> Result<SgdConfig, ConfigError> {
-        let momentum = |form| SgdConfig::builder(0.1).momentum(0.9).form(form);
-        match self {
-            Self::Plain => SgdConfig::builder(0.1),
-            Self::HeavyBall => momentum(MomentumForm::HeavyBall),
-            Self::Nesterov => momentum(MomentumForm::HeavyBall).nesterov(true),
-            Self::Ema => momentum(MomentumForm::Ema),
-            Self::LrInside => momentum(MomentumForm::LrInside),
-            Self::Particle => momentum(MomentumForm::Particle).time_step(0.5),
-        }
-        .build()
-    }
-}
-
-#[derive(Debug, ClapArgs)]
-pub struct ExperimentsArgs {
-    /// Where the pictures and their tables go; created if missing
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-}
-
-#[derive(Debug, ClapArgs)]
 pub struct InfoArgs {
     /// Also plan a step over the F32 tensors of this safetensors file, laid out in an arena
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
-}
-
-fn parse_numel(text: &str) -> Result<usize, String> {
-    let (digits, shift) = match text.to_ascii_uppercase().strip_suffix(['K', 'M', 'G']) {
-        Some(digits) => {
-            let shift = match text.chars().last() {
-                Some('k' | 'K') => 10,
-                Some('m' | 'M') => 20,
-                _ => 30,
-            };
-            (digits.to_owned(), shift)
-        }
-        None => (text.to_owned(), 0),
-    };
-    digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|numel| (1..=1 << 40).contains(numel))
-        .ok_or_else(|| "expected a number of elements such as 1000, 64K, 16M or 1G".to_owned())
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().ok();
-    seconds
-        .filter(|seconds| (0.0..=86_400.0).contains(seconds))
-        .ok_or_else(|| "expected a number of seconds from 0 to 86400".to_owned())
 }
 
 /// Negative numbers that follow an option become one with it, `--lr -1e-3` becomes `--lr=-1e-3`: they start as options do,
@@ -436,7 +260,6 @@ pub fn usage_error(error: &clap::Error) -> anyhow::Error {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
 
@@ -455,13 +278,5 @@ mod tests {
             let typed = with_negative_numbers(typed.split(' '));
             assert_eq!(typed, joined.split(' ').collect::<Vec<_>>());
         }
-    }
-
-    #[test]
-    fn no_command_is_bench_without_options() {
-        let Some(Command::Bench(bench)) = Args::parse_from(["wgpu-optim", "bench"]).command else {
-            panic!("not bench");
-        };
-        assert_eq!(format!("{bench:?}"), format!("{:?}", BenchArgs::default()));
     }
 }

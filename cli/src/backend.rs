@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::wgpu;
-use wgpu_optim::{AdapterRequest, Gpu, GpuError, Kernels};
+use wgpu_optim::{AdapterRequest, AnyRule, Gpu, GpuError, Kernels};
+use wgpu_optim_files::window::{Engine, OnCpu, OnGpu};
 
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
@@ -92,7 +93,7 @@ impl Choice {
                     anyhow!("--adapter {name} asks for a GPU, and --device cpu for none").into(),
                 );
             }
-            return Ok(Self::cpu("asked for with --device cpu".to_owned()));
+            return Ok(Self::cpu("asked for with --device cpu"));
         }
         let adapters = Adapters::of_this_machine()?;
         let mut refusals = Vec::new();
@@ -118,11 +119,26 @@ impl Choice {
             .map(Self::cpu)
     }
 
-    fn cpu(reason: String) -> Self {
+    pub(crate) fn cpu(reason: impl Into<String>) -> Self {
         Self {
             backend: Backend::Cpu,
-            reason,
+            reason: reason.into(),
         }
+    }
+
+    /// What steps windows of at most `max_elems` elements on the chosen device.
+    ///
+    /// # Errors
+    /// [`Failure::Failed`] if the device has no memory for such windows, or is lost.
+    pub fn engine(&self, config: AnyRule, max_elems: u64) -> Result<Box<dyn Engine>, Failure> {
+        Ok(match &self.backend {
+            Backend::Gpu(open) => {
+                let engine = OnGpu::new(&open.kernels, config, max_elems)?;
+                open.finish()?;
+                Box::new(engine)
+            }
+            Backend::Cpu => Box::new(OnCpu::new(config)),
+        })
     }
 
     /// The CPU twin in place of a GPU that has failed since, where nobody insists on a GPU; else the failure.

@@ -7,10 +7,10 @@ use wgpu_optim::plan::{DeviceLimits, Plan};
 use wgpu_optim::{
     Arena, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, TensorSpec, wgpu,
 };
+use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};
 use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
-use crate::files::{Model, Steppable};
 use crate::step::gpu_dispatches;
 use crate::{Failure, print};
 

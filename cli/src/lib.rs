@@ -1,26 +1,19 @@
 //! `wgpu-optim`: applies optimizer steps to safetensors models and benchmarks GPU against CPU.
 //!
 //! The command as a library, so that it can be run in a process of somebody else's, a fuzzer's for one: [`run`] is all
-//! there is to it. The rest is what the project's other programs share with it: the look of its pictures in [`picture`],
-//! and for commands over files the arguments, [`files`] that are replaced together or not at all, and [`window`]s of them
-//! that are stepped.
+//! there is to it. The rest is what the project's other programs share with it: arguments, devices and failures of
+//! commands and, with feature `lab`, the look of its pictures in `picture`.
 
-mod accuracy;
 mod args;
 mod backend;
-mod bench;
-mod experiments;
-pub mod files;
 mod info;
 mod interrupt;
-pub mod picture;
-mod problem;
+#[cfg(feature = "lab")]
+mod lab;
 mod progress;
 mod rule;
 mod step;
-mod storage;
 mod system;
-pub mod window;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -28,11 +21,14 @@ use std::io::{self, Write as _};
 
 use clap::Parser as _;
 use serde::Serialize;
+use wgpu_optim_files::{EngineError, FileError};
 
-use args::{Args, BenchArgs, Command};
+use args::{Args, Command};
 pub use args::{CommonArgs, usage_error, with_negative_numbers};
 pub use backend::Choice;
 pub use interrupt::Interrupt;
+#[cfg(feature = "lab")]
+pub use lab::picture;
 pub use progress::Progress;
 pub use rule::{FieldArgs, RuleArgs};
 pub use system::{allow_open_files, peak_memory_bytes};
@@ -54,17 +50,6 @@ pub enum Failure {
 impl Failure {
     fn failed(error: impl Into<anyhow::Error>) -> Self {
         Self::Failed(error.into())
-    }
-
-    /// The same failure with a word before it on what it was about.
-    fn context(self, what: &str) -> Self {
-        let what = what.to_owned();
-        match self {
-            Self::Refused(error) => Self::Refused(error.context(what)),
-            Self::Failed(error) => Self::Failed(error.context(what)),
-            Self::Wrong(error) => Self::Wrong(error.context(what)),
-            Self::Interrupted(signal) => Self::Interrupted(signal),
-        }
     }
 
     /// The exit code.
@@ -94,6 +79,18 @@ impl fmt::Display for Failure {
     }
 }
 
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Refused(error)
@@ -103,7 +100,13 @@ impl From<anyhow::Error> for Failure {
 /// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
 /// and stderr.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
-    let args = match Args::try_parse_from(with_negative_numbers(args)) {
+    let mut args = with_negative_numbers(args);
+    let mut parsed = Args::try_parse_from(&args);
+    if cfg!(feature = "lab") && matches!(&parsed, Ok(Args { command: None, .. })) {
+        args.push("bench".into());
+        parsed = Args::try_parse_from(&args);
+    }
+    let args = match parsed {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
             return exit_code(Err(Failure::Refused(usage_error(&error))));
@@ -113,11 +116,10 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     allow_open_files();
     let outcome = match &args.command {
         Some(Command::Step(step)) => step::run(&args.common, step),
-        Some(Command::Bench(bench)) => bench::run(&args.common, bench),
-        Some(Command::Accuracy(accuracy)) => accuracy::run(&args.common, accuracy),
         Some(Command::Info(info)) => info::run(&args.common, info),
-        Some(Command::Experiments(experiments)) => experiments::run(&args.common, experiments),
-        None => bench::run(&args.common, &BenchArgs::default()),
+        #[cfg(feature = "lab")]
+        Some(Command::Lab(lab)) => lab.run(&args.common),
+        None => Err(anyhow::anyhow!("expected a command").into()),
     };
     exit_code(outcome)
 }

@@ -7,8 +7,6 @@ use clap::builder::PossibleValuesParser;
 use serde_json::{Map, Value};
 use wgpu_optim::{AnyRule, Rule as _, RulePreset};
 
-use crate::problem;
-
 /// The rule of those who name none.
 const DEFAULT: &str = "sgd";
 
@@ -136,8 +134,8 @@ pub struct FieldArgs {
 }
 
 impl FieldArgs {
-    /// A rule of this name and form with what was given in place of its preset's fields, checked. Without a learning
-    /// rate, at one for measurements.
+    /// A rule of this name and form with what was given in place of its preset's fields, checked; without a learning
+    /// rate, at zero.
     pub fn config(&self, rule: &str, form: Option<&str>) -> Result<AnyRule> {
         let preset = RulePreset::find(rule, self.preset.as_deref())?;
         let defaults = fields_of(&preset)?;
@@ -181,9 +179,13 @@ impl FieldArgs {
         })?;
         Ok(match self.lr {
             Some(lr) => config.with_lr(lr)?,
-            None if self.others.iter().any(|(field, _)| field == LR) => config,
-            None => problem::at_a_gentle_lr(&config)?,
+            None => config,
         })
+    }
+
+    /// Whether a learning rate was given.
+    pub fn has_lr(&self) -> bool {
+        self.lr.is_some() || self.others.iter().any(|(field, _)| field == LR)
     }
 
     /// Makes sure that no field that `--set` sets is set by a flag of its own, too, or by another `--set`: one of both

@@ -40,9 +40,6 @@ pub(crate) trait Memory {
 
     /// Overwrites the parameters of these slices.
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Self::Error>;
-
-    /// Takes what the gradients of these slices of this rank's share, one after the other, come to over all ranks.
-    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), Self::Error>;
 }
 
 /// What the gradients of each rank count for.
@@ -125,8 +122,8 @@ impl Buckets {
         slices.iter().map(bytes).sum::<u64>() as usize
     }
 
-    /// Reduce-scatter: `memory` [takes](Memory::take_grads) the gradients of this rank's share. Each rank sends every other
-    /// what is of its share, and sums what it gets itself.
+    /// Reduce-scatter: `take` gets what the gradients of slices of this rank's share, one after the other, come to over all
+    /// ranks. Each rank sends every other what is of its share, and sums what it gets itself.
     ///
     /// # Errors
     /// On every rank where one has failed.
@@ -136,6 +133,7 @@ impl Buckets {
         memory: &mut M,
         weights: &Weights,
         staging: &mut Staging,
+        take: impl FnMut(&mut M, &[Slice], &[f64]) -> Result<(), M::Error>,
     ) -> Result<(), M::Error> {
         let mut sums = mem::take(&mut staging.sums);
         let flow = Reduce {
@@ -144,6 +142,7 @@ impl Buckets {
             memory,
             weights,
             sums: &mut sums,
+            take,
         };
         let reduced = drive(self.count(), ranks, staging, flow);
         staging.sums = sums;
@@ -260,15 +259,20 @@ fn drive<F: Flow>(
     ranks.all_well(ready)
 }
 
-struct Reduce<'a, M> {
+struct Reduce<'a, M, T> {
     buckets: &'a Buckets,
     ranks: &'a Ranks,
     memory: &'a mut M,
     weights: &'a Weights,
     sums: &'a mut Vec<f64>,
+    take: T,
 }
 
-impl<M: Memory> Flow for Reduce<'_, M> {
+impl<M, T> Flow for Reduce<'_, M, T>
+where
+    M: Memory,
+    T: FnMut(&mut M, &[Slice], &[f64]) -> Result<(), M::Error>,
+{
     type Error = M::Error;
 
     fn pack(&mut self, bucket: u64, sent: &mut Vec<u8>) -> Result<(), M::Error> {
@@ -295,7 +299,7 @@ impl<M: Memory> Flow for Reduce<'_, M> {
             self.weights.sum(of, &of_ranks, self.sums);
             start += bytes;
         }
-        self.memory.take_grads(&slices, self.sums)
+        (self.take)(self.memory, &slices, self.sums)
     }
 
     fn incoming(&self, bucket: u64) -> Vec<usize> {

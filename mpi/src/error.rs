@@ -1,13 +1,12 @@
 //! What can go wrong on a rank, and what the others hear of it.
 
-use std::io;
 use std::path::PathBuf;
 
-use wgpu_optim::files::{HeaderError, IndexError};
 use wgpu_optim::{
-    BuildError, ConfigError, GroupError, LoadError, SliceError, StateError, StateFileError, StepError,
-    TensorError, TransferError, UnknownTensor,
+    BuildError, ConfigError, GroupError, LoadError, SliceError, StateError, StepError, TensorError,
+    TransferError, UnknownTensor,
 };
+use wgpu_optim_files::FileError;
 
 /// A failure of a sharded optimizer. Unless a variant says otherwise, every rank gets an error at the same call, and
 /// nothing has changed on any.
@@ -82,30 +81,9 @@ pub enum ShardError {
     /// A state that the optimizer on the device could not take over.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A file of a state that is not one.
-    #[error("{}: {source}", path.display())]
-    StateFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: StateFileError,
-    },
-    /// A file that is no safetensors file.
-    #[error("{}: {source}", path.display())]
-    Header {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: HeaderError,
-    },
-    /// An index that is not one.
-    #[error("{}: {source}", path.display())]
-    Index {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: IndexError,
-    },
+    /// A file that cannot be read or written, or is not of one state with the others.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// An index that would have been replaced, and is not that of a state.
     #[error(
         "{} is not the index of a state, but of a model, perhaps: write the state under another name", path.display()
@@ -130,37 +108,5 @@ pub enum ShardError {
         rank: usize,
         /// Where the first rank looks for it.
         path: PathBuf,
-    },
-    /// Files that are not of one state.
-    #[error("{}: its {key} is not that of the files before, which are of another state", path.display())]
-    Mixed {
-        /// The first file that differs.
-        path: PathBuf,
-        /// The metadata in which it does.
-        key: String,
-    },
-    /// Elements of a slot that no file has, or two.
-    #[error(
-        "tensor {tensor:?}: its {slot} is in {files} files from element {elem} on, expected in one"
-    )]
-    Coverage {
-        /// The tensor.
-        tensor: String,
-        /// The slot.
-        slot: String,
-        /// The first such element.
-        elem: u64,
-        /// How many files have it.
-        files: usize,
-    },
-    /// The system could not read or write a file.
-    #[error("cannot {what} {}: {source}", path.display())]
-    Io {
-        /// `read`, `write`, ...
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
 }

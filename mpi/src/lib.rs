@@ -22,6 +22,7 @@ pub use optimizer::{Reduction, ShardedOptimizer, Sharding};
 pub use ranks::Traffic;
 pub use share::{CpuShare, GpuShare, Share};
 pub use shares::{ALIGN_ELEMS, Shares, Slice};
+pub use wgpu_optim_files::{ContentError, FileError, SlotError};
 
 /// The README's example is compiled and run as a test.
 #[cfg(doctest)]

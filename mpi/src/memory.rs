@@ -1,48 +1,19 @@
 //! Where a rank's whole parameters and gradients lie: in memory, or on its device.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use wgpu_optim::half::slice::HalfFloatSliceExt as _;
-use wgpu_optim::{Rule, TensorSlice, TensorSliceMut};
+use wgpu_optim::{Arena, Kernels, StorageType, TensorSlice, TensorSliceMut, readback, wgpu};
 
 use crate::buckets::Memory;
 use crate::error::ShardError;
-use crate::share::GpuShare;
-use crate::shares::{Shares, Slice};
-
-/// Where the reduced gradients of a share go.
-pub(crate) struct Reduced<'a> {
-    shares: &'a Shares,
-    rank: usize,
-    grads: &'a mut [Vec<f32>],
-}
-
-impl<'a> Reduced<'a> {
-    pub(crate) fn of(shares: &'a Shares, rank: usize, grads: &'a mut [Vec<f32>]) -> Self {
-        Self {
-            shares,
-            rank,
-            grads,
-        }
-    }
-
-    fn take(&mut self, slices: &[Slice], mut grads: &[f64]) {
-        for slice in slices {
-            let own = self.shares.of_tensor(self.rank, slice.tensor);
-            let start = (slice.elems.start - own.start) as usize;
-            let (of_slice, rest) = grads.split_at(slice.numel() as usize);
-            let to = &mut self.grads[slice.tensor][start..start + of_slice.len()];
-            for (to, grad) in to.iter_mut().zip(of_slice) {
-                *to = *grad as f32;
-            }
-            grads = rest;
-        }
-    }
-}
+use crate::shares::Slice;
 
 /// Parameters and gradients in memory.
 pub(crate) struct Host<'a, 'p, 'g> {
     pub(crate) params: &'a mut [TensorSliceMut<'p>],
     pub(crate) grads: &'a [TensorSlice<'g>],
-    pub(crate) reduced: Reduced<'a>,
 }
 
 impl Memory for Host<'_, '_, '_> {
@@ -95,36 +66,96 @@ impl Memory for Host<'_, '_, '_> {
         }
         Ok(())
     }
-
-    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slices, grads);
-        Ok(())
-    }
 }
 
 /// Parameters and gradients in an arena.
-pub(crate) struct Device<'a, R: Rule> {
-    pub(crate) share: &'a GpuShare<R>,
-    pub(crate) reduced: Reduced<'a>,
+#[derive(Clone)]
+pub(crate) struct Device {
+    pub(crate) kernels: Kernels,
+    pub(crate) arena: Arc<Arena>,
 }
 
-impl<R: Rule> Memory for Device<'_, R> {
+impl Memory for Device {
     type Error = ShardError;
 
-    fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        self.share.read_grads(slices, bytes)
+    fn read_grads(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
+        let place = |slice: &Slice| {
+            let binding = &bindings[slice.tensor];
+            (
+                binding.grads,
+                binding.grads_offset_bytes,
+                binding.grads_type,
+            )
+        };
+        self.read(slices, place, to)
     }
 
-    fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), ShardError> {
-        self.share.read_params(slices, bytes)
+    fn read_params(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
+        let place = |slice: &Slice| {
+            let binding = &bindings[slice.tensor];
+            (
+                binding.params,
+                binding.params_offset_bytes,
+                binding.params_type,
+            )
+        };
+        self.read(slices, place, to)
     }
 
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
-        self.share.write_params(slices, bytes)
+        let bindings = self.arena.bindings();
+        let (mut regions, mut words) = (Vec::with_capacity(slices.len()), Vec::new());
+        let mut rest = bytes;
+        for slice in slices {
+            let binding = &bindings[slice.tensor];
+            let of = binding.params_type;
+            let (own, others) = rest.split_at((slice.numel() * of.bytes()) as usize);
+            let region = words_of(slice, binding.params_offset_bytes, of);
+            words.extend_from_slice(own);
+            // What shares a tensor's last word is padding of the arena.
+            words.resize(
+                words.len() + (region.end - region.start) as usize - own.len(),
+                0,
+            );
+            regions.push((binding.params, region));
+            rest = others;
+        }
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        Ok(readback::upload_regions(device, queue, &regions, &words)?)
     }
+}
 
-    fn take_grads(&mut self, slices: &[Slice], grads: &[f64]) -> Result<(), ShardError> {
-        self.reduced.take(slices, grads);
+impl Device {
+    fn read<'b>(
+        &self,
+        slices: &[Slice],
+        place: impl Fn(&Slice) -> (&'b wgpu::Buffer, u64, StorageType),
+        to: &mut Vec<u8>,
+    ) -> Result<(), ShardError> {
+        let regions: Vec<_> = slices
+            .iter()
+            .map(|slice| {
+                let (buffer, start, of) = place(slice);
+                (buffer, words_of(slice, start, of))
+            })
+            .collect();
+        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let read = readback::download_regions(device, queue, &regions);
+        let bytes = readback::block_on(device, read)?;
+        let mut rest = &bytes[..];
+        for (slice, (_, words)) in slices.iter().zip(&regions) {
+            let (own, others) = rest.split_at((words.end - words.start) as usize);
+            to.extend_from_slice(&own[..(slice.numel() * place(slice).2.bytes()) as usize]);
+            rest = others;
+        }
         Ok(())
     }
+}
+
+/// The words that a slice lies in, of a tensor that starts at this byte. Slices start on whole words.
+fn words_of(slice: &Slice, start: u64, of: StorageType) -> Range<u64> {
+    let start = start + slice.elems.start * of.bytes();
+    start..start + (slice.numel() * of.bytes()).next_multiple_of(4)
 }

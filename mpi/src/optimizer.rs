@@ -12,10 +12,10 @@ use wgpu_optim::{
 
 use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
 use crate::error::ShardError;
-use crate::memory::{Device, Host, Reduced};
+use crate::memory::Host;
 use crate::ranks::{Ranks, Terms, Traffic};
 use crate::share::{CpuShare, GpuShare, Share};
-use crate::shares::Shares;
+use crate::shares::{Shares, Slice};
 
 /// What becomes of the gradients of all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -230,7 +230,7 @@ impl Layout {
     }
 }
 
-fn numel(tensor: &TensorSpec) -> u64 {
+pub(crate) fn numel(tensor: &TensorSpec) -> u64 {
     let sizes = tensor.shape.iter();
     sizes.fold(1, |numel: u64, size| numel.saturating_mul(*size as u64))
 }
@@ -272,51 +272,32 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
         grads: &[TensorSlice<'_>],
     ) -> Result<Option<ControlRecord>, ShardError> {
         let checked = self.check_slices(params, grads);
-        self.agree(checked)?;
-        let mut memory = Host {
-            params,
-            grads,
-            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
-        };
-        self.buckets
-            .reduce(&self.ranks, &mut memory, &self.weights, &mut self.staging)?;
-        let verdict = self.decide()?;
-        let record = verdict.as_ref().map(|verdict| *verdict.record());
-        let rank = self.ranks.rank();
-        let mut own: Vec<_> = params
-            .iter_mut()
-            .enumerate()
-            .map(|(tensor, params)| {
-                let elems = self.buckets.shares.of_tensor(rank, tensor);
-                let elems = elems.start as usize..elems.end as usize;
-                match params {
-                    TensorSliceMut::F32(params) => TensorSliceMut::F32(&mut params[elems]),
-                    TensorSliceMut::Bf16(params) => TensorSliceMut::Bf16(&mut params[elems]),
-                    TensorSliceMut::F16(params) => TensorSliceMut::F16(&mut params[elems]),
-                }
-            })
+        let (shares, rank) = (&self.buckets.shares, self.ranks.rank());
+        let own = (0..self.tensors.len()).map(|tensor| shares.of_tensor(rank, tensor));
+        let own: Vec<_> = own
+            .map(|elems| elems.start as usize..elems.end as usize)
             .collect();
-        let own_grads = self.grads.iter().map(|grads| TensorSlice::F32(grads));
-        let own_grads: Vec<_> = own_grads.collect();
-        let optimizer = &mut self.share.0;
-        let stepped = match &verdict {
-            Some(verdict) => optimizer.step_by(&mut own, &own_grads, verdict),
-            None => optimizer.step_mixed(&mut own, &own_grads),
-        };
-        let mut memory = Host {
-            params,
-            grads,
-            reduced: Reduced::of(&self.buckets.shares, rank, &mut self.grads),
-        };
-        finish(
-            (&self.ranks, &self.buckets, &mut self.staging),
-            &mut memory,
-            stepped.map_err(Into::into),
-            record,
-            &mut self.is_half_way,
-        )?;
-        self.steps = self.steps.saturating_add(1);
-        Ok(record)
+        self.step_in(
+            &mut Host { params, grads },
+            checked,
+            |share, host, reduced| {
+                let params = host.params.iter_mut().zip(own);
+                let mut params: Vec<_> = params
+                    .map(|(params, own)| match params {
+                        TensorSliceMut::F32(params) => TensorSliceMut::F32(&mut params[own]),
+                        TensorSliceMut::Bf16(params) => TensorSliceMut::Bf16(&mut params[own]),
+                        TensorSliceMut::F16(params) => TensorSliceMut::F16(&mut params[own]),
+                    })
+                    .collect();
+                let grads = reduced.grads.iter().map(|grads| TensorSlice::F32(grads));
+                let grads: Vec<_> = grads.collect();
+                let stepped = match reduced.verdict {
+                    Some(verdict) => share.0.step_by(&mut params, &grads, verdict),
+                    None => share.0.step_mixed(&mut params, &grads),
+                };
+                Ok(stepped?)
+            },
+        )
     }
 
     fn check_slices(
@@ -324,52 +305,18 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
         params: &[TensorSliceMut<'_>],
         grads: &[TensorSlice<'_>],
     ) -> Result<(), SliceError> {
-        let params = params.iter().map(|slice| match slice {
-            TensorSliceMut::F32(values) => (StorageType::F32, values.len()),
-            TensorSliceMut::Bf16(values) => (StorageType::Bf16, values.len()),
-            TensorSliceMut::F16(values) => (StorageType::F16, values.len()),
-        });
-        let grads = grads.iter().map(|slice| match slice {
-            TensorSlice::F32(values) => (StorageType::F32, values.len()),
-            TensorSlice::Bf16(values) => (StorageType::Bf16, values.len()),
-            TensorSlice::F16(values) => (StorageType::F16, values.len()),
-        });
-        self.check("params", params, |tensor| tensor.params_type)?;
-        self.check("grads", grads, |tensor| tensor.grads_type)
-    }
-
-    fn check(
-        &self,
-        role: &'static str,
-        slices: impl ExactSizeIterator<Item = (StorageType, usize)>,
-        expected: impl Fn(&TensorSpec) -> StorageType,
-    ) -> Result<(), SliceError> {
-        if slices.len() != self.tensors.len() {
-            return Err(SliceError::TensorCount {
-                role,
-                expected: self.tensors.len(),
-                actual: slices.len(),
-            });
-        }
-        for (tensor, (of, len)) in self.tensors.iter().zip(slices) {
-            if of != expected(tensor) {
-                return Err(SliceError::Stored {
-                    tensor: tensor.name.clone(),
-                    role,
-                    expected: expected(tensor).name(),
-                    actual: of.name(),
-                });
-            }
-            if len as u64 != numel(tensor) {
-                return Err(SliceError::Length {
-                    tensor: tensor.name.clone(),
-                    role,
-                    expected: numel(tensor) as usize,
-                    actual: len,
-                });
-            }
-        }
-        Ok(())
+        let expected = |of: fn(&TensorSpec) -> StorageType| {
+            let tensors = self.tensors.iter();
+            tensors.map(move |tensor| (&*tensor.name, of(tensor), numel(tensor)))
+        };
+        let params = params
+            .iter()
+            .map(|slice| (slice.storage_type(), slice.len()));
+        let grads = grads
+            .iter()
+            .map(|slice| (slice.storage_type(), slice.len()));
+        SliceError::check("params", expected(|tensor| tensor.params_type), params)?;
+        SliceError::check("grads", expected(|tensor| tensor.grads_type), grads)
     }
 }
 
@@ -403,43 +350,20 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     /// # Errors
     /// [`ShardError`], where nothing has changed unless this step or one before [went half-way](ShardError::HalfWay).
     pub fn step_arena(&mut self) -> Result<Option<ControlRecord>, ShardError> {
-        self.agree(Ok(()))?;
-        let mut memory = Device {
-            share: &self.share,
-            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
-        };
-        self.buckets
-            .reduce(&self.ranks, &mut memory, &self.weights, &mut self.staging)?;
-        let verdict = self.decide()?;
-        let record = verdict.as_ref().map(|verdict| *verdict.record());
-        let stepped = match &verdict {
-            Some(verdict) if verdict.record().is_skipped => Ok(()),
-            verdict => {
-                if let Some(verdict) = verdict {
-                    for (grads, group) in self.grads.iter_mut().zip(&self.group_of) {
-                        verdict.apply_to(group, grads);
-                    }
+        let mut device = self.share.whole.clone();
+        self.step_in(&mut device, Ok(()), |share, _, reduced| {
+            if let Some(verdict) = reduced.verdict {
+                if verdict.record().is_skipped {
+                    return Ok(());
                 }
-                self.share.step(&self.grads)
+                for (grads, group) in reduced.grads.iter_mut().zip(reduced.group_of) {
+                    verdict.apply_to(group, grads);
+                }
             }
-        };
-        let mut memory = Device {
-            share: &self.share,
-            reduced: Reduced::of(&self.buckets.shares, self.ranks.rank(), &mut self.grads),
-        };
-        finish(
-            (&self.ranks, &self.buckets, &mut self.staging),
-            &mut memory,
-            stepped,
-            record,
-            &mut self.is_half_way,
-        )?;
-        self.steps = self.steps.saturating_add(1);
-        Ok(record)
+            share.step(reduced.grads)
+        })
     }
-}
 
-impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     /// Dispatches of the last step on this rank's device.
     #[must_use]
     pub fn dispatches(&self) -> usize {
@@ -447,25 +371,60 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     }
 }
 
-/// Gives every rank the parameters that have been stepped, unless the step was skipped.
-fn finish(
-    (ranks, buckets, staging): (&Ranks, &Buckets, &mut Staging),
-    memory: &mut impl Memory<Error = ShardError>,
-    stepped: Result<(), ShardError>,
-    record: Option<ControlRecord>,
-    is_half_way: &mut bool,
-) -> Result<(), ShardError> {
-    if record.is_some_and(|record| record.is_skipped) {
-        return ranks.all_well(stepped);
-    }
-    *is_half_way = true;
-    ranks.all_well(stepped)?;
-    buckets.gather(ranks, memory, staging)?;
-    *is_half_way = false;
-    Ok(())
+/// Gradients of a rank's share, and the control's verdict on them.
+struct Reduced<'a> {
+    /// The gradients of all ranks, tensor by tensor.
+    grads: &'a mut [Vec<f32>],
+    /// The parameter group of each tensor.
+    group_of: &'a [String],
+    verdict: Option<&'a Verdict>,
 }
 
 impl<S: Share> ShardedOptimizer<S> {
+    /// Makes a step of parameters and gradients that lie in `memory`; `step` applies it to this rank's share.
+    fn step_in<M: Memory<Error = ShardError>>(
+        &mut self,
+        memory: &mut M,
+        checked: Result<(), SliceError>,
+        step: impl FnOnce(&mut S, &mut M, Reduced<'_>) -> Result<(), ShardError>,
+    ) -> Result<Option<ControlRecord>, ShardError> {
+        self.agree(checked)?;
+        let (ranks, buckets, staging) = (&self.ranks, &self.buckets, &mut self.staging);
+        let take = |_: &mut M, slices: &[Slice], mut reduced: &[f64]| {
+            for slice in slices {
+                let own = buckets.shares.of_tensor(ranks.rank(), slice.tensor);
+                let start = (slice.elems.start - own.start) as usize;
+                let (of_slice, rest) = reduced.split_at(slice.numel() as usize);
+                let to = &mut self.grads[slice.tensor][start..start + of_slice.len()];
+                for (to, grad) in to.iter_mut().zip(of_slice) {
+                    *to = *grad as f32;
+                }
+                reduced = rest;
+            }
+            Ok(())
+        };
+        buckets.reduce(ranks, memory, &self.weights, staging, take)?;
+        let verdict = self.decide()?;
+        let record = verdict.as_ref().map(|verdict| *verdict.record());
+        let reduced = Reduced {
+            grads: &mut self.grads,
+            group_of: &self.group_of,
+            verdict: verdict.as_ref(),
+        };
+        let stepped = step(&mut self.share, memory, reduced);
+        let is_skipped = record.is_some_and(|record| record.is_skipped);
+        self.is_half_way = !is_skipped;
+        self.ranks.all_well(stepped)?;
+        if !is_skipped {
+            // Every rank gets the parameters that have been stepped.
+            let staging = &mut self.staging;
+            self.buckets.gather(&self.ranks, memory, staging)?;
+        }
+        self.is_half_way = false;
+        self.steps = self.steps.saturating_add(1);
+        Ok(record)
+    }
+
     /// The configuration of a group, with the hyper-parameters of the next step; of tensors that no other takes it is
     /// `default`.
     #[must_use]

@@ -165,11 +165,16 @@ impl Ranks {
         all.as_chunks().0.to_vec()
     }
 
+    /// Everybody's number, in the order of the ranks.
+    pub(crate) fn gather_numbers(&self, own: u64) -> impl ExactSizeIterator<Item = u64> + use<> {
+        let all = self.gather(own.to_le_bytes()).into_iter();
+        all.map(u64::from_le_bytes)
+    }
+
     /// Everybody's bytes, as many as each has.
     fn gather_bytes(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, ShardError> {
-        let lens = self.gather((own.len() as u64).to_le_bytes());
-        let lens = lens.into_iter().map(|len| u64::from_le_bytes(len) as usize);
-        let counts = Counts::new(lens)?;
+        let lens = self.gather_numbers(own.len() as u64);
+        let counts = Counts::new(lens.map(|len| len as usize))?;
         let mut all = vec![0; counts.total()];
         self.gather_while(own, &mut all, &counts, || ());
         let ranks = 0..self.size();

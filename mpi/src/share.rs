@@ -1,6 +1,7 @@
 //! What steps a rank's share: the CPU twin, or a device.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use wgpu_optim::wgpu;
 use wgpu_optim::{
@@ -10,7 +11,7 @@ use wgpu_optim::{
 };
 
 use crate::error::ShardError;
-use crate::shares::Slice;
+use crate::memory::Device;
 
 /// An optimizer of a rank's share: a [`CpuOptimizer`] or a [`GpuShare`].
 pub trait Share: sealed::Share {}
@@ -111,8 +112,7 @@ impl<R: Twin> sealed::Share for CpuShare<R> {
 /// A rank's share on its device: its part of the parameters in an [`Arena`] that has all of them, and its part of the
 /// state.
 pub struct GpuShare<R: Rule> {
-    kernels: Kernels,
-    arena: Arena,
+    pub(crate) whole: Device,
     optimizer: GpuOptimizer<R>,
     /// For each buffer of the arena, the gradients of the share.
     grads: Vec<wgpu::Buffer>,
@@ -190,8 +190,10 @@ impl<R: Rule> GpuShare<R> {
         let optimizer = GpuOptimizer::with_groups(kernels, groups, &bound)?;
         let places = own.iter().map(|own| (own.buffer, place(own))).collect();
         Ok(Self {
-            kernels: kernels.clone(),
-            arena: arena.clone(),
+            whole: Device {
+                kernels: kernels.clone(),
+                arena: Arc::new(arena.clone()),
+            },
             optimizer,
             grads,
             places,
@@ -212,7 +214,8 @@ impl<R: Rule> GpuShare<R> {
 
     /// Applies one step by these gradients of the share, tensor by tensor.
     pub(crate) fn step(&mut self, grads: &[Vec<f32>]) -> Result<(), ShardError> {
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
+        let Device { kernels, .. } = &self.whole;
+        let (device, queue) = (kernels.device(), kernels.queue());
         let regions = self
             .places
             .iter()
@@ -243,85 +246,6 @@ impl<R: Rule> GpuShare<R> {
             .into()),
         }
     }
-
-    pub(crate) fn read_grads(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
-        let bindings = self.arena.bindings();
-        let place = |slice: &Slice| {
-            let binding = &bindings[slice.tensor];
-            (
-                binding.grads,
-                binding.grads_offset_bytes,
-                binding.grads_type,
-            )
-        };
-        self.read(slices, place, to)
-    }
-
-    pub(crate) fn read_params(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
-        let bindings = self.arena.bindings();
-        let place = |slice: &Slice| {
-            let binding = &bindings[slice.tensor];
-            (
-                binding.params,
-                binding.params_offset_bytes,
-                binding.params_type,
-            )
-        };
-        self.read(slices, place, to)
-    }
-
-    fn read<'b>(
-        &self,
-        slices: &[Slice],
-        place: impl Fn(&Slice) -> (&'b wgpu::Buffer, u64, StorageType),
-        to: &mut Vec<u8>,
-    ) -> Result<(), ShardError> {
-        let regions: Vec<_> = slices
-            .iter()
-            .map(|slice| {
-                let (buffer, start, of) = place(slice);
-                (buffer, words_of(slice, start, of))
-            })
-            .collect();
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        let read = readback::download_regions(device, queue, &regions);
-        let bytes = readback::block_on(device, read)?;
-        let mut rest = &bytes[..];
-        for (slice, (_, words)) in slices.iter().zip(&regions) {
-            let (own, others) = rest.split_at((words.end - words.start) as usize);
-            to.extend_from_slice(&own[..(slice.numel() * place(slice).2.bytes()) as usize]);
-            rest = others;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn write_params(&self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
-        let bindings = self.arena.bindings();
-        let (mut regions, mut words) = (Vec::with_capacity(slices.len()), Vec::new());
-        let mut rest = bytes;
-        for slice in slices {
-            let binding = &bindings[slice.tensor];
-            let of = binding.params_type;
-            let (own, others) = rest.split_at((slice.numel() * of.bytes()) as usize);
-            let region = words_of(slice, binding.params_offset_bytes, of);
-            words.extend_from_slice(own);
-            // What shares a tensor's last word is padding of the arena.
-            words.resize(
-                words.len() + (region.end - region.start) as usize - own.len(),
-                0,
-            );
-            regions.push((binding.params, region));
-            rest = others;
-        }
-        let (device, queue) = (self.kernels.device(), self.kernels.queue());
-        Ok(readback::upload_regions(device, queue, &regions, &words)?)
-    }
-}
-
-/// The words that a slice lies in, of a tensor that starts at this byte. Slices start on whole words.
-fn words_of(slice: &Slice, start: u64, of: StorageType) -> Range<u64> {
-    let start = start + slice.elems.start * of.bytes();
-    start..start + (slice.numel() * of.bytes()).next_multiple_of(4)
 }
 
 impl<R: Rule> sealed::Share for GpuShare<R> {
@@ -329,7 +253,7 @@ impl<R: Rule> sealed::Share for GpuShare<R> {
 
     fn state(&self) -> Result<OptimizerState<R>, ShardError> {
         let state = self.optimizer.state();
-        Ok(readback::block_on(self.kernels.device(), state)?)
+        Ok(readback::block_on(self.whole.kernels.device(), state)?)
     }
 
     fn grad_norms(

@@ -2,26 +2,11 @@
 
 use std::ops::Range;
 
+pub use wgpu_optim_files::window::Slice;
+
 /// Elements that a share starts on a multiple of, counted in the tensor that it starts in: loads of 16 bytes are then
 /// aligned, whatever the elements are stored as.
 pub const ALIGN_ELEMS: u64 = 8;
-
-/// Some elements of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// The tensor, in the order in which they were given.
-    pub tensor: usize,
-    /// Its elements.
-    pub elems: Range<u64>,
-}
-
-impl Slice {
-    /// How many elements it has.
-    #[must_use]
-    pub const fn numel(&self) -> u64 {
-        self.elems.end - self.elems.start
-    }
-}
 
 /// All elements of all tensors, one after the other, cut into a share for each rank.
 ///

@@ -224,7 +224,7 @@ impl<R: Twin> CpuOptimizer<R> {
         params: &[P],
         grads: &[G],
     ) -> Result<(), SliceError> {
-        let params_are = params.iter().map(|slice| (slice.len(), slice.storage()));
+        let params_are = params.iter().map(|slice| (slice.storage(), slice.len()));
         self.check("params", params_are, |tensor| tensor.storage.params)?;
         self.check_grads(grads)
     }
@@ -232,7 +232,7 @@ impl<R: Twin> CpuOptimizer<R> {
     fn check_grads<G: Grads>(&self, grads: &[G]) -> Result<(), SliceError> {
         let grads_are = grads
             .iter()
-            .map(|slice| (slice.words().len(), slice.storage()));
+            .map(|slice| (slice.storage(), slice.words().len()));
         self.check("grads", grads_are, |tensor| tensor.storage.grads)
     }
 
@@ -312,36 +312,12 @@ impl<R: Twin> CpuOptimizer<R> {
     fn check(
         &self,
         role: &'static str,
-        slices: impl ExactSizeIterator<Item = (usize, StorageType)>,
+        slices: impl ExactSizeIterator<Item = (StorageType, usize)>,
         expected: impl Fn(&Tensor) -> StorageType,
     ) -> Result<(), SliceError> {
-        let tensors = self.tensors.as_slice();
-        if slices.len() != tensors.len() {
-            return Err(SliceError::TensorCount {
-                role,
-                expected: tensors.len(),
-                actual: slices.len(),
-            });
-        }
-        for (tensor, (len, storage)) in tensors.iter().zip(slices) {
-            if storage != expected(tensor) {
-                return Err(SliceError::Stored {
-                    tensor: tensor.name.clone(),
-                    role,
-                    expected: expected(tensor).name(),
-                    actual: storage.name(),
-                });
-            }
-            if len as u64 != tensor.numel {
-                return Err(SliceError::Length {
-                    tensor: tensor.name.clone(),
-                    role,
-                    expected: tensor.numel as usize,
-                    actual: len,
-                });
-            }
-        }
-        Ok(())
+        let tensors = self.tensors.as_slice().iter();
+        let expected = tensors.map(|tensor| (&*tensor.name, expected(tensor), tensor.numel));
+        SliceError::check(role, expected, slices)
     }
 }
 

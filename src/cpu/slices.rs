@@ -3,6 +3,7 @@
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 
+use super::error::SliceError;
 use crate::storage::StorageType;
 
 /// The values of a tensor.
@@ -92,6 +93,81 @@ impl<'a> From<&'a mut [f32]> for TensorSliceMut<'a> {
     }
 }
 
+macro_rules! what_a_slice_is {
+    ($slice:ident) => {
+        impl $slice<'_> {
+            /// What the values are stored as.
+            #[must_use]
+            pub fn storage_type(&self) -> StorageType {
+                match self {
+                    Self::F32(_) => StorageType::F32,
+                    Self::Bf16(_) => StorageType::Bf16,
+                    Self::F16(_) => StorageType::F16,
+                }
+            }
+
+            /// How many values there are.
+            #[must_use]
+            pub fn len(&self) -> usize {
+                match self {
+                    Self::F32(values) => values.len(),
+                    Self::Bf16(values) => values.len(),
+                    Self::F16(values) => values.len(),
+                }
+            }
+
+            /// Whether there are none.
+            #[must_use]
+            pub fn is_empty(&self) -> bool {
+                self.len() == 0
+            }
+        }
+    };
+}
+
+what_a_slice_is!(TensorSlice);
+what_a_slice_is!(TensorSliceMut);
+
+impl SliceError {
+    /// Makes sure that slices are those of the tensors: `expected` has each one's name, type and number of elements, and
+    /// `actual` a slice's type and length.
+    ///
+    /// # Errors
+    /// [`SliceError`] that names the first tensor whose slice does not fit.
+    pub fn check<'t>(
+        role: &'static str,
+        expected: impl ExactSizeIterator<Item = (&'t str, StorageType, u64)>,
+        actual: impl ExactSizeIterator<Item = (StorageType, usize)>,
+    ) -> Result<(), Self> {
+        if actual.len() != expected.len() {
+            return Err(Self::TensorCount {
+                role,
+                expected: expected.len(),
+                actual: actual.len(),
+            });
+        }
+        for ((tensor, of, numel), (actual, len)) in expected.zip(actual) {
+            if actual != of {
+                return Err(Self::Stored {
+                    tensor: tensor.to_owned(),
+                    role,
+                    expected: of.name(),
+                    actual: actual.name(),
+                });
+            }
+            if len as u64 != numel {
+                return Err(Self::Length {
+                    tensor: tensor.to_owned(),
+                    role,
+                    expected: numel as usize,
+                    actual: len,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Slices of gradients, whatever the caller has them in.
 pub(super) trait Grads {
     fn storage(&self) -> StorageType;
@@ -130,11 +206,7 @@ impl Grads for &[f32] {
 
 impl Grads for TensorSlice<'_> {
     fn storage(&self) -> StorageType {
-        match self {
-            Self::F32(_) => StorageType::F32,
-            Self::Bf16(_) => StorageType::Bf16,
-            Self::F16(_) => StorageType::F16,
-        }
+        self.storage_type()
     }
 
     fn words(&self) -> Words<'_> {
@@ -162,19 +234,11 @@ impl Params for &mut [f32] {
 
 impl Params for TensorSliceMut<'_> {
     fn storage(&self) -> StorageType {
-        match self {
-            Self::F32(_) => StorageType::F32,
-            Self::Bf16(_) => StorageType::Bf16,
-            Self::F16(_) => StorageType::F16,
-        }
+        self.storage_type()
     }
 
     fn len(&self) -> usize {
-        match self {
-            Self::F32(slice) => slice.len(),
-            Self::Bf16(slice) => slice.len(),
-            Self::F16(slice) => slice.len(),
-        }
+        TensorSliceMut::len(self)
     }
 
     fn words(&mut self) -> WordsMut<'_> {

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use wgpu_optim::files::Header;
+use wgpu_optim_files::{At, FileError, Outputs, Place};
 
 use super::inputs::Inputs;
-use crate::files::{Outputs, Place};
 
 /// The metadata of a state file: JSON, by tensor the CRC-32 of what its parameters start with, in hexadecimal.
 const KEY: &str = "params_crc32";
@@ -48,15 +48,14 @@ pub fn of_input(inputs: &Inputs, place: Place<'_>) -> Result<String> {
     of(place, |bytes| source.read_exact_at(bytes, place.offset))
 }
 
-/// The fingerprint of parameters that have been written at `offset`.
-pub fn of_output(outputs: &Outputs, place: Place<'_>, offset: u64) -> Result<String> {
-    let output = outputs.get(place.shard);
-    of(place, |bytes| output.read_exact_at(bytes, offset))
+/// The fingerprint of parameters that have been written at `at`.
+pub fn of_output(outputs: &Outputs, place: Place<'_>, at: At) -> Result<String> {
+    let output = outputs.get(at.file);
+    of(place, |bytes| output.read_exact_at(bytes, at.offset))
 }
 
-fn of(place: Place<'_>, read: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<String> {
-    let data = &place.entry.data_bytes;
-    let mut bytes = vec![0; BYTES.min((data.end - data.start) as usize)];
+fn of(place: Place<'_>, read: impl FnOnce(&mut [u8]) -> Result<(), FileError>) -> Result<String> {
+    let mut bytes = vec![0; BYTES.min(place.bytes() as usize)];
     read(&mut bytes)?;
     Ok(to_text(crc32fast::hash(&bytes)))
 }

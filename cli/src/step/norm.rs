@@ -1,12 +1,13 @@
 //! The norm of all gradients, which a step that clips by it has to know before it applies the first of them.
 
-use std::sync::atomic::AtomicU64;
+use std::slice::from_ref;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wgpu_optim::GradNorm;
+use wgpu_optim_files::window::{Reader, runs};
 
 use super::inputs::Inputs;
-use super::plan::{Plan, Segment};
-use super::reader::{Reader, runs};
+use super::plan::Plan;
 use super::threads::in_turn;
 use crate::Failure;
 use crate::interrupt::Interrupt;
@@ -29,26 +30,25 @@ pub fn of_grads(
     });
     let progress = Progress::of_bytes(bytes.sum());
     let bytes_read = AtomicU64::new(0);
+    let count = |bytes| {
+        bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        progress.advance("norm", bytes);
+    };
     let norm = |(reader, grads): &mut (Reader<'_>, Vec<f32>), window: usize| {
-        let (segments, elems) = &windows[window];
+        let (slices, elems) = &windows[window];
         grads.resize(*elems as usize, 0.0);
-        let place = |segment: &Segment| {
-            let tensor = plan.updates[segment.update].tensor;
-            Some((tensor.grads, tensor.storage.grads))
+        let place = |update: usize| {
+            let tensor = plan.updates[update].tensor;
+            (from_ref(&tensor.grads), tensor.storage.grads)
         };
-        reader.read(runs(segments, place), grads)?;
+        reader.read(&runs(slices, place), grads)?;
         let mut norm = GradNorm::default();
         norm.add(grads);
         Ok(norm)
     };
     // One more than there are cores, which adds while another waits for the disk.
     let threads = (rayon::current_num_threads() + 1).min(windows.len());
-    let worker = |_| {
-        (
-            Reader::new(&files, &progress, &bytes_read, "norm"),
-            Vec::new(),
-        )
-    };
+    let worker = |_| (Reader::new(&files, &count), Vec::new());
     let norms = in_turn(
         (0..threads).map(worker).collect(),
         windows.len(),

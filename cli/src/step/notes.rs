@@ -17,7 +17,7 @@ pub fn of_inputs(
     let mut notes = Vec::new();
     if let Some(state) = &inputs.state {
         notes.extend(other_params(inputs)?);
-        notes.extend(other_fields(&state.record.config, config)?);
+        notes.extend(other_fields(&state.saved.record.config, config)?);
     }
     let is_rounded = pairing.updated.values().any(Updated::is_rounded);
     if let (Rounding::Stochastic { seed }, None, true) = (rounding, &inputs.state, is_rounded) {

@@ -1,46 +1,29 @@
 //! What a step writes, byte by byte: files that are laid out as the inputs are, and the windows that fill them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use wgpu_optim::files::{Dtype, Header, HeaderError, Index, is_content_hash};
+use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
 use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
+use wgpu_optim_files::window::{ELEM_BYTES, Slice};
+use wgpu_optim_files::{At, FileError, Layout, NewFile, Outputs, Part, is_index};
 
 use super::fingerprint;
 use super::inputs::{Content, Inputs, Pairing, Updated};
-use crate::files::{Outputs, Place, Shard, is_index};
-use crate::window::ELEM_BYTES;
-
-/// A byte of one of the files that are read, or of one of those that are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
-    pub file: usize,
-    pub offset: u64,
-}
-
-impl At {
-    pub fn plus(self, bytes: u64) -> Self {
-        Self {
-            offset: self.offset + bytes,
-            ..self
-        }
-    }
-}
 
 /// The files that a step writes, and what goes where in them.
 #[derive(Debug)]
 pub struct Plan<'i> {
-    pub files: Vec<File>,
+    files: Vec<(Content, NewFile)>,
     /// What the rule keeps of each tensor that is updated.
     pub slots: Vec<Slot>,
     pub updates: Vec<Update<'i>>,
     pub copies: Vec<Copy>,
     /// Keys of the parameter files' metadata that are left out.
     pub dropped_metadata: Vec<String>,
-    /// Where the data of each parameter file start.
-    data_starts: Vec<u64>,
+    /// Where the parameters go.
+    out_params: Layout,
     /// The state files by their number, with what they start with.
     states: Vec<(usize, StateStart)>,
 }
@@ -53,26 +36,32 @@ struct StateStart {
     tensors: Vec<String>,
 }
 
-/// A file that is written.
-#[derive(Debug)]
-pub struct File {
-    content: Content,
-    /// How the user named it.
-    role: String,
-    path: PathBuf,
-    /// What it starts with: a header, or all of an index.
-    start: Vec<u8>,
+/// The record and the slots that a state file is going to hold.
+#[derive(Clone)]
+struct StateContent {
+    record: StateRecord,
+    entries: Vec<(String, Dtype, Vec<usize>)>,
+    /// The tensors that have slots in the file.
+    tensors: Vec<String>,
+}
+
+impl StateContent {
+    fn new(record: StateRecord) -> Self {
+        Self {
+            record,
+            entries: Vec::new(),
+            tensors: Vec::new(),
+        }
+    }
 }
 
 /// A tensor whose elements are updated.
 #[derive(Debug)]
 pub struct Update<'i> {
     pub tensor: &'i Updated,
-    pub params: At,
-    pub out_params: At,
-    /// One for each of the plan's slots.
-    pub out_slots: Vec<At>,
-    pub out_masters: Option<At>,
+    pub out_params: Part,
+    /// One for each of the plan's slots and, behind them, its masters.
+    pub out_state: Vec<Part>,
     /// [`Rule::phase`](wgpu_optim::Rule::phase) of its next step.
     pub phase: u64,
 }
@@ -85,20 +74,15 @@ pub struct Copy {
     pub bytes: u64,
 }
 
-/// A run of elements of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Index into the plan's updates.
-    pub update: usize,
-    pub elems: Range<u64>,
-}
+/// Where the slots of each tensor go, by their names.
+type OutSlots = BTreeMap<String, Vec<(String, At)>>;
 
 /// What is read, computed and written at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// Runs of elements side by side, all of them in one phase of the rule.
+    /// Elements of the plan's updates, all of them in one phase of the rule.
     Update {
-        segments: Vec<Segment>,
+        slices: Vec<Slice>,
         elems: u64,
         phase: u64,
     },
@@ -127,54 +111,46 @@ impl<'i> Plan<'i> {
             updates: Vec::new(),
             copies: Vec::new(),
             dropped_metadata: Vec::new(),
-            data_starts: Vec::new(),
+            out_params: Layout::default(),
             states: Vec::new(),
         };
         plan.params_files(inputs, targets.params)?;
         let slots = plan.state_files(inputs, pairing, record, targets.state)?;
         for (place, named) in inputs.params.in_files() {
             let name = place.entry.name.as_str();
-            let params = inputs.at_params(place);
-            let out_params = At {
-                file: place.shard,
-                offset: plan.out_params(place),
+            let out_params = plan.out_params.at(place);
+            let Some(tensor) = pairing.updated.get(name) else {
+                plan.copy(place.at(inputs.state_files()), out_params, place.bytes());
+                continue;
             };
-            let bytes = place.entry.data_bytes.end - place.entry.data_bytes.start;
-            match pairing.updated.get(name) {
-                Some(tensor) => {
-                    ensure!(
-                        named,
-                        "tensor {name:?} is in two files of --params, and {} is not where the index says it is: only \
-                         one of the two would be updated, and programs differ in which they read; remove one",
-                        inputs.params.shards()[place.shard].source.path().display()
-                    );
-                    let mut out_slots = slots.get(name).into_iter().flatten().copied();
-                    plan.updates.push(Update {
-                        tensor,
-                        params,
-                        out_params,
-                        out_slots: out_slots.by_ref().take(plan.slots.len()).collect(),
-                        out_masters: out_slots.next(),
-                        phase: config.phase(tensor.applied_steps),
-                    });
-                }
-                None => plan.copy(params, out_params, bytes),
-            }
+            ensure!(
+                named,
+                "tensor {name:?} is in two files of --params, and {} is not where the index says it is: only \
+                 one of the two would be updated, and programs differ in which they read; remove one",
+                inputs.params.shards()[place.shard].source.path().display()
+            );
+            let whole = |at| Part::whole(tensor.numel, at);
+            let out_state = slots.get(name).into_iter().flatten();
+            plan.updates.push(Update {
+                tensor,
+                out_params: whole(out_params),
+                out_state: out_state.map(|(_, at)| whole(*at)).collect(),
+                phase: config.phase(tensor.saved.applied_steps),
+            });
         }
         // The slots of tensors that are not updated.
         for (tensor, slots) in &slots {
-            if !pairing.updated.contains_key(tensor) {
-                for (saved, to) in inputs.slots_of(tensor).iter().zip(slots) {
-                    plan.copy(saved.at, *to, saved.bytes);
+            let (Some(state), None) = (&inputs.state, pairing.updated.get(tensor)) else {
+                continue;
+            };
+            for (slot, to) in slots {
+                for Part { elems, at } in state.saved.parts(tensor, slot) {
+                    let bytes = (elems.end - elems.start) * ELEM_BYTES;
+                    plan.copy(*at, to.plus(elems.start * ELEM_BYTES), bytes);
                 }
             }
         }
         Ok(plan)
-    }
-
-    /// The first byte of a tensor in the file that is written in place of the one that it was read from.
-    fn out_params(&self, place: Place<'_>) -> u64 {
-        self.data_starts[place.shard] + place.entry.data_bytes.start
     }
 
     /// The parameter files and their index.
@@ -195,39 +171,20 @@ impl<'i> Plan<'i> {
                 target.display()
             ),
         }
-        for shard in inputs.params.shards() {
-            let mut header = shard.header.clone();
-            header.metadata.retain(|(key, _)| {
+        let mut dropped: Vec<String> = Vec::new();
+        let layout = inputs.params.laid_out_at(target, ROLE, |metadata| {
+            metadata.retain(|(key, _)| {
                 let drop = is_content_hash(key);
-                if drop && !self.dropped_metadata.contains(key) {
-                    self.dropped_metadata.push(key.clone());
+                if drop && !dropped.contains(key) {
+                    dropped.push(key.clone());
                 }
                 !drop
             });
-            let (role, path) = match index {
-                Some(_) => {
-                    let name = file_name(shard);
-                    (format!("{ROLE} ({name})"), target.with_file_name(&name))
-                }
-                None => (ROLE.to_owned(), target.to_owned()),
-            };
-            let start = start_of_file(&header, &role)?;
-            self.data_starts.push(start.len() as u64);
-            self.files.push(File {
-                content: Content::Params,
-                role,
-                path,
-                start,
-            });
-        }
-        if let Some(index) = index {
-            self.files.push(File {
-                content: Content::Params,
-                role: ROLE.to_owned(),
-                path: target.to_owned(),
-                start: index.json.clone(),
-            });
-        }
+        });
+        let mut layout = layout.map_err(with_a_way_out)?;
+        let files = std::mem::take(&mut layout.files).into_iter();
+        self.files.extend(files.map(|file| (Content::Params, file)));
+        (self.dropped_metadata, self.out_params) = (dropped, layout);
         Ok(())
     }
 
@@ -240,106 +197,108 @@ impl<'i> Plan<'i> {
         pairing: &Pairing,
         record: &StateRecord,
         target: &Path,
-    ) -> Result<BTreeMap<String, Vec<At>>> {
+    ) -> Result<OutSlots> {
         const ROLE: &str = "--out-state";
         let is_sharded = is_index(target);
-        let shards = if is_sharded {
-            inputs.params.shards().len()
-        } else {
-            1
+        let shards = match is_sharded {
+            true => inputs.params.shards().len(),
+            false => 1,
         };
         let empty = StateRecord {
             applied_steps: BTreeMap::new(),
             ..record.clone()
         };
         // An index has a record of its own, the last, for what is in no file that it names: counts without slots.
-        let mut records = vec![empty; shards + usize::from(is_sharded)];
-        let mut entries: Vec<Vec<_>> = vec![Vec::new(); shards];
-        let mut tensors: Vec<Vec<_>> = vec![Vec::new(); shards];
-        let mut names = BTreeMap::new();
-        for (name, steps) in &record.applied_steps {
-            let param = inputs.params.get(name);
-            let param = param.with_context(|| format!("tensor {name:?} has no parameter"))?;
-            let in_file = |slot| SlotEntry::name(name, slot);
-            let slots = if let Some(updated) = pairing.updated.get(name) {
-                let kept = self.slots.iter().map(|slot| slot.name);
-                let masters = updated
-                    .has_masters()
-                    .then(|| updated.storage.masters.slot());
-                kept.chain(masters)
-                    .map(in_file)
-                    .collect::<Result<Vec<_>, _>>()?
-            } else {
-                let saved = inputs.slots_of(name).iter();
-                saved
-                    .map(|slot| in_file(&slot.name))
-                    .collect::<Result<_, _>>()?
-            };
-            let record = match &*slots {
-                [] => records.len() - 1,
-                _ => {
-                    let file = param.shard.min(shards - 1);
-                    tensors[file].push(name.clone());
-                    file
-                }
-            };
-            records[record].applied_steps.insert(name.clone(), *steps);
-            for slot in &slots {
-                let shape = param.entry.shape.clone();
-                entries[record].push((slot.clone(), Dtype::F32, shape));
-            }
-            names.insert(name, slots);
-        }
+        let mut contents = vec![StateContent::new(empty); shards + usize::from(is_sharded)];
+        let names = self.fill_states(&mut contents, inputs, pairing, record)?;
+        let of_index = contents.split_off(shards).pop();
         let (mut places, mut weight_map, mut total_size) = (HashMap::new(), Vec::new(), 0);
-        let files = records.iter().zip(entries).zip(tensors);
-        for (shard, ((record, entries), tensors)) in files.enumerate() {
-            let mut header = Header::new(record.to_metadata()?, entries)?;
-            let unknown = tensors
-                .iter()
-                .cloned()
-                .map(|tensor| (tensor, fingerprint::unknown()));
+        for (shard, content) in contents.into_iter().enumerate() {
+            let mut header = Header::new(content.record.to_metadata()?, content.entries)?;
+            let unknown = content.tensors.iter().cloned();
+            let unknown = unknown.map(|tensor| (tensor, fingerprint::unknown()));
             fingerprint::put(&mut header, &unknown.collect())?;
-            let (role, path) = if is_sharded {
+            let file = if is_sharded {
                 let name = shard_name(target, shard, shards);
                 let tensors = header.tensors().iter();
                 weight_map.extend(tensors.map(|tensor| (tensor.name.clone(), name.clone())));
-                (format!("{ROLE} ({name})"), target.with_file_name(name))
+                NewFile::beside(target, &name, ROLE, &header)
             } else {
-                (ROLE.to_owned(), target.to_owned())
+                NewFile::new(target, ROLE, &header)
             };
-            let start = start_of_file(&header, &role)?;
+            let file = file.map_err(with_a_way_out)?;
             for tensor in header.tensors() {
                 let place = At {
                     file: self.files.len(),
-                    offset: start.len() as u64 + tensor.data_bytes.start,
+                    offset: file.start.len() as u64 + tensor.data_bytes.start,
                 };
                 places.insert(tensor.name.clone(), place);
             }
             total_size += header.data_len();
+            let tensors = content.tensors;
             self.states
                 .push((self.files.len(), StateStart { header, tensors }));
-            self.files.push(File {
-                content: Content::State,
-                role,
-                path,
-                start,
-            });
+            self.files.push((Content::State, file));
         }
-        if is_sharded {
+        if let Some(content) = of_index {
             let mut index = Index::new(weight_map)?;
-            index.metadata = records[shards].to_metadata()?;
-            self.files.push(File {
-                content: Content::State,
+            index.metadata = content.record.to_metadata()?;
+            let file = NewFile {
                 role: ROLE.to_owned(),
                 path: target.to_owned(),
                 start: index.to_bytes(total_size)?,
-            });
+            };
+            self.files.push((Content::State, file));
         }
-        let places_of = |(tensor, slots): (&String, Vec<String>)| {
-            let places = slots.iter().filter_map(|slot| places.get(slot).copied());
-            (tensor.clone(), places.collect())
+        let places_of = |(tensor, slots): (String, Vec<(String, String)>)| {
+            let place = |(slot, name)| Some((slot, *places.get(&name)?));
+            (tensor, slots.into_iter().filter_map(place).collect())
         };
         Ok(names.into_iter().map(places_of).collect())
+    }
+
+    /// Shares out the slots of all tensors among files as their parameters are. Returns those of each tensor, by their own
+    /// names and by those in a file.
+    fn fill_states(
+        &self,
+        files: &mut [StateContent],
+        inputs: &Inputs,
+        pairing: &Pairing,
+        record: &StateRecord,
+    ) -> Result<BTreeMap<String, Vec<(String, String)>>> {
+        let mut all = BTreeMap::new();
+        for (tensor, steps) in &record.applied_steps {
+            let param = inputs.params.get(tensor);
+            let param = param.with_context(|| format!("tensor {tensor:?} has no parameter"))?;
+            let slots: Vec<_> = if let Some(updated) = pairing.updated.get(tensor) {
+                let kept = self.slots.iter().map(|slot| slot.name);
+                let masters = updated
+                    .has_masters()
+                    .then(|| updated.storage.masters.slot());
+                kept.chain(masters).collect()
+            } else {
+                let state = inputs.state.iter();
+                let slots = state.flat_map(|state| state.saved.slots_of(tensor));
+                slots.collect()
+            };
+            let last = files.len() - 1;
+            let file = match slots.is_empty() {
+                true => &mut files[last],
+                false => &mut files[param.shard.min(last)],
+            };
+            file.record.applied_steps.insert(tensor.clone(), *steps);
+            file.tensors
+                .extend((!slots.is_empty()).then(|| tensor.clone()));
+            let mut names = Vec::new();
+            for slot in slots {
+                let name = SlotEntry::name(tensor, slot)?;
+                let shape = param.entry.shape.clone();
+                file.entries.push((name.clone(), Dtype::F32, shape));
+                names.push((slot.to_owned(), name));
+            }
+            all.insert(tensor.clone(), names);
+        }
+        Ok(all)
     }
 
     fn copy(&mut self, from: At, to: At, bytes: u64) {
@@ -356,18 +315,15 @@ impl<'i> Plan<'i> {
     /// replaced is this run's until it ends.
     pub fn stage(&self, inputs: &Inputs) -> Result<Outputs> {
         let mut outputs = Outputs::default();
-        for file in &self.files {
-            let index = outputs.stage(&file.role, &file.path)?;
-            outputs.get(index).write_all_at(&file.start, 0)?;
+        for (_, file) in &self.files {
+            outputs.stage_new(file)?;
         }
         for (content, model) in inputs.models() {
             let is_replaced = |path: &Path| -> Result<bool> {
                 let Some(output) = outputs.in_place_of(path)? else {
                     return Ok(false);
                 };
-                let File {
-                    content: of, role, ..
-                } = &self.files[output];
+                let (of, NewFile { role, .. }) = &self.files[output];
                 ensure!(
                     *of == content,
                     "{role} and {content} are the same file, {}; an output may only take the place of what it goes on from",
@@ -402,9 +358,8 @@ impl<'i> Plan<'i> {
             let of = |tensor: &String| {
                 let place = inputs.params.get(tensor);
                 let place = place.with_context(|| format!("tensor {tensor:?} has no parameter"))?;
-                let offset = self.out_params(place);
-                let of_output = fingerprint::of_output(outputs, place, offset)?;
-                Ok((tensor.clone(), of_output))
+                let at = self.out_params.at(place);
+                Ok((tensor.clone(), fingerprint::of_output(outputs, place, at)?))
             };
             let mut header = header.clone();
             let fingerprints = tensors.iter().map(of).collect::<Result<_>>()?;
@@ -415,7 +370,7 @@ impl<'i> Plan<'i> {
     }
 
     /// All elements to update, in the order of the tensors' parameters, in windows of `max_elems` of them.
-    pub fn in_order(&self, max_elems: u64) -> impl Iterator<Item = (Vec<Segment>, u64)> {
+    pub fn in_order(&self, max_elems: u64) -> impl Iterator<Item = (Vec<Slice>, u64)> {
         let numels = self.updates.iter().map(|update| update.tensor.numel);
         fill(numels.enumerate(), max_elems)
     }
@@ -429,13 +384,13 @@ impl<'i> Plan<'i> {
             of_phase.push((index, update.tensor.numel));
         }
         for (phase, updates) in phases {
-            windows.extend(
-                fill(updates.into_iter(), max_elems).map(|(segments, elems)| Window::Update {
-                    segments,
+            windows.extend(fill(updates.into_iter(), max_elems).map(|(slices, elems)| {
+                Window::Update {
+                    slices,
                     elems,
                     phase,
-                }),
-            );
+                }
+            }));
         }
         let max_bytes = max_elems * ELEM_BYTES;
         for copy in &self.copies {
@@ -457,47 +412,38 @@ impl<'i> Plan<'i> {
 fn fill(
     tensors: impl Iterator<Item = (usize, u64)>,
     max_elems: u64,
-) -> impl Iterator<Item = (Vec<Segment>, u64)> {
+) -> impl Iterator<Item = (Vec<Slice>, u64)> {
     let mut full = Vec::new();
-    let (mut segments, mut elems) = (Vec::new(), 0);
-    for (update, numel) in tensors {
+    let (mut slices, mut elems) = (Vec::new(), 0);
+    for (tensor, numel) in tensors {
         let mut done = 0;
         while done < numel {
             let some = (numel - done).min(max_elems - elems);
-            segments.push(Segment {
-                update,
+            slices.push(Slice {
+                tensor,
                 elems: done..done + some,
             });
             done += some;
             elems += some;
             if elems == max_elems {
-                full.push((std::mem::take(&mut segments), std::mem::take(&mut elems)));
+                full.push((std::mem::take(&mut slices), std::mem::take(&mut elems)));
             }
         }
     }
     if elems > 0 {
-        full.push((segments, elems));
+        full.push((slices, elems));
     }
     full.into_iter()
 }
 
-/// A header as a file starts with it.
-fn start_of_file(header: &Header, role: &str) -> Result<Vec<u8>> {
-    header.to_bytes().map_err(|error| match error {
-        HeaderError::TooLarge {
-            header_bytes,
-            max_header_bytes,
-        } => anyhow!(
-            "{role} would have a header of {header_bytes} bytes, expected at most {max_header_bytes}, as many as a \
-             safetensors file may have; an --out-state that ends in .index.json is split as --params is"
-        ),
+/// Says how a file can be had whose header would be too large.
+fn with_a_way_out(error: FileError) -> anyhow::Error {
+    match error {
+        error @ FileError::TooLarge { .. } => {
+            anyhow!("{error}; an --out-state that ends in .index.json is split as --params is")
+        }
         error => error.into(),
-    })
-}
-
-fn file_name(shard: &Shard) -> String {
-    let name = shard.source.path().file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
+    }
 }
 
 /// The name of a file of a model in several files, as Hugging Face's libraries make it from that of the index.

@@ -2,6 +2,7 @@
 //! none of the three waits for another.
 
 use std::collections::BTreeMap;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,17 +10,18 @@ use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
+use wgpu_optim_files::Outputs;
+use wgpu_optim_files::window::{
+    ELEM_BYTES, Engine, NotRounded, Reader, Run, Slice, Values, Writer, runs,
+};
 
 use super::inputs::Inputs;
-use super::plan::{At, Copy, Plan, Segment, Update, Window};
-use super::reader::{Reader, Run, in_window, runs};
+use super::plan::{Copy, Plan, Update, Window};
 use super::threads::in_turn;
 use crate::Failure;
 use crate::args::NonFinite;
-use crate::files::Outputs;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::window::{ELEM_BYTES, Engine, Values};
 
 /// The parameter group that all tensors are in.
 const GROUP: &str = "default";
@@ -52,6 +54,8 @@ const STEPS_AT_ONCE: u32 = 128;
 /// What a stream did.
 #[derive(Debug)]
 pub struct Streamed {
+    /// Dispatches of a step, on a GPU.
+    pub dispatches: usize,
     pub bytes_read: u64,
     pub bytes_written: u64,
     /// In the order of the tensors' parameters.
@@ -94,11 +98,17 @@ impl Stream<'_> {
         let shared = Shared::default();
         let files = self.inputs.files();
         let progress = Progress::of_bytes(self.bytes());
+        let count = |bytes: u64, all: &AtomicU64| {
+            all.fetch_add(bytes, Ordering::Relaxed);
+            progress.advance("step", bytes);
+        };
+        let read = |bytes| count(bytes, &shared.bytes_read);
+        let written = |bytes| count(bytes, &shared.bytes_written);
         let worker = |engine| Worker {
             stream: self,
             shared: &shared,
-            reader: Reader::new(&files, &progress, &shared.bytes_read, "step"),
-            progress: &progress,
+            reader: Reader::new(&files, &read),
+            writer: Writer::new(self.outputs, &written),
             rounded: Vec::new(),
             rests: Vec::new(),
             engine,
@@ -107,18 +117,14 @@ impl Stream<'_> {
             .windows[window]
         {
             Window::Update {
-                segments,
+                slices,
                 elems,
                 phase,
-            } => worker.update(segments, *elems as usize, *phase, values),
+            } => worker.update(slices, *elems as usize, *phase, values),
             Window::Copy(copy) => worker.copy(copy, bytes),
         };
         let workers = engines.into_iter().map(|engine| {
-            let values = Values {
-                params: Vec::new(),
-                grads: Vec::new(),
-                slots: vec![Vec::new(); self.plan.slots.len()],
-            };
+            let values = Values::new(self.plan.slots.len());
             (worker(engine), values, Vec::new())
         });
         in_turn(workers.collect(), self.windows.len(), self.interrupt, work)?;
@@ -153,6 +159,7 @@ impl Stream<'_> {
             results.clear();
         }
         Ok(Streamed {
+            dispatches: 0,
             bytes_read: shared.bytes_read.into_inner(),
             bytes_written: shared.bytes_written.into_inner(),
             gradients,
@@ -165,10 +172,11 @@ impl Stream<'_> {
         let updates = self.plan.updates.iter().map(|update| {
             let tensor = update.tensor;
             let values = 2 * tensor.storage.params.bytes() + tensor.storage.grads.bytes();
-            let slots = tensor.slots.iter().chain(&update.out_slots);
-            let masters = tensor.masters.iter().chain(&tensor.rests);
-            let kept = slots.chain(masters).chain(&update.out_masters);
-            tensor.numel * (values + kept.count() as u64 * ELEM_BYTES)
+            let saved = &tensor.saved;
+            let masters = [&saved.masters, &saved.rests].into_iter().flatten();
+            let read = saved.slots.len() + masters.count();
+            let written = update.out_state.len();
+            tensor.numel * (values + (read + written) as u64 * ELEM_BYTES)
         });
         let copies = self.plan.copies.iter().map(|copy| 2 * copy.bytes);
         updates.chain(copies).sum()
@@ -180,8 +188,8 @@ struct Worker<'w> {
     stream: &'w Stream<'w>,
     shared: &'w Shared,
     reader: Reader<'w>,
-    progress: &'w Progress,
-    /// What masters are as parameters.
+    writer: Writer<'w>,
+    /// Parameters without masters, as they are stored.
     rounded: Vec<u16>,
     /// What parameters leave of masters.
     rests: Vec<f32>,
@@ -191,86 +199,105 @@ struct Worker<'w> {
 impl Worker<'_> {
     fn update(
         &mut self,
-        segments: &[Segment],
+        slices: &[Slice],
         elems: usize,
         phase: u64,
         values: &mut Values,
     ) -> Result<(), Failure> {
-        let plan = self.stream.plan;
-        let update_of = |segment: &Segment| &plan.updates[segment.update];
-        let tensor_of = |segment: &Segment| update_of(segment).tensor;
-        let as_f32 = |at| (at, StorageType::F32);
-        values.grads.resize(elems, 0.0);
-        let grads = |segment: &Segment| {
-            let tensor = tensor_of(segment);
-            Some((tensor.grads, tensor.storage.grads))
-        };
-        self.reader.read(runs(segments, grads), &mut values.grads)?;
-        self.look_at_grads(segments, &values.grads);
-        self.stream.verdict.apply_to(GROUP, &mut values.grads);
-        values.params.resize(elems, 0.0);
-        let masters = |segment: &Segment| tensor_of(segment).masters.map(as_f32);
-        self.reader
-            .read(runs(segments, masters), &mut values.params)?;
+        self.read_grads(slices, elems, values)?;
         // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
-        self.check_masters(segments, &values.params)?;
-        let fresh = |segment: &Segment| {
-            let Update { tensor, params, .. } = update_of(segment);
-            let params = (*params, tensor.storage.params);
-            tensor.masters.is_none().then_some(params)
-        };
-        self.reader
-            .read(runs(segments, fresh), &mut values.params)?;
-        let rests = |segment: &Segment| tensor_of(segment).rests.map(as_f32);
-        self.join_rests(segments, runs(segments, rests), &mut values.params)?;
+        self.read_params(slices, elems, values)?;
         if self.shared.forbidden.load(Ordering::Relaxed) {
             return Ok(());
         }
-        for (index, (slot, values)) in plan.slots.iter().zip(&mut values.slots).enumerate() {
-            // Where it is not there yet.
-            values.clear();
-            values.resize(elems, slot.start.value());
-            let saved = |segment: &Segment| {
-                let slots = &tensor_of(segment).slots;
-                slots.get(index).copied().map(as_f32)
-            };
-            self.reader.read(runs(segments, saved), values)?;
-        }
-        self.step(segments, phase, values)?;
-        self.look_at_results(segments, values);
-        let out_params = |segment: &Segment| {
+        let updates = &self.stream.plan.updates;
+        let saved = |update: usize| &updates[update].tensor.saved;
+        self.reader
+            .read_slots(slices, saved, &self.stream.plan.slots, values)?;
+        self.step(slices, phase, values)?;
+        self.look_at_results(slices, values);
+        let params = |update: usize| {
             let Update {
                 tensor, out_params, ..
-            } = update_of(segment);
-            Some((*out_params, tensor.storage.params))
+            } = &updates[update];
+            (from_ref(out_params), tensor.storage.params)
         };
-        self.write(runs(segments, out_params), &values.params)?;
-        let out_masters = |segment: &Segment| update_of(segment).out_masters.map(as_f32);
-        self.write(runs(segments, out_masters), &values.params)?;
-        for (index, values) in values.slots.iter().enumerate() {
-            let out = |segment: &Segment| {
-                let slots = &update_of(segment).out_slots;
-                slots.get(index).copied().map(as_f32)
-            };
-            self.write(runs(segments, out), values)?;
-        }
+        self.writer.write(&runs(slices, params), &values.params)?;
+        let state = |update: usize| &*updates[update].out_state;
+        Ok(self.writer.write_state(slices, state, values)?)
+    }
+
+    fn read_grads(
+        &mut self,
+        slices: &[Slice],
+        elems: usize,
+        values: &mut Values,
+    ) -> Result<(), Failure> {
+        let plan = self.stream.plan;
+        values.grads.resize(elems, 0.0);
+        let grads = |update: usize| {
+            let tensor = plan.updates[update].tensor;
+            (from_ref(&tensor.grads), tensor.storage.grads)
+        };
+        self.reader.read(&runs(slices, grads), &mut values.grads)?;
+        self.look_at_grads(slices, &values.grads);
+        self.stream.verdict.apply_to(GROUP, &mut values.grads);
         Ok(())
+    }
+
+    /// Reads parameters, or their masters where there are some.
+    fn read_params(
+        &mut self,
+        slices: &[Slice],
+        elems: usize,
+        values: &mut Values,
+    ) -> Result<(), Failure> {
+        let updates = &self.stream.plan.updates;
+        let tensor_of = |update: usize| updates[update].tensor;
+        let of = |update| tensor_of(update).storage.params;
+        values.params.resize(elems, 0.0);
+        let params = runs(slices, |update| {
+            (from_ref(&tensor_of(update).params), of(update))
+        });
+        self.reader.read(&params, &mut values.params)?;
+        let saved = |update| &tensor_of(update).saved;
+        if let Some(NotRounded {
+            tensor,
+            elem,
+            actual,
+            expected,
+        }) = self
+            .reader
+            .read_masters(slices, saved, of, &mut values.params)?
+        {
+            let tensor = &tensor_of(tensor).name;
+            return Err(anyhow!(
+                "tensor {tensor:?}: the parameter at index {elem} is {actual:?}, expected {expected:?}, which is its \
+                 master in the state, rounded to the nearest; parameters and state are not of the same step"
+            )
+            .into());
+        }
+        let rests = runs(slices, |update| {
+            let rests = saved(update).rests.as_deref();
+            (rests.unwrap_or_default(), StorageType::F32)
+        });
+        self.join_rests(slices, &rests, &mut values.params)
     }
 
     /// Makes masters of parameters and what those leave of them, and makes sure that it is masters that left them.
     fn join_rests(
         &mut self,
-        segments: &[Segment],
-        runs: Vec<Run>,
+        slices: &[Slice],
+        runs: &[Run],
         params: &mut [f32],
     ) -> Result<(), Failure> {
         let mut rests = std::mem::take(&mut self.rests);
         for Run { at, elems, .. } in runs {
             let first = elems.start;
-            let params = &mut params[elems];
+            let params = &mut params[elems.clone()];
             rests.resize(params.len(), 0.0);
             self.reader
-                .read_bytes(at, bytemuck::cast_slice_mut(&mut rests))?;
+                .read_bytes(*at, bytemuck::cast_slice_mut(&mut rests))?;
             let mut other = None;
             for (index, (param, saved)) in params.iter_mut().zip(&rests).enumerate() {
                 let (half, rest) = ((param.to_bits() >> 16) as u16, *saved as u16);
@@ -282,7 +309,7 @@ impl Worker<'_> {
                 *param = f32::from_bits(master);
             }
             if let Some((index, param, rest)) = other {
-                let (tensor, index) = self.name(segments, first + index);
+                let (tensor, index) = self.name(slices, first + index);
                 return Err(anyhow!(
                     "tensor {tensor:?}: the parameter at index {index} is {param:?}, and its {PARAMS_REST} in the state \
                      {rest}, which no master leaves; parameters and state are not of the same step"
@@ -295,22 +322,15 @@ impl Worker<'_> {
     }
 
     /// The tensor of an element of the window, and the element's index in it.
-    fn name(&self, segments: &[Segment], elem: usize) -> (&str, u64) {
-        let mut segments = in_window(segments);
-        let found = segments.find(|(_, elems)| elems.contains(&elem));
-        found.map_or(("", 0), |(segment, elems)| {
-            let tensor = self.stream.plan.updates[segment.update].tensor;
-            (
-                &tensor.name,
-                segment.elems.start + (elem - elems.start) as u64,
-            )
-        })
+    fn name(&self, slices: &[Slice], elem: usize) -> (&str, u64) {
+        let (update, index) = Slice::find(slices, elem).unwrap_or_default();
+        (&self.stream.plan.updates[update].tensor.name, index)
     }
 
     /// Makes all steps of a window; where nothing is rounded between them the engine makes many at once.
     fn step(
         &mut self,
-        segments: &[Segment],
+        slices: &[Slice],
         mut phase: u64,
         values: &mut Values,
     ) -> Result<(), Failure> {
@@ -320,15 +340,15 @@ impl Worker<'_> {
             repeat,
             ..
         } = *self.stream;
-        let is_rounded = |segment: &Segment| plan.updates[segment.update].tensor.is_rounded();
-        let is_rounded = segments.iter().any(is_rounded);
+        let is_rounded = |slice: &Slice| plan.updates[slice.tensor].tensor.is_rounded();
+        let is_rounded = slices.iter().any(is_rounded);
         let at_once = if is_rounded { 1 } else { STEPS_AT_ONCE };
         let mut done = 0;
         loop {
             let times = at_once.min(repeat - done);
             self.engine.step(values, phase, times)?;
             if is_rounded {
-                self.round(segments, done.into(), &mut values.params);
+                self.round(slices, done.into(), &mut values.params);
             }
             done += times;
             if done == repeat {
@@ -342,62 +362,26 @@ impl Worker<'_> {
     }
 
     /// Makes of parameters without masters what they are when they have been stored, after so many steps before this.
-    fn round(&mut self, segments: &[Segment], done: u64, params: &mut [f32]) {
-        for (segment, elems) in in_window(segments) {
-            let tensor = self.stream.plan.updates[segment.update].tensor;
+    fn round(&mut self, slices: &[Slice], done: u64, params: &mut [f32]) {
+        for (slice, elems) in Slice::in_window(slices) {
+            let tensor = self.stream.plan.updates[slice.tensor].tensor;
             if !tensor.is_rounded() {
                 continue;
             }
+            let step = tensor.saved.applied_steps.saturating_add(done);
             let random = match self.stream.rounding {
                 Rounding::Nearest => None,
                 Rounding::Stochastic { seed } => Some(Random {
-                    key: Key::new(
-                        seed,
-                        &tensor.name,
-                        tensor.applied_steps.saturating_add(done),
-                    ),
-                    first: segment.elems.start as u32,
+                    key: Key::new(seed, &tensor.name, step),
+                    first: slice.elems.start as u32,
                     number: 0,
                 }),
             };
             let (params, of) = (&mut params[elems], tensor.storage.params);
-            self.reader.halves.resize(params.len(), 0);
-            storage::round(of, params, random, &mut self.reader.halves);
-            storage::unpack(of, &self.reader.halves, params);
+            self.rounded.resize(params.len(), 0);
+            storage::round(of, params, random, &mut self.rounded);
+            storage::unpack(of, &self.rounded, params);
         }
-    }
-
-    /// Makes sure that the parameters are what their masters, if the state has them, round to.
-    fn check_masters(&mut self, segments: &[Segment], masters: &[f32]) -> Result<(), Failure> {
-        let plan = self.stream.plan;
-        let params = |segment: &Segment| {
-            let Update { tensor, params, .. } = &plan.updates[segment.update];
-            tensor.masters.map(|_| (*params, tensor.storage.params))
-        };
-        for Run { at, elems, of } in runs(segments, params) {
-            self.reader.read_halves(at, elems.len())?;
-            self.rounded.resize(elems.len(), 0);
-            storage::round(of, &masters[elems.clone()], None, &mut self.rounded);
-            if self.reader.halves == self.rounded {
-                continue;
-            }
-            let mut pairs = elems.zip(self.reader.halves.iter().zip(&self.rounded));
-            let Some((elem, (actual, expected))) =
-                pairs.find(|(_, (actual, expected))| actual != expected)
-            else {
-                continue;
-            };
-            let mut values = [0.0; 2];
-            storage::unpack(of, &[*actual, *expected], &mut values);
-            let [actual, expected] = values;
-            let (tensor, index) = self.name(segments, elem);
-            return Err(anyhow!(
-                "tensor {tensor:?}: the parameter at index {index} is {actual:?}, expected {expected:?}, which is its \
-                 master in the state, rounded to the nearest; parameters and state are not of the same step"
-            )
-            .into());
-        }
-        Ok(())
     }
 
     fn copy(&self, copy: &Copy, bytes: &mut Vec<u8>) -> Result<(), Failure> {
@@ -406,42 +390,13 @@ impl Worker<'_> {
         }
         bytes.resize(copy.bytes as usize, 0);
         self.reader.read_bytes(copy.from, bytes)?;
-        self.write_bytes(copy.to, bytes)
-    }
-
-    /// Values of 16 bits are rounded to the nearest, which leaves those as they are that have been rounded otherwise.
-    fn write(&mut self, runs: Vec<Run>, values: &[f32]) -> Result<(), Failure> {
-        for Run { at, elems, of } in runs {
-            let values = &values[elems];
-            match of {
-                StorageType::F32 => self.write_bytes(at, bytemuck::cast_slice(values))?,
-                StorageType::Bf16 | StorageType::F16 => {
-                    self.reader.halves.resize(values.len(), 0);
-                    storage::round(of, values, None, &mut self.reader.halves);
-                    self.write_bytes(at, bytemuck::cast_slice(&self.reader.halves))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_bytes(&self, at: At, bytes: &[u8]) -> Result<(), Failure> {
-        self.stream
-            .outputs
-            .get(at.file)
-            .write_all_at(bytes, at.offset)?;
-        let written = bytes.len() as u64;
-        self.shared
-            .bytes_written
-            .fetch_add(written, Ordering::Relaxed);
-        self.progress.advance("step", written);
-        Ok(())
+        Ok(self.writer.write_bytes(copy.to, bytes)?)
     }
 
     /// Looks for gradients that are not finite, or not any more when they have been divided by their scale.
-    fn look_at_grads(&self, segments: &[Segment], grads: &[f32]) {
+    fn look_at_grads(&self, slices: &[Slice], grads: &[f32]) {
         let unscale = f64::from(self.stream.verdict.record().scale).recip() as f32;
-        let found = self.look_for(segments, Checked::Gradient, grads, |_, grad| {
+        let found = self.look_for(slices, Checked::Gradient, grads, |_, grad| {
             is_nonfinite(grad * unscale, StorageType::F32)
         });
         if found {
@@ -450,12 +405,12 @@ impl Worker<'_> {
     }
 
     /// Looks for what the step has made that is not finite, or will not be when it is stored.
-    fn look_at_results(&self, segments: &[Segment], values: &Values) {
-        self.look_for(segments, Checked::Params, &values.params, |of, value| {
+    fn look_at_results(&self, slices: &[Slice], values: &Values) {
+        self.look_for(slices, Checked::Params, &values.params, |of, value| {
             is_nonfinite(value, of)
         });
         for (slot, values) in values.slots.iter().enumerate() {
-            self.look_for(segments, Checked::Slot(slot), values, |_, value| {
+            self.look_for(slices, Checked::Slot(slot), values, |_, value| {
                 is_nonfinite(value, StorageType::F32)
             });
         }
@@ -465,7 +420,7 @@ impl Worker<'_> {
     /// whether there are any.
     fn look_for(
         &self,
-        segments: &[Segment],
+        slices: &[Slice],
         checked: Checked,
         values: &[f32],
         is_nonfinite: impl Fn(StorageType, f32) -> bool,
@@ -474,11 +429,9 @@ impl Worker<'_> {
         if self.stream.nonfinite == NonFinite::Apply {
             return is_found;
         }
-        for (segment, elems) in in_window(segments) {
-            let of = self.stream.plan.updates[segment.update]
-                .tensor
-                .storage
-                .params;
+        for (slice, elems) in Slice::in_window(slices) {
+            let tensor = self.stream.plan.updates[slice.tensor].tensor;
+            let of = tensor.storage.params;
             let values = &values[elems];
             // Nearly always there are none, and so it is found at the speed of the caches.
             if !values
@@ -491,13 +444,13 @@ impl Worker<'_> {
             let is_nonfinite = |value: &&f32| is_nonfinite(of, **value);
             let count = values.iter().filter(is_nonfinite).count() as u64;
             let first = values.iter().position(|value| is_nonfinite(&value));
-            let first = segment.elems.start + first.unwrap_or(0) as u64;
+            let first = slice.elems.start + first.unwrap_or(0) as u64;
             let mut found = self
                 .shared
                 .nonfinite
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            let key = (segment.update, checked);
+            let key = (slice.tensor, checked);
             let (all, earliest) = found.entry(key).or_insert((0, first));
             *all += count;
             *earliest = first.min(*earliest);

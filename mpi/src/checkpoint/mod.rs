@@ -10,26 +10,23 @@
 //! is in it, as those of the command `step` do.
 
 mod names;
-mod saved;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
-use wgpu_optim::files::{Header, Index};
+use wgpu_optim::files::{Dtype, Header};
 use wgpu_optim::{
-    OptimizerState, Recorded, Rule as _, SlotEntry, SlotState, StateError, StateRecord, TensorState,
+    OptimizerState, Recorded, Rule as _, SlotEntry, SlotState, StateError, StateFileError,
+    StateRecord, TensorState,
 };
+use wgpu_optim_files::{FileError, Model, NewFile, Outputs, SavedState, slot_entry};
 
 use crate::error::ShardError;
-use crate::optimizer::ShardedOptimizer;
+use crate::optimizer::{ShardedOptimizer, numel};
 use crate::share::Share;
 pub(crate) use names::Names;
-pub(crate) use saved::{Part, SavedState};
-
-/// The metadata of an index that count how often it has been written.
-const GENERATION: &str = "generation";
 
 impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
     /// Writes what all ranks remember: each its own file, and the first one the index, which is named `index`, ends in
@@ -44,12 +41,17 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
         let names = Names::agreed(ranks, index)?;
         let file = index.with_file_name(names.of(ranks.rank()));
         let written = self.state().and_then(|state| {
-            let (header, slots) = self.own_file(&state, &file)?;
-            write(&file, |to| {
-                to.write_all(&header.to_bytes().map_err(io::Error::other)?)?;
-                let mut slots = slots.values();
-                slots.try_for_each(|values| to.write_all(bytemuck::cast_slice(values)))
-            })?;
+            let (header, slots) = self.own_file(&state).map_err(FileError::content(&file))?;
+            let new = NewFile::new(&file, "the file of a rank", &header)?;
+            let mut outputs = Outputs::default();
+            let output = outputs.stage_new(&new)?;
+            let mut end = new.start.len() as u64;
+            for values in slots.values() {
+                let bytes = bytemuck::cast_slice(values);
+                outputs.get(output).write_all_at(bytes, end)?;
+                end += bytes.len() as u64;
+            }
+            outputs.replace_targets()?;
             Ok(header)
         });
         let replaced = ranks.all_well(written).and_then(|header| {
@@ -66,31 +68,20 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
     fn own_file<'s>(
         &self,
         state: &'s OptimizerState<S::Rule>,
-        file: &Path,
-    ) -> Result<(Header, BTreeMap<String, &'s [f32]>), ShardError> {
-        let state_file = |source| ShardError::StateFile {
-            path: file.to_owned(),
-            source,
-        };
+    ) -> Result<(Header, BTreeMap<String, &'s [f32]>), StateFileError> {
         let (mut entries, mut values) = (Vec::new(), BTreeMap::new());
         for (index, (tensor, spec)) in state.tensors.iter().zip(&self.tensors).enumerate() {
             let elems = self.buckets.shares.of_tensor(self.ranks.rank(), index);
-            let part = Part::of(elems, &spec.shape, self.ranks.rank());
-            let Some(part) = part else { continue };
             for slot in &tensor.slots {
-                let name = SlotEntry::name(&spec.name, &slot.name).map_err(state_file)?;
-                let entry = part.entry(name);
+                let name = SlotEntry::name(&spec.name, &slot.name)?;
+                let entry = own_entry(name, &spec.shape, &elems, self.ranks.rank());
+                let Some(entry) = entry else { continue };
                 values.insert(entry.0.clone(), &*slot.values);
                 entries.push(entry);
             }
         }
-        let record = state.record().map_err(state_file)?;
-        let metadata = record.to_metadata().map_err(state_file)?;
-        let header = Header::new(metadata, entries).map_err(|source| ShardError::Header {
-            path: file.to_owned(),
-            source,
-        })?;
-        Ok((header, values))
+        let metadata = state.record()?.to_metadata()?;
+        Ok((Header::new(metadata, entries)?, values))
     }
 
     /// Takes over what the ranks of an earlier run remembered, however many there were: `path` is the index that
@@ -99,7 +90,10 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
     /// # Errors
     /// [`ShardError`] on every rank where one cannot read its part or it does not fit; then none has changed.
     pub fn load(&mut self, path: &Path) -> Result<(), ShardError> {
-        let state = SavedState::open(path).and_then(|saved| self.own_state(&saved));
+        let saved = Model::open_one_by_one(path).and_then(SavedState::new);
+        let state = saved
+            .map_err(ShardError::from)
+            .and_then(|saved| self.own_state(&saved));
         let state = self.ranks.all_well(state)?;
         let loaded = self.load_own(&state);
         self.ranks.all_well(loaded)
@@ -133,9 +127,13 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             let elems = self.buckets.shares.of_tensor(self.ranks.rank(), index);
             let mut slots = Vec::new();
             for slot in saved.slots_of(name) {
-                saved.check(name, slot, &spec.shape)?;
+                let parts = saved.parts_of(name, slot, &spec.shape).or_else(|error| {
+                    // A flat shape fits any: it is what older files hold.
+                    let flat = [numel(spec) as usize];
+                    saved.parts_of(name, slot, &flat).map_err(|_| error)
+                })?;
                 let mut values = vec![0.0; (elems.end - elems.start) as usize];
-                saved.read(name, slot, elems.clone(), &mut values)?;
+                saved.read(parts, elems.clone(), &mut values)?;
                 slots.push(SlotState {
                     name: slot.to_owned(),
                     values,
@@ -161,62 +159,14 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
     }
 }
 
-/// Whether a path is that of an index, by its name.
-fn is_index(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
-}
-
-fn read_index(path: &Path) -> Result<Index, ShardError> {
-    let json = fs::read(path).map_err(io_error("read", path))?;
-    Index::parse(&json).map_err(|source| ShardError::Index {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn said<'m>(metadata: &'m [(String, String)], key: &str) -> Option<&'m str> {
-    let entry = metadata.iter().find(|(known, _)| known == key);
-    entry.map(|(_, value)| value.as_str())
-}
-
-/// Replaces a file, or leaves what was there.
-fn write(
-    path: &Path,
-    fill: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
-) -> Result<(), ShardError> {
-    let folder = folder_of(path);
-    let replace = || -> io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".wgpu-optim-");
-        // What any new file gets, instead of a temporary file's privacy.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder)?;
-        let mut to = io::BufWriter::new(file.as_file());
-        fill(&mut to)?;
-        to.flush()?;
-        drop(to);
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        // So that the new name survives a crash, where a folder can be synced.
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        Ok(())
-    };
-    replace().map_err(io_error("write", path))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ShardError {
-    move |source| ShardError::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
+/// The entry of a slot in a rank's file, which has these elements of it; none if it has nothing to write.
+pub(crate) fn own_entry(
+    name: String,
+    shape: &[usize],
+    elems: &Range<u64>,
+    rank: usize,
+) -> Option<(String, Dtype, Vec<usize>)> {
+    // What has no elements is nobody's.
+    let is_own = !elems.is_empty() || (rank == 0 && shape.contains(&0));
+    is_own.then(|| slot_entry(name, shape, elems))
 }

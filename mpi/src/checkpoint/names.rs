@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use wgpu_optim::files::{Header, Index};
+use wgpu_optim_files::{FileError, Outputs, directory_of, is_index, read_index};
 
-use super::{GENERATION, folder_of, io_error, is_index, read_index, said, write};
 use crate::error::ShardError;
 use crate::ranks::Ranks;
+
+/// The metadata of an index that count how often it has been written.
+const GENERATION: &str = "generation";
 
 /// The names of the files of a sharded state: that of its index, less its ending, and what no other generation has. So no
 /// two indices share them.
@@ -50,8 +52,8 @@ impl Names {
                 names.generation = names.generation.saturating_add(1);
             }
         }
-        let first = ranks.gather(names.generation.to_le_bytes())[0];
-        names.generation = u64::from_le_bytes(first);
+        let mut generations = ranks.gather_numbers(names.generation);
+        names.generation = generations.next().unwrap_or(names.generation);
         Ok(names)
     }
 
@@ -77,9 +79,9 @@ impl Names {
         own: &Path,
     ) -> Result<(), ShardError> {
         let bytes = fs::metadata(own).map(|own| own.len());
-        let bytes = ranks.all_well(bytes.map_err(io_error("read", own)))?;
-        let sizes = ranks.gather(bytes.to_le_bytes()).into_iter();
-        let mut sizes = sizes.map(u64::from_le_bytes).enumerate();
+        let bytes = bytes.map_err(FileError::io("read", own));
+        let bytes = ranks.all_well(bytes.map_err(ShardError::from))?;
+        let mut sizes = ranks.gather_numbers(bytes).enumerate();
         let seen = match ranks.rank() {
             0 => sizes.try_for_each(|(rank, expected_bytes)| {
                 let path = index.with_file_name(self.of(rank));
@@ -103,14 +105,13 @@ impl Names {
     ) -> Result<(), ShardError> {
         let own_names = own.tensors().iter().map(|tensor| tensor.name.as_str());
         let names = ranks.gather_lists(own_names)?;
-        let sizes = ranks.gather(own.data_len().to_le_bytes());
+        let total = ranks.gather_numbers(own.data_len()).sum();
         let replaced = match ranks.rank() {
             0 => {
                 let weight_map = names.into_iter().enumerate().flat_map(|(rank, names)| {
                     let named = move |name| (name, self.of(rank));
                     names.into_iter().map(named)
                 });
-                let total = sizes.into_iter().map(u64::from_le_bytes).sum();
                 LastIndex::read(path).and_then(|last| {
                     self.write_index(path, weight_map.collect(), &own.metadata, total)?;
                     Ok(last)
@@ -133,22 +134,23 @@ impl Names {
         metadata: &[(String, String)],
         total_size: u64,
     ) -> Result<(), ShardError> {
-        let index_error = |source| ShardError::Index {
-            path: path.to_owned(),
-            source,
-        };
-        let mut index = Index::new(weight_map).map_err(index_error)?;
+        let mut index = Index::new(weight_map).map_err(FileError::content(path))?;
         index.metadata = metadata.to_vec();
         let generation = self.generation.to_string();
         index.metadata.push((GENERATION.to_owned(), generation));
-        let json = index.to_bytes(total_size).map_err(index_error)?;
-        write(path, |to| to.write_all(&json))
+        let json = index.to_bytes(total_size);
+        let json = json.map_err(FileError::content(path))?;
+        let mut outputs = Outputs::default();
+        let output = outputs.stage("the index", path)?;
+        outputs.get(output).write_all_at(&json, 0)?;
+        outputs.replace_targets()?;
+        Ok(())
     }
 
     /// Removes the files that the index before has named, and what generations have left that were never finished; not
     /// what another index names, too.
     fn remove_others(&self, index: &Path, last: Vec<String>) {
-        let entries = fs::read_dir(folder_of(index))
+        let entries = fs::read_dir(directory_of(index))
             .into_iter()
             .flatten()
             .flatten();
@@ -191,22 +193,22 @@ struct LastIndex {
 impl LastIndex {
     /// Reads the index at a path; `None` if there is none.
     fn read(path: &Path) -> Result<Option<Self>, ShardError> {
-        if !fs::exists(path).map_err(io_error("read", path))? {
+        if !fs::exists(path).map_err(FileError::io("read", path))? {
             return Ok(None);
         }
-        let index = read_index(path)?;
+        let (index, _) = read_index(path)?;
+        let said = |key: &str| {
+            let entry = index.metadata.iter().find(|(known, _)| known == key);
+            entry.map(|(_, value)| value.as_str())
+        };
         // What every state says of itself, and no model.
         let keys = ["format_version", "applied_steps"];
-        if keys
-            .into_iter()
-            .any(|key| said(&index.metadata, key).is_none())
-        {
+        if keys.into_iter().any(|key| said(key).is_none()) {
             return Err(ShardError::NotAState {
                 path: path.to_owned(),
             });
         }
-        let generation = said(&index.metadata, GENERATION);
-        let generation = generation.and_then(|generation| generation.parse().ok());
+        let generation = said(GENERATION).and_then(|generation| generation.parse().ok());
         Ok(Some(Self {
             generation: generation.unwrap_or(0),
             files: index.shards().to_vec(),
@@ -216,7 +218,7 @@ impl LastIndex {
 
 /// The files that the other indices in the folder of an index name.
 fn named_by_others(index: &Path) -> HashSet<String> {
-    let entries = fs::read_dir(folder_of(index))
+    let entries = fs::read_dir(directory_of(index))
         .into_iter()
         .flatten()
         .flatten();
@@ -224,5 +226,7 @@ fn named_by_others(index: &Path) -> HashSet<String> {
     let paths = others.map(|entry| entry.path());
     let indices = paths.filter(|path| is_index(path) && path.is_file());
     let indices = indices.filter_map(|path| read_index(&path).ok());
-    indices.flat_map(|index| index.shards().to_vec()).collect()
+    indices
+        .flat_map(|(index, _)| index.shards().to_vec())
+        .collect()
 }

@@ -136,12 +136,6 @@ impl From<ShardError> for Failure {
     }
 }
 
-/// Numbers of all ranks, added up.
-fn sum(ranks: &Ranks, own: u64) -> u64 {
-    let all = ranks.gather(own.to_le_bytes()).into_iter();
-    all.map(u64::from_le_bytes).sum()
-}
-
 /// What each rank counts for.
 fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
     let own = match weight {

@@ -5,30 +5,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::StorageType;
 use wgpu_optim::files::is_content_hash;
-use wgpu_optim_cli::files::{Model, Outputs, is_index, storage_type};
+use wgpu_optim_files::{Model, Outputs, Part, is_index, storage_type};
 
 /// The metadata of a global model that say how many rounds have made it.
 const OUTER_STEPS: &str = "wgpu_optim.outer_steps";
 
 /// Bytes that are copied at a time.
 const COPY_BYTES: u64 = 1 << 22;
-
-/// A byte of one of the files that are read, or of one of those that are written.
-#[derive(Clone, Copy, Debug)]
-pub struct At {
-    pub file: usize,
-    pub offset: u64,
-}
-
-impl At {
-    /// The place of an element.
-    pub fn elem(self, elem: u64, of: StorageType) -> Self {
-        Self {
-            offset: self.offset + elem * of.bytes(),
-            ..self
-        }
-    }
-}
 
 /// A tensor that both models have.
 #[derive(Clone, Debug)]
@@ -37,9 +20,9 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     pub numel: u64,
     pub of: StorageType,
-    pub local: At,
-    pub global: At,
-    pub out: At,
+    pub local: Part,
+    pub global: Part,
+    pub out: Part,
 }
 
 /// The models of a rank, opened, and the new global one, staged.
@@ -72,15 +55,16 @@ impl Models {
                 place.entry.dtype,
                 place.entry.shape
             );
-            let at = |file, offset| At { file, offset };
+            let numel = place.entry.numel();
+            let whole = |at| Part::whole(numel, at);
             tensors.push(Tensor {
                 name: name.clone(),
                 shape: place.entry.shape.clone(),
-                numel: place.entry.numel(),
+                numel,
                 of,
-                local: at(own.shard, own.offset),
-                global: at(place.shard, place.offset),
-                out: at(place.shard, place.offset),
+                local: whole(own.at(0)),
+                global: whole(place.at(0)),
+                out: whole(place.at(0)),
             });
         }
         for place in local.in_place_order() {
@@ -120,58 +104,38 @@ impl Models {
     /// Makes the files of the new global model beside their targets, with all that the round does not change. Returns the
     /// bytes that were copied.
     pub fn stage(&mut self, outputs: &mut Outputs, target: &Path, outer_steps: u64) -> Result<u64> {
-        let index = self.global.index();
         ensure!(
-            index.is_some() == is_index(target),
+            self.global.index().is_some() == is_index(target),
             "--out-global has to be what --global is, a single file or an index, got {}",
             target.display()
         );
-        let mut data_starts = Vec::new();
-        for shard in self.global.shards() {
-            let mut header = shard.header.clone();
-            header
-                .metadata
-                .retain(|(key, _)| !is_content_hash(key) && key != OUTER_STEPS);
-            let steps = outer_steps.to_string();
-            header.metadata.push((OUTER_STEPS.to_owned(), steps));
-            let start = header.to_bytes()?;
-            let path = match (index, shard.source.path().file_name()) {
-                (Some(_), Some(name)) => target.with_file_name(name),
-                _ => target.to_owned(),
-            };
-            let role = format!("--out-global ({})", path.display());
-            let file = outputs.stage(role, &path)?;
-            outputs.get(file).write_all_at(&start, 0)?;
-            data_starts.push((file, start.len() as u64));
+        let steps = outer_steps.to_string();
+        let layout = self
+            .global
+            .laid_out_at(target, "--out-global", |metadata| {
+                metadata.retain(|(key, _)| !is_content_hash(key) && key != OUTER_STEPS);
+                metadata.push((OUTER_STEPS.to_owned(), steps.clone()));
+            })?;
+        for file in &layout.files {
+            outputs.stage_new(file)?;
         }
-        if let Some(index) = index {
-            let file = outputs.stage("--out-global", target)?;
-            outputs.get(file).write_all_at(&index.json, 0)?;
-        }
-        for tensor in &mut self.tensors {
-            let (file, data_start) = data_starts[tensor.global.file];
-            let shard = &self.global.shards()[tensor.global.file];
-            tensor.out = At {
-                file,
-                offset: tensor.global.offset - shard.header.data_start() + data_start,
-            };
-        }
-        let mut copied = 0;
-        let mut bytes = Vec::new();
+        let (mut copied, mut bytes) = (0, Vec::new());
         for (place, named) in self.global.in_files() {
+            let at = layout.at(place);
             if named && storage_type(place.entry.dtype).is_some() {
+                let tensors = &mut self.tensors;
+                let found = tensors.binary_search_by(|tensor| tensor.name.cmp(&place.entry.name));
+                if let Ok(index) = found {
+                    tensors[index].out.at = at;
+                }
                 continue;
             }
-            let shard = &self.global.shards()[place.shard];
-            let (file, data_start) = data_starts[place.shard];
-            let end = place.entry.data_bytes.end - place.entry.data_bytes.start;
+            let (source, end) = (&self.global.shards()[place.shard].source, place.bytes());
             for start in (0..end).step_by(COPY_BYTES as usize) {
                 bytes.resize(COPY_BYTES.min(end - start) as usize, 0);
-                shard
-                    .source
-                    .read_exact_at(&mut bytes, place.offset + start)?;
-                let to = data_start + place.entry.data_bytes.start + start;
-                outputs.get(file).write_all_at(&bytes, to)?;
+                source.read_exact_at(&mut bytes, place.offset + start)?;
+                let to = at.plus(start);
+                outputs.get(to.file).write_all_at(&bytes, to.offset)?;
             }
             copied += end;
         }
@@ -181,6 +145,6 @@ impl Models {
     /// Makes sure that what has been read is one version of every file.
     pub fn check_unchanged(&self) -> Result<()> {
         self.local.check_unchanged()?;
-        self.global.check_unchanged()
+        Ok(self.global.check_unchanged()?)
     }
 }

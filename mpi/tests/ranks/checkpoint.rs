@@ -11,7 +11,9 @@ use wgpu_optim::{
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::*;
-use wgpu_optim_mpi::{CpuShare, ShardError, ShardedOptimizer, Sharding};
+use wgpu_optim_mpi::{
+    ContentError, CpuShare, FileError, ShardError, ShardedOptimizer, Sharding, SlotError,
+};
 
 use crate::model::{Model, bits};
 use crate::on_ranks;
@@ -273,7 +275,10 @@ fn a_save_that_fails_leaves_the_last_one() {
         world.barrier();
         let error = optimizer.save(&index).unwrap_err();
         match world.rank() {
-            1 => assert!(matches!(error, ShardError::Io { .. }), "{error}"),
+            1 => assert!(
+                matches!(error, ShardError::File(FileError::Io { .. })),
+                "{error}"
+            ),
             _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
         }
         world.barrier();
@@ -344,7 +349,11 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
         world.barrier();
         let error = optimizer.load(&index).unwrap_err();
         assert!(
-            matches!(&error, ShardError::Coverage { tensor, slot, files: 0, .. } if tensor == "layer4.weight" && slot == "exp_avg"),
+            matches!(
+                &error,
+                ShardError::File(FileError::Slot { tensor, slot, why: SlotError::Coverage { files: 0, .. } })
+                    if tensor == "layer4.weight" && slot == "exp_avg"
+            ),
             "{error}"
         );
         assert_eq!(optimizer.state().unwrap(), before);
@@ -384,7 +393,8 @@ fn the_index_of_something_else_is_not_replaced() {
                 matches!(error, ShardError::NotAState { .. })
             }),
             ("text.json", |error| {
-                matches!(error, ShardError::Index { .. })
+                let expected = |source: &_| matches!(source, ContentError::Index(_));
+                matches!(error, ShardError::File(FileError::Content { source, .. }) if expected(source))
             }),
             ("state.safetensors", |error| {
                 matches!(error, ShardError::IndexName { .. })

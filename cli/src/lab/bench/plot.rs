@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::paths::Kind;
 use super::report::{Report, Row};
-use crate::picture::{self, Axis, Curve, Picture, RGBColor, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Picture, RGBColor, Stroke};
 
 #[derive(Clone, Copy)]
 enum Format {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
 use super::Walker;
-use crate::picture::{self, Axis, Curve, Note, Picture, Side, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Note, Picture, Side, Stroke};
 
 const SHALLOW_VALLEY: f64 = -1.0;
 const HILL: f64 = 0.0;

@@ -18,11 +18,13 @@ use serde::Serialize;
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{Coefficients, SgdConfig, Terms};
 
-use crate::args::{CommonArgs, ExperimentsArgs};
-use crate::files::{Outputs, csv};
+use crate::args::CommonArgs;
 use crate::interrupt::Interrupt;
-use crate::picture::sheet;
+use crate::lab::args::ExperimentsArgs;
+use crate::lab::csv;
+use crate::lab::picture::sheet;
 use crate::{Failure, print, warn};
+use wgpu_optim_files::Outputs;
 
 #[derive(Debug, Serialize)]
 struct Summary {

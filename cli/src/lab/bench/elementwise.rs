@@ -11,7 +11,7 @@ use wgpu_optim::{Arena, MAX_SLOTS, Rule as _, SgdConfig, Terms, readback, wgpu};
 use super::timing::GpuWork;
 use crate::Failure;
 use crate::backend::OpenGpu;
-use crate::problem::{Problem, Results, Stepper, submit_and_wait};
+use crate::lab::problem::{Problem, Results, Stepper, submit_and_wait};
 
 /// The arrays that the kernels work on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ fn {name}_pairs(@builtin(global_invocation_id) invocation: vec3<u32>) {{
 }
 
 fn source() -> String {
-    include_str!("../../shaders/elementwise.wgsl").to_owned() + &paired_copies()
+    include_str!("../../../shaders/elementwise.wgsl").to_owned() + &paired_copies()
 }
 
 /// `theta <- theta - s`
@@ -492,8 +492,8 @@ mod tests {
     use wgpu_optim::AnyRule;
 
     use super::*;
-    use crate::args::BenchForm;
     use crate::backend::tests::open_gpu;
+    use crate::lab::args::BenchForm;
 
     /// The global in an address space that an access goes to.
     fn base<'m>(

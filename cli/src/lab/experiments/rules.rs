@@ -12,7 +12,7 @@ use wgpu_optim::{
 };
 
 use super::hill;
-use crate::picture::{self, Axis, Curve, Note, Picture, RGBColor, Side, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Note, Picture, RGBColor, Side, Stroke};
 
 const STEPS: usize = 300;
 const MOMENTUM: f64 = 0.9;

@@ -1,7 +1,53 @@
-//! Reading and writing at a place of a file, from several threads at once: no cursor is moved that another relies on.
+//! Places in files, and reading and writing there from several threads at once: no cursor is moved that another relies on.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+
+use wgpu_optim::StorageType;
+
+/// A byte of one of several files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// The file, by its number.
+    pub file: usize,
+    /// The byte, counted from the file's start.
+    pub offset: u64,
+}
+
+impl At {
+    /// So many bytes behind it.
+    pub fn plus(self, bytes: u64) -> Self {
+        Self {
+            offset: self.offset + bytes,
+            ..self
+        }
+    }
+}
+
+/// Elements of a tensor's values that lie side by side in one file. All of them do, or several parts make a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The elements.
+    pub elems: Range<u64>,
+    /// The place of the first of them.
+    pub at: At,
+}
+
+impl Part {
+    /// All elements of a tensor.
+    pub fn whole(numel: u64, at: At) -> Self {
+        Self {
+            elems: 0..numel,
+            at,
+        }
+    }
+
+    /// The place of an element, of values that are stored as `of`.
+    pub fn place(&self, elem: u64, of: StorageType) -> At {
+        self.at.plus((elem - self.elems.start) * of.bytes())
+    }
+}
 
 /// Fills `buffer` from byte `offset` on; [`io::ErrorKind::UnexpectedEof`] where the file ends before.
 pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {

@@ -5,10 +5,11 @@ use serde::Serialize;
 use wgpu_optim::oracle::Rounding;
 use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
 
-use crate::args::{AccuracyArgs, CommonArgs};
+use super::args::AccuracyArgs;
+use crate::args::CommonArgs;
 use crate::backend::{Backend, Choice};
-use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, at_a_gentle_lr};
-use crate::system::check_memory;
+use crate::lab::memory::check_memory;
+use crate::lab::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper, at_a_gentle_lr, at_its_lr};
 use crate::{Failure, print, rule};
 
 #[derive(Debug, Serialize)]
@@ -75,7 +76,10 @@ fn all() -> Result<Vec<(String, AnyRule)>, ConfigError> {
 pub fn run(common: &CommonArgs, args: &AccuracyArgs) -> Result<(), Failure> {
     args.rule.check_named()?;
     let rules = match args.rule.rule {
-        Some(_) => vec![(args.rule.name(), args.rule.config()?)],
+        Some(_) => vec![(
+            args.rule.name(),
+            at_its_lr(&args.rule.fields, args.rule.config()?)?,
+        )],
         None => all().map_err(Failure::failed)?,
     };
     let mut choice = Choice::for_measurements(common)?;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
 use super::Walker;
-use crate::picture::{self, Axis, Curve, Picture, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Picture, Stroke};
 
 const CONDITION_NUMBERS: [f64; 3] = [10.0, 100.0, 1000.0];
 const DIMENSIONS: usize = 50;

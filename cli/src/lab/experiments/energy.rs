@@ -16,7 +16,7 @@ use wgpu_optim::ConfigError;
 use wgpu_optim::physics::Particle;
 
 use super::Walker;
-use crate::picture::{self, Axis, Curve, Picture, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Picture, Stroke};
 
 const TIME_STEPS: [f64; 2] = [0.04, 0.02];
 const STEPS: usize = 10_000;

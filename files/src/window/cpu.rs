@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use wgpu_optim::{AnyRule, Rule as _, Twin as _};
 
 use super::{Engine, Values};
-use crate::Failure;
+use crate::error::EngineError;
 
 /// Elements that stay in a core's cache from one step to the next. Larger windows are cut, for all cores to have work; of
 /// smaller ones there are as many as threads.
@@ -42,7 +42,7 @@ struct Task<'v> {
 }
 
 impl Engine for OnCpu {
-    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), Failure> {
+    fn step(&mut self, values: &mut Values, phase: u64, times: u32) -> Result<(), EngineError> {
         let params = values.params.chunks_mut(TASK_ELEMS);
         let mut slots: Vec<_> = values
             .slots

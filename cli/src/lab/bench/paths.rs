@@ -14,8 +14,8 @@ use super::wide_copy::WideCopy;
 use super::wide_stream::WideStream;
 use crate::Failure;
 use crate::backend::OpenGpu;
-use crate::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
-use crate::system::check_memory;
+use crate::lab::memory::check_memory;
+use crate::lab::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
 
 /// What the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
 /// largest last-level cache of GPUs and desktop processors.
@@ -403,8 +403,8 @@ impl GpuWork for OnGpu<'_> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::args::BenchForm;
     use crate::backend::tests::open_gpu;
+    use crate::lab::args::BenchForm;
 
     #[test]
     fn copies_share_what_does_not_hold_data() {

@@ -13,7 +13,7 @@ use wgpu_optim::{
     TensorSliceMut, TensorSpec,
 };
 
-use crate::picture::{self, Axis, Curve, Picture, RGBColor, Stroke};
+use crate::lab::picture::{self, Axis, Curve, Picture, RGBColor, Stroke};
 
 const LR: f64 = 1e-2;
 const GRADIENT: f32 = 0.05;

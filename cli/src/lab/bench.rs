@@ -20,18 +20,20 @@ use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{AnyRule, Rule as _, StorageType};
 
-use crate::args::{BenchArgs, CommonArgs};
+use crate::args::CommonArgs;
 use crate::backend::{Adapter, Choice, Opened};
-use crate::files::{Model, Outputs, csv, read_whole};
 use crate::interrupt::Interrupt;
-use crate::problem::Problem;
+use crate::lab::args::BenchArgs;
+use crate::lab::csv;
+use crate::lab::memory::check_memory;
+use crate::lab::problem::Problem;
 use crate::progress::Progress;
-use crate::system::check_memory;
 use crate::{Failure, print, warn};
 use comparison::Comparison;
 use paths::{Path, Rig, Setup};
 use report::{Case, Report, Row, System};
 use timing::Median;
+use wgpu_optim_files::{Model, Outputs, read_whole};
 
 /// Rounds are added until each median is known as well as this.
 const UNCERTAINTY: f64 = 0.02;
@@ -410,8 +412,8 @@ fn system() -> System {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::args::BenchForm;
     use crate::backend::tests::open_gpu;
+    use crate::lab::args::BenchForm;
 
     /// A case with the least rounds.
     fn measured<'a>(

@@ -11,7 +11,7 @@ use wgpu_optim::{Arena, Masters, Rule as _, StorageType, TensorSpec, wgpu};
 use super::timing::GpuWork;
 use crate::Failure;
 use crate::backend::OpenGpu;
-use crate::problem::Problem;
+use crate::lab::problem::Problem;
 
 const NAME: &str = "wgpu_optim.bench.wide_copy";
 

@@ -5,14 +5,15 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
 use tempfile::TempPath;
 
-use super::access;
-use super::at::{read_exact_at, write_all_at};
-use super::identity::{
+use crate::access;
+use crate::at::{read_exact_at, write_all_at};
+use crate::error::FileError;
+use crate::identity::{
     Identity, directory_of, is_blob_of_hub, is_one_file, is_same_version, resolve_links,
 };
+use crate::model::NewFile;
 
 const PREFIX: &str = ".wgpu-optim-";
 
@@ -23,6 +24,7 @@ pub struct Outputs {
 }
 
 /// Outputs that are on disk and have yet to take their targets' places; they vanish if they do not.
+#[derive(Debug)]
 pub struct Finished {
     named: Vec<Replacement>,
     warnings: Vec<String>,
@@ -45,18 +47,24 @@ pub struct Output {
 impl Outputs {
     /// Makes sure that a file can be written to `target`, before any work is done for it, and that it is none of the
     /// other outputs. `role` is how messages call it. Returns its index.
-    pub fn stage(&mut self, role: impl Into<String>, target: &Path) -> Result<usize> {
+    pub fn stage(&mut self, role: impl Into<String>, target: &Path) -> Result<usize, FileError> {
         let output = Output::create(role.into(), target)?;
         if let Some(other) = self.files.iter().find(|other| other.is_same_as(&output)) {
-            bail!(
-                "{} and {} are the same file, {}",
-                other.role,
-                output.role,
-                output.target.display()
-            );
+            return Err(FileError::SameFile {
+                one: other.role.clone(),
+                other: output.role,
+                path: output.target,
+            });
         }
         self.files.push(output);
         Ok(self.files.len() - 1)
+    }
+
+    /// Stages a file and writes what it starts with.
+    pub fn stage_new(&mut self, file: &NewFile) -> Result<usize, FileError> {
+        let index = self.stage(&*file.role, &file.path)?;
+        self.files[index].write_all_at(&file.start, 0)?;
+        Ok(index)
     }
 
     /// All of them, in the order in which they were made.
@@ -67,8 +75,8 @@ impl Outputs {
     /// The index of the output that takes the place of an existing file, whatever either is called.
     ///
     /// # Errors
-    /// If the system does not say where the file is.
-    pub fn in_place_of(&self, path: &Path) -> Result<Option<usize>> {
+    /// [`FileError::Io`] if the system does not say where the file is.
+    pub fn in_place_of(&self, path: &Path) -> Result<Option<usize>, FileError> {
         let find = || -> io::Result<Option<usize>> {
             let target = resolve_links(path)?;
             let (identity, file) = (Identity::of(&target)?, fs::metadata(&target)?);
@@ -78,7 +86,7 @@ impl Outputs {
             };
             Ok(self.files.iter().position(takes_it))
         };
-        find().with_context(|| format!("cannot find {}", path.display()))
+        find().map_err(FileError::io("find", path))
     }
 
     /// One of them, by its index.
@@ -88,27 +96,31 @@ impl Outputs {
 
     /// Lets all files take their targets' places, or none. They are on disk before the first does. Returns what could
     /// not be kept of the targets, for the user to know.
-    pub fn replace_targets(self) -> Result<Vec<String>> {
+    pub fn replace_targets(self) -> Result<Vec<String>, FileError> {
         self.finish()?.replace_targets()
     }
 
     /// Sees to it that all files are on disk, beside their targets.
-    pub fn finish(self) -> Result<Finished> {
+    ///
+    /// # Errors
+    /// [`FileError`] if one cannot be, or its target was changed meanwhile.
+    pub fn finish(self) -> Result<Finished, FileError> {
         let mut warnings = Vec::new();
         // Each waits for its disk; together they wait once.
-        let finished: Vec<Result<Vec<String>>> = std::thread::scope(|scope| {
+        let finished: Vec<Result<Vec<String>, FileError>> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .files
                 .iter()
                 .map(|output| scope.spawn(|| output.finish()))
                 .collect();
-            threads
-                .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| bail!("a thread that wrote a file panicked"))
-                })
+            let panicked = |output: &Output| {
+                Err(cannot_write(&output.target)(io::Error::other(
+                    "a thread that wrote it panicked",
+                )))
+            };
+            let joined = threads.into_iter().zip(&self.files);
+            joined
+                .map(|(thread, output)| thread.join().unwrap_or_else(|_| panicked(output)))
                 .collect()
         });
         for warning in finished {
@@ -118,7 +130,7 @@ impl Outputs {
             .files
             .into_iter()
             .map(Output::named)
-            .collect::<Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         // Last, because what comes before has waited for the disks.
         named.iter().try_for_each(Replacement::check_target)?;
         Ok(Finished { named, warnings })
@@ -127,48 +139,45 @@ impl Outputs {
 
 impl Finished {
     /// Lets all files take their targets' places, or none. Returns what could not be kept of the targets.
-    pub fn replace_targets(self) -> Result<Vec<String>> {
+    pub fn replace_targets(self) -> Result<Vec<String>, FileError> {
         replace_all(self.named)?;
         Ok(self.warnings)
     }
 }
 
 impl Output {
-    fn create(role: String, target: &Path) -> Result<Self> {
-        let cannot_write = || cannot_write(target);
-        if let Ok(existing) = fs::metadata(target) {
-            ensure!(!existing.is_dir(), "{}: not a file", cannot_write());
-            ensure!(
-                existing.is_file(),
-                "{}: not a file that can be replaced, but a device, a pipe or a socket",
-                cannot_write()
-            );
-            ensure!(
-                !existing.permissions().readonly(),
-                "{}: it is read-only",
-                cannot_write()
-            );
-        }
-        let target = resolve_links(target).with_context(cannot_write)?;
-        let existing = fs::metadata(&target).ok();
-        ensure!(
-            !is_blob_of_hub(&target),
-            "{}: it is a file of the Hugging Face cache ({}), which is named by a hash of its content and may be part \
-             of several snapshots; write to a file outside of the cache",
-            cannot_write(),
-            target.display()
-        );
-        let identity = Identity::of(&target).with_context(cannot_write)?;
-        let (file, temp) =
-            temporary_file(directory_of(&target), existing.is_some()).with_context(cannot_write)?;
-        Ok(Self {
-            file,
-            temp,
-            target,
-            existing,
-            identity,
-            role,
-        })
+    fn create(role: String, target: &Path) -> Result<Self, FileError> {
+        let create = || -> io::Result<Self> {
+            if let Ok(existing) = fs::metadata(target) {
+                refuse(existing.is_dir(), "not a file")?;
+                refuse(
+                    !existing.is_file(),
+                    "not a file that can be replaced, but a device, a pipe or a socket",
+                )?;
+                refuse(existing.permissions().readonly(), "it is read-only")?;
+            }
+            let target = resolve_links(target)?;
+            let existing = fs::metadata(&target).ok();
+            refuse(
+                is_blob_of_hub(&target),
+                &format!(
+                    "it is a file of the Hugging Face cache ({}), which is named by a hash of its content and may be part \
+                     of several snapshots; write to a file outside of the cache",
+                    target.display()
+                ),
+            )?;
+            let identity = Identity::of(&target)?;
+            let (file, temp) = temporary_file(directory_of(&target), existing.is_some())?;
+            Ok(Self {
+                file,
+                temp,
+                target,
+                existing,
+                identity,
+                role,
+            })
+        };
+        create().map_err(cannot_write(target))
     }
 
     /// The file that it is to replace or to become.
@@ -177,13 +186,13 @@ impl Output {
     }
 
     /// Writes at a place of the file; the target stays as it is.
-    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        write_all_at(&self.file, bytes, offset).with_context(|| cannot_write(&self.target))
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<(), FileError> {
+        write_all_at(&self.file, bytes, offset).map_err(cannot_write(&self.target))
     }
 
     /// Reads what has been written at a place of the file.
-    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        read_exact_at(&self.file, buffer, offset).with_context(|| cannot_write(&self.target))
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), FileError> {
+        read_exact_at(&self.file, buffer, offset).map_err(cannot_write(&self.target))
     }
 
     /// Whether both have the same place, or the same file is in their places.
@@ -198,7 +207,7 @@ impl Output {
 
     /// Gives the file its target's owner, permissions and attributes and sees to it that it is on disk, or a crash
     /// could leave the target empty. Returns what could not be kept.
-    fn finish(&self) -> Result<Vec<String>> {
+    fn finish(&self) -> Result<Vec<String>, FileError> {
         let finish = || -> io::Result<Vec<String>> {
             let lost = match &self.existing {
                 Some(existing) => access::keep(&self.file, existing, &self.target)?,
@@ -207,18 +216,18 @@ impl Output {
             self.file.sync_all()?;
             Ok(lost)
         };
-        let lost = finish().with_context(|| cannot_write(&self.target))?;
+        let lost = finish().map_err(cannot_write(&self.target))?;
         let lost = lost.iter();
         Ok(lost
             .map(|lost| format!("{}: {lost}", self.target.display()))
             .collect())
     }
 
-    fn named(self) -> Result<Replacement> {
+    fn named(self) -> Result<Replacement, FileError> {
         let temp = match self.temp {
             Some(temp) => temp,
             None => give_name(&self.file, directory_of(&self.target))
-                .with_context(|| cannot_write(&self.target))?,
+                .map_err(cannot_write(&self.target))?,
         };
         Ok(Replacement {
             temp,
@@ -229,6 +238,7 @@ impl Output {
 }
 
 /// A written file with a name of its own, beside its target.
+#[derive(Debug)]
 struct Replacement {
     temp: TempPath,
     target: PathBuf,
@@ -237,39 +247,36 @@ struct Replacement {
 
 impl Replacement {
     /// Makes sure that nothing is lost that has come to the target's place since the output was made.
-    fn check_target(&self) -> Result<()> {
+    fn check_target(&self) -> Result<(), FileError> {
         let now = fs::symlink_metadata(&self.target).ok();
         let is_lost = now.is_some_and(|now| {
             let existing = self.existing.as_ref();
             !existing.is_some_and(|existing| is_same_version(existing, &now))
         });
-        ensure!(
-            !is_lost,
-            "{}: it was changed meanwhile, as by another run, and that would be lost",
-            cannot_write(&self.target)
-        );
-        Ok(())
+        refuse(
+            is_lost,
+            "it was changed meanwhile, as by another run, and that would be lost",
+        )
+        .map_err(cannot_write(&self.target))
     }
 }
 
 /// Puts every file in its target's place, or none.
-fn replace_all(files: Vec<Replacement>) -> Result<()> {
+fn replace_all(files: Vec<Replacement>) -> Result<(), FileError> {
     let directories: Vec<_> = files
         .iter()
         .map(|file| directory_of(&file.target).to_owned())
         .collect();
     // The old files, under second names. The last needs none: nothing can fail after it.
     let keep = |file: &Replacement| {
-        keep_aside(&file.target)
-            .with_context(|| format!("cannot replace {}", file.target.display()))
+        keep_aside(&file.target).map_err(FileError::io("replace", &file.target))
     };
     let kept = files.iter().rev().skip(1).rev().map(keep);
-    let mut kept = kept.collect::<Result<Vec<_>>>()?.into_iter();
+    let mut kept = kept.collect::<Result<Vec<_>, _>>()?.into_iter();
     let mut replaced = Vec::new();
     for Replacement { temp, target, .. } in files {
         if let Err(error) = temp.persist(&target) {
-            let error = Error::from(error).context(cannot_write(&target));
-            return Err(put_back(replaced, error));
+            return Err(put_back(replaced, cannot_write(&target)(error.error)));
         }
         replaced.push((target, kept.next().flatten()));
     }
@@ -281,17 +288,18 @@ fn replace_all(files: Vec<Replacement>) -> Result<()> {
 }
 
 /// Undoes replacements, the last one first, because of `error`.
-fn put_back(replaced: Vec<(PathBuf, Option<TempPath>)>, mut error: Error) -> Error {
+fn put_back(replaced: Vec<(PathBuf, Option<TempPath>)>, mut error: FileError) -> FileError {
     for (target, old) in replaced.into_iter().rev() {
         let undone = match old {
             Some(old) => old.persist(&target).map_err(|error| error.error),
             None => fs::remove_file(&target),
         };
         if let Err(undo) = undone {
-            error = error.context(format!(
-                "{} could not be put back: {undo}",
-                target.display()
-            ));
+            error = FileError::NotPutBack {
+                path: target,
+                undo,
+                source: Box::new(error),
+            };
         }
     }
     error
@@ -382,8 +390,16 @@ fn give_name(file: &File, directory: &Path) -> io::Result<TempPath> {
     }
 }
 
-fn cannot_write(path: &Path) -> String {
-    format!("cannot write {}", path.display())
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    FileError::io("write", path)
+}
+
+/// An error that says why something is refused, where it is.
+fn refuse(is_refused: bool, why: &str) -> io::Result<()> {
+    match is_refused {
+        true => Err(io::Error::other(why)),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

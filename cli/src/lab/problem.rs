@@ -12,7 +12,8 @@ use wgpu_optim::{
 
 use crate::Failure;
 use crate::backend::OpenGpu;
-use crate::storage::Stored;
+use crate::lab::storage::Stored;
+use crate::rule::FieldArgs;
 
 /// Learning rates of the steps that are checked, as multiples of the configuration's.
 const CHECKED_LRS: [f64; 3] = [1.0, 0.3, 2.0];
@@ -23,6 +24,14 @@ const LR: f64 = 0.1;
 /// Parameters and gradients have half to all of these magnitudes.
 const LARGEST_PARAM: f32 = 1.0;
 const LARGEST_GRAD: f32 = 0.125;
+
+/// A rule of these fields at the learning rate that was given, else at a gentle one.
+pub fn at_its_lr(fields: &FieldArgs, config: AnyRule) -> anyhow::Result<AnyRule> {
+    Ok(match fields.has_lr() {
+        true => config,
+        false => at_a_gentle_lr(&config)?,
+    })
+}
 
 /// The rule at a learning rate at which the checked steps move no parameter by more than half, for all that its corner
 /// cases say. One that is nearly cancelled has a small ULP, which would say nothing of the arithmetic.
