@@ -466,8 +466,8 @@ impl Stepper for OnReference<'_> {
         let config = self.problem.config_at(lr)?;
         let Results { params, slots } = &mut self.results;
         let mut slots: Vec<_> = slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let phase = config.phase(self.steps);
-        config.step_in_turn(phase, params, &mut slots, &self.problem.grads);
+        let scalars = config.scalars(config.phase(self.steps));
+        config.step_in_turn(&scalars, params, &mut slots, &self.problem.grads);
         self.steps += 1;
         Ok(())
     }

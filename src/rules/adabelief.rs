@@ -90,17 +90,14 @@ impl AdaBeliefConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [m, s] = state {
             with_decay!(self, |decay| {
-                let element = AdaBelief {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
+                let element = AdaBelief { k, decay };
                 W::walk(element, params, [m, s], grads);
             });
         }

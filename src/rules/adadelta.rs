@@ -77,17 +77,14 @@ impl AdadeltaConfig {
 
     fn walk<W: Walk>(
         &self,
-        phase: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [s, acc] = state {
             with_decay!(self, |decay| {
-                let element = Adadelta {
-                    k: self.coefficients(phase),
-                    decay,
-                };
+                let element = Adadelta { k, decay };
                 W::walk(element, params, [s, acc], grads);
             });
         }

@@ -101,7 +101,7 @@ impl AdagradConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -109,7 +109,7 @@ impl AdagradConfig {
         if let [sum] = state {
             with_decay!(self, |decay| {
                 let element = Adagrad {
-                    k: self.coefficients(applied_steps),
+                    k,
                     decay,
                     eps_in_sqrt: self.eps_in_sqrt,
                 };

@@ -173,12 +173,11 @@ impl AdamConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = self.coefficients(applied_steps);
         with_decay!(self, |decay| match (self.amsgrad, state) {
             (AmsGrad::Off, [m, v]) => W::walk(Adam { k, decay }, params, [m, v], grads),
             (AmsGrad::OfAverage, [m, v, w]) => {

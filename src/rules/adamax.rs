@@ -87,7 +87,7 @@ impl AdamaxConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -95,7 +95,7 @@ impl AdamaxConfig {
         if let [m, u] = state {
             with_decay!(self, |decay| {
                 let element = Adamax {
-                    k: self.coefficients(applied_steps),
+                    k,
                     decay,
                     eps_in_norm: self.eps_in_norm,
                 };

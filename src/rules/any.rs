@@ -194,12 +194,12 @@ macro_rules! any_rule {
         }
 
         impl Twin for AnyRule {
-            fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step(phase, params, state, grads), )* }
+            fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step(scalars, params, state, grads), )* }
             }
 
-            fn step_in_turn(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step_in_turn(phase, params, state, grads), )* }
+            fn step_in_turn(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step_in_turn(scalars, params, state, grads), )* }
             }
         }
     };

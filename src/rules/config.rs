@@ -226,6 +226,13 @@ macro_rules! scalars {
                 [$( k.$field, )*].into()
             }
         }
+
+        impl From<&crate::rules::Scalars> for $Name {
+            fn from(scalars: &crate::rules::Scalars) -> Self {
+                let [$( $field, )* ..] = *scalars.values();
+                Self { $( $field, )* }
+            }
+        }
     };
 }
 
@@ -235,22 +242,24 @@ macro_rules! twin {
         impl crate::rules::Twin for $Config {
             fn step(
                 &self,
-                phase: u64,
+                scalars: &Scalars,
                 params: &mut [f32],
                 state: &mut [&mut [f32]],
                 grads: &[f32],
             ) {
-                self.walk::<crate::rules::elementwise::Vectors>(phase, params, state, grads);
+                let k = scalars.into();
+                self.walk::<crate::rules::elementwise::Vectors>(k, params, state, grads);
             }
 
             fn step_in_turn(
                 &self,
-                phase: u64,
+                scalars: &Scalars,
                 params: &mut [f32],
                 state: &mut [&mut [f32]],
                 grads: &[f32],
             ) {
-                self.walk::<crate::rules::elementwise::InTurn>(phase, params, state, grads);
+                let k = scalars.into();
+                self.walk::<crate::rules::elementwise::InTurn>(k, params, state, grads);
             }
         }
     };

@@ -77,17 +77,14 @@ impl LionConfig {
 
     fn walk<W: Walk>(
         &self,
-        phase: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [m] = state {
             with_decay!(self, |decay| {
-                let element = Lion {
-                    k: self.coefficients(phase),
-                    decay,
-                };
+                let element = Lion { k, decay };
                 W::walk(element, params, [m], grads);
             });
         }

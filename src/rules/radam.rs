@@ -121,17 +121,14 @@ impl RAdamConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [m, v] = state {
             with_decay!(self, |decay| {
-                let element = RAdam {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
+                let element = RAdam { k, decay };
                 W::walk(element, params, [m, v], grads);
             });
         }

@@ -126,7 +126,7 @@ impl RmsPropConfig {
 
     fn walk<W: Walk>(
         &self,
-        _phase: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -135,14 +135,24 @@ impl RmsPropConfig {
             self,
             |decay| match (self.momentum != 0.0, self.centered, state) {
                 (false, false, [s]) => {
-                    W::walk(self.element::<_, false, false>(decay), params, [s], grads);
+                    W::walk(
+                        self.element::<_, false, false>(k, decay),
+                        params,
+                        [s],
+                        grads,
+                    );
                 }
                 (true, false, [s, b]) => {
-                    W::walk(self.element::<_, true, false>(decay), params, [s, b], grads);
+                    W::walk(
+                        self.element::<_, true, false>(k, decay),
+                        params,
+                        [s, b],
+                        grads,
+                    );
                 }
                 (false, true, [s, avg]) => {
                     W::walk(
-                        self.element::<_, false, true>(decay),
+                        self.element::<_, false, true>(k, decay),
                         params,
                         [s, avg],
                         grads,
@@ -150,7 +160,7 @@ impl RmsPropConfig {
                 }
                 (true, true, [s, b, avg]) => {
                     W::walk(
-                        self.element::<_, true, true>(decay),
+                        self.element::<_, true, true>(k, decay),
                         params,
                         [s, b, avg],
                         grads,
@@ -164,10 +174,11 @@ impl RmsPropConfig {
 
     fn element<const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool>(
         &self,
+        k: Coefficients,
         decay: DecayTwin<LAMBDA>,
     ) -> RmsProp<LAMBDA, MOMENTUM, CENTERED> {
         RmsProp {
-            k: self.coefficients(0),
+            k,
             decay,
             eps_in_sqrt: self.eps_in_sqrt,
             nesterov: self.nesterov,

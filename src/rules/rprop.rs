@@ -101,17 +101,14 @@ impl RpropConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [prev, size] = state {
             with_decay!(self, |decay| {
-                let element = Rprop {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
+                let element = Rprop { k, decay };
                 W::walk(element, params, [prev, size], grads);
             });
         }

@@ -141,7 +141,7 @@ impl ScheduleFreeAdamWConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
@@ -149,7 +149,7 @@ impl ScheduleFreeAdamWConfig {
         if let [z, v] = state {
             with_decay!(self, |decay| {
                 let element = ScheduleFreeAdamW {
-                    k: self.coefficients(applied_steps),
+                    k,
                     decay,
                     has_decoupled: self.decoupled_weight_decay != 0.0,
                 };

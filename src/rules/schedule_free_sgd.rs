@@ -120,17 +120,14 @@ impl ScheduleFreeSgdConfig {
 
     fn walk<W: Walk>(
         &self,
-        applied_steps: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
         if let [z] = state {
             with_decay!(self, |decay| {
-                let element = ScheduleFreeSgd {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
+                let element = ScheduleFreeSgd { k, decay };
                 W::walk(element, params, [z], grads);
             });
         }

@@ -78,12 +78,11 @@ impl SignumConfig {
 
     fn walk<W: Walk>(
         &self,
-        phase: u64,
+        k: Coefficients,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = self.coefficients(phase);
         with_decay!(self, |decay| match state {
             [m] => W::walk(Signum { k, decay }, params, [m], grads),
             _ => W::walk(Signum { k, decay }, params, [], grads),

@@ -252,8 +252,7 @@ impl Rule for SgdConfig {
     }
 
     fn scalars(&self, phase: u64) -> Scalars {
-        let k: Coefficients<f32> = Coefficients::new(self, phase == 0).cast();
-        [k.lambda, k.alpha, k.c, k.a, k.b, k.rho].into()
+        Coefficients::new(self, phase == 0).cast().to_scalars()
     }
 
     fn meaning(&self) -> String {
@@ -278,23 +277,23 @@ impl Rule for SgdConfig {
 }
 
 impl Twin for SgdConfig {
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        let k = Coefficients::new(self, phase == 0).cast();
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
         let velocity = match state {
             [velocity, ..] => velocity,
             [] => &mut [][..],
         };
+        let k = Coefficients::of_scalars(scalars);
         vector::step(&k, Terms::of(self), params, velocity, grads);
     }
 
     fn step_in_turn(
         &self,
-        phase: u64,
+        scalars: &Scalars,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = Coefficients::new(self, phase == 0).cast();
+        let k = Coefficients::of_scalars(scalars);
         match state {
             [velocity, ..] => reference::sgd(&k, Terms::of(self), params, velocity, grads),
             [] => reference::sgd_plain(&k, Terms::of(self), params, grads),

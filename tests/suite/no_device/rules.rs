@@ -127,8 +127,8 @@ impl Reference {
 
     pub fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
         let mut slots: Vec<_> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let phase = rule.phase(self.applied_steps);
-        rule.step_in_turn(phase, &mut self.params, &mut slots, grads);
+        let scalars = rule.scalars(rule.phase(self.applied_steps));
+        rule.step_in_turn(&scalars, &mut self.params, &mut slots, grads);
         self.applied_steps += 1;
     }
 }
@@ -215,7 +215,12 @@ fn a_wrong_kernel_is_found() {
     let mut oracle = Oracle::new(&params, Rounding::WGSL);
     oracle.step(&config, &grads);
     let (mut m, mut v) = (vec![0.0; 64], vec![0.0; 64]);
-    config.step_in_turn(1, &mut params, &mut [&mut m, &mut v], &grads);
+    config.step_in_turn(
+        &config.scalars(1),
+        &mut params,
+        &mut [&mut m, &mut v],
+        &grads,
+    );
     assert!(oracle.check_params(&params).is_err());
     oracle.check_slot("exp_avg", &m).unwrap();
     v[3] *= 1.000_01;

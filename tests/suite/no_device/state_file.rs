@@ -424,9 +424,16 @@ mod own {
     }
 
     impl Twin for Own {
-        fn step(&self, _: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        fn step(
+            &self,
+            scalars: &Scalars,
+            params: &mut [f32],
+            state: &mut [&mut [f32]],
+            grads: &[f32],
+        ) {
+            let [lr] = scalars.as_slice() else { return };
             for ((theta, last), g) in params.iter_mut().zip(&mut *state[0]).zip(grads) {
-                *theta -= self.lr as f32 * (g + *last);
+                *theta -= lr * (g + *last);
                 *last = *g;
             }
         }
