@@ -515,7 +515,7 @@ mod tests {
     #[test]
     fn checked_steps_cancel_no_parameter_whatever_the_rule() {
         for preset in AnyRule::presets() {
-            let config = at_a_gentle_lr(&(preset.config)(LR).unwrap()).unwrap();
+            let config = at_a_gentle_lr(&preset.config(LR).unwrap()).unwrap();
             let problem = Problem::new(config, vec![1000]);
             let mut stepper = OnReference::new(&problem);
             problem.check(&mut stepper, Rounding::NEAREST).unwrap();

@@ -233,9 +233,9 @@ fn presets_are_found_by_name_and_what_is_not_there_is_said() {
     assert_eq!(adamw, AdamConfig::adamw(0.1).build().unwrap().into());
     for preset in AnyRule::presets() {
         let found = RulePreset::find(preset.rule, Some(preset.library)).unwrap();
-        assert_eq!((found.config)(0.01), (preset.config)(0.01));
-        assert_eq!((preset.config)(0.01).unwrap().lr(), 0.01);
-        assert!((preset.config)(f64::NAN).is_err());
+        assert_eq!(found.config(0.01), preset.config(0.01));
+        assert_eq!(preset.config(0.01).unwrap().lr(), 0.01);
+        assert!(preset.config(f64::NAN).is_err());
     }
     let error = |rule, library| {
         let refused = AnyRule::preset(rule, library, 0.1).unwrap_err();

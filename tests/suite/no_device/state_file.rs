@@ -67,7 +67,7 @@ fn every_config_survives_a_file_and_goes_on_bit_for_bit() {
         let by_name = ParamGroups::new(AnyRule::from(config));
         assert_eq!(check_that_it_goes_on(&by_name).1, file);
     }
-    let presets = AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap());
+    let presets = AnyRule::presets().map(|preset| preset.config(0.1).unwrap());
     for rule in presets.chain(rules()) {
         check_that_it_goes_on(&ParamGroups::new(rule));
     }
