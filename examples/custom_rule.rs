@@ -38,8 +38,7 @@ impl Rule for SignDescent {
 }
 
 impl Twin for SignDescent {
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        let scalars = self.scalars(phase);
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
         let ([lr, beta, taken_in], [average]) = (scalars.as_slice(), state) else {
             return;
         };

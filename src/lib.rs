@@ -26,7 +26,7 @@
 //!   finite. [`GpuControl`] decides it on the device, [`CpuControl`] in memory.
 //! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
 //!   for programs that have none.
-//! - [`Preset`] names the rule after the library you come from, [`physics`] after mass and friction, [`schedule`]
+//! - [`RulePreset`] is a rule as the library has it that you come from, [`AnyRule::preset`] finds one, [`physics`] after mass and friction, [`schedule`]
 //!   gives learning rate and momentum per step.
 //! - [`mod@reference`] is the momentum family's CPU twin, [`oracle`] the textbook in double precision with bounds.
 //!

@@ -157,7 +157,7 @@ impl FieldArgs {
         }
         if let Some(decay) = self.weight_decay {
             let decoupled =
-                self.decoupled || preset.decouples_weight_decay || !fields.contains_key(COUPLED);
+                self.decoupled || preset.decouples_weight_decay() || !fields.contains_key(COUPLED);
             let (sets, clears) = match decoupled {
                 true => (DECOUPLED, COUPLED),
                 false => (COUPLED, DECOUPLED),
@@ -331,7 +331,7 @@ fn as_set(field: &str, value: &Value) -> String {
 
 /// A preset's fields at a learning rate of zero, at which none is out of range.
 fn fields_of(preset: &RulePreset) -> Result<Map<String, Value>> {
-    match serde_json::to_value((preset.config)(0.0)?)? {
+    match serde_json::to_value(preset.config(0.0)?)? {
         Value::Object(fields) => Ok(fields),
         other => Err(anyhow!("{other} has no fields")),
     }
@@ -596,7 +596,7 @@ mod tests {
                     format!("--rule {rule} --preset {library} --lr 0 --weight-decay 0.5{flag}");
                 let config = config(&line);
                 let asked = !flag.is_empty();
-                let decoupled = asked || preset.decouples_weight_decay || !has(COUPLED);
+                let decoupled = asked || preset.decouples_weight_decay() || !has(COUPLED);
                 let (sets, clears) = if decoupled {
                     (DECOUPLED, COUPLED)
                 } else {

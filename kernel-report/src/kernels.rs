@@ -115,7 +115,7 @@ pub fn all() -> Result<Vec<Kernel>> {
         let name = preset.rule.replace('-', "_");
         let is_there = |kernel: &Kernel| kernel.name.split('.').next() == Some(&name);
         if !kernels.iter().any(is_there) {
-            kernels.extend(of_rule(&name, &(preset.config)(0.1)?));
+            kernels.extend(of_rule(&name, &preset.config(0.1)?));
         }
     }
     let amsgrad = AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage);

@@ -195,7 +195,7 @@ impl Part<'_> {
             grads,
         } = self;
         let config = groups.config(tensor.group);
-        let phase = config.phase(applied_steps);
+        let scalars = config.scalars(config.phase(applied_steps));
         let sections = tensor.slots + usize::from(tensor.has_masters());
         let stored = Stored {
             storage: tensor.storage,
@@ -206,7 +206,8 @@ impl Part<'_> {
                 .filter(|factors| !factors.change_nothing())
                 .copied(),
         };
-        stored::step(config, phase, stored, params, &mut state[..sections], grads);
+        let state = &mut state[..sections];
+        stored::step(config, &scalars, stored, params, state, grads);
     }
 
     /// The first `elems` elements, and the rest if there is one.

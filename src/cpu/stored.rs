@@ -5,7 +5,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::slices::{Words, WordsMut};
 use crate::control::Factors;
-use crate::rules::{MAX_SLOTS, Twin};
+use crate::rules::{MAX_SLOTS, Scalars, Twin};
 use crate::storage::{Key, Masters, Random, Storage, rest, round, unpack};
 
 /// Elements of a block: with two slots, four arrays of a KiB. Larger ones hold up what is read ahead from memory.
@@ -28,7 +28,7 @@ pub(super) struct Stored {
 /// if there are any.
 pub(super) fn step<R: Twin>(
     config: &R,
-    phase: u64,
+    scalars: &Scalars,
     stored: Stored,
     mut params: WordsMut<'_>,
     state: &mut [WordsMut<'_>],
@@ -36,7 +36,7 @@ pub(super) fn step<R: Twin>(
 ) {
     let storage = stored.storage;
     if storage.is_f32() && stored.factors.is_none() {
-        return step_f32(config, phase, params, state, grads);
+        return step_f32(config, scalars, params, state, grads);
     }
     let has_masters = usize::from(storage.masters != Masters::None);
     let (slots, masters) = state.split_at_mut(state.len() - has_masters);
@@ -72,7 +72,7 @@ pub(super) fn step<R: Twin>(
                 }
             };
         }
-        let mut update = |theta: &mut [f32]| config.step(phase, theta, &mut values[..kept], g);
+        let mut update = |theta: &mut [f32]| config.step(scalars, theta, &mut values[..kept], g);
         let random = |number| {
             storage.is_stochastic.then_some(Random {
                 key: stored.key,
@@ -114,7 +114,7 @@ pub(super) fn step<R: Twin>(
 /// The twin's own step, over all elements at once.
 fn step_f32<R: Twin>(
     config: &R,
-    phase: u64,
+    scalars: &Scalars,
     params: WordsMut<'_>,
     state: &mut [WordsMut<'_>],
     grads: Words<'_>,
@@ -126,7 +126,7 @@ fn step_f32<R: Twin>(
         }
     }
     if let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) {
-        config.step(phase, params, &mut values[..kept], grads);
+        config.step(scalars, params, &mut values[..kept], grads);
     }
 }
 

@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn the_textbook_and_the_kernels_statements_are_one_function() {
         for preset in AnyRule::presets() {
-            let rule = (preset.config)(0.05).unwrap();
+            let rule = preset.config(0.05).unwrap();
             let mut oracle = Oracle::new(&[0.7, -1.3, 0.02], Rounding::NEAREST);
             oracle.start(&rule);
             for step in 1..=12 {

@@ -1,12 +1,10 @@
 //! AdaBelief: Adam by how far the gradient is from what was expected.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_below_one, check_decays, check_held};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::error::{check_betas, check_held};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of AdaBelief (Zhuang et al. 2020, <https://arxiv.org/abs/2010.07468>).
@@ -58,17 +56,30 @@ impl AdaBeliefConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
-        check_held("eps_root", self.eps_root, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+        check_held("eps_root", self.eps_root, 1.0)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
+    }
+}
+
+impl ElementRule for AdaBeliefConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "adabelief";
+    const WGSL: &'static str = include_str!("../../shaders/rules/adabelief.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_var")].into()
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -88,41 +99,21 @@ impl AdaBeliefConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m, s] = state {
-            with_decay!(self, |decay| {
-                let element = AdaBelief {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [m, s], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct AdaBelief<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for AdaBelief<LAMBDA> {
+impl Element<Coefficients, 2> for AdaBeliefConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, s]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, s]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let m = k.beta1 * m + k.c1 * h;
         let e = h - m;
@@ -132,26 +123,8 @@ impl<const LAMBDA: bool> Element<2> for AdaBelief<LAMBDA> {
     }
 }
 
-impl Rule for AdaBeliefConfig {
-    fn stem(&self) -> &'static str {
-        "adabelief"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("exp_avg"), Slot::new("exp_avg_var")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("adabelief");
-
-    beta1_is_momentum!();
-}
-
-twin!(AdaBeliefConfig);
-
 impl KnownRule for AdaBeliefConfig {
-    const PRESETS: &'static [RulePreset] = &[preset!("adabelief", "optax", |lr| Self::builder(lr))];
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("adabelief", "optax", |lr| {
+        Self::builder(lr).into()
+    })];
 }

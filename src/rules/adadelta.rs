@@ -1,12 +1,10 @@
 //! Adadelta.
 
-use std::borrow::Cow;
-
-use super::config::{config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_held, check_range};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Pass};
+use super::error::{check_held, check_range};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Adadelta (Zeiler 2012, <https://arxiv.org/abs/1212.5701>).
@@ -52,15 +50,29 @@ impl AdadeltaConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_range("rho", self.rho, 1.0)?;
-        check_held("eps", self.eps, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+        check_held("eps", self.eps, 1.0)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, keep, c, eps, lr, rho,
+    }
+}
+
+impl ElementRule for AdadeltaConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "adadelta";
+    const WGSL: &'static str = include_str!("../../shaders/rules/adadelta.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("square_avg"), Slot::new("acc_delta")].into()
+    }
+
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
@@ -75,41 +87,21 @@ impl AdadeltaConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        phase: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [s, acc] = state {
-            with_decay!(self, |decay| {
-                let element = Adadelta {
-                    k: self.coefficients(phase),
-                    decay,
-                };
-                W::walk(element, params, [s, acc], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, keep, c, eps, lr, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Adadelta<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for Adadelta<LAMBDA> {
+impl Element<Coefficients, 2> for AdadeltaConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [s, acc]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [s, acc]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let s = k.keep * s + k.c * (h * h);
         let d = (acc + k.eps).sqrt() / (s + k.eps).sqrt() * h;
@@ -118,37 +110,13 @@ impl<const LAMBDA: bool> Element<2> for Adadelta<LAMBDA> {
     }
 }
 
-impl Rule for AdadeltaConfig {
-    fn stem(&self) -> &'static str {
-        "adadelta"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("square_avg"), Slot::new("acc_delta")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("adadelta");
-
-    /// The steps do not differ.
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-}
-
-twin!(AdadeltaConfig);
-
 impl KnownRule for AdadeltaConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("adadelta", "pytorch", |lr| Self::builder(lr)),
-        preset!("adadelta", "optax", |lr| Self::builder(lr)),
-        preset!("adadelta", "keras", |lr| Self::builder(lr)
-            .rho(0.95)
-            .eps(1e-7)
-            .decoupling(0.0)),
+        RulePreset::new("adadelta", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("adadelta", "optax", |lr| Self::builder(lr).into()),
+        RulePreset::new("adadelta", "keras", |lr| {
+            Self::builder(lr).rho(0.95).eps(1e-7).decoupling(0.0).into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

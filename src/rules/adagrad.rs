@@ -1,12 +1,10 @@
 //! Adagrad.
 
-use std::borrow::Cow;
-
-use super::config::{config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_decays, check_held, check_range, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Pass};
+use super::error::{check_held, check_range, unsupported};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Adagrad (Duchi, Hazan and Singer 2011,
@@ -67,7 +65,7 @@ impl AdagradConfig {
             .initial_accumulator_value(0.1)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_range("lr_decay", self.lr_decay, f64::INFINITY)?;
         check_held("eps", self.eps, 1.0)?;
         check_held(
@@ -75,18 +73,42 @@ impl AdagradConfig {
             self.initial_accumulator_value,
             1.0,
         )?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.eps_in_sqrt && self.eps == 0.0 {
             return unsupported(
                 "eps_in_sqrt, eps",
                 "an epsilon under the root is above zero",
             );
         }
-        Ok(self)
+        Ok(())
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, eps, a, rho,
+    }
+}
+
+impl ElementRule for AdagradConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "adagrad";
+    const WGSL: &'static str = include_str!("../../shaders/rules/adagrad.wgsl");
+
+    fn slots(&self) -> Slots {
+        let start = self.initial_accumulator_value as f32;
+        [Slot::new("sum").starting_at(start)].into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![("EPS_IN_SQRT", self.eps_in_sqrt)]
+    }
+
+    /// Only the decay of the learning rate tells steps apart.
+    fn phase(&self, applied_steps: u64) -> u64 {
+        match self.lr_decay {
+            0.0 => 0,
+            _ => applied_steps,
+        }
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -99,50 +121,24 @@ impl AdagradConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [sum] = state {
-            with_decay!(self, |decay| {
-                let element = Adagrad {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                    eps_in_sqrt: self.eps_in_sqrt,
-                };
-                W::walk(element, params, [sum], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, eps, a, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Adagrad<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-    eps_in_sqrt: bool,
-}
-
-impl<const LAMBDA: bool> Element<1> for Adagrad<LAMBDA> {
+impl Element<Coefficients, 1> for AdagradConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [sum]: [f32; 1]) -> (f32, [f32; 1]) {
-        let Self {
-            k,
-            decay,
-            eps_in_sqrt,
-        } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [sum]: [f32; 1],
+    ) -> (f32, [f32; 1]) {
         let h = decay.direction(k.lambda, theta, g);
         let sum = sum + h * h;
-        let d = if eps_in_sqrt {
+        let d = if self.eps_in_sqrt {
             h / (sum + k.eps).sqrt()
         } else {
             h / (sum.sqrt() + k.eps)
@@ -151,38 +147,13 @@ impl<const LAMBDA: bool> Element<1> for Adagrad<LAMBDA> {
     }
 }
 
-impl Rule for AdagradConfig {
-    fn stem(&self) -> &'static str {
-        "adagrad"
-    }
-
-    fn slots(&self) -> Slots {
-        let start = self.initial_accumulator_value as f32;
-        [Slot::new("sum").starting_at(start)].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([("EPS_IN_SQRT", self.eps_in_sqrt)])
-    }
-
-    /// Only the decay of the learning rate tells steps apart.
-    fn phase(&self, applied_steps: u64) -> u64 {
-        match self.lr_decay {
-            0.0 => 0,
-            _ => applied_steps,
-        }
-    }
-
-    rule_functions!("adagrad");
-}
-
-twin!(AdagradConfig);
-
 impl KnownRule for AdagradConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("adagrad", "pytorch", |lr| Self::builder(lr)),
-        preset!("adagrad", "optax", |lr| Self::optax(lr)),
-        preset!("adagrad", "keras", |lr| Self::optax(lr).decoupling(0.0)),
+        RulePreset::new("adagrad", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("adagrad", "optax", |lr| Self::optax(lr).into()),
+        RulePreset::new("adagrad", "keras", |lr| {
+            Self::optax(lr).decoupling(0.0).into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

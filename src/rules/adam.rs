@@ -1,12 +1,10 @@
 //! Adam, AdamW and AMSGrad.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_below_one, check_decays, check_held, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::error::{check_betas, check_held, unsupported};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 /// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
 /// `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one:
@@ -116,18 +114,12 @@ impl AdamConfig {
             .decoupling(0.0)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
         // At the first step, where the correction is the smallest.
         let root = self.taken_out(1.0 - self.beta2);
         check_held("eps", self.eps, root)?;
         check_held("eps_root", self.eps_root, root * root)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
             return unsupported(
                 "form, eps_root",
@@ -137,7 +129,7 @@ impl AdamConfig {
         if self.form == AdamForm::EpsilonHat && self.amsgrad == AmsGrad::OfCorrected {
             return unsupported("form, amsgrad", "epsilon hat corrects no average");
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The factor that numerator and divisor of `(m/bc1) / (sqrt(v/bc2 + eps_root) + eps)` are multiplied by, so that `v` is
@@ -147,6 +139,67 @@ impl AdamConfig {
             (AdamForm::Corrected, AmsGrad::OfCorrected) | (AdamForm::EpsilonHat, _) => 1.0,
             (AdamForm::Corrected, _) => bc2.sqrt(),
         }
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, c1, beta2, c2, r, eps_root, eps, a, rho,
+    }
+}
+
+impl Coefficients {
+    #[inline(always)]
+    fn averages(&self, h: f32, m: f32, v: f32) -> (f32, f32) {
+        (m + self.c1 * (h - m), self.beta2 * v + self.c2 * (h * h))
+    }
+
+    /// Where the kernel leaves out a sum with zero, this has it: it rounds nothing.
+    #[inline(always)]
+    fn update(&self, m: f32, w: f32) -> f32 {
+        self.a * (m / ((w + self.eps_root).sqrt() + self.eps))
+    }
+}
+
+impl ElementRule for AdamConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "adam";
+    const WGSL: &'static str = include_str!("../../shaders/rules/adam.wgsl");
+
+    fn stem(&self) -> &'static str {
+        match self.amsgrad {
+            AmsGrad::Off => "adam",
+            AmsGrad::OfAverage | AmsGrad::OfCorrected => "amsgrad",
+        }
+    }
+
+    fn slots(&self) -> Slots {
+        [
+            Slot::new("exp_avg"),
+            Slot::new("exp_avg_sq"),
+            Slot::new("max_exp_avg_sq").kept_if(self.amsgrad != AmsGrad::Off),
+        ]
+        .into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![
+            ("HAS_EPS_ROOT", self.eps_root != 0.0),
+            ("HAS_MAX", self.amsgrad == AmsGrad::OfAverage),
+            ("HAS_MAX_OF_CORRECTED", self.amsgrad == AmsGrad::OfCorrected),
+        ]
+    }
+
+    fn meaning(&self) -> &'static str {
+        match self.amsgrad {
+            AmsGrad::Off => "adam",
+            AmsGrad::OfAverage => "amsgrad",
+            AmsGrad::OfCorrected => "amsgrad-of-corrected",
+        }
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -171,135 +224,65 @@ impl AdamConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        let k = self.coefficients(applied_steps);
-        with_decay!(self, |decay| match (self.amsgrad, state) {
-            (AmsGrad::Off, [m, v]) => W::walk(Adam { k, decay }, params, [m, v], grads),
-            (AmsGrad::OfAverage, [m, v, w]) => {
-                W::walk(Ams::<_, false> { k, decay }, params, [m, v, w], grads);
-            }
-            (AmsGrad::OfCorrected, [m, v, w]) => {
-                W::walk(Ams::<_, true> { k, decay }, params, [m, v, w], grads);
-            }
-            // The frame gives as many slots as are kept.
-            _ => {}
-        });
+    fn step(&self, pass: Pass<'_, '_>) {
+        match self.amsgrad {
+            AmsGrad::Off => pass.over::<_, 2, _>(*self),
+            AmsGrad::OfAverage | AmsGrad::OfCorrected => pass.over::<_, 3, _>(*self),
+        }
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, c1, beta2, c2, r, eps_root, eps, a, rho,
-    }
-}
-
-impl Coefficients {
+impl Element<Coefficients, 2> for AdamConfig {
     #[inline(always)]
-    fn averages(&self, h: f32, m: f32, v: f32) -> (f32, f32) {
-        (m + self.c1 * (h - m), self.beta2 * v + self.c2 * (h * h))
-    }
-
-    /// Where the kernel leaves out a sum with zero, this has it: it rounds nothing.
-    #[inline(always)]
-    fn update(&self, m: f32, w: f32) -> f32 {
-        self.a * (m / ((w + self.eps_root).sqrt() + self.eps))
-    }
-}
-
-/// Adam's two slots.
-#[derive(Clone, Copy)]
-struct Adam<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for Adam<LAMBDA> {
-    #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, v]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let (m, v) = k.averages(h, m, v);
         (decay.decayed(k.rho, theta) - k.update(m, v), [m, v])
     }
 }
 
-/// AMSGrad's three.
-#[derive(Clone, Copy)]
-struct Ams<const LAMBDA: bool, const CORRECTED: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool, const CORRECTED: bool> Element<3> for Ams<LAMBDA, CORRECTED> {
+/// AMSGrad.
+impl Element<Coefficients, 3> for AdamConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, v, largest]: [f32; 3]) -> (f32, [f32; 3]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, v, largest]: [f32; 3],
+    ) -> (f32, [f32; 3]) {
         let h = decay.direction(k.lambda, theta, g);
         let (m, v) = k.averages(h, m, v);
-        let w = if CORRECTED { k.r * v } else { v };
-        let largest = largest.max(w);
+        // Where the kernel leaves out a factor of one, this has it: it rounds nothing.
+        let largest = largest.max(k.r * v);
         let update = k.update(m, largest);
         (decay.decayed(k.rho, theta) - update, [m, v, largest])
     }
 }
 
-impl Rule for AdamConfig {
-    fn stem(&self) -> &'static str {
-        match self.amsgrad {
-            AmsGrad::Off => "adam",
-            AmsGrad::OfAverage | AmsGrad::OfCorrected => "amsgrad",
-        }
-    }
-
-    fn slots(&self) -> Slots {
-        [
-            Slot::new("exp_avg"),
-            Slot::new("exp_avg_sq"),
-            Slot::new("max_exp_avg_sq").kept_if(self.amsgrad != AmsGrad::Off),
-        ]
-        .into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([
-            ("HAS_EPS_ROOT", self.eps_root != 0.0),
-            ("HAS_MAX", self.amsgrad == AmsGrad::OfAverage),
-            ("HAS_MAX_OF_CORRECTED", self.amsgrad == AmsGrad::OfCorrected),
-        ])
-    }
-
-    rule_functions!("adam");
-
-    fn meaning(&self) -> String {
-        match self.amsgrad {
-            AmsGrad::Off => "adam",
-            AmsGrad::OfAverage => "amsgrad",
-            AmsGrad::OfCorrected => "amsgrad-of-corrected",
-        }
-        .to_owned()
-    }
-
-    beta1_is_momentum!();
-}
-
-twin!(AdamConfig);
-
 impl KnownRule for AdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("adam", "pytorch", |lr| Self::builder(lr)),
-        preset!("adam", "optax", |lr| Self::builder(lr)),
-        preset!("adam", "keras", |lr| Self::keras(lr)),
-        preset!("adamw", "pytorch", |lr| Self::adamw(lr)),
-        preset!("adamw", "optax", |lr| Self::builder(lr).decoupling(1e-4)),
-        preset!("adamw", "keras", |lr| Self::keras(lr).decoupling(0.004)),
-        preset!("amsgrad", "optax", |lr| Self::builder(lr)
-            .amsgrad(AmsGrad::OfCorrected)),
+        RulePreset::new("adam", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("adam", "optax", |lr| Self::builder(lr).into()),
+        RulePreset::new("adam", "keras", |lr| Self::keras(lr).into()),
+        RulePreset::new("adamw", "pytorch", |lr| Self::adamw(lr).into()),
+        RulePreset::new("adamw", "optax", |lr| {
+            Self::builder(lr).decoupling(1e-4).into()
+        }),
+        RulePreset::new("adamw", "keras", |lr| {
+            Self::keras(lr).decoupling(0.004).into()
+        }),
+        RulePreset::new("amsgrad", "optax", |lr| {
+            Self::builder(lr).amsgrad(AmsGrad::OfCorrected).into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

@@ -1,12 +1,10 @@
 //! Adamax: Adam by the largest gradient instead of the mean square.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, larger};
-use super::error::{check_below_one, check_decays, check_held};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::error::{check_betas, check_held};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Adamax (Kingma and Ba 2015, section 7.1, <https://arxiv.org/abs/1412.6980>).
@@ -59,16 +57,33 @@ impl AdamaxConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
-        check_held("eps", self.eps, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
+        check_held("eps", self.eps, 1.0)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, eps, a, rho,
+    }
+}
+
+impl ElementRule for AdamaxConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "adamax";
+    const WGSL: &'static str = include_str!("../../shaders/rules/adamax.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_inf")].into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![("EPS_IN_NORM", self.eps_in_norm)]
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -85,55 +100,29 @@ impl AdamaxConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m, u] = state {
-            with_decay!(self, |decay| {
-                let element = Adamax {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                    eps_in_norm: self.eps_in_norm,
-                };
-                W::walk(element, params, [m, u], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, beta2, eps, a, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Adamax<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-    eps_in_norm: bool,
-}
-
-impl<const LAMBDA: bool> Element<2> for Adamax<LAMBDA> {
+impl Element<Coefficients, 2> for AdamaxConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, u]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self {
-            k,
-            decay,
-            eps_in_norm,
-        } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, u]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let m = k.beta1 * m + k.c1 * h;
         let mut norm = h.abs();
-        if eps_in_norm {
+        if self.eps_in_norm {
             norm += k.eps;
         }
         let u = larger(k.beta2 * u, norm);
-        let denominator = if eps_in_norm { u } else { u + k.eps };
+        let denominator = if self.eps_in_norm { u } else { u + k.eps };
         (
             decay.decayed(k.rho, theta) - k.a * (m / denominator),
             [m, u],
@@ -141,34 +130,17 @@ impl<const LAMBDA: bool> Element<2> for Adamax<LAMBDA> {
     }
 }
 
-impl Rule for AdamaxConfig {
-    fn stem(&self) -> &'static str {
-        "adamax"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("exp_avg"), Slot::new("exp_inf")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([("EPS_IN_NORM", self.eps_in_norm)])
-    }
-
-    rule_functions!("adamax");
-
-    beta1_is_momentum!();
-}
-
-twin!(AdamaxConfig);
-
 impl KnownRule for AdamaxConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("adamax", "pytorch", |lr| Self::builder(lr)),
-        preset!("adamax", "optax", |lr| Self::builder(lr)),
-        preset!("adamax", "keras", |lr| Self::builder(lr)
-            .eps(1e-7)
-            .eps_in_norm(false)
-            .decoupling(0.0)),
+        RulePreset::new("adamax", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("adamax", "optax", |lr| Self::builder(lr).into()),
+        RulePreset::new("adamax", "keras", |lr| {
+            Self::builder(lr)
+                .eps(1e-7)
+                .eps_in_norm(false)
+                .decoupling(0.0)
+                .into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

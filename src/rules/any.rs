@@ -29,10 +29,13 @@ pub struct RulePreset {
     pub rule: &'static str,
     /// The library: `pytorch`, `optax`, `keras`, or a form of it.
     pub library: &'static str,
-    /// Whether the library's own `weight_decay` is decoupled.
-    pub decouples_weight_decay: bool,
-    /// The library's defaults at a learning rate.
-    pub config: fn(f64) -> Result<AnyRule, ConfigError>,
+    start: fn(f64) -> Built,
+}
+
+/// A builder of any rule, built.
+pub(super) struct Built {
+    pub(super) config: Result<AnyRule, ConfigError>,
+    pub(super) decouples_weight_decay: bool,
 }
 
 impl AnyRule {
@@ -42,11 +45,38 @@ impl AnyRule {
     /// # Errors
     /// [`ConfigError`] if there is no such rule, the library does not have it, or `lr` is out of range.
     pub fn preset(rule: &str, library: Option<&str>, lr: f64) -> Result<Self, ConfigError> {
-        (RulePreset::find(rule, library)?.config)(lr)
+        RulePreset::find(rule, library)?.config(lr)
     }
 }
 
 impl RulePreset {
+    /// A preset by the builder that the library's defaults are, at a learning rate.
+    pub(super) const fn new(
+        rule: &'static str,
+        library: &'static str,
+        start: fn(f64) -> Built,
+    ) -> Self {
+        Self {
+            rule,
+            library,
+            start,
+        }
+    }
+
+    /// The library's defaults at a learning rate.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `lr` is out of range.
+    pub fn config(&self, lr: f64) -> Result<AnyRule, ConfigError> {
+        (self.start)(lr).config
+    }
+
+    /// Whether the library's own `weight_decay` is decoupled.
+    #[must_use]
+    pub fn decouples_weight_decay(&self) -> bool {
+        (self.start)(0.0).decouples_weight_decay
+    }
+
     /// The preset of these names; without a library the first of the rule.
     ///
     /// # Errors
@@ -194,12 +224,12 @@ macro_rules! any_rule {
         }
 
         impl Twin for AnyRule {
-            fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step(phase, params, state, grads), )* }
+            fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step(scalars, params, state, grads), )* }
             }
 
-            fn step_in_turn(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step_in_turn(phase, params, state, grads), )* }
+            fn step_in_turn(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => rule.step_in_turn(scalars, params, state, grads), )* }
             }
         }
     };

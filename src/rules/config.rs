@@ -58,7 +58,20 @@ macro_rules! config {
                 self.maximize
             }
 
-            #[allow(dead_code, reason = "the momentum family has it in its scalars")]
+            /// The same configuration at another learning rate.
+            ///
+            /// # Errors
+            /// [`ConfigError`](crate::ConfigError) if `lr` is out of range, or too large for the decoupled weight decay.
+            pub fn with_lr(self, lr: f64) -> Result<Self, crate::rules::ConfigError> {
+                crate::rules::Hyperparameters::checked(Self { lr, ..self })
+            }
+        }
+
+        impl crate::rules::Hyperparameters for $Config {
+            fn lr(&self) -> f64 {
+                self.lr
+            }
+
             fn decay(&self) -> crate::rules::decay::Decay {
                 crate::rules::decay::Decay::new(
                     self.maximize,
@@ -67,12 +80,15 @@ macro_rules! config {
                 )
             }
 
-            /// The same configuration at another learning rate.
-            ///
-            /// # Errors
-            /// [`ConfigError`](crate::ConfigError) if `lr` is out of range, or too large for the decoupled weight decay.
-            pub fn with_lr(self, lr: f64) -> Result<Self, crate::rules::ConfigError> {
-                Self { lr, ..self }.check()
+            fn at_lr(self, lr: f64) -> Self {
+                Self { lr, ..self }
+            }
+
+            fn checked(self) -> Result<Self, crate::rules::ConfigError> {
+                let (coupled, decoupled) = (self.coupled_weight_decay, self.decoupled_weight_decay);
+                crate::rules::error::check_decays(self.lr, coupled, decoupled)?;
+                self.check()?;
+                Ok(self)
             }
         }
 
@@ -97,11 +113,6 @@ macro_rules! config {
                 self.config.decoupled_weight_decay = decoupled_weight_decay;
                 self.own_decay = crate::rules::decay::OwnDecay::DECOUPLED;
                 self
-            }
-
-            /// Whether `weight_decay` sets the decoupled one.
-            const fn decouples_weight_decay(&self) -> bool {
-                self.own_decay.is_decoupled()
             }
 
             $(
@@ -155,7 +166,16 @@ macro_rules! config {
                 let config = self.config;
                 let (coupled, decoupled) = (config.coupled_weight_decay, config.decoupled_weight_decay);
                 self.own_decay.check(coupled, decoupled)?;
-                config.check()
+                crate::rules::Hyperparameters::checked(config)
+            }
+        }
+
+        impl From<$Builder> for crate::rules::any::Built {
+            fn from(builder: $Builder) -> Self {
+                Self {
+                    decouples_weight_decay: builder.own_decay.is_decoupled(),
+                    config: builder.build().map(Into::into),
+                }
             }
         }
 
@@ -180,23 +200,8 @@ macro_rules! config {
                     decoupled_weight_decay: fields.decoupled_weight_decay,
                     maximize: fields.maximize,
                 };
-                config.check().map_err(serde::de::Error::custom)
+                crate::rules::Hyperparameters::checked(config).map_err(serde::de::Error::custom)
             }
-        }
-    };
-}
-
-/// A preset by the builder that the library's defaults are, which says itself what `weight_decay` is there.
-macro_rules! preset {
-    ($rule:expr, $library:expr, |$lr:ident| $builder:expr) => {
-        RulePreset {
-            rule: $rule,
-            library: $library,
-            decouples_weight_decay: {
-                let $lr = 0.0;
-                $builder.decouples_weight_decay()
-            },
-            config: |$lr| Ok($builder.build()?.into()),
         }
     };
 }
@@ -206,7 +211,7 @@ macro_rules! scalars {
     ($(#[$doc:meta])* struct $Name:ident { $( $field:ident, )* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
-        struct $Name<T = f32> {
+        pub struct $Name<T = f32> {
             $( $field: T, )*
         }
 
@@ -217,7 +222,7 @@ macro_rules! scalars {
             }
         }
 
-        impl $Name {
+        impl crate::rules::elementwise::ScalarSet for $Name {
             const NAMES: &'static [&'static str] = &[$( stringify!($field), )*];
         }
 
@@ -226,96 +231,17 @@ macro_rules! scalars {
                 [$( k.$field, )*].into()
             }
         }
-    };
-}
 
-/// The two ways in which a rule's `walk` makes a step on the CPU.
-macro_rules! twin {
-    ($Config:ident) => {
-        impl crate::rules::Twin for $Config {
-            fn step(
-                &self,
-                phase: u64,
-                params: &mut [f32],
-                state: &mut [&mut [f32]],
-                grads: &[f32],
-            ) {
-                self.walk::<crate::rules::elementwise::Vectors>(phase, params, state, grads);
-            }
-
-            fn step_in_turn(
-                &self,
-                phase: u64,
-                params: &mut [f32],
-                state: &mut [&mut [f32]],
-                grads: &[f32],
-            ) {
-                self.walk::<crate::rules::elementwise::InTurn>(phase, params, state, grads);
+        impl From<&crate::rules::Scalars> for $Name {
+            fn from(scalars: &crate::rules::Scalars) -> Self {
+                let [$( $field, )* ..] = *scalars.values();
+                Self { $( $field, )* }
             }
         }
     };
 }
 
-/// The functions of `Rule` that are alike in all rules which share `decay.wgsl`; `coefficients` gives the scalars.
-macro_rules! rule_functions {
-    ($stem:literal) => {
-        fn wgsl(&self) -> Cow<'static, str> {
-            concat!(
-                include_str!(concat!("../../shaders/rules/", $stem, ".wgsl")),
-                include_str!("../../shaders/rules/decay.wgsl")
-            )
-            .into()
-        }
-
-        fn scalar_names(&self) -> &'static [&'static str] {
-            Coefficients::NAMES
-        }
-
-        fn scalars(&self, phase: u64) -> Scalars {
-            self.coefficients(phase).into()
-        }
-
-        fn lr(&self) -> f64 {
-            self.lr
-        }
-
-        fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-            Self::with_lr(*self, lr)
-        }
-    };
-}
-
-/// Those for a momentum that is `beta1`, as PyTorch's one-cycle schedule has it.
-macro_rules! beta1_is_momentum {
-    () => {
-        fn momentum(&self) -> Option<f64> {
-            Some(self.beta1)
-        }
-
-        fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-            let beta1 = momentum;
-            Self { beta1, ..*self }.check()
-        }
-    };
-}
-
-/// Those for a momentum of its own, which keeps a buffer unless it is zero.
-macro_rules! momentum_is_its_own {
-    () => {
-        fn momentum(&self) -> Option<f64> {
-            (self.momentum != 0.0).then_some(self.momentum)
-        }
-
-        fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-            let momentum = changed_momentum(self.momentum, momentum)?;
-            Self { momentum, ..*self }.check()
-        }
-    };
-}
-
-pub(crate) use {
-    beta1_is_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
-};
+pub(crate) use {config, scalars};
 
 /// A momentum in place of another. The buffer that goes with one stays, also at momentum zero, for which the smallest
 /// number that is not zero then stands; where there is none, none can come.

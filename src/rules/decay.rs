@@ -92,18 +92,13 @@ impl Decay {
         }
     }
 
-    /// With the terms of the rule's own.
-    pub(super) fn terms<const N: usize>(
-        self,
-        own: [(&'static str, bool); N],
-    ) -> std::borrow::Cow<'static, [(&'static str, bool)]> {
-        let mut terms = vec![
+    /// The terms that these are.
+    pub(super) fn terms(self) -> [(&'static str, bool); 3] {
+        [
             ("MAXIMIZE", self.maximize),
             ("HAS_LAMBDA", self.has_lambda),
             ("HAS_RHO", self.has_rho),
-        ];
-        terms.extend(own);
-        terms.into()
+        ]
     }
 
     pub(super) fn has_lambda(self) -> bool {
@@ -138,17 +133,3 @@ impl<const LAMBDA: bool> DecayTwin<LAMBDA> {
         rho * theta
     }
 }
-
-/// Compiles what is done with the twin of a configuration's decays for each kind of these.
-macro_rules! with_decay {
-    ($config:ident, |$decay:ident| $body:expr) => {
-        if $config.decay().has_lambda() {
-            let $decay = $config.decay().twin::<true>();
-            $body
-        } else {
-            let $decay = $config.decay().twin::<false>();
-            $body
-        }
-    };
-}
-pub(super) use with_decay;

@@ -1,41 +1,267 @@
-//! Loops over slices for twins, in the widest vectors that the machine has.
+//! The frame of rules by which each element moves on its own and that share `decay.wgsl`: what they are as [`Rule`] and
+//! [`Twin`], and loops over slices in the widest vectors that the machine has.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
 
 use pulp::{Arch, Simd, WithSimd};
+
+use super::config::changed_momentum;
+use super::decay::{Decay, DecayTwin};
+use super::error::unsupported;
+use super::{ConfigError, Rule, Scalars, Slots, Twin};
 
 /// Elements that are loaded before any is stored. A store that might be to the next load's address holds that load
 /// up, and where arrays start alike in their pages it looks as if it were.
 const BLOCK_ELEMS: usize = 32;
 
-/// What a rule does to one element, with so many slots of state.
-pub(super) trait Element<const SLOTS: usize>: Copy {
-    /// Returns the new parameter and the new slots. Has to be inlined, or it is not vectorised.
-    fn update(self, theta: f32, g: f32, slots: [f32; SLOTS]) -> (f32, [f32; SLOTS]);
+/// The hyper-parameters of a rule, as `config!` declares them.
+pub(super) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'static {
+    fn lr(&self) -> f64;
+
+    /// Maximizing and the weight decays.
+    fn decay(&self) -> Decay;
+
+    /// The same at another learning rate, not checked yet.
+    fn at_lr(self, lr: f64) -> Self;
+
+    /// Accepts the hyper-parameters that may stand together.
+    fn checked(self) -> Result<Self, ConfigError>;
 }
 
-/// A way through slices of one length.
-pub(super) trait Walk {
-    fn walk<const SLOTS: usize>(
-        element: impl Element<SLOTS>,
-        params: &mut [f32],
-        state: [&mut [f32]; SLOTS],
-        grads: &[f32],
-    );
+/// The scalars of a step by their names, as `scalars!` declares them.
+pub(super) trait ScalarSet: for<'s> From<&'s Scalars> + Into<Scalars> + Copy {
+    const NAMES: &'static [&'static str];
 }
 
-/// One element after the other: what every other way is bit for bit the same as.
-pub(super) struct InTurn;
+/// The field that a schedule of momentum sets.
+pub(super) enum Momentum<'c> {
+    None,
+    /// `beta1`, as PyTorch's one-cycle schedule has it.
+    Beta1(&'c mut f64),
+    /// A momentum with a buffer of its own, which is kept unless it is zero.
+    Buffered(&'c mut f64),
+}
 
-impl Walk for InTurn {
-    #[inline(always)]
-    fn walk<const SLOTS: usize>(
-        element: impl Element<SLOTS>,
+/// What one rule says of itself: all else of [`Rule`] and [`Twin`] follows.
+pub(super) trait ElementRule: Hyperparameters {
+    /// What [`coefficients`](Self::coefficients) computes.
+    type K: ScalarSet;
+
+    const STEM: &'static str;
+
+    /// The rule's WGSL, to which the frame adds `decay.wgsl`.
+    const WGSL: &'static str;
+
+    fn slots(&self) -> Slots;
+
+    /// The scalars of the step after so many applied ones.
+    fn coefficients(&self, applied_steps: u64) -> Self::K;
+
+    /// One step on the CPU: [`Pass::over`] by the element of this configuration.
+    fn step(&self, pass: Pass<'_, '_>);
+
+    /// The terms beside those of `decay.wgsl`.
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
+
+    fn phase(&self, applied_steps: u64) -> u64 {
+        applied_steps
+    }
+
+    fn stem(&self) -> &'static str {
+        Self::STEM
+    }
+
+    fn meaning(&self) -> &'static str {
+        self.stem()
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::None
+    }
+}
+
+impl<R: ElementRule> Rule for R {
+    fn stem(&self) -> &'static str {
+        ElementRule::stem(self)
+    }
+
+    fn slots(&self) -> Slots {
+        ElementRule::slots(self)
+    }
+
+    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+        let mut terms = self.decay().terms().to_vec();
+        terms.extend(ElementRule::terms(self));
+        terms.into()
+    }
+
+    fn wgsl(&self) -> Cow<'static, str> {
+        [R::WGSL, include_str!("../../shaders/rules/decay.wgsl")]
+            .concat()
+            .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        R::K::NAMES
+    }
+
+    fn phase(&self, applied_steps: u64) -> u64 {
+        ElementRule::phase(self, applied_steps)
+    }
+
+    fn scalars(&self, phase: u64) -> Scalars {
+        self.coefficients(phase).into()
+    }
+
+    fn meaning(&self) -> String {
+        ElementRule::meaning(self).to_owned()
+    }
+
+    fn lr(&self) -> f64 {
+        Hyperparameters::lr(self)
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        self.at_lr(lr).checked()
+    }
+
+    fn momentum(&self) -> Option<f64> {
+        match ElementRule::momentum(&mut { *self }) {
+            Momentum::None => None,
+            Momentum::Beta1(beta1) => Some(*beta1),
+            Momentum::Buffered(momentum) => (*momentum != 0.0).then_some(*momentum),
+        }
+    }
+
+    fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
+        let mut config = *self;
+        match ElementRule::momentum(&mut config) {
+            Momentum::None => return unsupported("momentum", "the rule has none"),
+            Momentum::Beta1(beta1) => *beta1 = momentum,
+            Momentum::Buffered(before) => *before = changed_momentum(*before, momentum)?,
+        }
+        config.checked()
+    }
+}
+
+impl<R: ElementRule> Twin for R {
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        ElementRule::step(
+            self,
+            Pass {
+                decay: self.decay(),
+                scalars,
+                params,
+                state,
+                grads,
+                in_turn: false,
+            },
+        );
+    }
+
+    fn step_in_turn(
+        &self,
+        scalars: &Scalars,
         params: &mut [f32],
-        state: [&mut [f32]; SLOTS],
+        state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        for (i, (theta, g)) in params.iter_mut().zip(grads).enumerate() {
+        ElementRule::step(
+            self,
+            Pass {
+                decay: self.decay(),
+                scalars,
+                params,
+                state,
+                grads,
+                in_turn: true,
+            },
+        );
+    }
+}
+
+/// What a rule does to one element, by scalars `K` and with so many slots of state.
+pub(super) trait Element<K, const SLOTS: usize>: Copy {
+    /// Returns the new parameter and the new slots. Has to be inlined, or it is not vectorised.
+    fn update<const LAMBDA: bool>(
+        self,
+        k: K,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        slots: [f32; SLOTS],
+    ) -> (f32, [f32; SLOTS]);
+}
+
+/// A step over slices of one length.
+pub(super) struct Pass<'s, 'v> {
+    decay: Decay,
+    scalars: &'s Scalars,
+    params: &'s mut [f32],
+    state: &'s mut [&'v mut [f32]],
+    grads: &'s [f32],
+    /// One element after the other: what vectors are bit for bit the same as.
+    in_turn: bool,
+}
+
+impl Pass<'_, '_> {
+    /// Updates every element. The state has as many slots as a configuration keeps, and its element as many.
+    pub(super) fn over<K, const SLOTS: usize, E>(self, element: E)
+    where
+        K: for<'s> From<&'s Scalars> + Copy,
+        E: Element<K, SLOTS>,
+    {
+        match self.decay.has_lambda() {
+            true => self.run::<K, SLOTS, E, true>(element),
+            false => self.run::<K, SLOTS, E, false>(element),
+        }
+    }
+
+    fn run<K, const SLOTS: usize, E, const LAMBDA: bool>(self, element: E)
+    where
+        K: for<'s> From<&'s Scalars> + Copy,
+        E: Element<K, SLOTS>,
+    {
+        let Ok(state) = <&mut [&mut [f32]; SLOTS]>::try_from(self.state) else {
+            return;
+        };
+        let blocks = Blocks {
+            element,
+            k: K::from(self.scalars),
+            decay: self.decay.twin::<LAMBDA>(),
+            params: self.params,
+            state: state.each_mut().map(|slot| &mut **slot),
+            grads: self.grads,
+        };
+        match self.in_turn {
+            true => blocks.in_turn(),
+            false => Arch::new().dispatch(blocks),
+        }
+    }
+}
+
+struct Blocks<'a, E, K, const SLOTS: usize, const LAMBDA: bool> {
+    element: E,
+    k: K,
+    decay: DecayTwin<LAMBDA>,
+    params: &'a mut [f32],
+    state: [&'a mut [f32]; SLOTS],
+    grads: &'a [f32],
+}
+
+impl<E, K: Copy, const SLOTS: usize, const LAMBDA: bool> Blocks<'_, E, K, SLOTS, LAMBDA>
+where
+    E: Element<K, SLOTS>,
+{
+    #[inline(always)]
+    fn in_turn(self) {
+        let (element, k, decay, state) = (self.element, self.k, self.decay, self.state);
+        for (i, (theta, g)) in self.params.iter_mut().zip(self.grads).enumerate() {
             let slots = std::array::from_fn(|slot| state[slot][i]);
-            let (next, slots) = element.update(*theta, *g, slots);
+            let (next, slots) = element.update(k, decay, *theta, *g, slots);
             *theta = next;
             for (slot, value) in slots.into_iter().enumerate() {
                 state[slot][i] = value;
@@ -44,53 +270,26 @@ impl Walk for InTurn {
     }
 }
 
-/// In vectors.
-pub(super) struct Vectors;
-
-impl Walk for Vectors {
-    fn walk<const SLOTS: usize>(
-        element: impl Element<SLOTS>,
-        params: &mut [f32],
-        state: [&mut [f32]; SLOTS],
-        grads: &[f32],
-    ) {
-        Arch::new().dispatch(Blocks {
-            element,
-            params,
-            state,
-            grads,
-        });
-    }
-}
-
-struct Blocks<'a, E, const SLOTS: usize> {
-    element: E,
-    params: &'a mut [f32],
-    state: [&'a mut [f32]; SLOTS],
-    grads: &'a [f32],
-}
-
-impl<E: Element<SLOTS>, const SLOTS: usize> WithSimd for Blocks<'_, E, SLOTS> {
+impl<E, K: Copy, const SLOTS: usize, const LAMBDA: bool> WithSimd
+    for Blocks<'_, E, K, SLOTS, LAMBDA>
+where
+    E: Element<K, SLOTS>,
+{
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self {
-            element,
-            params,
-            state,
-            grads,
-        } = self;
-        let (params, params_end) = params.as_chunks_mut::<BLOCK_ELEMS>();
-        let (grads, grads_end) = grads.as_chunks::<BLOCK_ELEMS>();
-        let blocks = state.map(|slot| slot.as_chunks_mut::<BLOCK_ELEMS>());
+        let (element, k, decay) = (self.element, self.k, self.decay);
+        let (params, params_end) = self.params.as_chunks_mut::<BLOCK_ELEMS>();
+        let (grads, grads_end) = self.grads.as_chunks::<BLOCK_ELEMS>();
+        let blocks = self.state.map(|slot| slot.as_chunks_mut::<BLOCK_ELEMS>());
         for (block, (params, grads)) in params.iter_mut().zip(grads).enumerate() {
             let (mut theta, g) = (*params, *grads);
             let mut slots: [[f32; BLOCK_ELEMS]; SLOTS] =
                 std::array::from_fn(|s| blocks[s].0[block]);
             for i in 0..BLOCK_ELEMS {
                 let values = std::array::from_fn(|slot| slots[slot][i]);
-                let (next, values) = element.update(theta[i], g[i], values);
+                let (next, values) = element.update(k, decay, theta[i], g[i], values);
                 theta[i] = next;
                 for slot in 0..SLOTS {
                     slots[slot][i] = values[slot];
@@ -101,7 +300,15 @@ impl<E: Element<SLOTS>, const SLOTS: usize> WithSimd for Blocks<'_, E, SLOTS> {
             }
             *params = theta;
         }
-        InTurn::walk(element, params_end, blocks.map(|(_, end)| end), grads_end);
+        let rest = Blocks {
+            element,
+            k,
+            decay,
+            params: params_end,
+            state: blocks.map(|(_, end)| end),
+            grads: grads_end,
+        };
+        rest.in_turn();
     }
 }
 

@@ -146,6 +146,12 @@ pub(super) fn check_below_one(field: &'static str, value: f64) -> Result<(), Con
     })
 }
 
+/// Accepts the decays of two averages.
+pub(super) fn check_betas(beta1: f64, beta2: f64) -> Result<(), ConfigError> {
+    check_below_one("beta1", beta1)?;
+    check_below_one("beta2", beta2)
+}
+
 /// Accepts zero, or what `f32` holds: for what keeps a divisor from zero, or what something starts as. A kernel gets it
 /// times `factor`, at the least.
 pub(super) fn check_held(field: &'static str, value: f64, factor: f64) -> Result<(), ConfigError> {

@@ -1,12 +1,10 @@
 //! Lion: the sign of an average.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, sign};
-use super::error::{check_below_one, check_decays};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::error::check_betas;
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Lion (Chen et al. 2023, <https://arxiv.org/abs/2302.06675>).
@@ -51,15 +49,32 @@ impl LionConfig {
         .decoupling(1e-3)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, lr, rho,
+    }
+}
+
+impl ElementRule for LionConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "lion";
+    const WGSL: &'static str = include_str!("../../shaders/rules/lion.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg")].into()
+    }
+
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
@@ -75,41 +90,21 @@ impl LionConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        phase: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m] = state {
-            with_decay!(self, |decay| {
-                let element = Lion {
-                    k: self.coefficients(phase),
-                    decay,
-                };
-                W::walk(element, params, [m], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, beta2, c2, lr, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Lion<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<1> for Lion<LAMBDA> {
+impl Element<Coefficients, 1> for LionConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m]: [f32; 1],
+    ) -> (f32, [f32; 1]) {
         let h = decay.direction(k.lambda, theta, g);
         let u = sign(k.beta1 * m + k.c1 * h);
         let m = k.beta2 * m + k.c2 * h;
@@ -117,34 +112,11 @@ impl<const LAMBDA: bool> Element<1> for Lion<LAMBDA> {
     }
 }
 
-impl Rule for LionConfig {
-    fn stem(&self) -> &'static str {
-        "lion"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("exp_avg")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("lion");
-
-    /// The steps do not differ.
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    beta1_is_momentum!();
-}
-
-twin!(LionConfig);
-
 impl KnownRule for LionConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("lion", "optax", |lr| Self::builder(lr)),
-        preset!("lion", "keras", |lr| Self::builder(lr).decoupling(0.0)),
+        RulePreset::new("lion", "optax", |lr| Self::builder(lr).into()),
+        RulePreset::new("lion", "keras", |lr| {
+            Self::builder(lr).decoupling(0.0).into()
+        }),
     ];
 }

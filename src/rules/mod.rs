@@ -56,6 +56,7 @@ pub use adagrad::*;
 pub use adam::*;
 pub use adamax::*;
 pub use any::{AnyRule, KnownRule, RulePreset};
+use elementwise::Hyperparameters;
 pub use error::{ConfigError, ConversionError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
@@ -69,8 +70,7 @@ pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Sta
 pub use schedule_free_adamw::*;
 pub use schedule_free_sgd::*;
 pub use sgd::{
-    Coefficients, Conversion, MomentumForm, Preset, SgdConfig, SgdConfigBuilder, Terms, physics,
-    reference,
+    Coefficients, Conversion, MomentumForm, SgdConfig, SgdConfigBuilder, Terms, physics, reference,
 };
 pub use signum::*;
 pub use yogi::*;

@@ -1,12 +1,10 @@
 //! NAdam: Adam with Nesterov's look-ahead.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_below_one, check_decays, check_held, check_range, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::error::{check_betas, check_held, check_range, unsupported};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of NAdam (Dozat 2016, <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>).
@@ -67,24 +65,18 @@ impl NAdamConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
         check_held("eps_root", self.eps_root, 1.0)?;
         check_range("momentum_decay", self.momentum_decay, f64::INFINITY)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if !self.momentum_schedule && self.momentum_decay != 0.0 {
             return unsupported(
                 "momentum_schedule, momentum_decay",
                 "without a schedule the momentum does not rise",
             );
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The momentum at step `t`, which counts from one.
@@ -117,6 +109,30 @@ impl NAdamConfig {
         }
         product
     }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, b, rho,
+    }
+}
+
+impl ElementRule for NAdamConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "nadam";
+    const WGSL: &'static str = include_str!("../../shaders/rules/nadam.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![("HAS_EPS_ROOT", self.eps_root != 0.0)]
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
+    }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
         let t = applied_steps.saturating_add(1);
@@ -139,41 +155,21 @@ impl NAdamConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m, v] = state {
-            with_decay!(self, |decay| {
-                let element = NAdam {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [m, v], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, b, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct NAdam<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for NAdam<LAMBDA> {
+impl Element<Coefficients, 2> for NAdamConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, v]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let m = k.beta1 * m + k.c1 * h;
         let v = k.beta2 * v + k.c2 * (h * h);
@@ -183,36 +179,22 @@ impl<const LAMBDA: bool> Element<2> for NAdam<LAMBDA> {
     }
 }
 
-impl Rule for NAdamConfig {
-    fn stem(&self) -> &'static str {
-        "nadam"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([("HAS_EPS_ROOT", self.eps_root != 0.0)])
-    }
-
-    rule_functions!("nadam");
-
-    beta1_is_momentum!();
-}
-
-twin!(NAdamConfig);
-
 impl KnownRule for NAdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("nadam", "pytorch", |lr| Self::builder(lr)),
-        preset!("nadam", "optax", |lr| Self::builder(lr)
-            .momentum_schedule(false)
-            .momentum_decay(0.0)),
-        preset!("nadam", "keras", |lr| Self::builder(lr)
-            .momentum_decay(1.0)
-            .eps(1e-7)
-            .decoupling(0.0)),
+        RulePreset::new("nadam", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("nadam", "optax", |lr| {
+            Self::builder(lr)
+                .momentum_schedule(false)
+                .momentum_decay(0.0)
+                .into()
+        }),
+        RulePreset::new("nadam", "keras", |lr| {
+            Self::builder(lr)
+                .momentum_decay(1.0)
+                .eps(1e-7)
+                .decoupling(0.0)
+                .into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

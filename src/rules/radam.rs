@@ -1,13 +1,10 @@
 //! RAdam: Adam that waits until its variance can be told.
 
-use std::borrow::Cow;
-
-use super::AdamForm;
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk};
-use super::error::{check_below_one, check_decays, check_held, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::error::{check_betas, check_held, unsupported};
+use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of RAdam (Liu et al. 2020, <https://arxiv.org/abs/1908.03265>).
@@ -67,23 +64,17 @@ impl RAdamConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
         check_held("eps_root", self.eps_root, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.form == AdamForm::EpsilonHat && self.eps_root != 0.0 {
             return unsupported(
                 "form, eps_root",
                 "epsilon hat has no epsilon under the root",
             );
         }
-        Ok(self)
+        Ok(())
     }
 
     /// What the step is multiplied by to rectify its variance, once that can be told.
@@ -93,6 +84,33 @@ impl RAdamConfig {
         let length = most - 2.0 * t * of_t / (1.0 - of_t);
         let squared = |length: f64| (length - 4.0) * (length - 2.0) / length;
         (length > 5.0).then(|| (squared(length) / squared(most)).sqrt())
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, beta2, c2, rectify, r, eps_root, eps, a, rho,
+    }
+}
+
+impl ElementRule for RAdamConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "radam";
+    const WGSL: &'static str = include_str!("../../shaders/rules/radam.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![
+            ("HAS_R", self.form == AdamForm::Corrected),
+            ("HAS_EPS_ROOT", self.eps_root != 0.0),
+        ]
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -119,41 +137,21 @@ impl RAdamConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m, v] = state {
-            with_decay!(self, |decay| {
-                let element = RAdam {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [m, v], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, beta2, c2, rectify, r, eps_root, eps, a, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct RAdam<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for RAdam<LAMBDA> {
+impl Element<Coefficients, 2> for RAdamConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, v]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let m = k.beta1 * m + k.c1 * h;
         let v = k.beta2 * v + k.c2 * (h * h);
@@ -166,34 +164,12 @@ impl<const LAMBDA: bool> Element<2> for RAdam<LAMBDA> {
     }
 }
 
-impl Rule for RAdamConfig {
-    fn stem(&self) -> &'static str {
-        "radam"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([
-            ("HAS_R", self.form == AdamForm::Corrected),
-            ("HAS_EPS_ROOT", self.eps_root != 0.0),
-        ])
-    }
-
-    rule_functions!("radam");
-
-    beta1_is_momentum!();
-}
-
-twin!(RAdamConfig);
-
 impl KnownRule for RAdamConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("radam", "pytorch", |lr| Self::builder(lr)),
-        preset!("radam", "optax", |lr| Self::builder(lr)
-            .form(AdamForm::Corrected)),
+        RulePreset::new("radam", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("radam", "optax", |lr| {
+            Self::builder(lr).form(AdamForm::Corrected).into()
+        }),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

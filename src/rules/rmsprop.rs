@@ -1,14 +1,10 @@
 //! RMSprop.
 
-use std::borrow::Cow;
-
-use super::config::{
-    changed_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
-};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, larger};
-use super::error::{check_decays, check_held, check_range, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::error::{check_held, check_range, unsupported};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of RMSprop (Hinton 2012,
@@ -92,23 +88,65 @@ impl RmsPropConfig {
         Self::optax(lr).eps(1e-7).decoupling(0.0)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_range("alpha", self.alpha, 1.0)?;
         check_held("eps", self.eps, 1.0)?;
         check_range("momentum", self.momentum, 1.0)?;
         check_held("initial_square_avg", self.initial_square_avg, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.nesterov && self.momentum == 0.0 {
             return unsupported(
                 "nesterov, momentum",
                 "Nesterov momentum needs a momentum above zero",
             );
         }
-        Ok(self)
+        Ok(())
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, alpha, c, eps, mu, lr, rho,
+    }
+}
+
+impl ElementRule for RmsPropConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "rmsprop";
+    const WGSL: &'static str = include_str!("../../shaders/rules/rmsprop.wgsl");
+
+    fn slots(&self) -> Slots {
+        [
+            Slot::new("square_avg").starting_at(self.initial_square_avg as f32),
+            Slot::new("momentum_buffer").kept_if(self.momentum != 0.0),
+            Slot::new("grad_avg").kept_if(self.centered),
+        ]
+        .into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![
+            ("CENTERED", self.centered),
+            ("EPS_IN_SQRT", self.eps_in_sqrt),
+            ("HAS_MOMENTUM", self.momentum != 0.0),
+            ("NESTEROV", self.nesterov),
+            ("LR_INSIDE", self.lr_inside),
+        ]
+    }
+
+    /// The momentum buffer holds updates, or what the learning rate multiplies.
+    fn meaning(&self) -> &'static str {
+        match self.momentum != 0.0 && self.lr_inside {
+            true => "rmsprop-lr-inside",
+            false => "rmsprop",
+        }
+    }
+
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Buffered(&mut self.momentum)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
@@ -124,80 +162,33 @@ impl RmsPropConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        _phase: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        with_decay!(
-            self,
-            |decay| match (self.momentum != 0.0, self.centered, state) {
-                (false, false, [s]) => {
-                    W::walk(self.element::<_, false, false>(decay), params, [s], grads);
-                }
-                (true, false, [s, b]) => {
-                    W::walk(self.element::<_, true, false>(decay), params, [s, b], grads);
-                }
-                (false, true, [s, avg]) => {
-                    W::walk(
-                        self.element::<_, false, true>(decay),
-                        params,
-                        [s, avg],
-                        grads,
-                    );
-                }
-                (true, true, [s, b, avg]) => {
-                    W::walk(
-                        self.element::<_, true, true>(decay),
-                        params,
-                        [s, b, avg],
-                        grads,
-                    );
-                }
-                // The frame gives as many slots as are kept.
-                _ => {}
-            }
-        );
-    }
-
-    fn element<const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool>(
-        &self,
-        decay: DecayTwin<LAMBDA>,
-    ) -> RmsProp<LAMBDA, MOMENTUM, CENTERED> {
-        RmsProp {
-            k: self.coefficients(0),
-            decay,
-            eps_in_sqrt: self.eps_in_sqrt,
-            nesterov: self.nesterov,
-            lr_inside: self.lr_inside,
+    fn step(&self, pass: Pass<'_, '_>) {
+        match (self.momentum != 0.0, self.centered) {
+            (false, false) => pass.over::<_, 1, _>(RmsProp::<false, false>(*self)),
+            (true, false) => pass.over::<_, 2, _>(RmsProp::<true, false>(*self)),
+            (false, true) => pass.over::<_, 2, _>(RmsProp::<false, true>(*self)),
+            (true, true) => pass.over::<_, 3, _>(RmsProp::<true, true>(*self)),
         }
-    }
-}
-
-scalars! {
-    struct Coefficients {
-        lambda, alpha, c, eps, mu, lr, rho,
     }
 }
 
 /// Its slots: `s`, then the momentum buffer and the average, as far as there are these.
 #[derive(Clone, Copy)]
-struct RmsProp<const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-    eps_in_sqrt: bool,
-    nesterov: bool,
-    lr_inside: bool,
-}
+struct RmsProp<const MOMENTUM: bool, const CENTERED: bool>(RmsPropConfig);
 
-impl<const SLOTS: usize, const LAMBDA: bool, const MOMENTUM: bool, const CENTERED: bool>
-    Element<SLOTS> for RmsProp<LAMBDA, MOMENTUM, CENTERED>
+impl<const SLOTS: usize, const MOMENTUM: bool, const CENTERED: bool> Element<Coefficients, SLOTS>
+    for RmsProp<MOMENTUM, CENTERED>
 {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, mut slots: [f32; SLOTS]) -> (f32, [f32; SLOTS]) {
-        let Self { k, decay, .. } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        mut slots: [f32; SLOTS],
+    ) -> (f32, [f32; SLOTS]) {
+        let config = self.0;
         let h = decay.direction(k.lambda, theta, g);
         let s = k.alpha * slots[0] + k.c * (h * h);
         slots[0] = s;
@@ -208,20 +199,20 @@ impl<const SLOTS: usize, const LAMBDA: bool, const MOMENTUM: bool, const CENTERE
             *grad_avg = avg;
             w = larger(s - avg * avg, 0.0);
         }
-        let mut d = if self.eps_in_sqrt {
+        let mut d = if config.eps_in_sqrt {
             h / (w + k.eps).sqrt()
         } else {
             h / (w.sqrt() + k.eps)
         };
-        if self.lr_inside || !MOMENTUM {
+        if config.lr_inside || !MOMENTUM {
             d *= k.lr;
         }
         let mut u = d;
         if MOMENTUM {
             let b = k.mu * slots[1] + d;
             slots[1] = b;
-            u = if self.nesterov { k.mu * b + d } else { b };
-            if !self.lr_inside {
+            u = if config.nesterov { k.mu * b + d } else { b };
+            if !config.lr_inside {
                 u *= k.lr;
             }
         }
@@ -229,56 +220,11 @@ impl<const SLOTS: usize, const LAMBDA: bool, const MOMENTUM: bool, const CENTERE
     }
 }
 
-impl Rule for RmsPropConfig {
-    fn stem(&self) -> &'static str {
-        "rmsprop"
-    }
-
-    fn slots(&self) -> Slots {
-        [
-            Slot::new("square_avg").starting_at(self.initial_square_avg as f32),
-            Slot::new("momentum_buffer").kept_if(self.momentum != 0.0),
-            Slot::new("grad_avg").kept_if(self.centered),
-        ]
-        .into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([
-            ("CENTERED", self.centered),
-            ("EPS_IN_SQRT", self.eps_in_sqrt),
-            ("HAS_MOMENTUM", self.momentum != 0.0),
-            ("NESTEROV", self.nesterov),
-            ("LR_INSIDE", self.lr_inside),
-        ])
-    }
-
-    /// The momentum buffer holds updates, or what the learning rate multiplies.
-    fn meaning(&self) -> String {
-        match self.momentum != 0.0 && self.lr_inside {
-            true => "rmsprop-lr-inside",
-            false => "rmsprop",
-        }
-        .to_owned()
-    }
-
-    rule_functions!("rmsprop");
-
-    /// The steps do not differ.
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    momentum_is_its_own!();
-}
-
-twin!(RmsPropConfig);
-
 impl KnownRule for RmsPropConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("rmsprop", "pytorch", |lr| Self::builder(lr)),
-        preset!("rmsprop", "optax", |lr| Self::optax(lr)),
-        preset!("rmsprop", "keras", |lr| Self::keras(lr)),
+        RulePreset::new("rmsprop", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("rmsprop", "optax", |lr| Self::optax(lr).into()),
+        RulePreset::new("rmsprop", "keras", |lr| Self::keras(lr).into()),
     ];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

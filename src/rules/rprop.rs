@@ -1,12 +1,10 @@
 //! Rprop: steps whose size follows from whether the gradient keeps its sign.
 
-use std::borrow::Cow;
-
-use super::config::{config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, sign, started};
-use super::error::{check_decays, check_held, check_range, unsupported};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Pass, sign, started};
+use super::error::{check_held, check_range, unsupported};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of Rprop (Riedmiller and Braun 1993,
@@ -60,17 +58,12 @@ impl RpropConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_range("eta_minus", self.eta_minus, 1.0)?;
         check_held("eta_minus", self.eta_minus, 1.0)?;
         check_range("eta_plus", self.eta_plus, f64::INFINITY)?;
         check_held("step_size_min", self.step_size_min, 1.0)?;
         check_held("step_size_max", self.step_size_max, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.eta_plus < 1.0 || self.eta_minus == 0.0 {
             return unsupported(
                 "eta_minus, eta_plus",
@@ -83,7 +76,31 @@ impl RpropConfig {
                 "the least size is above the largest",
             );
         }
-        Ok(self)
+        Ok(())
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, lr, eta_minus, eta_plus, least, most, rho,
+    }
+}
+
+impl ElementRule for RpropConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "rprop";
+    const WGSL: &'static str = include_str!("../../shaders/rules/rprop.wgsl");
+
+    fn slots(&self) -> Slots {
+        [
+            Slot::new("prev"),
+            Slot::new("step_size").starting(Start::FirstStep),
+        ]
+        .into()
+    }
+
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
@@ -99,41 +116,21 @@ impl RpropConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [prev, size] = state {
-            with_decay!(self, |decay| {
-                let element = Rprop {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [prev, size], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, lr, eta_minus, eta_plus, least, most, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Rprop<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for Rprop<LAMBDA> {
+impl Element<Coefficients, 2> for RpropConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [prev, size]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [prev, size]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let agreement = sign(h) * sign(prev);
         let size = started(size, k.lr);
@@ -152,35 +149,10 @@ impl<const LAMBDA: bool> Element<2> for Rprop<LAMBDA> {
     }
 }
 
-impl Rule for RpropConfig {
-    fn stem(&self) -> &'static str {
-        "rprop"
-    }
-
-    fn slots(&self) -> Slots {
-        [
-            Slot::new("prev"),
-            Slot::new("step_size").starting(Start::FirstStep),
-        ]
-        .into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    /// The steps do not differ.
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    rule_functions!("rprop");
-}
-
-twin!(RpropConfig);
-
 impl KnownRule for RpropConfig {
-    const PRESETS: &'static [RulePreset] = &[preset!("rprop", "pytorch", |lr| Self::builder(lr))];
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("rprop", "pytorch", |lr| {
+        Self::builder(lr).into()
+    })];
 
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
         Some(vec![("step", applied_steps as f64)])

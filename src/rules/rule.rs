@@ -126,6 +126,11 @@ impl Scalars {
     pub fn as_slice(&self) -> &[f32] {
         &self.values[..self.len]
     }
+
+    /// The scalars, and behind them zeros.
+    pub(super) const fn values(&self) -> &[f32; MAX_SCALARS] {
+        &self.values
+    }
 }
 
 impl<const N: usize> From<[f32; N]> for Scalars {
@@ -246,19 +251,19 @@ impl<R: Rule> IntoRule<R> for R {
     note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
 )]
 pub trait Twin: Rule {
-    /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `state` has a slice for
-    /// each slot that is kept.
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
+    /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `scalars` are those of
+    /// the step's [`phase`](Rule::phase), as the WGSL takes them, and `state` has a slice for each slot that is kept.
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
 
     /// The same, plainly: what [`step`](Self::step) is bit for bit the same as, where that is in vectors. By default
     /// it is `step` itself.
     fn step_in_turn(
         &self,
-        phase: u64,
+        scalars: &Scalars,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        self.step(phase, params, state, grads);
+        self.step(scalars, params, state, grads);
     }
 }

@@ -1,13 +1,11 @@
 //! Schedule-free AdamW.
 
-use std::borrow::Cow;
-
-use super::config::{config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, started};
-use super::error::{check_below_one, check_decays, check_held};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Pass, started};
+use super::error::{check_below_one, check_held};
 use super::schedule_free::{Rise, averaged, check_beta1};
-use super::{AdamForm, ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
+use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of schedule-free AdamW (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
@@ -98,16 +96,30 @@ impl ScheduleFreeAdamWConfig {
         averaged(self.beta1, params, z)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_beta1(self.beta1)?;
         check_below_one("beta2", self.beta2)?;
-        check_held("eps", self.eps, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+        check_held("eps", self.eps, 1.0)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta2, c2, r, eps, mu, keep, c, a, b, rho,
+    }
+}
+
+impl ElementRule for ScheduleFreeAdamWConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "schedule_free_adamw";
+    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_adamw.wgsl");
+
+    fn slots(&self) -> Slots {
+        [
+            Slot::new("z").starting(Start::Params),
+            Slot::new("exp_avg_sq"),
+        ]
+        .into()
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -139,51 +151,25 @@ impl ScheduleFreeAdamWConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [z, v] = state {
-            with_decay!(self, |decay| {
-                let element = ScheduleFreeAdamW {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                    has_decoupled: self.decoupled_weight_decay != 0.0,
-                };
-                W::walk(element, params, [z, v], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta2, c2, r, eps, mu, keep, c, a, b, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct ScheduleFreeAdamW<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-    has_decoupled: bool,
-}
-
-impl<const LAMBDA: bool> Element<2> for ScheduleFreeAdamW<LAMBDA> {
+impl Element<Coefficients, 2> for ScheduleFreeAdamWConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [z, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self {
-            k,
-            decay,
-            has_decoupled,
-        } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [z, v]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let v = k.beta2 * v + k.c2 * (h * h);
         let mut d = h / ((k.r * v).sqrt() + k.eps);
-        if has_decoupled {
+        if self.decoupled_weight_decay != 0.0 {
             d += k.mu * theta;
         }
         let z = started(z, theta);
@@ -191,36 +177,16 @@ impl<const LAMBDA: bool> Element<2> for ScheduleFreeAdamW<LAMBDA> {
     }
 }
 
-impl Rule for ScheduleFreeAdamWConfig {
-    fn stem(&self) -> &'static str {
-        "schedule_free_adamw"
-    }
-
-    fn slots(&self) -> Slots {
-        [
-            Slot::new("z").starting(Start::Params),
-            Slot::new("exp_avg_sq"),
-        ]
-        .into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("schedule_free_adamw");
-}
-
-twin!(ScheduleFreeAdamWConfig);
-
 impl KnownRule for ScheduleFreeAdamWConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("schedule-free-adamw", "optax", |lr| Self::builder(lr)),
-        preset!("schedule-free-adamw", "schedulefree", |lr| {
-            Self::schedulefree(lr)
+        RulePreset::new("schedule-free-adamw", "optax", |lr| {
+            Self::builder(lr).into()
         }),
-        preset!("schedule-free-adamw", "schedulefree-paper", |lr| {
-            Self::paper(lr)
+        RulePreset::new("schedule-free-adamw", "schedulefree", |lr| {
+            Self::schedulefree(lr).into()
+        }),
+        RulePreset::new("schedule-free-adamw", "schedulefree-paper", |lr| {
+            Self::paper(lr).into()
         }),
     ];
 }

@@ -1,13 +1,11 @@
 //! Schedule-free SGD.
 
-use std::borrow::Cow;
-
-use super::config::{config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, started};
-use super::error::{check_decays, unsupported};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Pass, started};
+use super::error::unsupported;
 use super::schedule_free::{Rise, averaged, check_beta1};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots, Start};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
 
 config! {
     /// Checked hyper-parameters of schedule-free SGD (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
@@ -82,20 +80,31 @@ impl ScheduleFreeSgdConfig {
         averaged(self.beta1, params, z)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         check_beta1(self.beta1)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         if self.decoupled_weight_decay != 0.0 {
             return unsupported(
                 "decoupled_weight_decay",
                 "in schedule-free SGD both decays are one, weight_decay",
             );
         }
-        Ok(self)
+        Ok(())
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, keep, c, a, b, rho,
+    }
+}
+
+impl ElementRule for ScheduleFreeSgdConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "schedule_free_sgd";
+    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_sgd.wgsl");
+
+    fn slots(&self) -> Slots {
+        [Slot::new("z").starting(Start::Params)].into()
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -118,72 +127,32 @@ impl ScheduleFreeSgdConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [z] = state {
-            with_decay!(self, |decay| {
-                let element = ScheduleFreeSgd {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [z], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, keep, c, a, b, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct ScheduleFreeSgd<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<1> for ScheduleFreeSgd<LAMBDA> {
+impl Element<Coefficients, 1> for ScheduleFreeSgdConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [z]: [f32; 1]) -> (f32, [f32; 1]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [z]: [f32; 1],
+    ) -> (f32, [f32; 1]) {
         let h = decay.direction(k.lambda, theta, g);
         let z = started(z, theta);
         (k.keep * theta + k.c * z - k.a * h, [z - k.b * h])
     }
 }
 
-impl Rule for ScheduleFreeSgdConfig {
-    fn stem(&self) -> &'static str {
-        "schedule_free_sgd"
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("z").starting(Start::Params)].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("schedule_free_sgd");
-}
-
-twin!(ScheduleFreeSgdConfig);
-
 impl KnownRule for ScheduleFreeSgdConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("schedule-free-sgd", "optax", |lr| Self::builder(lr)),
-        preset!(
-            "schedule-free-sgd",
-            "schedulefree",
-            |lr| Self::schedulefree(lr)
-        ),
+        RulePreset::new("schedule-free-sgd", "optax", |lr| Self::builder(lr).into()),
+        RulePreset::new("schedule-free-sgd", "schedulefree", |lr| {
+            Self::schedulefree(lr).into()
+        }),
     ];
 }

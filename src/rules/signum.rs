@@ -1,14 +1,10 @@
 //! Signum and signSGD: the sign of the gradient, or of its average.
 
-use std::borrow::Cow;
-
-use super::config::{
-    changed_momentum, config, momentum_is_its_own, preset, rule_functions, scalars, twin,
-};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, sign};
-use super::error::{check_below_one, check_decays};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::error::check_below_one;
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Signum and signSGD (Bernstein et al. 2018, <https://arxiv.org/abs/1802.04434>).
@@ -55,14 +51,43 @@ impl SignumConfig {
         Self::builder(lr).momentum(0.0)
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("momentum", self.momentum)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+    fn check(&self) -> Result<(), ConfigError> {
+        check_below_one("momentum", self.momentum)
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, mu, c, lr, rho,
+    }
+}
+
+impl ElementRule for SignumConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "signum";
+    const WGSL: &'static str = include_str!("../../shaders/rules/signum.wgsl");
+
+    fn stem(&self) -> &'static str {
+        match self.momentum {
+            0.0 => "sign_sgd",
+            _ => "signum",
+        }
+    }
+
+    fn slots(&self) -> Slots {
+        [Slot::new("momentum_buffer").kept_if(self.momentum != 0.0)].into()
+    }
+
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![("HAS_MOMENTUM", self.momentum != 0.0)]
+    }
+
+    fn phase(&self, _applied_steps: u64) -> u64 {
+        0
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Buffered(&mut self.momentum)
     }
 
     fn coefficients(&self, _applied_steps: u64) -> Coefficients {
@@ -76,82 +101,47 @@ impl SignumConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        phase: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        let k = self.coefficients(phase);
-        with_decay!(self, |decay| match state {
-            [m] => W::walk(Signum { k, decay }, params, [m], grads),
-            _ => W::walk(Signum { k, decay }, params, [], grads),
-        });
+    fn step(&self, pass: Pass<'_, '_>) {
+        match self.momentum {
+            0.0 => pass.over::<_, 0, _>(*self),
+            _ => pass.over::<_, 1, _>(*self),
+        }
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, mu, c, lr, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Signum<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<1> for Signum<LAMBDA> {
+impl Element<Coefficients, 1> for SignumConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m]: [f32; 1],
+    ) -> (f32, [f32; 1]) {
         let m = k.mu * m + k.c * decay.direction(k.lambda, theta, g);
         (decay.decayed(k.rho, theta) - k.lr * sign(m), [m])
     }
 }
 
-impl<const LAMBDA: bool> Element<0> for Signum<LAMBDA> {
+impl Element<Coefficients, 0> for SignumConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, []: [f32; 0]) -> (f32, [f32; 0]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        []: [f32; 0],
+    ) -> (f32, [f32; 0]) {
         let m = decay.direction(k.lambda, theta, g);
         (decay.decayed(k.rho, theta) - k.lr * sign(m), [])
     }
 }
 
-impl Rule for SignumConfig {
-    fn stem(&self) -> &'static str {
-        match self.momentum {
-            0.0 => "sign_sgd",
-            _ => "signum",
-        }
-    }
-
-    fn slots(&self) -> Slots {
-        [Slot::new("momentum_buffer").kept_if(self.momentum != 0.0)].into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([("HAS_MOMENTUM", self.momentum != 0.0)])
-    }
-
-    rule_functions!("signum");
-
-    /// The steps do not differ.
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    momentum_is_its_own!();
-}
-
-twin!(SignumConfig);
-
 impl KnownRule for SignumConfig {
     const PRESETS: &'static [RulePreset] = &[
-        preset!("signum", "paper", |lr| Self::builder(lr)),
-        preset!("sign-sgd", "optax", |lr| Self::sign_sgd(lr)),
+        RulePreset::new("signum", "paper", |lr| Self::builder(lr).into()),
+        RulePreset::new("sign-sgd", "optax", |lr| Self::sign_sgd(lr).into()),
     ];
 }

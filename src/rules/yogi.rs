@@ -1,12 +1,10 @@
 //! Yogi: Adam whose second average moves by a bounded step.
 
-use std::borrow::Cow;
-
-use super::config::{beta1_is_momentum, config, preset, rule_functions, scalars, twin};
-use super::decay::{DecayTwin, with_decay};
-use super::elementwise::{Element, Walk, sign};
-use super::error::{check_below_one, check_decays, check_held};
-use super::{ConfigError, KnownRule, Rule, RulePreset, Scalars, Slot, Slots};
+use super::config::{config, scalars};
+use super::decay::DecayTwin;
+use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::error::{check_betas, check_held};
+use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
 config! {
     /// Checked hyper-parameters of Yogi (Zaheer et al. 2018,
@@ -59,21 +57,39 @@ impl YogiConfig {
         })
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
-        check_below_one("beta1", self.beta1)?;
-        check_below_one("beta2", self.beta2)?;
+    fn check(&self) -> Result<(), ConfigError> {
+        check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
         check_held(
             "initial_accumulator_value",
             self.initial_accumulator_value,
             1.0,
-        )?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
-        Ok(self)
+        )
+    }
+}
+
+scalars! {
+    struct Coefficients {
+        lambda, beta1, c1, c2, r, eps, a, rho,
+    }
+}
+
+impl ElementRule for YogiConfig {
+    type K = Coefficients;
+    const STEM: &'static str = "yogi";
+    const WGSL: &'static str = include_str!("../../shaders/rules/yogi.wgsl");
+
+    fn slots(&self) -> Slots {
+        let start = self.initial_accumulator_value as f32;
+        [
+            Slot::new("exp_avg").starting_at(start),
+            Slot::new("exp_avg_sq").starting_at(start),
+        ]
+        .into()
+    }
+
+    fn momentum(&mut self) -> Momentum<'_> {
+        Momentum::Beta1(&mut self.beta1)
     }
 
     fn coefficients(&self, applied_steps: u64) -> Coefficients {
@@ -91,41 +107,21 @@ impl YogiConfig {
         .cast()
     }
 
-    fn walk<W: Walk>(
-        &self,
-        applied_steps: u64,
-        params: &mut [f32],
-        state: &mut [&mut [f32]],
-        grads: &[f32],
-    ) {
-        if let [m, v] = state {
-            with_decay!(self, |decay| {
-                let element = Yogi {
-                    k: self.coefficients(applied_steps),
-                    decay,
-                };
-                W::walk(element, params, [m, v], grads);
-            });
-        }
+    fn step(&self, pass: Pass<'_, '_>) {
+        pass.over(*self);
     }
 }
 
-scalars! {
-    struct Coefficients {
-        lambda, beta1, c1, c2, r, eps, a, rho,
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Yogi<const LAMBDA: bool> {
-    k: Coefficients,
-    decay: DecayTwin<LAMBDA>,
-}
-
-impl<const LAMBDA: bool> Element<2> for Yogi<LAMBDA> {
+impl Element<Coefficients, 2> for YogiConfig {
     #[inline(always)]
-    fn update(self, theta: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let Self { k, decay } = self;
+    fn update<const LAMBDA: bool>(
+        self,
+        k: Coefficients,
+        decay: DecayTwin<LAMBDA>,
+        theta: f32,
+        g: f32,
+        [m, v]: [f32; 2],
+    ) -> (f32, [f32; 2]) {
         let h = decay.direction(k.lambda, theta, g);
         let m = k.beta1 * m + k.c1 * h;
         let square = h * h;
@@ -135,31 +131,8 @@ impl<const LAMBDA: bool> Element<2> for Yogi<LAMBDA> {
     }
 }
 
-impl Rule for YogiConfig {
-    fn stem(&self) -> &'static str {
-        "yogi"
-    }
-
-    fn slots(&self) -> Slots {
-        let start = self.initial_accumulator_value as f32;
-        [
-            Slot::new("exp_avg").starting_at(start),
-            Slot::new("exp_avg_sq").starting_at(start),
-        ]
-        .into()
-    }
-
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        self.decay().terms([])
-    }
-
-    rule_functions!("yogi");
-
-    beta1_is_momentum!();
-}
-
-twin!(YogiConfig);
-
 impl KnownRule for YogiConfig {
-    const PRESETS: &'static [RulePreset] = &[preset!("yogi", "optax", |lr| Self::builder(lr))];
+    const PRESETS: &'static [RulePreset] = &[RulePreset::new("yogi", "optax", |lr| {
+        Self::builder(lr).into()
+    })];
 }

@@ -124,9 +124,9 @@ pub fn rule_of(library: &str, rule: &str, config: &BTreeMap<String, Value>, lr: 
         (_, rule) => rule.replace('_', "-"),
     };
     let preset = RulePreset::find(&rule, Some(library)).unwrap();
-    let mut fields = serde_json::to_value((preset.config)(lr).unwrap()).unwrap();
-    let decouples =
-        preset.decouples_weight_decay || config.get("decoupled_weight_decay") == Some(&json!(true));
+    let mut fields = serde_json::to_value(preset.config(lr).unwrap()).unwrap();
+    let decouples = preset.decouples_weight_decay()
+        || config.get("decoupled_weight_decay") == Some(&json!(true));
     for (name, value) in config {
         match name.as_str() {
             "betas" => {

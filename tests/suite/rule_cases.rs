@@ -35,7 +35,7 @@ fn variations(depth: usize) -> Vec<AnyRule> {
     let mut rules = Vec::new();
     let mut kinds = BTreeSet::new();
     for preset in AnyRule::presets() {
-        let fields = serde_json::to_value((preset.config)(0.05).unwrap()).unwrap();
+        let fields = serde_json::to_value(preset.config(0.05).unwrap()).unwrap();
         if !kinds.insert(fields["rule"].to_string()) {
             continue;
         }

@@ -150,7 +150,7 @@ fn any_rule() -> impl Strategy<Value = AnyRule> {
         prop::collection::vec(0.0..1.0f64, 20),
     );
     drawn.prop_filter_map("a combination that no library has", |(preset, drawn)| {
-        let mut fields = serde_json::to_value((preset.config)(0.5 * drawn[0]).unwrap()).ok()?;
+        let mut fields = serde_json::to_value(preset.config(0.5 * drawn[0]).unwrap()).ok()?;
         let object = fields.as_object_mut()?;
         for ((name, value), x) in object.iter_mut().zip(&drawn[1..]) {
             // Half of what may be absent is.

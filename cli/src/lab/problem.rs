@@ -478,8 +478,8 @@ impl Stepper for OnReference<'_> {
         let config = self.problem.config_at(lr)?;
         let Results { params, slots } = &mut self.results;
         let mut slots: Vec<_> = slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let phase = config.phase(self.steps);
-        config.step_in_turn(phase, params, &mut slots, &self.problem.grads);
+        let scalars = config.scalars(config.phase(self.steps));
+        config.step_in_turn(&scalars, params, &mut slots, &self.problem.grads);
         self.steps += 1;
         Ok(())
     }
@@ -527,7 +527,7 @@ mod tests {
     #[test]
     fn checked_steps_cancel_no_parameter_whatever_the_rule() {
         for preset in AnyRule::presets() {
-            let config = at_a_gentle_lr(&(preset.config)(LR).unwrap()).unwrap();
+            let config = at_a_gentle_lr(&preset.config(LR).unwrap()).unwrap();
             let problem = Problem::new(config, vec![1000]);
             let mut stepper = OnReference::new(&problem);
             problem.check(&mut stepper, Rounding::NEAREST).unwrap();

@@ -180,7 +180,7 @@ fn three_rounds_by_every_rule() {
     let start = small_model();
     for preset in AnyRule::presets() {
         let flags = format!("--rule {} --preset {}", preset.rule, preset.library);
-        let config = (preset.config)(1.0).unwrap();
+        let config = preset.config(1.0).unwrap();
         for device in DEVICES {
             check_rule(device, &start, &config, &flags);
         }

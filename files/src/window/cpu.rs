@@ -28,7 +28,8 @@ impl OnCpu {
             mut slots,
         } = task;
         for _ in 0..times {
-            self.config.step(phase, params, &mut slots, grads);
+            let scalars = self.config.scalars(phase);
+            self.config.step(&scalars, params, &mut slots, grads);
             phase = self.config.phase(phase.saturating_add(1));
         }
     }

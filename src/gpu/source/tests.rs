@@ -53,7 +53,7 @@ fn configs() -> Vec<AnyRule> {
         }
     }
     assert_eq!(configs.len(), Terms::all().count());
-    configs.extend(AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap()));
+    configs.extend(AnyRule::presets().map(|preset| preset.config(0.1).unwrap()));
     let amsgrad = AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage);
     let rmsprop = RmsPropConfig::builder(0.1).momentum(0.9).centered(true);
     configs.push(amsgrad.build().unwrap().into());

@@ -1,7 +1,7 @@
 //! Config x step -> the six numbers of the one recurrence behind the whole momentum family.
 
 use super::{MomentumForm, SgdConfig};
-use crate::rules::Real;
+use crate::rules::{Real, Scalars};
 
 /// The coefficients of
 ///
@@ -82,6 +82,24 @@ impl Coefficients {
             a: T::from_f64(self.a),
             b: T::from_f64(self.b),
             rho: T::from_f64(self.rho),
+        }
+    }
+}
+
+impl Coefficients<f32> {
+    pub(super) fn to_scalars(self) -> Scalars {
+        [self.lambda, self.alpha, self.c, self.a, self.b, self.rho].into()
+    }
+
+    pub(super) fn of_scalars(scalars: &Scalars) -> Self {
+        let [lambda, alpha, c, a, b, rho, ..] = *scalars.values();
+        Self {
+            lambda,
+            alpha,
+            c,
+            a,
+            b,
+            rho,
         }
     }
 }

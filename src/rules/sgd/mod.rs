@@ -12,12 +12,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::rules::config::{changed_momentum, config};
-use crate::rules::error::{check_below_one, check_decays, check_range, unsupported};
-use crate::rules::{ConfigError, Real, Rule, Scalars, Slot, Slots, Twin};
+use crate::rules::error::{check_below_one, check_range, unsupported};
+use crate::rules::{ConfigError, Hyperparameters, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
 pub use convert::Conversion;
-pub use presets::Preset;
 
 /// Where the learning rate sits in the momentum recurrence.
 ///
@@ -115,21 +114,6 @@ config! {
 }
 
 impl SgdConfig {
-    /// Starts from plain gradient descent with learning rate `lr`.
-    pub const fn builder(lr: f64) -> SgdConfigBuilder {
-        SgdConfigBuilder::new(Self {
-            lr,
-            momentum: 0.0,
-            dampening: 0.0,
-            nesterov: false,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-            form: MomentumForm::HeavyBall,
-            time_step: 1.0,
-        })
-    }
-
     /// The same configuration at another momentum. A velocity that is there stays, also at momentum zero, for which
     /// the smallest number that is not zero then stands.
     ///
@@ -137,7 +121,7 @@ impl SgdConfig {
     /// [`ConfigError`] if `momentum` is out of range, or would give a velocity to a configuration that has none.
     pub fn with_momentum(self, momentum: f64) -> Result<Self, ConfigError> {
         let momentum = changed_momentum(self.momentum, momentum)?;
-        Self { momentum, ..self }.check()
+        Self { momentum, ..self }.checked()
     }
 
     /// Whether the update keeps a velocity buffer: it does unless `momentum` is zero. However small, a momentum that is
@@ -147,18 +131,13 @@ impl SgdConfig {
         self.momentum != 0.0
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         match self.form {
             // At mu = 1 it would never let a gradient in.
             MomentumForm::Ema => check_below_one("momentum", self.momentum)?,
             _ => check_range("momentum", self.momentum, 1.0)?,
         }
         check_range("dampening", self.dampening, 1.0)?;
-        check_decays(
-            self.lr,
-            self.coupled_weight_decay,
-            self.decoupled_weight_decay,
-        )?;
         check_range("time_step", self.time_step, f64::INFINITY)?;
         if f32::from_f64(self.time_step) == 0.0 {
             return Err(ConfigError::OutOfRange {
@@ -205,8 +184,7 @@ impl SgdConfig {
             self.dampening != 0.0 && self.form != MomentumForm::HeavyBall,
             "dampening, form",
             "dampening is defined for the heavy-ball form only",
-        )?;
-        Ok(self)
+        )
     }
 }
 
@@ -252,8 +230,7 @@ impl Rule for SgdConfig {
     }
 
     fn scalars(&self, phase: u64) -> Scalars {
-        let k: Coefficients<f32> = Coefficients::new(self, phase == 0).cast();
-        [k.lambda, k.alpha, k.c, k.a, k.b, k.rho].into()
+        Coefficients::new(self, phase == 0).cast().to_scalars()
     }
 
     fn meaning(&self) -> String {
@@ -278,23 +255,23 @@ impl Rule for SgdConfig {
 }
 
 impl Twin for SgdConfig {
-    fn step(&self, phase: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        let k = Coefficients::new(self, phase == 0).cast();
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
         let velocity = match state {
             [velocity, ..] => velocity,
             [] => &mut [][..],
         };
+        let k = Coefficients::of_scalars(scalars);
         vector::step(&k, Terms::of(self), params, velocity, grads);
     }
 
     fn step_in_turn(
         &self,
-        phase: u64,
+        scalars: &Scalars,
         params: &mut [f32],
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
-        let k = Coefficients::new(self, phase == 0).cast();
+        let k = Coefficients::of_scalars(scalars);
         match state {
             [velocity, ..] => reference::sgd(&k, Terms::of(self), params, velocity, grads),
             [] => reference::sgd_plain(&k, Terms::of(self), params, grads),

@@ -1,145 +1,72 @@
-//! Update rules by the name of what a user is coming from.
-
-use std::fmt;
-use std::str::FromStr;
+//! SGD and momentum as libraries and papers have them.
 
 use super::{MomentumForm, SgdConfig, SgdConfigBuilder};
-use crate::rules::config::preset;
-use crate::rules::{ConfigError, KnownRule, RulePreset};
+use crate::rules::{KnownRule, RulePreset};
 
-/// An optimizer of another library or paper; it chooses the form and what weight decay means.
-///
-/// ```
-/// use wgpu_optim::{MomentumForm, Preset};
-///
-/// let config = Preset::Keras.builder(0.1).momentum(0.9).nesterov(true).build()?;
-/// assert_eq!(config.form(), MomentumForm::LrInside);
-/// # Ok::<(), wgpu_optim::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Preset {
-    /// `torch.optim.SGD`: `d = g + weight_decay*theta; v = mu*v + (1-tau)*d; theta -= lr*v`, with Nesterov
-    /// `theta -= lr*(d + mu*v)`. The first step of each tensor is undampened: `v = d`.
+impl SgdConfig {
+    /// PyTorch's `SGD`: `d = g + weight_decay*theta; v = mu*v + (1-tau)*d; theta -= lr*v`, with Nesterov
+    /// `theta -= lr*(d + mu*v)`. The first step of each tensor is undampened: `v = d`. No momentum until one is set.
     /// <https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html>
-    PyTorch,
-    /// `optax.sgd`: `v = g + mu*v; theta -= lr*v`, with Nesterov `theta -= lr*(g + mu*v)`. The trace starts at
-    /// zero, so the first step is `v = g`.
-    /// <https://optax.readthedocs.io/en/latest/api/optimizers.html#optax.sgd>
-    OptaxSgd,
-    /// `optax.trace(decay)` followed by `optax.scale(-lr)`: the transformation inside `optax.sgd`, with the
-    /// decay as momentum.
-    /// <https://optax.readthedocs.io/en/latest/api/transformations.html#optax.trace>
-    OptaxTrace,
-    /// `optax.ema(decay, debias=False)` followed by `optax.scale(-lr)`: `v = mu*v + (1-mu)*g; theta -= lr*v`.
-    /// The average starts at zero, so the first step is `v = (1-mu)*g`; there is no debiasing.
+    ///
+    /// So are optax's `sgd` (<https://optax.readthedocs.io/en/latest/api/optimizers.html#optax.sgd>), its `trace(decay)`
+    /// followed by `scale(-lr)`, with the decay as momentum
+    /// (<https://optax.readthedocs.io/en/latest/api/transformations.html#optax.trace>), and TensorFlow.js's
+    /// `train.momentum` (<https://js.tensorflow.org/api/latest/#train.momentum>), all three without dampening.
+    pub const fn builder(lr: f64) -> SgdConfigBuilder {
+        SgdConfigBuilder::new(Self {
+            lr,
+            momentum: 0.0,
+            dampening: 0.0,
+            nesterov: false,
+            coupled_weight_decay: 0.0,
+            decoupled_weight_decay: 0.0,
+            maximize: false,
+            form: MomentumForm::HeavyBall,
+            time_step: 1.0,
+        })
+    }
+
+    /// optax's `ema(decay, debias=False)` followed by `scale(-lr)`: `v = mu*v + (1-mu)*g; theta -= lr*v`. The average
+    /// starts at zero, so the first step is `v = (1-mu)*g`; there is no debiasing.
     /// <https://optax.readthedocs.io/en/latest/api/transformations.html#optax.ema>
-    OptaxEma,
-    /// `keras.optimizers.SGD`: `v = mu*v - lr*g; theta += v`, with Nesterov `theta += mu*v - lr*g`. Weight decay
-    /// is decoupled: `theta *= 1 - lr*weight_decay` before the step. The first step is `v = -lr*g`.
+    pub const fn optax_ema(lr: f64) -> SgdConfigBuilder {
+        Self::builder(lr).form(MomentumForm::Ema)
+    }
+
+    /// Keras's `SGD`: `v = mu*v - lr*g; theta += v`, with Nesterov `theta += mu*v - lr*g`. Its weight decay is decoupled:
+    /// `theta *= 1 - lr*weight_decay` before the step. The first step is `v = -lr*g`.
     /// <https://keras.io/api/optimizers/sgd/>
-    Keras,
-    /// `tf.train.momentum` of TensorFlow.js, and "classical" momentum in most lecture notes:
-    /// `v = mu*v + g; theta -= lr*v`, with Nesterov `theta -= lr*(g + mu*v)`. The first step is `v = g`.
-    /// <https://js.tensorflow.org/api/latest/#train.momentum>
-    TensorFlowJs,
-    /// Sutskever et al. 2013: `v = mu*v - lr*g; theta += v`. With Nesterov, theta is the point at which the
-    /// gradient is taken, ahead of the paper's by `mu*v`, and the step is `theta += mu*v - lr*g`. The first step
-    /// is `v = -lr*g`. <https://proceedings.mlr.press/v28/sutskever13.html>
-    Sutskever2013,
-}
-
-impl Preset {
-    /// Every preset.
-    pub const ALL: [Self; 7] = [
-        Self::PyTorch,
-        Self::OptaxSgd,
-        Self::OptaxTrace,
-        Self::OptaxEma,
-        Self::Keras,
-        Self::TensorFlowJs,
-        Self::Sutskever2013,
-    ];
-
-    /// The name used on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PyTorch => "pytorch",
-            Self::OptaxSgd => "optax-sgd",
-            Self::OptaxTrace => "optax-trace",
-            Self::OptaxEma => "optax-ema",
-            Self::Keras => "keras",
-            Self::TensorFlowJs => "tensorflow-js",
-            Self::Sutskever2013 => "sutskever-2013",
-        }
+    ///
+    /// ```
+    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    ///
+    /// let config = SgdConfig::keras(0.1).momentum(0.9).nesterov(true).build()?;
+    /// assert_eq!(config.form(), MomentumForm::LrInside);
+    /// # Ok::<(), wgpu_optim::ConfigError>(())
+    /// ```
+    pub const fn keras(lr: f64) -> SgdConfigBuilder {
+        Self::sutskever_2013(lr).decoupling(0.0)
     }
 
-    /// The form that the library or paper computes in.
-    #[must_use]
-    pub const fn form(self) -> MomentumForm {
-        match self {
-            Self::PyTorch | Self::OptaxSgd | Self::OptaxTrace | Self::TensorFlowJs => {
-                MomentumForm::HeavyBall
-            }
-            Self::OptaxEma => MomentumForm::Ema,
-            Self::Keras | Self::Sutskever2013 => MomentumForm::LrInside,
-        }
+    /// Sutskever et al. 2013: `v = mu*v - lr*g; theta += v`. With Nesterov, theta is the point at which the gradient is
+    /// taken, ahead of the paper's by `mu*v`, and the step is `theta += mu*v - lr*g`. The first step is `v = -lr*g`.
+    /// <https://proceedings.mlr.press/v28/sutskever13.html>
+    pub const fn sutskever_2013(lr: f64) -> SgdConfigBuilder {
+        Self::builder(lr).form(MomentumForm::LrInside)
     }
-
-    /// Whether the library's own `weight_decay` is decoupled.
-    #[must_use]
-    pub const fn decouples_weight_decay(self) -> bool {
-        matches!(self, Self::Keras)
-    }
-
-    /// A configuration in this preset's form, whose `weight_decay` is of the library's kind.
-    pub const fn builder(self, lr: f64) -> SgdConfigBuilder {
-        let builder = SgdConfig::builder(lr).form(self.form());
-        match self.decouples_weight_decay() {
-            true => builder.decoupling(0.0),
-            false => builder,
-        }
-    }
-}
-
-impl fmt::Display for Preset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Preset {
-    type Err = ConfigError;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|preset| preset.name() == name)
-            .ok_or_else(|| ConfigError::UnknownPreset {
-                name: name.to_owned(),
-                expected: Self::ALL.map(Self::name).join(", "),
-            })
-    }
-}
-
-/// A preset of SGD as a preset of the rule.
-macro_rules! of_sgd {
-    ($preset:ident) => {
-        preset!("sgd", Preset::$preset.name(), |lr| Preset::$preset
-            .builder(lr))
-    };
 }
 
 impl KnownRule for SgdConfig {
     const PRESETS: &'static [RulePreset] = &[
-        of_sgd!(PyTorch),
-        of_sgd!(OptaxSgd),
-        of_sgd!(OptaxTrace),
-        of_sgd!(OptaxEma),
-        of_sgd!(Keras),
-        of_sgd!(TensorFlowJs),
-        of_sgd!(Sutskever2013),
+        RulePreset::new("sgd", "pytorch", |lr| Self::builder(lr).into()),
+        RulePreset::new("sgd", "optax-sgd", |lr| Self::builder(lr).into()),
+        RulePreset::new("sgd", "optax-trace", |lr| Self::builder(lr).into()),
+        RulePreset::new("sgd", "optax-ema", |lr| Self::optax_ema(lr).into()),
+        RulePreset::new("sgd", "keras", |lr| Self::keras(lr).into()),
+        RulePreset::new("sgd", "tensorflow-js", |lr| Self::builder(lr).into()),
+        RulePreset::new("sgd", "sutskever-2013", |lr| {
+            Self::sutskever_2013(lr).into()
+        }),
     ];
 
     /// PyTorch's `SGD` counts no steps.

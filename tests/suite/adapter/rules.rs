@@ -232,7 +232,7 @@ async fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
     if cfg!(not(target_arch = "wasm32")) {
         benches.push(Bench::open(wgpu::Features::empty(), small).await);
     }
-    let presets = AnyRule::presets().map(|preset| (preset.config)(0.05).unwrap());
+    let presets = AnyRule::presets().map(|preset| preset.config(0.05).unwrap());
     let configs: Vec<_> = presets.collect();
     let all = |(index, bench)| configs.iter().map(move |config| (index, bench, config));
     for (index, bench, config) in benches.iter().enumerate().flat_map(all) {

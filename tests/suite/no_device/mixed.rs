@@ -38,7 +38,7 @@ fn step(optimizer: &mut CpuOptimizer<AnyRule>, params: &mut [Values], grads: &[V
 fn every_rule_over_every_way_to_store_stays_within_its_bound() {
     let numels = [0, 1, 2, 31, 32, 33, 1023, 1024, 1025];
     for preset in AnyRule::presets() {
-        let config = (preset.config)(0.05).unwrap();
+        let config = preset.config(0.05).unwrap();
         let slots = config.slots().kept().count();
         for stored in all(slots) {
             let mut optimizer = optimizer(&config, &stored, &numels);

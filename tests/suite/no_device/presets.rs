@@ -1,7 +1,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
-    LionConfig, MomentumForm, NAdamConfig, Preset, RAdamConfig, RmsPropConfig, RpropConfig,
+    LionConfig, MomentumForm, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, RulePreset,
     ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
 
@@ -9,13 +9,29 @@ use crate::cases::values;
 use crate::golden::{optax_and_keras, pytorch};
 use crate::test;
 
+/// SGD as a library has it.
+fn sgd_of(library: &str) -> (SgdConfig, RulePreset) {
+    let preset = RulePreset::find("sgd", Some(library)).unwrap();
+    (preset.config(0.1).unwrap().try_into().unwrap(), preset)
+}
+
 #[test]
-fn presets_have_names() {
-    for preset in Preset::ALL {
-        assert_eq!(preset.name().parse::<Preset>(), Ok(preset));
-        assert_eq!(preset.builder(0.1).build().unwrap().form(), preset.form());
+fn constructors_of_sgd_are_its_presets() {
+    let constructors = [
+        ("pytorch", SgdConfig::builder(0.1)),
+        ("optax-sgd", SgdConfig::builder(0.1)),
+        ("optax-trace", SgdConfig::builder(0.1)),
+        ("optax-ema", SgdConfig::optax_ema(0.1)),
+        ("keras", SgdConfig::keras(0.1)),
+        ("tensorflow-js", SgdConfig::builder(0.1)),
+        ("sutskever-2013", SgdConfig::sutskever_2013(0.1)),
+    ];
+    let presets = AnyRule::presets().filter(|preset| preset.rule == "sgd");
+    assert_eq!(presets.count(), constructors.len());
+    for (library, builder) in constructors {
+        assert_eq!(sgd_of(library).0, builder.build().unwrap(), "{library}");
     }
-    let unknown = "torch".parse::<Preset>();
+    let unknown = AnyRule::preset("sgd", Some("torch"), 0.1);
     assert!(matches!(unknown, Err(ConfigError::UnknownPreset { name, .. }) if name == "torch"));
 }
 
@@ -25,16 +41,16 @@ fn presets_choose_the_form_that_their_library_was_seen_to_compute() {
     assert!(
         pytorch()
             .iter()
-            .all(|golden| golden.config.form() == Preset::PyTorch.form())
+            .all(|golden| golden.config.form() == sgd_of("pytorch").0.form())
     );
     for golden in optax_and_keras() {
-        let preset = match golden.name.split(' ').next() {
-            Some("optax") => Preset::OptaxSgd,
-            Some("ema") => Preset::OptaxEma,
-            Some("keras") => Preset::Keras,
+        let (config, preset) = sgd_of(match golden.name.split(' ').next() {
+            Some("optax") => "optax-sgd",
+            Some("ema") => "optax-ema",
+            Some("keras") => "keras",
             other => panic!("a golden of {other:?}"),
-        };
-        assert_eq!(golden.config.form(), preset.form(), "{}", golden.name);
+        });
+        assert_eq!(golden.config.form(), config.form(), "{}", golden.name);
         if golden.config.decoupled_weight_decay() != 0.0 {
             assert!(preset.decouples_weight_decay());
         }
@@ -58,8 +74,11 @@ fn with_weight_decay() -> Vec<(&'static str, AnyRule, bool)> {
             ), )*]
         };
     }
-    let mut rules = decayed! {
+    decayed! {
         SgdConfig::builder(0.1) => false,
+        SgdConfig::optax_ema(0.1) => false,
+        SgdConfig::keras(0.1) => true,
+        SgdConfig::sutskever_2013(0.1) => false,
         AdamConfig::builder(0.1) => false,
         AdamConfig::adamw(0.1) => true,
         AdamConfig::keras(0.1) => true,
@@ -83,13 +102,7 @@ fn with_weight_decay() -> Vec<(&'static str, AnyRule, bool)> {
         AdaBeliefConfig::builder(0.1) => false,
         YogiConfig::builder(0.1) => false,
         RpropConfig::builder(0.1) => false,
-    };
-    for preset in Preset::ALL {
-        let builder = preset.builder(0.1).weight_decay(0.25);
-        let decouples = preset == Preset::Keras;
-        rules.push((preset.name(), builder.build().unwrap().into(), decouples));
     }
-    rules
 }
 
 /// Who comes from PyTorch writes `adamw(lr).weight_decay(0.25)` and means what `AdamW` does with it.
@@ -102,11 +115,11 @@ fn weight_decay_is_all_the_decay_there_is_and_of_the_librarys_kind() {
         names.push(serde_json::to_value(&rule).unwrap()["rule"].clone());
     }
     for preset in AnyRule::presets() {
-        let rule = serde_json::to_value((preset.config)(0.1).unwrap()).unwrap();
+        let rule = serde_json::to_value(preset.config(0.1).unwrap()).unwrap();
         assert!(names.contains(&rule["rule"]), "no builder of {rule}");
         // What a preset decays by default is of the kind that it says.
-        let [coupled, decoupled] = decays(&(preset.config)(0.1).unwrap());
-        let (other, name) = match preset.decouples_weight_decay {
+        let [coupled, decoupled] = decays(&preset.config(0.1).unwrap());
+        let (other, name) = match preset.decouples_weight_decay() {
             true => (coupled, preset.rule),
             false => (decoupled, preset.rule),
         };
@@ -213,8 +226,7 @@ fn both_weight_decays_at_once_are_both_named() {
 #[test]
 fn sutskevers_nesterov_is_ours_at_the_point_where_the_gradient_is_taken() {
     let (lr, mu) = (0.1, 0.9);
-    let config = Preset::Sutskever2013
-        .builder(lr)
+    let config = SgdConfig::sutskever_2013(lr)
         .momentum(mu)
         .nesterov(true)
         .build()

@@ -127,8 +127,8 @@ impl Reference {
 
     pub fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
         let mut slots: Vec<_> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let phase = rule.phase(self.applied_steps);
-        rule.step_in_turn(phase, &mut self.params, &mut slots, grads);
+        let scalars = rule.scalars(rule.phase(self.applied_steps));
+        rule.step_in_turn(&scalars, &mut self.params, &mut slots, grads);
         self.applied_steps += 1;
     }
 }
@@ -215,7 +215,12 @@ fn a_wrong_kernel_is_found() {
     let mut oracle = Oracle::new(&params, Rounding::WGSL);
     oracle.step(&config, &grads);
     let (mut m, mut v) = (vec![0.0; 64], vec![0.0; 64]);
-    config.step_in_turn(1, &mut params, &mut [&mut m, &mut v], &grads);
+    config.step_in_turn(
+        &config.scalars(1),
+        &mut params,
+        &mut [&mut m, &mut v],
+        &grads,
+    );
     assert!(oracle.check_params(&params).is_err());
     oracle.check_slot("exp_avg", &m).unwrap();
     v[3] *= 1.000_01;
@@ -228,9 +233,9 @@ fn presets_are_found_by_name_and_what_is_not_there_is_said() {
     assert_eq!(adamw, AdamConfig::adamw(0.1).build().unwrap().into());
     for preset in AnyRule::presets() {
         let found = RulePreset::find(preset.rule, Some(preset.library)).unwrap();
-        assert_eq!((found.config)(0.01), (preset.config)(0.01));
-        assert_eq!((preset.config)(0.01).unwrap().lr(), 0.01);
-        assert!((preset.config)(f64::NAN).is_err());
+        assert_eq!(found.config(0.01), preset.config(0.01));
+        assert_eq!(preset.config(0.01).unwrap().lr(), 0.01);
+        assert!(preset.config(f64::NAN).is_err());
     }
     let error = |rule, library| {
         let refused = AnyRule::preset(rule, library, 0.1).unwrap_err();

@@ -67,7 +67,7 @@ fn every_config_survives_a_file_and_goes_on_bit_for_bit() {
         let by_name = ParamGroups::new(AnyRule::from(config));
         assert_eq!(check_that_it_goes_on(&by_name).1, file);
     }
-    let presets = AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap());
+    let presets = AnyRule::presets().map(|preset| preset.config(0.1).unwrap());
     for rule in presets.chain(rules()) {
         check_that_it_goes_on(&ParamGroups::new(rule));
     }
@@ -424,9 +424,16 @@ mod own {
     }
 
     impl Twin for Own {
-        fn step(&self, _: u64, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        fn step(
+            &self,
+            scalars: &Scalars,
+            params: &mut [f32],
+            state: &mut [&mut [f32]],
+            grads: &[f32],
+        ) {
+            let [lr] = scalars.as_slice() else { return };
             for ((theta, last), g) in params.iter_mut().zip(&mut *state[0]).zip(grads) {
-                *theta -= self.lr as f32 * (g + *last);
+                *theta -= lr * (g + *last);
                 *last = *g;
             }
         }

@@ -130,7 +130,7 @@ fn a_step_allocates_no_more_than_its_commands_and_a_guard() {
         assert!(theirs > 0, "wgpu has been counted");
         let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
         let presets = AnyRule::presets().filter(|preset| preset.rule != "sgd");
-        let presets = presets.map(|preset| (preset.config)(0.1).unwrap());
+        let presets = presets.map(|preset| preset.config(0.1).unwrap());
         for rule in presets.chain([momentum.into()]) {
             let ours = allocations(&kernels, &rule, &tensors, dispatches);
             // A rule without a slot binds less.

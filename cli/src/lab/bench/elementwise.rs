@@ -544,7 +544,7 @@ mod tests {
         let accesses = COPIES.each_ref().map(|copy| copy.accesses);
         assert_eq!(accesses, [3, 5, 7, 9, 11]);
         for preset in AnyRule::presets() {
-            let rule = (preset.config)(0.1).unwrap();
+            let rule = preset.config(0.1).unwrap();
             let copy = &COPIES[rule.slots().kept().count()];
             assert_eq!(4 * copy.accesses, rule.bytes_per_elem(), "{preset:?}");
         }
@@ -568,7 +568,7 @@ mod tests {
         let open = open_gpu();
         let pipelines = Pipelines::new(&open.gpu.device);
         let heavy_ball: AnyRule = BenchForm::HeavyBall.config().unwrap().into();
-        let presets = AnyRule::presets().map(|preset| (preset.config)(0.1).unwrap());
+        let presets = AnyRule::presets().map(|preset| preset.config(0.1).unwrap());
         for rule in presets.chain([heavy_ball]) {
             let slots = rule.slots().kept().count();
             if slots == 0 {

@@ -61,7 +61,7 @@ fn momentum() -> AnyRule {
 pub fn rules() -> Vec<AnyRule> {
     let mut rules: Vec<AnyRule> = Vec::new();
     for preset in AnyRule::presets() {
-        let rule = (preset.config)(0.05).unwrap();
+        let rule = preset.config(0.05).unwrap();
         if rules.iter().all(|other| other.stem() != rule.stem()) {
             rules.push(rule);
         }
