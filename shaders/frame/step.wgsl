@@ -26,9 +26,9 @@ fn wo_stepped(k: Scalars, theta: wo_Unit, g: wo_Unit, s: ptr<function, wo_States
 fn wo_load_state_TENSOR(at: wo_Place) -> wo_States {
     var s: wo_States;
 //# for KEPT
-    let SLOT = wo_load_slot_SLOT_TENSOR(at);
+    let slot_SLOT = wo_load_slot_SLOT_TENSOR(at);
 //# for PARTS
-    s.PART.SLOT = bitcast<vec4<f32>>(SLOT.PART);
+    s.PART.SLOT = bitcast<vec4<f32>>(slot_SLOT.PART);
 //# end
 //# end
     return s;
@@ -51,11 +51,7 @@ fn wo_place_of(unit: u32, units: u32) -> wo_Place {
 //# if VECTORS
     return wo_Place(unit, units);
 //# else
-//# if PAIRS
-    return wo_Place(unit, (2u * units + 7u) & ~7u, 2u * unit, vec2(true));
-//# else
     return wo_Place(unit, (units + 3u) & ~3u);
-//# end
 //# end
 }
 //# for TENSORS
@@ -92,22 +88,22 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
 //# else
 
 // Where a unit of the dispatch lies in the arrays of parameters and state, and in that of the gradients.
-fn wo_place_of(unit: u32, section: u32) -> wo_Place {
+fn wo_place_of(unit: u32) -> wo_Place {
 //# if VECTORS
 //# if OFFSET
-    return wo_Place(wo_k.first + unit, section);
+    return wo_Place(wo_k.first + unit, wo_k.section);
 //# else
     // Most tensors start with their bindings, and then one address, without a sum, serves all arrays.
-    return wo_Place(unit, section);
+    return wo_Place(unit, wo_k.section);
 //# end
 //# else
     let i = wo_k.first + unit + select(0u, wo_k.gap, unit >= wo_k.head);
 //# if PAIRS
     let elements = vec2(2u * i, 2u * i + 1u);
     let mine = (elements >= vec2(wo_k.begin)) & (elements < vec2(wo_k.end));
-    return wo_Place(i, section, 2u * i, mine);
+    return wo_Place(i, 2u * i, mine);
 //# else
-    return wo_Place(i, section);
+    return wo_Place(i, wo_k.section);
 //# end
 //# end
 }
@@ -135,15 +131,15 @@ fn wo_grads_place_of(at: wo_Place) -> wo_Place {
 // for all lanes there, and lane by lane behind it.
 fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let scalars = wo_scalars();
-    let section = wo_k.section;
     let unit = 2u * wo_unit_of(invocation);
+    let at_0 = wo_place_of(unit);
     if unit >= wo_k.count || wo_is_skipped() {
         return;
     }
     // The last one may be alone: then it is loaded twice and stored once.
     let is_pair = unit + 1u < wo_k.count;
-    let at_0 = wo_place_of(unit, section);
-    let at_1 = wo_place_of(select(unit, unit + 1u, is_pair), section);
+    var at_1 = at_0;
+    at_1.unit += select(0u, 1u, is_pair);
     let theta_0 = wo_load_theta_0(at_0);
     let theta_1 = wo_load_theta_0(at_1);
     let g_0 = wo_load_grads_0(wo_grads_place_of(at_0));
@@ -166,7 +162,7 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
     if unit >= wo_k.count || wo_is_skipped() {
         return;
     }
-    let at = wo_place_of(unit, wo_k.section);
+    let at = wo_place_of(unit);
     let theta = wo_load_theta_0(at);
     let g = wo_load_grads_0(wo_grads_place_of(at));
     var s = wo_load_state_0(at);

@@ -28,12 +28,13 @@ struct wo_States {
 // Where a unit lies in the arrays of parameters and state, or of gradients.
 struct wo_Place {
     unit: u32,
-    // From one section of the state to the next: in units, or elements where items are words.
-    section: u32,
 //# if PAIRS
     // The first element, and which of both are the dispatch's to write.
     element: u32,
     mine: vec2<bool>,
+//# else
+    // Units from one section of the state to the next.
+    section: u32,
 //# end
 }
 
@@ -46,12 +47,11 @@ struct wo_Place {
 // The first item of a section of the state before which so many items lie for each unit.
 fn wo_start_of(first: u32, at: wo_Place) -> u32 {
 //# if PAIRS
-//# if BATCH
-    return first * (at.section / 2u);
-//# else
-    // Read no earlier than it is needed: AMD's compilers then need fewer registers.
+    // Counted in elements, and read where it is needed: AMD's compilers take more registers if it is read before.
+    if first == 0u {
+        return 0u;
+    }
     return first * (wo_k.section / 2u);
-//# end
 //# else
     return first * at.section;
 //# end

@@ -49,23 +49,6 @@ const CODECS: [(&str, &[&str]); 4] = [
     ("rest", &[shader!("storage/rest.wgsl")]),
 ];
 
-/// A value for every element of a tensor, in an array of its own or in a section of one.
-struct Section {
-    /// In the names of its accessors.
-    name: String,
-    /// The array that it is in.
-    array: &'static str,
-    codec: &'static str,
-    /// Items of a unit, and how many of those before it in its array.
-    items: u32,
-    first: u32,
-    /// Which of the tensor's values it is, for random bits.
-    number: usize,
-    /// Whether it is stored, too.
-    is_stored: bool,
-    is_random: bool,
-}
-
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
 /// inspect the WGSL themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -218,8 +201,8 @@ impl KernelVariant {
         add(&scope, &DECLARATIONS);
         let sections = self.sections();
         for (codec, files) in CODECS {
-            let of_codec = sections.iter().filter(|section| section.codec == codec);
-            let of_codec: Vec<_> = of_codec.map(Section::scope).collect();
+            let of_codec = sections.iter().filter(|(of, _)| *of == codec);
+            let of_codec: Vec<_> = of_codec.map(|(_, section)| section.clone()).collect();
             if !of_codec.is_empty() {
                 let scope = scope.clone().word("CODEC", codec);
                 add(&scope.list("SECTIONS", of_codec), files);
@@ -288,8 +271,8 @@ impl KernelVariant {
         }
     }
 
-    /// What is loaded and stored for every element.
-    fn sections(&self) -> Vec<Section> {
+    /// What is loaded and stored for every element: codecs, and what their files know of the section.
+    fn sections(&self) -> Vec<(&'static str, Scope)> {
         let Storage {
             params,
             grads,
@@ -297,45 +280,36 @@ impl KernelVariant {
             masters,
             is_stochastic,
         } = self.storage;
-        let section = |name: &str, array, of: StorageType| Section {
-            name: name.to_owned(),
-            array,
-            codec: of.name(),
-            items: self.items(of),
-            first: 0,
-            number: 0,
-            is_stored: true,
-            is_random: is_stochastic,
+        // `first` items of the array lie before the section for each unit; `number` is the value's, for random bits.
+        let section = |name: &str, array, of: StorageType, first: u32, number: usize| {
+            let is_random = is_stochastic && (number > 0 || masters == Masters::None);
+            Scope::default()
+                .word("SECTION", name)
+                .word("ARRAY", array)
+                .word("FIRST", first)
+                .word("NUMBER", number)
+                .word("ITEMS", self.items(of))
+                .flag("STORED", array != "grads")
+                .flag("RANDOM", is_random)
         };
-        let grads = Section {
-            is_stored: false,
-            ..section("grads", "grads", grads)
-        };
-        let params = Section {
-            is_random: is_stochastic && masters == Masters::None,
-            ..section("params", "params", params)
-        };
+        let mut sections = vec![(grads.name(), section("grads", "grads", grads, 0, 0))];
         // Rests are loaded and stored with the parameters.
-        let params = (masters != Masters::Rest).then_some(params);
-        let slots = self.rule.kept().zip(1..).map(|(name, number)| Section {
-            number,
-            ..section(&format!("slot_{name}"), "state", state)
-        });
-        let masters = match masters {
-            Masters::None => None,
-            Masters::F32 => Some(section("masters", "state", StorageType::F32)),
-            Masters::Rest => Some(Section {
-                codec: "rest",
-                ..section("rests", "state", StorageType::Bf16)
-            }),
+        if masters != Masters::Rest {
+            sections.push((params.name(), section("params", "params", params, 0, 0)));
+        }
+        let mut first = 0;
+        for (slot, number) in self.rule.kept().zip(1..) {
+            let name = format!("slot_{slot}");
+            sections.push((state.name(), section(&name, "state", state, first, number)));
+            first += self.items(state);
+        }
+        let (codec, of) = match masters {
+            Masters::None => return sections,
+            Masters::F32 => ("f32", StorageType::F32),
+            Masters::Rest => ("rest", StorageType::Bf16),
         };
-        let mut end = 0;
-        let of_state = slots.chain(masters).map(|section| {
-            let first = end;
-            end += section.items;
-            Section { first, ..section }
-        });
-        params.into_iter().chain([grads]).chain(of_state).collect()
+        sections.push((codec, section("masters", "state", of, first, 0)));
+        sections
     }
 
     /// The entry point.
@@ -364,19 +338,5 @@ impl KernelVariant {
         terms
             .map(|(name, has)| (*name, f64::from(u8::from(*has))))
             .collect()
-    }
-}
-
-impl Section {
-    /// What the templates of its codec know of it.
-    fn scope(&self) -> Scope {
-        Scope::default()
-            .word("SECTION", &self.name)
-            .word("ARRAY", self.array)
-            .word("FIRST", self.first)
-            .word("NUMBER", self.number)
-            .word("ITEMS", self.items)
-            .flag("STORED", self.is_stored)
-            .flag("RANDOM", self.is_random)
     }
 }

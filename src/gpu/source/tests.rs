@@ -375,7 +375,7 @@ impl Rule for Unaware {
     }
 
     fn slots(&self) -> Slots {
-        [Slot::new("low"), Slot::new("high")].into()
+        ["low", "high", "s", "at"].map(Slot::new).into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
@@ -444,7 +444,7 @@ fn names(module: &naga::Module) -> BTreeSet<String> {
 #[test]
 fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
     let of_rule = naga::front::wgsl::parse_str(&format!(
-        "struct Scalars {{ {}: f32 }} struct State {{ low: vec4<f32>, high: vec4<f32> }} {UNAWARE}",
+        "struct Scalars {{ {}: f32 }} struct State {{ low: vec4<f32>, high: vec4<f32>, s: f32, at: f32 }} {UNAWARE}",
         Unaware.scalar_names().join(": f32, ")
     ));
     let of_rule = names(&of_rule.unwrap());
