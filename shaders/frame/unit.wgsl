@@ -44,13 +44,10 @@ struct wo_Place {
 @group(0) @binding(STATE) var<storage, read_write> wo_state_TENSOR: array<wo_Item>;
 //# end
 
-// The first item of a section of the state before which so many items lie for each unit.
+// Where a section begins before which so many items lie for each unit.
 fn wo_start_of(first: u32, at: wo_Place) -> u32 {
 //# if PAIRS
     // Counted in elements, and read where it is needed: AMD's compilers take more registers if it is read before.
-    if first == 0u {
-        return 0u;
-    }
     return first * (wo_k.section / 2u);
 //# else
     return first * at.section;

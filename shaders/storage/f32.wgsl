@@ -1,14 +1,14 @@
 
-// f32. Accessors of the sections that are stored so. FIRST is how many items lie before a section for each unit.
+// f32. Accessors of the sections that are stored so. START is where a section begins in its array.
 //# for TENSORS
 //# for SECTIONS
 
 fn wo_load_SECTION_TENSOR(at: wo_Place) -> wo_Unit {
 //# if PAIRS
-    let i = wo_start_of(FIRST, at) + at.element;
+    let i = START + at.element;
     return wo_Unit(vec4(wo_ARRAY_TENSOR[i], wo_ARRAY_TENSOR[i + 1u], 0u, 0u));
 //# else
-    let i = wo_start_of(FIRST, at) + ITEMS * at.unit;
+    let i = START + ITEMS * at.unit;
 //# if WIDE
     return wo_Unit(wo_ARRAY_TENSOR[i], wo_ARRAY_TENSOR[i + 1u]);
 //# else
@@ -20,7 +20,7 @@ fn wo_load_SECTION_TENSOR(at: wo_Place) -> wo_Unit {
 
 fn wo_store_SECTION_TENSOR(at: wo_Place, unit: wo_Unit) {
 //# if PAIRS
-    let i = wo_start_of(FIRST, at) + at.element;
+    let i = START + at.element;
     if at.mine.x {
         wo_ARRAY_TENSOR[i] = unit.low.x;
     }
@@ -28,7 +28,7 @@ fn wo_store_SECTION_TENSOR(at: wo_Place, unit: wo_Unit) {
         wo_ARRAY_TENSOR[i + 1u] = unit.low.y;
     }
 //# else
-    let i = wo_start_of(FIRST, at) + ITEMS * at.unit;
+    let i = START + ITEMS * at.unit;
 //# if VECTORS
     wo_ARRAY_TENSOR[i] = unit.low;
 //# else

@@ -1,6 +1,6 @@
 
-// Accessors of the sections that are stored in sixteen bits by CODEC. FIRST is how many items lie before a section for each
-// unit, NUMBER which of the tensor's values it is, for random bits.
+// Accessors of the sections that are stored in sixteen bits by CODEC. START is where a section begins in its
+// array, NUMBER which of the tensor's values it is, for random bits.
 //# for SECTIONS
 //# if STORED
 
@@ -17,11 +17,11 @@ fn wo_round_SECTION(bits: vec4<u32>, index: u32) -> vec4<u32> {
 
 fn wo_load_SECTION_TENSOR(at: wo_Place) -> wo_Unit {
 //# if VECTORS
-    let words = wo_ARRAY_TENSOR[wo_start_of(FIRST, at) + at.unit];
+    let words = wo_ARRAY_TENSOR[START + at.unit];
     return wo_Unit(wo_unpack_CODEC(words.xy), wo_unpack_CODEC(words.zw));
 //# else
 //# if STORED
-    let word = wo_ARRAY_TENSOR[wo_start_of(FIRST, at) + at.unit];
+    let word = wo_ARRAY_TENSOR[START + at.unit];
 //# else
     // Gradients may begin in the middle of a word.
     let low = wo_half_of(wo_ARRAY_TENSOR[at.element / 2u], at.element);
@@ -34,7 +34,7 @@ fn wo_load_SECTION_TENSOR(at: wo_Place) -> wo_Unit {
 //# if STORED
 
 fn wo_store_SECTION_TENSOR(at: wo_Place, unit: wo_Unit) {
-    let i = wo_start_of(FIRST, at) + at.unit;
+    let i = START + at.unit;
 //# if VECTORS
     let index = wo_k.index + 8u * at.unit;
     let low = wo_round_SECTION(unit.low, index);

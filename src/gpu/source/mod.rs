@@ -282,11 +282,15 @@ impl KernelVariant {
         } = self.storage;
         // `first` items of the array lie before the section for each unit; `number` is the value's, for random bits.
         let section = |name: &str, array, of: StorageType, first: u32, number: usize| {
+            let start = match first {
+                0 => "0u".to_owned(),
+                first => format!("wo_start_of({first}, at)"),
+            };
             let is_random = is_stochastic && (number > 0 || masters == Masters::None);
             Scope::default()
                 .word("SECTION", name)
                 .word("ARRAY", array)
-                .word("FIRST", first)
+                .word("START", start)
                 .word("NUMBER", number)
                 .word("ITEMS", self.items(of))
                 .flag("STORED", array != "grads")
