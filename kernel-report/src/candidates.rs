@@ -62,17 +62,18 @@ fn all() -> Result<Vec<Candidate>> {
     let mut unchecked = default.named("no bounds checks");
     unchecked.kernel.bounds_checks = false;
 
-    let mut scalar = default.named("one element per invocation");
-    scalar.kernel.entry_point = "wo_step_sgd_scalar".to_owned();
-    scalar.elems_per_invocation = 1;
+    let scalar = default_kernel(ScalarPath::Immediates, Access::Scalar)?;
+    let scalar = scalar.named("one element per invocation");
 
     let stored_early = default
         .named("velocity stored before the parameters are computed")
         .with(
-            "    let theta_new = update(wo_scalars(), theta, wo_gradient(g), &s);\n    wo_store_vec4(i, s);\n",
-            "    let k = wo_scalars();\n    let d = direction(k, theta, g);\n    \
-             s.momentum_buffer = next_velocity(k, s.momentum_buffer, d);\n    wo_store_vec4(i, s);\n    \
-             let theta_new = next_params(k, theta, s.momentum_buffer, d);\n",
+            "    let theta_new = wo_stepped(wo_scalars(), theta, g, &s);\n    wo_store_state_0(at, s);\n",
+            "    let k = wo_scalars();\n    let p = bitcast<vec4<f32>>(theta.low);\n    \
+             let d = direction(k, p, bitcast<vec4<f32>>(g.low));\n    \
+             s.low.momentum_buffer = next_velocity(k, s.low.momentum_buffer, d);\n    \
+             wo_store_state_0(at, s);\n    let v = s.low.momentum_buffer;\n    \
+             let theta_new = wo_Unit(bitcast<vec4<u32>>(next_params(k, p, v, d)));\n",
         )?;
     let one_row = default
         .named("grid of one row, not folded")
@@ -237,12 +238,12 @@ mod tests {
             .unwrap();
         let wgsl = two.kernel.wgsl;
         let positions: Vec<_> = [
-            "let theta_0 = wo_params[i_0];",
-            "let theta_1 = wo_params[i_1];",
-            "var s_1 = wo_load_vec4(i_1);",
-            "let theta_new_1 = update(wo_scalars(), theta_1, wo_gradient(g_1), &s_1);",
-            "wo_store_vec4(i_0, s_0);",
-            "wo_params[i_1] = theta_new_1;",
+            "let theta_0 = wo_load_theta_0(at_0);",
+            "let theta_1 = wo_load_theta_0(at_1);",
+            "var s_1 = wo_load_state_0(at_1);",
+            "let theta_new_1 = wo_stepped(wo_scalars(), theta_1, g_1, &s_1);",
+            "wo_store_state_0(at_0, s_0);",
+            "wo_store_theta_0(at_1, theta_new_1);",
         ]
         .map(|statement| {
             wgsl.find(statement)

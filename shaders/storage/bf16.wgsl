@@ -6,10 +6,6 @@ fn wo_unpack_bf16(words: vec2<u32>) -> vec4<u32> {
     return halves << vec4(16u);
 }
 
-fn wo_eight_bf16(words: vec4<u32>) -> wo_Eight {
-    return wo_Eight(wo_unpack_bf16(words.xy), wo_unpack_bf16(words.zw));
-}
-
 fn wo_nearest_bf16(bits: vec4<u32>) -> vec4<u32> {
     let rounded = (bits + vec4(0x7fffu) + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
     let is_nan = (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u);

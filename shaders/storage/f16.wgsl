@@ -23,10 +23,6 @@ fn wo_subnormal_shift(magnitude: vec4<u32>) -> vec4<u32> {
     return min(vec4(126u) - min(exponent, vec4(125u)), vec4(31u));
 }
 
-fn wo_eight_f16(words: vec4<u32>) -> wo_Eight {
-    return wo_Eight(wo_unpack_f16(words.xy), wo_unpack_f16(words.zw));
-}
-
 fn wo_nearest_f16(bits: vec4<u32>) -> vec4<u32> {
     let sign = (bits >> vec4(16u)) & vec4(0x8000u);
     let magnitude = bits & vec4(0x7fffffffu);

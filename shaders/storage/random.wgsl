@@ -1,5 +1,6 @@
+//# if STOCHASTIC
+
 // Random bits by number: the same for an element however a dispatch is cut. CPU twin: src/storage/random.rs.
-// src/gpu/source.rs writes `wo_key`.
 
 fn wo_mix(word: vec4<u32>) -> vec4<u32> {
     let first = (word ^ (word >> vec4(16u))) * vec4(0x7feb352du);
@@ -13,3 +14,8 @@ fn wo_random(element: u32, value: u32) -> vec4<u32> {
     let key = wo_key();
     return wo_mix(wo_mix(elements ^ vec4(key.x)) + vec4(key.y + value * 0x9e3779b9u));
 }
+
+fn wo_key() -> vec2<u32> {
+    return vec2(HOLDER.key_x, HOLDER.key_y);
+}
+//# end

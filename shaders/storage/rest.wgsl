@@ -20,3 +20,30 @@ fn wo_join_bf16(words: vec2<u32>, rest_words: vec2<u32>) -> vec4<u32> {
     let joined = clamp(magnitude + rest, vec4(0), most);
     return (value & vec4(0x80000000u)) | bitcast<vec4<u32>>(joined);
 }
+
+// Parameters in bf16, and behind the slots their rests, from START on.
+//# for TENSORS
+//# for SECTIONS
+
+fn wo_load_theta_TENSOR(at: wo_Place) -> wo_Unit {
+    let words = wo_params_TENSOR[at.unit];
+    let rests = wo_ARRAY_TENSOR[START + at.unit];
+//# if VECTORS
+    return wo_Unit(wo_join_bf16(words.xy, rests.xy), wo_join_bf16(words.zw, rests.zw));
+//# else
+    return wo_Unit(wo_join_bf16(vec2(words, 0u), vec2(rests, 0u)));
+//# end
+}
+
+fn wo_store_theta_TENSOR(at: wo_Place, theta: wo_Unit) {
+    let i = START + at.unit;
+//# if VECTORS
+    wo_params_TENSOR[at.unit] = wo_packed(wo_split_bf16(theta.low), wo_split_bf16(theta.high));
+    wo_ARRAY_TENSOR[i] = wo_packed(theta.low & vec4(0xffffu), theta.high & vec4(0xffffu));
+//# else
+    wo_params_TENSOR[at.unit] = wo_merged(wo_params_TENSOR[at.unit], wo_split_bf16(theta.low), at.mine);
+    wo_ARRAY_TENSOR[i] = wo_merged(wo_ARRAY_TENSOR[i], theta.low & vec4(0xffffu), at.mine);
+//# end
+}
+//# end
+//# end

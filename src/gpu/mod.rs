@@ -21,7 +21,7 @@ mod signature;
 mod source;
 mod staged;
 mod submission;
-mod wide;
+mod template;
 
 pub use arena::{Arena, ArenaBuffer, ArenaBuilder, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;

@@ -39,14 +39,6 @@ impl ScalarPath {
         }
     }
 
-    /// How `k` is declared, a struct `Uniforms`.
-    pub(super) const fn declaration(self) -> &'static str {
-        match self {
-            Self::Immediates => include_str!("../../shaders/frame/scalars_immediate.wgsl"),
-            Self::Uniforms => include_str!("../../shaders/frame/scalars_uniform.wgsl"),
-        }
-    }
-
     /// The bind group of what a control says: behind that of the scalars, if they have one.
     pub(super) const fn control_group(self) -> u32 {
         match self {
@@ -73,14 +65,8 @@ pub(crate) const WIDE_SCALARS: [&str; 5] = ["begin", "end", "index", "key_x", "k
 
 /// The words of a control's block: its decision for a class of tensors, and what only the device knows of their next step; a rule's scalars come
 /// behind it.
-pub(crate) const CONTROL_SCALARS: [(&str, &str); 6] = [
-    ("skip", "u32"),
-    ("unscale", "f32"),
-    ("clip", "f32"),
-    ("clip_value", "f32"),
-    ("key_x", "u32"),
-    ("key_y", "u32"),
-];
+pub(crate) const CONTROL_SCALARS: [&str; 6] =
+    ["skip", "unscale", "clip", "clip_value", "key_x", "key_y"];
 
 /// Most bytes of what a control says.
 pub(crate) const CONTROL_BYTES: u32 =

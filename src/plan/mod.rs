@@ -11,7 +11,7 @@ pub use error::PlanError;
 
 use crate::storage::Storage;
 
-/// Invocations per workgroup of the entry points over a piece; `WORKGROUP_SIZE` in `shaders/frame/piece.wgsl`.
+/// Invocations per workgroup of the entry points over a piece; `wo_WORKGROUP_SIZE` in `shaders/frame/step.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;
 
 /// Invocations per workgroup of the entry points over a batch: fewer, so that small tensors occupy several cores.

@@ -179,8 +179,7 @@ fn a_record_of_another_module_is_an_error_at_the_next_step() {
     let mut resumed = momentum().init(shared).load_record(record);
     let (grads, _) = module.grads(1);
     let error = resumed.step(0.1, module.clone(), grads).unwrap_err();
-    let is_length =
-        matches!(&error, StepError::State(LoadError::State(StateError::Length { tensor, .. })) if tensor == "cube");
+    let is_length = matches!(&error, StepError::State(LoadError::State(StateError::Length { tensor, .. })) if tensor == "cube");
     assert!(is_length, "{error}");
     // The record is still there, and so is its fault.
     let (grads, _) = module.grads(1);

@@ -40,10 +40,9 @@ fn run<R: Textbook>(
     let Gpu { device, queue, .. } = gpu;
     let kernels = Kernels::new(device, queue).unwrap();
     let model = Model::new(7, &[types]);
-    let layout = model
-        .tensors
-        .iter()
-        .map(|tensor| TensorSpec::new(tensor.name.clone(), tensor.shape.clone()).stored_as(types.0, types.1));
+    let layout = model.tensors.iter().map(|tensor| {
+        TensorSpec::new(tensor.name.clone(), tensor.shape.clone()).stored_as(types.0, types.1)
+    });
     let arena = Arena::new(device, queue, layout).unwrap();
     let params: Vec<_> = model.params.iter().map(TensorValues::to_f32).collect();
     arena.upload_all_params(&params).unwrap();

@@ -120,11 +120,13 @@ impl ArenaLayout {
 /// ```
 #[derive(Default)]
 pub struct ArenaBuilder<'g> {
-    /// The parameter group of a tensor.
-    group_of: Option<Box<dyn Fn(&str) -> usize + 'g>>,
+    group_of: Option<GroupOf<'g>>,
     pub(super) grads_type: Option<StorageType>,
     is_pooled: bool,
 }
+
+/// The parameter group of a tensor, by its name.
+type GroupOf<'g> = Box<dyn Fn(&str) -> usize + 'g>;
 
 impl<'g> ArenaBuilder<'g> {
     /// Lays the tensors of each parameter group side by side, so that a group takes one dispatch per binding's worth of

@@ -10,6 +10,7 @@ use super::super::kernels::{BindingKind, Kernels};
 use super::super::pass::{self, Call};
 use super::super::scalars::{ScalarPath, UniformRing};
 use super::super::staged::Staged;
+use crate::gpu::template::Scope;
 use crate::plan::{Access, Batch, Piece, Plan};
 use crate::storage::StorageType;
 
@@ -498,110 +499,32 @@ impl NormVariant {
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        let entry_point = match self.batch {
-            None => self.piece(),
-            Some((tensors, access)) => batch(tensors, access),
-        };
-        self.sums(path) + &entry_point
-    }
-
-    /// What is before the entry point.
-    fn sums(&self, path: ScalarPath) -> String {
+        let is_half = self.grads != StorageType::F32;
+        let (tensors, access) = self.batch.unwrap_or((0, Access::Vec4));
+        let tensor = |tensor| Scope::default().word("TENSOR", tensor);
+        let parts: &[&str] = if is_half { &["low", "high"] } else { &["low"] };
+        let part = |part: &&str| Scope::default().word("PART", part);
+        let scope = Scope::default()
+            .flag("IMMEDIATES", path == ScalarPath::Immediates)
+            .flag("HALF", is_half)
+            .flag("BATCH", self.batch.is_some())
+            .flag("VECTORS", access != Access::Scalar)
+            .word("CODEC", self.grads.name())
+            .word("ELEMS", 16 / self.grads.bytes())
+            .word("PARTIALS", tensors)
+            .list("PARTS", parts.iter().map(part))
+            .list("TENSORS", (0..tensors).map(tensor));
         let conversion = match self.grads {
             StorageType::F32 => "",
             StorageType::Bf16 => include_str!("../../../shaders/storage/bf16.wgsl"),
             StorageType::F16 => include_str!("../../../shaders/storage/f16.wgsl"),
         };
-        let bits = |words: &str| match self.grads {
-            StorageType::F32 => vec![words.to_owned()],
-            of => ["xy", "zw"]
-                .map(|half| format!("wo_unpack_{}({words}.{half})", of.name()))
-                .into(),
-        };
-        let add_words = |add: &str| {
-            let add = |bits| format!("    {add}(sums, magnitude_of({bits}));\n");
-            let body: String = bits("words").iter().map(add).collect();
-            format!("(sums: ptr<function, Sums>, words: vec4<u32>) {{\n{body}}}\n\n")
-        };
-        let four = ["a", "b", "c", "d"];
-        let of_four = four.map(bits);
-        let add_four: String = (0..of_four[0].len())
-            .map(|half| {
-                let four = of_four
-                    .each_ref()
-                    .map(|bits| format!("magnitude_of({})", bits[half]));
-                format!("    add_four_middle(sums, {});\n", four.join(", "))
-            })
-            .collect();
-        let words = four.map(|words| format!("{words}: vec4<u32>")).join(", ");
-        let add_four =
-            format!("fn add_four_words(sums: ptr<function, Sums>, {words}) {{\n{add_four}}}\n\n");
-        [
+        let files = [
+            include_str!("../../../shaders/frame/scalars.wgsl"),
             include_str!("../../../shaders/control/sums.wgsl"),
-            include_str!("../../../shaders/control/norm.wgsl"),
-            path.declaration(),
-            // What the conversions return.
-            "struct wo_Eight {\n    low: vec4<u32>,\n    high: vec4<u32>,\n}\n\n",
             conversion,
-            "fn add_middle_words",
-            &add_words("add_middle"),
-            "fn add_any_words",
-            &add_words("add_any"),
-            &add_four,
-        ]
-        .concat()
+            include_str!("../../../shaders/control/norm.wgsl"),
+        ];
+        files.map(|file| scope.render(file)).concat()
     }
-
-    fn piece(&self) -> String {
-        let bits = match self.grads {
-            StorageType::F32 => "grads_word[element]".to_owned(),
-            of => format!(
-                "wo_unpack_{}(vec2((grads_word[element / 2u] >> (16u * (element & 1u))) & 0xffffu, 0u)).x",
-                of.name()
-            ),
-        };
-        let unit = 16 / self.grads.bytes();
-        let piece = include_str!("../../../shaders/control/norm_piece.wgsl");
-        format!(
-            "const UNIT = {unit}u;\n\n{piece}\nfn bits_of(element: u32) -> u32 {{\n    return {bits};\n}}\n"
-        )
-    }
-}
-
-/// Each tensor of a batch fills its binding.
-fn batch(tensors: usize, access: Access) -> String {
-    let (element, words) = match access {
-        Access::Scalar => ("u32", "vec4(GRADS[i], 0u, 0u, 0u)"),
-        Access::Vec4 | Access::Vec4Offset => ("vec4<u32>", "GRADS[i]"),
-    };
-    let mut bindings = String::new();
-    let mut loops = [String::new(), String::new()];
-    for tensor in 0..tensors {
-        let grads = format!("grads_{tensor}");
-        let words = words.replace("GRADS", &grads);
-        bindings += &format!(
-            "@group(0) @binding({tensor}) var<storage, read> {grads}: array<{element}>;\n"
-        );
-        for (loops, add) in loops.iter_mut().zip(["middle", "any"]) {
-            *loops += &format!(
-                "    if (wo_k.tensor_mask & {}u) != 0u {{\n        \
-                 let run = run_of(0u, arrayLength(&{grads}), group, groups);\n        \
-                 for (var i = run.x + lane % GROUP; i < run.y; i += GROUP) {{\n            \
-                 add_{add}_words(&sums, {words});\n        }}\n    }}\n",
-                1 << tensor
-            );
-        }
-    }
-    let [middle, any] = loops;
-    format!(
-        "{bindings}@group(0) @binding({tensors}) var<storage, read_write> partials: array<vec4<u32>>;\n\n\
-         @compute @workgroup_size(WORKGROUP_SIZE)\n\
-         fn norm(\n    @builtin(workgroup_id) workgroup: vec3<u32>,\n    \
-         @builtin(local_invocation_index) lane: u32,\n) {{\n    \
-         let groups = wo_k.count * WORKGROUP_SIZE / GROUP;\n    \
-         let group = (workgroup.x * WORKGROUP_SIZE + lane) / GROUP;\n    \
-         var sums = Sums();\n{middle}    \
-         if is_beyond_middle(sums) {{\n    sums = Sums();\n{any}    }}\n    \
-         store_partial(wo_k.partial + workgroup.x * WORKGROUP_SIZE + lane, sums);\n}}\n"
-    )
 }

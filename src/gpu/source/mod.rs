@@ -7,14 +7,47 @@ mod tests;
 use std::borrow::Cow;
 
 use super::error::KernelError;
-use super::scalars::{CONTROL_SCALARS, FRAME_SCALARS, ScalarPath, WIDE_SCALARS};
-use super::wide::{self, Arrays};
-use crate::plan::{Access, BATCH_WORKGROUP_SIZE};
+use super::scalars::ScalarPath;
+use super::template::Scope;
+use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
-use crate::storage::Storage;
+use crate::storage::{Masters, Storage, StorageType};
 
 /// The beginning of every entry point's name. Every name of the frame begins with `wo_`, and no name of a rule does.
 const PREFIX: &str = "wo_step_";
+
+/// A file of `shaders/`.
+macro_rules! shader {
+    ($file:literal) => {
+        include_str!(concat!("../../../shaders/", $file))
+    };
+}
+
+/// What stands in front of the accessors.
+const DECLARATIONS: [&str; 5] = [
+    shader!("frame/scalars.wgsl"),
+    shader!("frame/rule.wgsl"),
+    shader!("frame/unit.wgsl"),
+    shader!("storage/words.wgsl"),
+    shader!("storage/random.wgsl"),
+];
+
+/// What uses them.
+const STEP: [&str; 2] = [shader!("storage/theta.wgsl"), shader!("frame/step.wgsl")];
+
+/// How the values of a section lie in memory, by name, and the files that load and store them.
+const CODECS: [(&str, &[&str]); 4] = [
+    ("f32", &[shader!("storage/f32.wgsl")]),
+    (
+        "bf16",
+        &[shader!("storage/bf16.wgsl"), shader!("storage/half.wgsl")],
+    ),
+    (
+        "f16",
+        &[shader!("storage/f16.wgsl"), shader!("storage/half.wgsl")],
+    ),
+    ("rest", &[shader!("storage/rest.wgsl")]),
+];
 
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
 /// inspect the WGSL themselves.
@@ -62,163 +95,6 @@ impl RuleSource {
     fn kept(&self) -> impl Iterator<Item = &'static str> {
         let kept = self.slots.iter().filter(|(_, is_kept)| *is_kept);
         kept.map(|(name, _)| *name)
-    }
-
-    /// The rule, and the declarations of its scalars and slots.
-    fn declarations(&self, path: ScalarPath, storage: &Storage, is_controlled: bool) -> String {
-        let scalars = path.declaration();
-        let members = |names: &mut dyn Iterator<Item = (String, &str)>| {
-            // A struct of WGSL has a member at least.
-            let members = names.map(|(name, kind)| format!("    {name}: {kind},\n"));
-            let members: String = members.collect();
-            if members.is_empty() {
-                "    none: f32,\n".to_owned()
-            } else {
-                members
-            }
-        };
-        let rules = self.scalars.iter();
-        let wide = WIDE_SCALARS.iter().filter(|_| !storage.is_f32());
-        let frames = FRAME_SCALARS.iter().chain(wide);
-        let frames = frames.map(|name| ((*name).to_owned(), "u32"));
-        let of_rule = rules.clone().map(|name| (format!("rule_{name}"), "f32"));
-        // A control has them beside what it says.
-        let of_control = of_rule.clone().filter(|_| is_controlled);
-        let uniforms = of_rule.filter(|_| !is_controlled).chain(frames);
-        let structs = [
-            (
-                "Scalars",
-                members(&mut rules.clone().map(|name| ((*name).to_owned(), "f32"))),
-            ),
-            (
-                "State",
-                members(
-                    &mut self
-                        .slots
-                        .iter()
-                        .map(|(name, _)| ((*name).to_owned(), "vec4<f32>")),
-                ),
-            ),
-            ("wo_Uniforms", members(&mut { uniforms })),
-        ];
-        let structs = structs.map(|(name, members)| format!("struct {name} {{\n{members}}}\n\n"));
-        let control = if is_controlled {
-            let of_frame = CONTROL_SCALARS.map(|(name, kind)| (name.to_owned(), kind));
-            let members = members(&mut of_frame.into_iter().chain(of_control));
-            let group = path.control_group().to_string();
-            let hooks = include_str!("../../../shaders/frame/controlled.wgsl");
-            format!("struct wo_Control {{\n{members}}}\n\n")
-                + &hooks.replace("CONTROL_GROUP", &group)
-        } else {
-            include_str!("../../../shaders/frame/free.wgsl").to_owned()
-        };
-        let holder = if is_controlled { "wo_c" } else { "wo_k" };
-        let scalars_of_rule = rules.map(|name| format!("{holder}.rule_{name}"));
-        let scalars_of_rule: Vec<_> = scalars_of_rule.collect();
-        let scalars_of_rule = format!(
-            "fn wo_scalars() -> Scalars {{\n    return Scalars({});\n}}\n\n",
-            scalars_of_rule.join(", ")
-        );
-        let key = format!(
-            "fn wo_key() -> vec2<u32> {{\n    return vec2({holder}.key_x, {holder}.key_y);\n}}\n\n"
-        );
-        // The rule first, so that errors in it count its own lines.
-        [
-            &*self.wgsl,
-            "\n",
-            scalars,
-            &structs.concat(),
-            &control,
-            &scalars_of_rule,
-            if storage.is_stochastic { &key } else { "" },
-        ]
-        .concat()
-    }
-
-    /// The frame around the rule, for a tensor that is alone in its dispatch.
-    fn piece(&self, storage: &Storage) -> String {
-        if !storage.is_f32() {
-            let frame = include_str!("../../../shaders/frame/wide.wgsl").to_owned();
-            let slots: Vec<_> = self.kept().collect();
-            let arrays = Arrays {
-                suffix: "",
-                section: "wo_k.section",
-                storage: *storage,
-                slots: &slots,
-            };
-            return frame + &wide::conversions(storage) + &arrays.with_ends();
-        }
-        let frame = include_str!("../../../shaders/frame/piece.wgsl").to_owned();
-        let vec4 = self.loads_and_stores("vec4", "wo_state", "wo_k.section", |value| value);
-        let element = |value| value + ".x";
-        let scalar = self.loads_and_stores("scalar", "wo_state_scalar", "wo_k.section", element);
-        frame + &vec4 + &scalar
-    }
-
-    /// The same for batches of so many tensors.
-    fn batch(&self, access: Access, tensors: usize, storage: &Storage) -> String {
-        let unit = match access {
-            _ if !storage.is_f32() => "",
-            Access::Vec4 | Access::Vec4Offset => {
-                include_str!("../../../shaders/frame/unit_vec4.wgsl")
-            }
-            Access::Scalar => include_str!("../../../shaders/frame/unit_scalar.wgsl"),
-        };
-        let piece = self.piece(storage);
-        let mut wgsl = format!("{piece}{unit}const wo_BATCH = {tensors};\n");
-        let mut calls = String::new();
-        let slots: Vec<_> = self.kept().collect();
-        for tensor in 0..tensors {
-            let frame = if storage.is_f32() {
-                include_str!("../../../shaders/frame/batch.wgsl")
-            } else {
-                include_str!("../../../shaders/frame/wide_batch.wgsl")
-            };
-            wgsl += &frame.replace("TENSOR", &tensor.to_string());
-            if storage.is_f32() {
-                let section = format!("wo_section_of(arrayLength(&wo_params_{tensor}))");
-                let stored = |value| format!("wo_stored({value})");
-                let (name, state) = (tensor.to_string(), format!("wo_state_{tensor}"));
-                wgsl += &self.loads_and_stores(&name, &state, &section, stored);
-            } else {
-                let arrays = Arrays {
-                    suffix: &format!("_{tensor}"),
-                    section: &format!("wo_units_{tensor}()"),
-                    storage: *storage,
-                    slots: &slots,
-                };
-                wgsl += &arrays.of_batch();
-            }
-            calls += &format!("    wo_tensor_{tensor}(invocation.x);\n");
-        }
-        wgsl + &format!(
-            "@compute @workgroup_size({BATCH_WORKGROUP_SIZE})\n\
-             fn wo_step_RULE_batch(@builtin(global_invocation_id) invocation: vec3<u32>) {{\n    \
-             if wo_is_skipped() {{\n        return;\n    }}\n{calls}}}\n"
-        )
-    }
-
-    /// The functions `load_NAME` and `store_NAME` for the state at `i` of an array.
-    fn loads_and_stores(
-        &self,
-        name: &str,
-        array: &str,
-        section: &str,
-        stored: impl Fn(String) -> String,
-    ) -> String {
-        let (mut loads, mut stores) = (String::new(), String::new());
-        for (slot, field) in self.kept().enumerate() {
-            let place = match slot {
-                0 => format!("{array}[i]"),
-                slot => format!("{array}[i + {slot}u * {section}]"),
-            };
-            loads += &format!("    s.{field} = vec4<f32>({place});\n");
-            stores += &format!("    {place} = {};\n", stored(format!("s.{field}")));
-        }
-        format!(
-            "fn wo_load_{name}(i: u32) -> State {{\n    var s: State;\n{loads}    return s;\n}}\n\n\
-             fn wo_store_{name}(i: u32, s: State) {{\n{stores}}}\n\n"
-        )
     }
 }
 
@@ -296,6 +172,10 @@ impl KernelVariant {
         !self.storage.is_f32()
     }
 
+    const fn is_batch(&self) -> bool {
+        self.tensors > 1
+    }
+
     pub(super) const fn tensors(&self) -> usize {
         self.tensors
     }
@@ -312,40 +192,140 @@ impl KernelVariant {
     /// The complete WGSL source for a road of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
-        let (rule, storage) = (&self.rule, &self.storage);
-        let frame = match self.tensors {
-            0..=1 if self.in_vec4_pairs => {
-                let state =
-                    rule.loads_and_stores("vec4_pairs", "wo_state", "wo_section", |value| value);
-                let pairs = include_str!("../../../shaders/frame/vec4_pairs.wgsl");
-                rule.piece(storage) + pairs + &state
+        // The rule first, so that errors in it count its own lines.
+        let mut wgsl = format!("{}\n", self.rule.wgsl);
+        let mut add = |scope: &Scope, files: &[&str]| {
+            wgsl.extend(files.iter().map(|file| scope.render(file)));
+        };
+        let scope = self.scope(path);
+        add(&scope, &DECLARATIONS);
+        let sections = self.sections();
+        for (codec, files) in CODECS {
+            let of_codec = sections.iter().filter(|(of, _)| *of == codec);
+            let of_codec: Vec<_> = of_codec.map(|(_, section)| section.clone()).collect();
+            if !of_codec.is_empty() {
+                let scope = scope.clone().word("CODEC", codec);
+                add(&scope.list("SECTIONS", of_codec), files);
             }
-            0..=1 => rule.piece(storage),
-            tensors => rule.batch(self.access, tensors, storage),
+        }
+        add(&scope, &STEP);
+        wgsl
+    }
+
+    /// What the templates know.
+    fn scope(&self, path: ScalarPath) -> Scope {
+        let named = |word: &'static str| move |name: &str| Scope::default().word(word, name);
+        let is_in_words = self.access == Access::Scalar;
+        let is_in_halves = self.is_wide() && !is_in_words;
+        let parts = ["low"].into_iter().chain(is_in_halves.then_some("high"));
+        let clips = self.control.is_some_and(|control| control.clips_values);
+        let holder = if self.is_controlled() { "wo_c" } else { "wo_k" };
+        let access = match self.in_one_buffer {
+            true => "read_write",
+            false => "read",
         };
-        let access = if self.in_one_buffer {
-            "read_write"
+        let lanes = match self.is_batch() {
+            true => BATCH_WORKGROUP_SIZE,
+            false => WORKGROUP_SIZE,
+        };
+        let tensors = self.tensors.max(1);
+        let tensor = |tensor| {
+            let scope = Scope::default().word("TENSOR", tensor);
+            let scope = scope.word("PARAMS", tensor).word("GRADS", tensors + tensor);
+            scope.word("STATE", 2 * tensors + tensor)
+        };
+        let rule = &self.rule;
+        let slots = rule.slots.iter().map(|(name, _)| *name);
+        Scope::default()
+            .flag("IMMEDIATES", path == ScalarPath::Immediates)
+            .flag("CONTROLLED", self.is_controlled())
+            .flag("CLIPS", clips)
+            .flag("WIDE", self.is_wide())
+            .flag("VECTORS", !is_in_words)
+            .flag("PAIRS", is_in_words && self.is_wide())
+            .flag("OFFSET", is_in_words || self.access == Access::Vec4Offset)
+            .flag("BATCH", self.is_batch())
+            .flag("DOUBLED", self.in_vec4_pairs && !is_in_words)
+            .flag("STOCHASTIC", self.storage.is_stochastic)
+            .flag("MASTERS", self.storage.masters == Masters::F32)
+            .flag("RESTS", self.storage.masters == Masters::Rest)
+            .word("ENTRY", self.entry_point())
+            .word("HOLDER", holder)
+            .word("GROUP", path.control_group())
+            .word("ACCESS", access)
+            .word("ITEMS", self.items(self.storage.params))
+            .word("LANES", lanes)
+            .list("PARTS", parts.map(named("PART")))
+            .list("SCALARS", rule.scalars.iter().copied().map(named("SCALAR")))
+            .list("SLOTS", slots.map(named("SLOT")))
+            .list("KEPT", rule.kept().map(named("SLOT")))
+            .list("TENSORS", (0..tensors).map(tensor))
+    }
+
+    /// Items of a unit of values that are stored like this.
+    fn items(&self, of: StorageType) -> u32 {
+        if self.is_wide() && of == StorageType::F32 {
+            2
         } else {
-            "read"
+            1
+        }
+    }
+
+    /// What is loaded and stored for every element: codecs, and what their files know of the section.
+    fn sections(&self) -> Vec<(&'static str, Scope)> {
+        let Storage {
+            params,
+            grads,
+            state,
+            masters,
+            is_stochastic,
+        } = self.storage;
+        // `first` items of the array lie before the section for each unit; `number` is the value's, for random bits.
+        let section = |name: &str, array, of: StorageType, first: u32, number: usize| {
+            let start = match first {
+                0 => "0u".to_owned(),
+                first => format!("wo_start_of({first}, at)"),
+            };
+            let is_random = is_stochastic && (number > 0 || masters == Masters::None);
+            Scope::default()
+                .word("SECTION", name)
+                .word("ARRAY", array)
+                .word("START", start)
+                .word("NUMBER", number)
+                .word("ITEMS", self.items(of))
+                .flag("STORED", array != "grads")
+                .flag("RANDOM", is_random)
         };
-        let frame = frame
-            .replace("RULE", rule.stem)
-            .replace("GRADS_ACCESS", access);
-        rule.declarations(path, storage, self.is_controlled()) + &frame
+        let mut sections = vec![(grads.name(), section("grads", "grads", grads, 0, 0))];
+        // Rests are loaded and stored with the parameters.
+        if masters != Masters::Rest {
+            sections.push((params.name(), section("params", "params", params, 0, 0)));
+        }
+        let mut first = 0;
+        for (slot, number) in self.rule.kept().zip(1..) {
+            let name = format!("slot_{slot}");
+            sections.push((state.name(), section(&name, "state", state, first, number)));
+            first += self.items(state);
+        }
+        let (codec, of) = match masters {
+            Masters::None => return sections,
+            Masters::F32 => ("f32", StorageType::F32),
+            Masters::Rest => ("rest", StorageType::Bf16),
+        };
+        sections.push((codec, section("masters", "state", of, first, 0)));
+        sections
     }
 
     /// The entry point.
     #[must_use]
     pub fn entry_point(&self) -> String {
-        let stem = self.rule.stem;
-        match (self.tensors, self.access) {
-            (0..=1, Access::Vec4 | Access::Vec4Offset) if self.in_vec4_pairs => {
-                format!("{PREFIX}{stem}_vec4_pairs")
-            }
-            (0..=1, Access::Vec4 | Access::Vec4Offset) => format!("{PREFIX}{stem}"),
-            (0..=1, Access::Scalar) => format!("{PREFIX}{stem}_scalar"),
-            _ => format!("{PREFIX}{stem}_batch"),
-        }
+        let suffix = match self.access {
+            _ if self.is_batch() => "_batch",
+            Access::Scalar => "_scalar",
+            Access::Vec4 | Access::Vec4Offset if self.in_vec4_pairs => "_vec4_pairs",
+            Access::Vec4 | Access::Vec4Offset => "",
+        };
+        format!("{PREFIX}{}{suffix}", self.rule.stem)
     }
 
     /// The pipeline's label.
@@ -355,17 +335,12 @@ impl KernelVariant {
         format!("wgpu_optim.{}", entry_point.trim_start_matches(PREFIX))
     }
 
-    /// Values of the shader's `override`s.
+    /// Values of the shader's `override`s: the rule's terms.
     #[must_use]
     pub fn constants(&self) -> Vec<(&'static str, f64)> {
-        let has_offset = ("wo_HAS_OFFSET", self.access == Access::Vec4Offset);
-        let terms = self.rule.terms.iter().copied().chain([has_offset]);
-        let clips = self
-            .control
-            .map(|control| ("wo_HAS_CLIP_VALUE", control.clips_values));
-        let terms = terms.chain(clips);
+        let terms = self.rule.terms.iter();
         terms
-            .map(|(name, has)| (name, f64::from(u8::from(has))))
+            .map(|(name, has)| (*name, f64::from(u8::from(*has))))
             .collect()
     }
 }

@@ -5,13 +5,13 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::collections::{BTreeSet, HashMap};
 
 use super::*;
-use crate::gpu::scalars::{CONTROL_BYTES, Uniforms};
-use crate::plan::{MAX_BATCH_PIECES, WORKGROUP_SIZE};
+use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS, FRAME_SCALARS, Uniforms, WIDE_SCALARS};
+use crate::plan::MAX_BATCH_PIECES;
 use crate::rules::{
     AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
     Slot, Slots, Terms,
 };
-use crate::storage::{Masters, Precision, Rounding, StorageType};
+use crate::storage::{Precision, Rounding};
 
 fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(wgsl)
@@ -325,7 +325,7 @@ fn a_control_moves_no_tensors_bytes_and_lies_in_rust_as_in_wgsl() {
                 .scalar_names()
                 .iter()
                 .map(|name| format!("rule_{name}"));
-            let names = CONTROL_SCALARS.iter().map(|(name, _)| (*name).to_owned());
+            let names = CONTROL_SCALARS.map(str::to_owned).into_iter();
             let theirs = members.iter().map(|member| member.name.clone().unwrap());
             assert!(theirs.eq(names.chain(rules)));
             assert!(*span <= CONTROL_BYTES);
@@ -375,7 +375,7 @@ impl Rule for Unaware {
     }
 
     fn slots(&self) -> Slots {
-        [Slot::new("low"), Slot::new("high")].into()
+        ["low", "high", "s", "at"].map(Slot::new).into()
     }
 
     fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
@@ -444,7 +444,7 @@ fn names(module: &naga::Module) -> BTreeSet<String> {
 #[test]
 fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
     let of_rule = naga::front::wgsl::parse_str(&format!(
-        "struct Scalars {{ {}: f32 }} struct State {{ low: vec4<f32>, high: vec4<f32> }} {UNAWARE}",
+        "struct Scalars {{ {}: f32 }} struct State {{ low: vec4<f32>, high: vec4<f32>, s: f32, at: f32 }} {UNAWARE}",
         Unaware.scalar_names().join(": f32, ")
     ));
     let of_rule = names(&of_rule.unwrap());
@@ -500,19 +500,22 @@ fn every_override_is_one_that_the_host_sets() {
 
 #[test]
 fn the_workgroup_is_as_large_as_the_planner_thinks() {
-    // Those of a piece come with the batches.
-    let variant = KernelVariant::new(&configs()[0], Access::Vec4, 2);
-    let (module, _) = parse(ScalarPath::Uniforms, &variant.source(ScalarPath::Uniforms));
-    let pairs = KernelVariant::new(&configs()[0], Access::Vec4, 1).in_vec4_pairs(true);
-    let (pairs, _) = parse(ScalarPath::Uniforms, &pairs.source(ScalarPath::Uniforms));
-    let numbers = [&module, &pairs].map(|module| module.entry_points.len());
-    assert_eq!(numbers, [3, 3]);
-    for entry_point in module.entry_points.iter().chain(&pairs.entry_points) {
+    let config = &configs()[0];
+    let alone = Access::ALL.map(|access| KernelVariant::new(config, access, 1));
+    let pairs = alone[0].clone().in_vec4_pairs(true);
+    let batches =
+        [Access::Vec4, Access::Scalar].map(|access| KernelVariant::new(config, access, 2));
+    for variant in alone.into_iter().chain([pairs]).chain(batches) {
+        let (module, _) = parse(ScalarPath::Uniforms, &variant.source(ScalarPath::Uniforms));
+        let [entry_point] = module.entry_points.as_slice() else {
+            unreachable!("{variant:?} has an entry point")
+        };
         let expected = if entry_point.name.ends_with("batch") {
             BATCH_WORKGROUP_SIZE
         } else {
             WORKGROUP_SIZE
         };
+        assert_eq!(entry_point.name, variant.entry_point());
         assert_eq!(entry_point.workgroup_size, [expected, 1, 1]);
     }
 }

@@ -1,0 +1,175 @@
+
+// The step of a rule over the units of one tensor, or of a batch of them.
+
+const wo_WORKGROUP_SIZE: u32 = LANES;
+
+fn wo_unit_of(invocation: vec3<u32>) -> u32 {
+    return invocation.y * wo_k.row + invocation.x;
+}
+
+// Four values at a time.
+fn wo_stepped(k: Scalars, theta: wo_Unit, g: wo_Unit, s: ptr<function, wo_States>) -> wo_Unit {
+//# for PARTS
+    var s_PART = (*s).PART;
+    let g_PART = wo_gradient(bitcast<vec4<f32>>(g.PART));
+    let theta_PART = update(k, bitcast<vec4<f32>>(theta.PART), g_PART, &s_PART);
+    (*s).PART = s_PART;
+//# end
+    return wo_Unit(
+//# for PARTS
+        bitcast<vec4<u32>>(theta_PART),
+//# end
+    );
+}
+//# for TENSORS
+
+fn wo_load_state_TENSOR(at: wo_Place) -> wo_States {
+    var s: wo_States;
+//# for KEPT
+    let slot_SLOT = wo_load_slot_SLOT_TENSOR(at);
+//# for PARTS
+    s.PART.SLOT = bitcast<vec4<f32>>(slot_SLOT.PART);
+//# end
+//# end
+    return s;
+}
+
+fn wo_store_state_TENSOR(at: wo_Place, s: wo_States) {
+//# for KEPT
+    wo_store_slot_SLOT_TENSOR(at, wo_Unit(
+//# for PARTS
+        bitcast<vec4<u32>>(s.PART.SLOT),
+//# end
+    ));
+//# end
+}
+//# end
+//# if BATCH
+
+// Where a unit of a tensor lies, if that has so many. Sections start on 16 bytes.
+fn wo_place_of(unit: u32, units: u32) -> wo_Place {
+//# if VECTORS
+    return wo_Place(unit, units);
+//# else
+    return wo_Place(unit, (units + 3u) & ~3u);
+//# end
+}
+//# for TENSORS
+
+// A tensor of a batch fills its bindings, so their length is its own.
+fn wo_units_of_TENSOR() -> u32 {
+    return arrayLength(&wo_params_TENSOR) / ITEMS;
+}
+
+fn wo_tensor_TENSOR(unit: u32) {
+    if (wo_k.tensor_mask & (1u << u32(TENSOR))) == 0u || unit >= wo_units_of_TENSOR() {
+        return;
+    }
+    let at = wo_place_of(unit, wo_units_of_TENSOR());
+    let theta = wo_load_theta_TENSOR(at);
+    let g = wo_load_grads_TENSOR(at);
+    var s = wo_load_state_TENSOR(at);
+
+    let theta_new = wo_stepped(wo_scalars(), theta, g, &s);
+    wo_store_state_TENSOR(at, s);
+    wo_store_theta_TENSOR(at, theta_new);
+}
+//# end
+
+@compute @workgroup_size(wo_WORKGROUP_SIZE)
+fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    if wo_is_skipped() {
+        return;
+    }
+//# for TENSORS
+    wo_tensor_TENSOR(invocation.x);
+//# end
+}
+//# else
+
+// Where a unit of the dispatch lies in the arrays of parameters and state, and in that of the gradients.
+fn wo_place_of(unit: u32) -> wo_Place {
+//# if VECTORS
+//# if OFFSET
+    return wo_Place(wo_k.first + unit, wo_k.section);
+//# else
+    // Most tensors start with their bindings, and then one address, without a sum, serves all arrays.
+    return wo_Place(unit, wo_k.section);
+//# end
+//# else
+    let i = wo_k.first + unit + select(0u, wo_k.gap, unit >= wo_k.head);
+//# if PAIRS
+    let elements = vec2(2u * i, 2u * i + 1u);
+    let mine = (elements >= vec2(wo_k.begin)) & (elements < vec2(wo_k.end));
+    return wo_Place(i, 2u * i, mine);
+//# else
+    return wo_Place(i, wo_k.section);
+//# end
+//# end
+}
+
+fn wo_grads_place_of(at: wo_Place) -> wo_Place {
+    var grads = at;
+//# if PAIRS
+    grads.element += wo_k.grads_shift;
+//# else
+//# if OFFSET
+    grads.unit += wo_k.grads_shift;
+//# end
+//# end
+    return grads;
+}
+
+// All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move a load up over a
+// store, and a wave would wait for memory twice. All arithmetic does too: a value that is still needed when it is stored is
+// copied first (five of 33 instructions on AMD's Vega).
+
+@compute @workgroup_size(wo_WORKGROUP_SIZE)
+//# if DOUBLED
+// For software adapters: an invocation updates two units that follow each other, which share what an invocation costs there. On
+// a GPU each load of a wave would reach twice as many cache lines. Scalars are read before the guard: lavapipe reads them once
+// for all lanes there, and lane by lane behind it.
+fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let scalars = wo_scalars();
+    let unit = 2u * wo_unit_of(invocation);
+    let at_0 = wo_place_of(unit);
+    if unit >= wo_k.count || wo_is_skipped() {
+        return;
+    }
+    // The last one may be alone: then it is loaded twice and stored once.
+    let is_pair = unit + 1u < wo_k.count;
+    var at_1 = at_0;
+    at_1.unit += select(0u, 1u, is_pair);
+    let theta_0 = wo_load_theta_0(at_0);
+    let theta_1 = wo_load_theta_0(at_1);
+    let g_0 = wo_load_grads_0(wo_grads_place_of(at_0));
+    let g_1 = wo_load_grads_0(wo_grads_place_of(at_1));
+    var s_0 = wo_load_state_0(at_0);
+    var s_1 = wo_load_state_0(at_1);
+
+    let theta_new_0 = wo_stepped(scalars, theta_0, g_0, &s_0);
+    let theta_new_1 = wo_stepped(scalars, theta_1, g_1, &s_1);
+    wo_store_state_0(at_0, s_0);
+    wo_store_theta_0(at_0, theta_new_0);
+    if is_pair {
+        wo_store_state_0(at_1, s_1);
+        wo_store_theta_0(at_1, theta_new_1);
+    }
+}
+//# else
+fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
+    let unit = wo_unit_of(invocation);
+    if unit >= wo_k.count || wo_is_skipped() {
+        return;
+    }
+    let at = wo_place_of(unit);
+    let theta = wo_load_theta_0(at);
+    let g = wo_load_grads_0(wo_grads_place_of(at));
+    var s = wo_load_state_0(at);
+
+    let theta_new = wo_stepped(wo_scalars(), theta, g, &s);
+    wo_store_state_0(at, s);
+    wo_store_theta_0(at, theta_new);
+}
+//# end
+//# end
