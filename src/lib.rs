@@ -61,19 +61,28 @@
 //!
 //! # Features
 //!
-//! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off.
+//! - `gpu` (on by default): everything that needs wgpu. Without it rules, CPU twins, oracles, plans, states, files and the
+//!   WGSL text of the kernels are left, for hosts of another kind.
+//! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off, and `gpu` on.
 //! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and what PyTorch's optimizers remember.
+
+#![cfg_attr(
+    not(feature = "gpu"),
+    allow(dead_code, reason = "what only kernels on a device need")
+)]
 
 pub mod control;
 mod cpu;
 #[cfg(feature = "safetensors")]
 pub mod files;
+#[cfg(feature = "gpu")]
 mod gpu;
 pub mod oracle;
 pub mod plan;
 mod rules;
 mod state;
 pub mod storage;
+mod wgsl;
 
 pub use control::{
     ControlRecord, ControlState, GradNorm, LossScale, NonFinite, StepControl, Verdict,
@@ -81,14 +90,16 @@ pub use control::{
 pub use cpu::{
     CpuControl, CpuOptimizer, SliceError, TensorError, TensorSlice, TensorSliceMut, TensorValues,
 };
-#[cfg(feature = "safetensors")]
+#[cfg(all(feature = "gpu", feature = "safetensors"))]
 pub use gpu::ArenaFileError;
+#[cfg(feature = "gpu")]
 pub use gpu::{
     AdapterRequest, Arena, ArenaBuffer, ArenaBuilder, ArenaError, ArenaLayout, ArenaTensor,
-    BuildError, Controlled, Converter, Gpu, GpuControl, GpuError, GpuOptimizer, KernelError,
-    KernelVariant, Kernels, LoadError, NormVariant, OPTIONAL_FEATURES, RebindError, ScalarPath,
-    StateSlice, StepError, TensorBinding, TransferError, adapters, readback,
+    BuildError, Controlled, Converter, Gpu, GpuControl, GpuError, GpuOptimizer, Kernels, LoadError,
+    OPTIONAL_FEATURES, RebindError, StateSlice, StepError, TensorBinding, TransferError, adapters,
+    readback,
 };
+pub use half;
 pub use plan::PlanError;
 pub use rules::*;
 pub use state::{
@@ -97,7 +108,9 @@ pub use state::{
 #[cfg(feature = "safetensors")]
 pub use state::{RecordError, Recorded, SlotEntry, StateFileError, StateRecord};
 pub use storage::{Masters, Precision, StorageType};
-pub use {half, wgpu};
+#[cfg(feature = "gpu")]
+pub use wgpu;
+pub use wgsl::{KernelError, KernelVariant, NormVariant, ScalarPath};
 
 /// The README's examples are compiled and run as tests.
 #[cfg(doctest)]

@@ -1,7 +1,6 @@
 // Partial sums of squares of gradients, behind sums.wgsl: every invocation adds those of its share in one order, and
 // nobody else writes where it does. No invocation waits for another: software adapters run those of a workgroup one after
-// the other, and a barrier takes them three times as long as the sums. src/gpu/control/norm.rs puts the files together by
-// src/gpu/template.rs.
+// the other, and a barrier takes them three times as long as the sums. src/wgsl/norm.rs puts the files together.
 
 const WORKGROUP_SIZE: u32 = 64;
 

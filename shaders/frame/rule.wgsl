@@ -1,6 +1,6 @@
 
 // What the frame declares for a rule (shaders/rules/), and what it asks before it steps. Names of the frame begin with `wo_`,
-// and no name of a rule does. src/gpu/source/ puts the files together by src/gpu/template.rs.
+// and no name of a rule does. src/wgsl/ puts the files together by its template.rs.
 
 struct Scalars {
 //# for SCALARS

@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 use super::binding::TensorBinding;
-use super::error::{BuildError, KernelError};
+use super::error::BuildError;
 use super::error_scope::checked;
 use super::kernels::Kernels;
 use super::readback::MAPS_AT_CREATION;
 use super::rules::GroupRules;
 use super::scalars::UniformRing;
-use super::source::KernelVariant;
 use crate::plan::{Access, Batch, Dispatch, Piece, Place, Plan, Target, TensorLayout, Window};
 use crate::rules::{Slot, Start};
 use crate::state::{Tensor, Tensors};
 use crate::storage::Storage;
+use crate::wgsl::{KernelError, KernelVariant};
 
 /// The pipelines of a plan, of one variant of its kernels.
 pub(super) struct Pipelines {

@@ -1,6 +1,7 @@
 //! Adapter and device choice for programs that have no engine of their own.
 
 use super::error::GpuError;
+use crate::plan::DeviceLimits;
 
 /// Optional device features that the kernels use where they are there.
 pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
@@ -187,4 +188,42 @@ fn instance(backends: wgpu::Backends) -> Option<wgpu::Instance> {
         backends,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     }))
+}
+
+/// Elements of a dispatch on adapters that may be slow: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
+/// where watchdogs wait two seconds.
+const MAX_DISPATCH_ELEMS_IF_SLOW: u64 = 1 << 26;
+
+impl DeviceLimits {
+    /// The limits that [`Kernels`](crate::Kernels) plan with on a device, or on one that an adapter with these limits gives: on
+    /// software and integrated adapters, and on those that do not say what they are, as a browser's, with a ceiling of
+    /// 2^26 on the elements of a dispatch.
+    #[must_use]
+    pub fn of(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
+        let max_dispatch_elems = match device_type {
+            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => u64::MAX,
+            // Browsers do not say what they have.
+            _ => MAX_DISPATCH_ELEMS_IF_SLOW,
+        };
+        Self {
+            max_dispatch_elems,
+            is_software: device_type == wgpu::DeviceType::Cpu,
+            ..Self::from(limits)
+        }
+    }
+}
+
+impl From<&wgpu::Limits> for DeviceLimits {
+    /// The limits of a GPU, with no ceiling on the elements of a dispatch.
+    fn from(limits: &wgpu::Limits) -> Self {
+        Self {
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            offset_alignment_bytes: limits.min_storage_buffer_offset_alignment.into(),
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_dispatch_elems: u64::MAX,
+            is_software: false,
+        }
+    }
 }

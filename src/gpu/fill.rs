@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::bound::create_bind_group;
-use super::error::KernelError;
-use super::kernels::{BindingKind, Kernels, TENSORS_GROUP};
+use super::kernels::{BindingKind, Kernels};
 use crate::plan::WORKGROUP_SIZE;
+use crate::wgsl::KernelError;
+use crate::wgsl::scalars::TENSORS_GROUP;
 
 /// The kernel that fills words, whole or by halves.
 pub(super) struct Fill {

@@ -3,16 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::error::KernelError;
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
-use super::scalars::{CONTROL_BYTES, ScalarPath, Uniforms};
-use super::source::KernelVariant;
 use crate::plan::{DeviceLimits, WORKGROUP_SIZE};
-
-/// Bind group of params, grads and state; `@group(0)` in the shaders.
-pub(crate) const TENSORS_GROUP: u32 = 0;
-/// Bind group of the scalars on the uniform path; `@group(1)` in the shaders.
-pub(crate) const SCALARS_GROUP: u32 = 1;
+use crate::wgsl::scalars::{CONTROL_BYTES, Uniforms};
+use crate::wgsl::{KernelError, KernelVariant, ScalarPath};
 
 /// The name of the kernels in errors, before there is one.
 const KERNELS: &str = "wgpu_optim";

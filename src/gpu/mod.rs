@@ -17,23 +17,18 @@ mod pass;
 pub mod readback;
 mod rules;
 mod scalars;
-mod signature;
-mod source;
 mod staged;
 mod submission;
-mod template;
 
 pub use arena::{Arena, ArenaBuffer, ArenaBuilder, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;
-pub use control::{Controlled, GpuControl, NormVariant};
+pub use control::{Controlled, GpuControl};
 pub use convert::Converter;
 pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
 pub use error::{
-    ArenaError, BuildError, GpuError, KernelError, LoadError, RebindError, StepError, TransferError,
+    ArenaError, BuildError, GpuError, LoadError, RebindError, StepError, TransferError,
 };
 pub use kernels::Kernels;
 pub use optimizer::{GpuOptimizer, StateSlice};
-pub use scalars::ScalarPath;
-pub use source::KernelVariant;

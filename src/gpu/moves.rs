@@ -7,10 +7,11 @@
 use super::bound::create_bind_group;
 use super::error::BuildError;
 use super::error_scope::checked;
-use super::kernels::{BindingKind, Kernels, TENSORS_GROUP};
+use super::kernels::{BindingKind, Kernels};
 use super::readback::Downloaded;
 use super::submission::{Fate, Submission};
 use crate::plan::WORKGROUP_SIZE;
+use crate::wgsl::scalars::TENSORS_GROUP;
 
 /// A run of words that moves from one buffer to another.
 pub(super) struct Move {

@@ -1,8 +1,8 @@
 //! Dispatches in a compute pass: one way to record them, for steps and norms, with a control and without.
 
 use super::error::StepError;
-use super::kernels::{SCALARS_GROUP, TENSORS_GROUP};
 use super::scalars::UniformRing;
+use crate::wgsl::scalars::{SCALARS_GROUP, TENSORS_GROUP};
 
 /// A dispatch of a kernel over tensors.
 pub(super) struct Call<'a> {

@@ -1,9 +1,9 @@
 //! The rules of an optimizer's parameter groups, as kernels and scalars see them: by group, and without their type.
 
-use super::source::KernelVariant;
 use crate::plan::Access;
 use crate::rules::{Groups, Rule, Scalars, Slots};
 use crate::storage::Rounding;
+use crate::wgsl::KernelVariant;
 
 /// The rules of parameter groups. A group is told by its index, the default group first.
 pub trait GroupRules {

@@ -29,10 +29,6 @@ const MAX_UNIT_ELEMS: u32 = 8;
 /// Most pieces in a batch: with ten, a dispatch costs each no more than its elements do.
 pub(crate) const MAX_BATCH_PIECES: u32 = 10;
 
-/// Elements of a dispatch on adapters that may be slow: 1.3 GB of traffic, an eighth of a second at 10 GB/s,
-/// where watchdogs wait two seconds.
-const MAX_DISPATCH_ELEMS_IF_SLOW: u64 = 1 << 26;
-
 /// The device limits that shape a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceLimits {
@@ -51,40 +47,6 @@ pub struct DeviceLimits {
     pub max_dispatch_elems: u64,
     /// Whether the device is the host's processor, on which an invocation has costs of its own.
     pub is_software: bool,
-}
-
-impl DeviceLimits {
-    /// The limits that [`Kernels`](crate::Kernels) plan with on a device, or on one that an adapter with these limits gives: on
-    /// software and integrated adapters, and on those that do not say what they are, as a browser's, with a ceiling of
-    /// 2^26 on the elements of a dispatch.
-    #[must_use]
-    pub fn of(limits: &wgpu::Limits, device_type: wgpu::DeviceType) -> Self {
-        let max_dispatch_elems = match device_type {
-            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => u64::MAX,
-            // Browsers do not say what they have.
-            _ => MAX_DISPATCH_ELEMS_IF_SLOW,
-        };
-        Self {
-            max_dispatch_elems,
-            is_software: device_type == wgpu::DeviceType::Cpu,
-            ..Self::from(limits)
-        }
-    }
-}
-
-impl From<&wgpu::Limits> for DeviceLimits {
-    /// The limits of a GPU, with no ceiling on the elements of a dispatch.
-    fn from(limits: &wgpu::Limits) -> Self {
-        Self {
-            max_binding_bytes: limits.max_storage_buffer_binding_size,
-            max_buffer_bytes: limits.max_buffer_size,
-            offset_alignment_bytes: limits.min_storage_buffer_offset_alignment.into(),
-            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            max_dispatch_elems: u64::MAX,
-            is_software: false,
-        }
-    }
 }
 
 /// A position in one of several buffers.

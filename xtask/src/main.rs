@@ -49,7 +49,8 @@ enum Task {
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
     },
-    /// Checks library and command for Windows, macOS and wasm32, warnings denied; some ten minutes at first
+    /// Checks library and command for Windows, macOS and wasm32, there without wgpu too, warnings denied; some ten minutes
+    /// at first
     Targets,
     /// Runs the library's tests in headless Chromium, which is installed on Debian if it is missing
     WebTest {
@@ -107,7 +108,8 @@ fn main() -> Result<()> {
         }
         Task::Fuzz { seconds } => fuzz::run(&shell, seconds),
         Task::Targets => {
-            let targets = [&targets::DESKTOPS[..], &[targets::IN_BROWSERS]].concat();
+            let browsers = [targets::IN_BROWSERS, targets::WITHOUT_GPU];
+            let targets = [&targets::DESKTOPS[..], &browsers].concat();
             targets::prepare(&shell, &targets)?;
             targets::check(&shell, &targets)
         }
@@ -170,19 +172,20 @@ fn ci(shell: &Shell) -> Result<()> {
 /// What runs in browsers and on other platforms. A browser keeps one core busy at most, so what only compiles does so beside
 /// it.
 fn elsewhere(shell: &Shell) -> Result<()> {
-    let desktops = &targets::DESKTOPS;
+    let [windows, macos] = targets::DESKTOPS;
+    let targets = &[windows, macos, targets::WITHOUT_GPU];
     let browser = web::prepare_test(shell);
     let programs = match &browser {
         Ok(()) => web::build_tests(shell)?,
         Err(_) => Vec::new(),
     };
-    let others = targets::prepare(shell, desktops);
+    let others = targets::prepare(shell, targets);
     thread::scope(|scope| {
         let checked = scope.spawn(|| {
             where_it_can_run("other platforms", others, || {
                 let shell = Shell::new()?;
                 shell.change_dir(root());
-                targets::check_silently(&shell, desktops)
+                targets::check_silently(&shell, targets)
             })
         });
         let tested = where_it_can_run("tests in a browser", browser, || {

@@ -5,17 +5,27 @@ use xshell::{Cmd, Shell};
 
 use crate::platform::{BROWSER, DENY_WARNINGS, MACOS, Platform, WINDOWS};
 
-/// A platform, and the packages that are checked for it.
+/// A platform, and cargo's arguments for what is checked for it.
 pub type Target = (Platform, &'static [&'static str]);
 
-/// Those of computers.
-pub const DESKTOPS: [Target; 2] = [
-    (WINDOWS, &["wgpu-optim", "wgpu-optim-cli"]),
-    (MACOS, &["wgpu-optim", "wgpu-optim-cli"]),
-];
+/// Library and command on computers.
+const ON_DESKTOPS: &[&str] = &["--package=wgpu-optim", "--package=wgpu-optim-cli"];
 
-/// What runs in a browser, which `cargo xtask web-test` builds too.
-pub const IN_BROWSERS: Target = (BROWSER, &["wgpu-optim"]);
+/// The targets that no other check builds anything for.
+pub const DESKTOPS: [Target; 2] = [(WINDOWS, ON_DESKTOPS), (MACOS, ON_DESKTOPS)];
+
+/// The library in a browser, which `cargo xtask web-test` builds too.
+pub const IN_BROWSERS: Target = (BROWSER, &["--package=wgpu-optim"]);
+
+/// The library without wgpu.
+pub const WITHOUT_GPU: Target = (
+    BROWSER,
+    &[
+        "--package=wgpu-optim",
+        "--no-default-features",
+        "--features=safetensors",
+    ],
+);
 
 /// Makes sure of compilers and standard libraries.
 pub fn prepare(shell: &Shell, targets: &[Target]) -> Result<()> {
@@ -47,14 +57,13 @@ fn checks<'s>(shell: &'s Shell, targets: &[Target]) -> Result<Vec<Cmd<'s>>> {
         |(a, of_a): &Target, (b, of_b): &Target| of_a == of_b && a.goes_with(*b, shell);
     let mut checks = Vec::new();
     for together in targets.chunk_by(go_together) {
-        let [(platform, packages), others @ ..] = together else {
+        let [(platform, what), others @ ..] = together else {
             continue;
         };
         let names: Vec<_> = together.iter().map(|(of, _)| of.target).collect();
-        eprintln!("{}: {}", names.join(", "), packages.join(", "));
+        eprintln!("{}: {}", names.join(", "), what.join(" "));
         let others = others.iter().flat_map(|(of, _)| ["--target", of.target]);
-        let packages = packages.iter().flat_map(|package| ["--package", package]);
-        let cargo = platform.cargo(shell, "check")?.args(others).args(packages);
+        let cargo = platform.cargo(shell, "check")?.args(others).args(*what);
         checks.push(cargo.env("RUSTFLAGS", DENY_WARNINGS));
     }
     Ok(checks)

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use super::error::{BuildError, KernelError, StepError, TransferError};
+use super::error::{BuildError, StepError, TransferError};
 use super::error_scope::checked;
 use super::kernels::{BindingKind, Kernels};
 use super::pass;
@@ -15,8 +15,8 @@ use super::readback;
 use super::staged::Staged;
 use super::submission::{Fate, Submission, Submissions};
 use crate::control::{ControlRecord, ControlState, MAX_GROUP_NORMS, NonFinite, StepControl};
+use crate::wgsl::KernelError;
 pub(crate) use norm::Norm;
-pub use norm::NormVariant;
 pub(crate) use telemetry::{Counted, Mailbox, Report, ReportOf};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
 

@@ -8,11 +8,10 @@ use super::super::error::{BuildError, StepError};
 use super::super::error_scope::checked;
 use super::super::kernels::{BindingKind, Kernels};
 use super::super::pass::{self, Call};
-use super::super::scalars::{ScalarPath, UniformRing};
+use super::super::scalars::UniformRing;
 use super::super::staged::Staged;
-use crate::gpu::template::Scope;
-use crate::plan::{Access, Batch, Piece, Plan};
-use crate::storage::StorageType;
+use crate::plan::{Batch, Piece, Plan};
+use crate::wgsl::NormVariant;
 
 /// Invocations of a workgroup; `WORKGROUP_SIZE` in `shaders/control/norm.wgsl`. Each has a partial sum of its own.
 const WORKGROUP_SIZE: u64 = 64;
@@ -466,65 +465,4 @@ fn bind(
 ) -> Result<wgpu::BindGroup, wgpu::Error> {
     let binding = (layout.clone(), windows.collect());
     checked(device, || create_bind_group(device, &binding))
-}
-
-/// A kernel that adds up squares of gradients: what a [`GpuControl`](crate::GpuControl) hands to wgpu, for tools that compile
-/// or inspect the WGSL themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NormVariant {
-    grads: StorageType,
-    /// How many tensors, and how their elements are reached, where there are several.
-    batch: Option<(usize, Access)>,
-}
-
-impl NormVariant {
-    /// Its entry point.
-    pub const ENTRY_POINT: &'static str = "norm";
-
-    /// Over a piece whose gradients are stored like this.
-    #[must_use]
-    pub const fn new(grads: StorageType) -> Self {
-        Self { grads, batch: None }
-    }
-
-    /// Over a batch of so many tensors, [`Access::Vec4`] or [`Access::Scalar`].
-    #[must_use]
-    pub const fn over_batch(self, tensors: usize, access: Access) -> Self {
-        Self {
-            batch: Some((tensors, access)),
-            ..self
-        }
-    }
-
-    /// The complete WGSL source for a road of the scalars.
-    #[must_use]
-    pub fn source(&self, path: ScalarPath) -> String {
-        let is_half = self.grads != StorageType::F32;
-        let (tensors, access) = self.batch.unwrap_or((0, Access::Vec4));
-        let tensor = |tensor| Scope::default().word("TENSOR", tensor);
-        let parts: &[&str] = if is_half { &["low", "high"] } else { &["low"] };
-        let part = |part: &&str| Scope::default().word("PART", part);
-        let scope = Scope::default()
-            .flag("IMMEDIATES", path == ScalarPath::Immediates)
-            .flag("HALF", is_half)
-            .flag("BATCH", self.batch.is_some())
-            .flag("VECTORS", access != Access::Scalar)
-            .word("CODEC", self.grads.name())
-            .word("ELEMS", 16 / self.grads.bytes())
-            .word("PARTIALS", tensors)
-            .list("PARTS", parts.iter().map(part))
-            .list("TENSORS", (0..tensors).map(tensor));
-        let conversion = match self.grads {
-            StorageType::F32 => "",
-            StorageType::Bf16 => include_str!("../../../shaders/storage/bf16.wgsl"),
-            StorageType::F16 => include_str!("../../../shaders/storage/f16.wgsl"),
-        };
-        let files = [
-            include_str!("../../../shaders/frame/scalars.wgsl"),
-            include_str!("../../../shaders/control/sums.wgsl"),
-            conversion,
-            include_str!("../../../shaders/control/norm.wgsl"),
-        ];
-        files.map(|file| scope.render(file)).concat()
-    }
 }

@@ -17,14 +17,14 @@ use crate::gpu::kernels::Kernels;
 use crate::gpu::ledger::Ledger;
 use crate::gpu::pass::{self, Call, Decision};
 use crate::gpu::rules::GroupRules;
-use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS, Uniforms};
-use crate::gpu::source::KernelVariant;
 use crate::gpu::staged::Staged;
 use crate::gpu::submission::Submission;
 use crate::plan::Plan;
 use crate::rules::Rule;
 use crate::state::Tensor;
 use crate::storage::Key;
+use crate::wgsl::KernelVariant;
+use crate::wgsl::scalars::{CONTROL_BYTES, CONTROL_SCALARS, Uniforms};
 
 /// Bytes from one class's block to the next; `BLOCK` in `shaders/control/select.wgsl`.
 const BLOCK_BYTES: u64 = 256;

@@ -15,12 +15,13 @@ use crate::gpu::ledger::Ledger;
 use crate::gpu::moves::Moves;
 use crate::gpu::pass::{self, Call};
 use crate::gpu::rules::GroupRules;
-use crate::gpu::scalars::{UniformRing, Uniforms, WideScalars};
+use crate::gpu::scalars::UniformRing;
 use crate::gpu::submission::{Fate, Submission, Submissions};
 use crate::plan::{Dispatch, Plan, Target};
 use crate::rules::{Scalars, Slot, Start};
 use crate::state::{Tensor, Tensors};
 use crate::storage::Key;
+use crate::wgsl::scalars::{Uniforms, WideScalars};
 
 /// Records the steps of an optimizer into encoders, whatever its rules are.
 pub struct Recorder {

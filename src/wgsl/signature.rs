@@ -9,7 +9,7 @@ const PARAMS: [&str; 4] = ["Scalars", "vec4<f32>", "vec4<f32>", "ptr<function,St
 const RESULT: &str = "vec4<f32>";
 
 /// Makes sure that a rule's WGSL declares the function that the frame calls.
-pub(super) fn check_signature(rule: &impl Rule) -> Result<(), KernelError> {
+pub(crate) fn check_signature(rule: &impl Rule) -> Result<(), KernelError> {
     let wgsl = without_comments(&rule.wgsl());
     match declaration(&wgsl) {
         Some(declared) if is_as_called(declared, &wgsl) => Ok(()),

@@ -1,14 +1,21 @@
-//! The WGSL of a rule with the frame around it.
+//! The text of the kernels: the WGSL of a rule with the frame around it. Needs no device.
 
+mod error;
+mod norm;
+pub(crate) mod scalars;
+pub(crate) mod signature;
+mod template;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 
 use std::borrow::Cow;
 
-use super::error::KernelError;
-use super::scalars::ScalarPath;
-use super::template::Scope;
+pub use error::KernelError;
+pub use norm::NormVariant;
+pub use scalars::ScalarPath;
+use template::Scope;
+
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
 use crate::storage::{Masters, Storage, StorageType};
@@ -19,7 +26,7 @@ const PREFIX: &str = "wo_step_";
 /// A file of `shaders/`.
 macro_rules! shader {
     ($file:literal) => {
-        include_str!(concat!("../../../shaders/", $file))
+        include_str!(concat!("../../shaders/", $file))
     };
 }
 
@@ -99,7 +106,7 @@ impl RuleSource {
 }
 
 /// Makes sure that a rule gives as many scalars as it names, by which the kernels are built.
-pub(super) fn check_scalars(rule: &impl Rule) -> Result<(), KernelError> {
+pub(crate) fn check_scalars(rule: &impl Rule) -> Result<(), KernelError> {
     let expected = rule.scalar_names().len();
     match rule.scalars(rule.phase(0)).as_slice().len() {
         actual if actual == expected && expected <= MAX_SCALARS => Ok(()),
@@ -156,19 +163,19 @@ impl KernelVariant {
         self
     }
 
-    pub(super) const fn is_controlled(&self) -> bool {
+    pub(crate) const fn is_controlled(&self) -> bool {
         self.control.is_some()
     }
 
-    pub(super) const fn is_in_one_buffer(&self) -> bool {
+    pub(crate) const fn is_in_one_buffer(&self) -> bool {
         self.in_one_buffer
     }
 
-    pub(super) fn has_state(&self) -> bool {
+    pub(crate) fn has_state(&self) -> bool {
         self.rule.kept().next().is_some() || self.storage.masters_bytes().is_some()
     }
 
-    pub(super) const fn is_wide(&self) -> bool {
+    pub(crate) const fn is_wide(&self) -> bool {
         !self.storage.is_f32()
     }
 
@@ -176,12 +183,12 @@ impl KernelVariant {
         self.tensors > 1
     }
 
-    pub(super) const fn tensors(&self) -> usize {
+    pub(crate) const fn tensors(&self) -> usize {
         self.tensors
     }
 
     /// How many scalars of the rule come with those of the frame.
-    pub(super) const fn scalars(&self) -> usize {
+    pub(crate) const fn scalars(&self) -> usize {
         if self.is_controlled() {
             0
         } else {
@@ -189,7 +196,7 @@ impl KernelVariant {
         }
     }
 
-    /// The complete WGSL source for a road of the scalars.
+    /// The complete WGSL source for a path of the scalars.
     #[must_use]
     pub fn source(&self, path: ScalarPath) -> String {
         // The rule first, so that errors in it count its own lines.

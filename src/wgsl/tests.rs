@@ -4,8 +4,8 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::scalars::{CONTROL_BYTES, CONTROL_SCALARS, FRAME_SCALARS, Uniforms, WIDE_SCALARS};
 use super::*;
-use crate::gpu::scalars::{CONTROL_BYTES, CONTROL_SCALARS, FRAME_SCALARS, Uniforms, WIDE_SCALARS};
 use crate::plan::MAX_BATCH_PIECES;
 use crate::rules::{
     AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
