@@ -4,8 +4,6 @@
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 
-use std::borrow::Cow;
-
 use super::error::KernelError;
 use super::scalars::{CONTROL_SCALARS, FRAME_SCALARS, ScalarPath, WIDE_SCALARS};
 use super::wide::{self, Arrays};
@@ -39,7 +37,7 @@ struct Controls {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RuleSource {
     stem: &'static str,
-    wgsl: Cow<'static, str>,
+    wgsl: String,
     /// Names, and whether they are kept.
     slots: Vec<(&'static str, bool)>,
     terms: Vec<(&'static str, bool)>,
@@ -53,7 +51,7 @@ impl RuleSource {
             stem: rule.stem(),
             wgsl: rule.wgsl(),
             slots: slots.iter().map(|slot| (slot.name, slot.is_kept)).collect(),
-            terms: rule.terms().into_owned(),
+            terms: rule.terms(),
             scalars: rule.scalar_names(),
         }
     }
