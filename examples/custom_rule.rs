@@ -1,8 +1,6 @@
 //! A rule of one's own, on the GPU and on the CPU: every element moves by the learning rate, against the sign of the
 //! average of its gradients. `cargo run --release --example custom_rule`
 
-use std::borrow::Cow;
-
 use wgpu_optim::{
     AdapterRequest, ConfigError, CpuOptimizer, Gpu, GpuOptimizer, Kernels, Rule, Scalars, Slot,
     Slots, TensorBinding, Twin, readback,
@@ -25,8 +23,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
 impl Rule for SignDescent {
     fn stem(&self) -> &'static str { "sign_descent" }
     fn slots(&self) -> Slots { [Slot::new("exp_avg")].into() }
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> { Cow::Borrowed(&[]) }
-    fn wgsl(&self) -> Cow<'static, str> { WGSL.into() }
+    fn wgsl(&self) -> String { WGSL.into() }
     fn scalar_names(&self) -> &'static [&'static str] { &["lr", "beta", "taken_in"] }
     fn phase(&self, _applied_steps: u64) -> u64 { 0 }
     fn scalars(&self, _phase: u64) -> Scalars { [self.lr as f32, self.beta as f32, (1.0 - self.beta) as f32].into() }

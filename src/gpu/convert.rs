@@ -1,7 +1,5 @@
 //! From one storage type to another, on the device.
 
-use std::borrow::Cow;
-
 use super::binding::TensorBinding;
 use super::error::{BuildError, StepError};
 use super::kernels::Kernels;
@@ -74,12 +72,8 @@ impl Rule for Conversion {
         [].into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[])
-    }
-
-    fn wgsl(&self) -> Cow<'static, str> {
-        Cow::Borrowed(include_str!("../../shaders/rules/convert.wgsl"))
+    fn wgsl(&self) -> String {
+        include_str!("../../shaders/rules/convert.wgsl").to_owned()
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {

@@ -1,8 +1,6 @@
 //! All rules of this crate as one type, by name.
 
-use std::borrow::Cow;
-
-use super::{ConfigError, IntoRule, Rule, Scalars, Slots, Twin, every_rule};
+use super::{ConfigError, Rule, every_rule};
 
 /// A rule that other libraries have, too.
 #[diagnostic::on_unimplemented(
@@ -102,49 +100,187 @@ impl RulePreset {
     }
 }
 
-macro_rules! any_rule {
-    ($( $Variant:ident($Config:ident), )*) => {
-        /// Any rule of this crate: for programs that choose one by name, and for [`ParamGroups`](crate::ParamGroups)
-        /// that mix them. A rule of the user's own joins by an enum of this kind.
-        ///
-        /// ```
-        /// use wgpu_optim::{AdamConfig, AnyRule, CpuOptimizer, ParamGroups, SgdConfig};
-        ///
-        /// let momentum = SgdConfig::builder(0.1).momentum(0.9).build()?;
-        /// let groups = ParamGroups::<AnyRule>::new(momentum.into())
-        ///     .with("embeddings", AdamConfig::adamw(1e-3).build()?, |name| name.starts_with("embed"))?;
-        /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("embed.weight", [2]), ("fc.weight", [2])])?;
-        /// optimizer.step(&mut [&mut [1.0, 2.0], &mut [3.0, 4.0]], &[&[0.1, 0.2], &[0.3, 0.4]])?;
-        /// # assert!(AdamConfig::try_from(AnyRule::from(momentum)).is_err());
-        /// # Ok::<(), Box<dyn std::error::Error>>(())
-        /// ```
+/// Makes an enum of rules that is a [`Rule`](crate::Rule) itself, and a [`Twin`](crate::Twin): an optimizer and its
+/// groups then mix them.
+///
+/// A variant holds a rule that is a `Twin`, a type for each; [`AnyRule`] stands for all of this crate's. Each becomes the
+/// enum by `From`, and in [`ParamGroups::with`](crate::ParamGroups::with) as it is. `Clone`, `Debug` and `PartialEq` are
+/// derived.
+///
+/// ```
+/// use wgpu_optim::{
+///     AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, Scalars, Slots, Twin, rule_enum,
+/// };
+///
+/// /// Moves every element by the learning rate, whatever its gradient.
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Falling {
+///     lr: f64,
+/// }
+///
+/// impl Rule for Falling {
+///     fn stem(&self) -> &'static str { "falling" }
+///     fn slots(&self) -> Slots { [].into() }
+///     fn wgsl(&self) -> String {
+///         "fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+///             return theta - k.lr;
+///         }".to_owned()
+///     }
+///     fn scalar_names(&self) -> &'static [&'static str] { &["lr"] }
+///     fn scalars(&self, _phase: u64) -> Scalars { [self.lr as f32].into() }
+///     fn lr(&self) -> f64 { self.lr }
+///     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> { Ok(Self { lr }) }
+/// }
+///
+/// impl Twin for Falling {
+///     fn step(&self, scalars: &Scalars, params: &mut [f32], _: &mut [&mut [f32]], _: &[f32]) {
+///         params.iter_mut().for_each(|theta| *theta -= scalars.as_slice()[0]);
+///     }
+/// }
+///
+/// rule_enum! {
+///     enum MyRule {
+///         Falling(Falling),
+///         Known(AnyRule),
+///     }
+/// }
+///
+/// let adamw = AnyRule::from(AdamConfig::adamw(1e-3).build()?);
+/// let groups = ParamGroups::<MyRule>::new(adamw.into())
+///     .with("falling", Falling { lr: 0.5 }, |name| name == "ball")?;
+/// let mut optimizer = CpuOptimizer::with_groups(&groups, [("ball", [1]), ("weight", [1])])?;
+/// let (mut ball, mut weight) = ([1.0], [1.0]);
+/// optimizer.step(&mut [&mut ball, &mut weight], &[&[3.0], &[3.0]])?;
+/// assert_eq!(ball, [0.5]);
+/// assert!((weight[0] - 0.99899).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[macro_export]
+macro_rules! rule_enum {
+    (
+        $(#[$enum_meta:meta])*
+        $vis:vis enum $Enum:ident {
+            $( $(#[$variant_meta:meta])* $Variant:ident($Rule:ty) ),+ $(,)?
+        }
+    ) => {
+        $(#[$enum_meta])*
         #[derive(Clone, Debug, PartialEq)]
-        #[cfg_attr(
-            feature = "safetensors",
-            derive(serde::Serialize, serde::Deserialize),
-            serde(tag = "rule", rename_all = "kebab-case")
-        )]
-        #[non_exhaustive]
-        pub enum AnyRule {
-            $(
-                #[doc = concat!("[`", stringify!($Config), "`](crate::", stringify!($Config), ")")]
-                $Variant(super::$Config),
-            )*
+        $vis enum $Enum {
+            $( $(#[$variant_meta])* $Variant($Rule), )+
         }
 
         $(
-            impl From<super::$Config> for AnyRule {
-                fn from(config: super::$Config) -> Self {
-                    Self::$Variant(config)
+            impl ::std::convert::From<$Rule> for $Enum {
+                fn from(rule: $Rule) -> Self {
+                    Self::$Variant(rule)
                 }
             }
 
-            impl IntoRule<AnyRule> for super::$Config {
-                fn into_rule(self) -> AnyRule {
-                    self.into()
+            impl $crate::IntoRule<$Enum> for $Rule {
+                fn into_rule(self) -> $Enum {
+                    $Enum::$Variant(self)
                 }
             }
+        )+
 
+        impl $crate::Rule for $Enum {
+            fn stem(&self) -> &'static str {
+                match self { $( Self::$Variant(rule) => $crate::Rule::stem(rule), )+ }
+            }
+
+            fn slots(&self) -> $crate::Slots {
+                match self { $( Self::$Variant(rule) => $crate::Rule::slots(rule), )+ }
+            }
+
+            fn terms(&self) -> ::std::vec::Vec<(&'static str, bool)> {
+                match self { $( Self::$Variant(rule) => $crate::Rule::terms(rule), )+ }
+            }
+
+            fn wgsl(&self) -> ::std::string::String {
+                match self { $( Self::$Variant(rule) => $crate::Rule::wgsl(rule), )+ }
+            }
+
+            fn scalar_names(&self) -> &'static [&'static str] {
+                match self { $( Self::$Variant(rule) => $crate::Rule::scalar_names(rule), )+ }
+            }
+
+            fn phase(&self, applied_steps: u64) -> u64 {
+                match self { $( Self::$Variant(rule) => $crate::Rule::phase(rule, applied_steps), )+ }
+            }
+
+            fn scalars(&self, phase: u64) -> $crate::Scalars {
+                match self { $( Self::$Variant(rule) => $crate::Rule::scalars(rule, phase), )+ }
+            }
+
+            fn meaning(&self) -> ::std::string::String {
+                match self { $( Self::$Variant(rule) => $crate::Rule::meaning(rule), )+ }
+            }
+
+            fn lr(&self) -> f64 {
+                match self { $( Self::$Variant(rule) => $crate::Rule::lr(rule), )+ }
+            }
+
+            fn with_lr(&self, lr: f64) -> ::std::result::Result<Self, $crate::ConfigError> {
+                match self { $( Self::$Variant(rule) => $crate::Rule::with_lr(rule, lr).map(Self::$Variant), )+ }
+            }
+
+            fn momentum(&self) -> ::std::option::Option<f64> {
+                match self { $( Self::$Variant(rule) => $crate::Rule::momentum(rule), )+ }
+            }
+
+            fn with_momentum(&self, momentum: f64) -> ::std::result::Result<Self, $crate::ConfigError> {
+                match self { $( Self::$Variant(rule) => $crate::Rule::with_momentum(rule, momentum).map(Self::$Variant), )+ }
+            }
+
+            fn bytes_per_elem(&self) -> u64 {
+                match self { $( Self::$Variant(rule) => $crate::Rule::bytes_per_elem(rule), )+ }
+            }
+        }
+
+        impl $crate::Twin for $Enum {
+            fn step(&self, scalars: &$crate::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => $crate::Twin::step(rule, scalars, params, state, grads), )+ }
+            }
+
+            fn step_in_turn(&self, scalars: &$crate::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => $crate::Twin::step_in_turn(rule, scalars, params, state, grads), )+ }
+            }
+        }
+    };
+}
+
+macro_rules! any_rule {
+    ($( $Variant:ident($Config:ident), )*) => {
+        rule_enum! {
+            /// Any rule of this crate: for programs that choose one by name, and for [`ParamGroups`](crate::ParamGroups)
+            /// that mix them. A rule of the user's own joins by [`rule_enum`](crate::rule_enum).
+            ///
+            /// ```
+            /// use wgpu_optim::{AdamConfig, AnyRule, CpuOptimizer, ParamGroups, SgdConfig};
+            ///
+            /// let momentum = SgdConfig::builder(0.1).momentum(0.9).build()?;
+            /// let groups = ParamGroups::<AnyRule>::new(momentum.into())
+            ///     .with("embeddings", AdamConfig::adamw(1e-3).build()?, |name| name.starts_with("embed"))?;
+            /// let mut optimizer = CpuOptimizer::with_groups(&groups, [("embed.weight", [2]), ("fc.weight", [2])])?;
+            /// optimizer.step(&mut [&mut [1.0, 2.0], &mut [3.0, 4.0]], &[&[0.1, 0.2], &[0.3, 0.4]])?;
+            /// # assert!(AdamConfig::try_from(AnyRule::from(momentum)).is_err());
+            /// # Ok::<(), Box<dyn std::error::Error>>(())
+            /// ```
+            #[cfg_attr(
+                feature = "safetensors",
+                derive(serde::Serialize, serde::Deserialize),
+                serde(tag = "rule", rename_all = "kebab-case")
+            )]
+            #[non_exhaustive]
+            pub enum AnyRule {
+                $(
+                    #[doc = concat!("[`", stringify!($Config), "`](crate::", stringify!($Config), ")")]
+                    $Variant(super::$Config),
+                )*
+            }
+        }
+
+        $(
             impl TryFrom<AnyRule> for super::$Config {
                 type Error = AnyRule;
 
@@ -170,66 +306,6 @@ macro_rules! any_rule {
             #[must_use]
             pub fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
                 match self { $( Self::$Variant(rule) => rule.pytorch_scalars(applied_steps), )* }
-            }
-        }
-
-        impl Rule for AnyRule {
-            fn stem(&self) -> &'static str {
-                match self { $( Self::$Variant(rule) => rule.stem(), )* }
-            }
-
-            fn slots(&self) -> Slots {
-                match self { $( Self::$Variant(rule) => rule.slots(), )* }
-            }
-
-            fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-                match self { $( Self::$Variant(rule) => rule.terms(), )* }
-            }
-
-            fn wgsl(&self) -> Cow<'static, str> {
-                match self { $( Self::$Variant(rule) => rule.wgsl(), )* }
-            }
-
-            fn scalar_names(&self) -> &'static [&'static str] {
-                match self { $( Self::$Variant(rule) => rule.scalar_names(), )* }
-            }
-
-            fn phase(&self, applied_steps: u64) -> u64 {
-                match self { $( Self::$Variant(rule) => rule.phase(applied_steps), )* }
-            }
-
-            fn scalars(&self, phase: u64) -> Scalars {
-                match self { $( Self::$Variant(rule) => rule.scalars(phase), )* }
-            }
-
-            fn meaning(&self) -> String {
-                match self { $( Self::$Variant(rule) => rule.meaning(), )* }
-            }
-
-            fn lr(&self) -> f64 {
-                match self { $( Self::$Variant(rule) => rule.lr(), )* }
-            }
-
-            fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-                match self { $( Self::$Variant(rule) => Rule::with_lr(rule, lr).map(Self::from), )* }
-            }
-
-            fn momentum(&self) -> Option<f64> {
-                match self { $( Self::$Variant(rule) => Rule::momentum(rule), )* }
-            }
-
-            fn with_momentum(&self, momentum: f64) -> Result<Self, ConfigError> {
-                match self { $( Self::$Variant(rule) => Rule::with_momentum(rule, momentum).map(Self::from), )* }
-            }
-        }
-
-        impl Twin for AnyRule {
-            fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step(scalars, params, state, grads), )* }
-            }
-
-            fn step_in_turn(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => rule.step_in_turn(scalars, params, state, grads), )* }
             }
         }
     };

@@ -1,7 +1,6 @@
 //! The frame of rules by which each element moves on its own and that share `decay.wgsl`: what they are as [`Rule`] and
 //! [`Twin`], and loops over slices in the widest vectors that the machine has.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -44,6 +43,12 @@ pub(super) enum Momentum<'c> {
 }
 
 /// What one rule says of itself: all else of [`Rule`] and [`Twin`] follows.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a rule",
+    label = "expected a checked configuration, such as `AdamConfig`, or a type with a `Rule` of its own",
+    note = "if this is a builder, call `.build()?` on it",
+    note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
+)]
 pub(super) trait ElementRule: Hyperparameters {
     /// What [`coefficients`](Self::coefficients) computes.
     type K: ScalarSet;
@@ -92,16 +97,14 @@ impl<R: ElementRule> Rule for R {
         ElementRule::slots(self)
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+    fn terms(&self) -> Vec<(&'static str, bool)> {
         let mut terms = self.decay().terms().to_vec();
         terms.extend(ElementRule::terms(self));
-        terms.into()
+        terms
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        [R::WGSL, include_str!("../../shaders/rules/decay.wgsl")]
-            .concat()
-            .into()
+    fn wgsl(&self) -> String {
+        [R::WGSL, include_str!("../../shaders/rules/decay.wgsl")].concat()
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {

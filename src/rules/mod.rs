@@ -50,27 +50,27 @@ macro_rules! every_rule {
 }
 pub(crate) use every_rule;
 
-pub use adabelief::*;
-pub use adadelta::*;
-pub use adagrad::*;
-pub use adam::*;
-pub use adamax::*;
+pub use adabelief::{AdaBeliefConfig, AdaBeliefConfigBuilder};
+pub use adadelta::{AdadeltaConfig, AdadeltaConfigBuilder};
+pub use adagrad::{AdagradConfig, AdagradConfigBuilder};
+pub use adam::{AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad};
+pub use adamax::{AdamaxConfig, AdamaxConfigBuilder};
 pub use any::{AnyRule, KnownRule, RulePreset};
 use elementwise::Hyperparameters;
 pub use error::{ConfigError, ConversionError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
-pub use lion::*;
-pub use nadam::*;
-pub use radam::*;
+pub use lion::{LionConfig, LionConfigBuilder};
+pub use nadam::{NAdamConfig, NAdamConfigBuilder};
+pub use radam::{RAdamConfig, RAdamConfigBuilder};
 pub use real::Real;
-pub use rmsprop::*;
-pub use rprop::*;
+pub use rmsprop::{RmsPropConfig, RmsPropConfigBuilder};
+pub use rprop::{RpropConfig, RpropConfigBuilder};
 pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Start, Twin};
-pub use schedule_free_adamw::*;
-pub use schedule_free_sgd::*;
+pub use schedule_free_adamw::{ScheduleFreeAdamWConfig, ScheduleFreeAdamWConfigBuilder};
+pub use schedule_free_sgd::{ScheduleFreeSgdConfig, ScheduleFreeSgdConfigBuilder};
 pub use sgd::{
     Coefficients, Conversion, MomentumForm, SgdConfig, SgdConfigBuilder, Terms, physics, reference,
 };
-pub use signum::*;
-pub use yogi::*;
+pub use signum::{SignumConfig, SignumConfigBuilder};
+pub use yogi::{YogiConfig, YogiConfigBuilder};

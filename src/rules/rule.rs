@@ -1,6 +1,5 @@
 //! What a rule says of itself.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Deref;
 
@@ -171,11 +170,13 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     fn slots(&self) -> Slots;
 
     /// Which terms this configuration has, by the names of WGSL overrides. One that is absent is compiled out. They do
-    /// not change with the learning rate or the momentum.
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]>;
+    /// not change with the learning rate or the momentum. By default there are none.
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
 
     /// The rule's WGSL.
-    fn wgsl(&self) -> Cow<'static, str>;
+    fn wgsl(&self) -> String;
 
     /// The names of the scalars, [`MAX_SCALARS`] at most: the fields of `Scalars` in WGSL.
     fn scalar_names(&self) -> &'static [&'static str];

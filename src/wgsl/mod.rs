@@ -9,8 +9,6 @@ mod template;
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
 
-use std::borrow::Cow;
-
 pub use error::KernelError;
 pub use norm::NormVariant;
 pub use scalars::ScalarPath;
@@ -79,7 +77,7 @@ struct Controls {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RuleSource {
     stem: &'static str,
-    wgsl: Cow<'static, str>,
+    wgsl: String,
     /// Names, and whether they are kept.
     slots: Vec<(&'static str, bool)>,
     terms: Vec<(&'static str, bool)>,
@@ -93,7 +91,7 @@ impl RuleSource {
             stem: rule.stem(),
             wgsl: rule.wgsl(),
             slots: slots.iter().map(|slot| (slot.name, slot.is_kept)).collect(),
-            terms: rule.terms().into_owned(),
+            terms: rule.terms(),
             scalars: rule.scalar_names(),
         }
     }

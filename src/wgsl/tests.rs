@@ -378,11 +378,11 @@ impl Rule for Unaware {
         ["low", "high", "s", "at"].map(Slot::new).into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[("HAS_OFFSET", false), ("HAS_CLIP_VALUE", true)])
+    fn terms(&self) -> Vec<(&'static str, bool)> {
+        vec![("HAS_OFFSET", false), ("HAS_CLIP_VALUE", true)]
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         UNAWARE.into()
     }
 

@@ -7,7 +7,6 @@ mod presets;
 pub mod reference;
 mod vector;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -201,7 +200,7 @@ impl Rule for SgdConfig {
         [Slot::new("momentum_buffer").kept_if(self.has_velocity())].into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+    fn terms(&self) -> Vec<(&'static str, bool)> {
         let has = Terms::of(self);
         vec![
             ("HAS_VELOCITY", has.velocity),
@@ -210,11 +209,10 @@ impl Rule for SgdConfig {
             ("HAS_B", has.b),
             ("HAS_RHO", has.rho),
         ]
-        .into()
     }
 
-    fn wgsl(&self) -> Cow<'static, str> {
-        include_str!("../../../shaders/rules/sgd.wgsl").into()
+    fn wgsl(&self) -> String {
+        include_str!("../../../shaders/rules/sgd.wgsl").to_owned()
     }
 
     fn scalar_names(&self) -> &'static [&'static str] {

@@ -1,10 +1,8 @@
 //! Rules that are not the library's.
 
-use std::borrow::Cow;
-
 use wgpu_optim::{
-    Arena, BuildError, ConfigError, GpuControl, GpuOptimizer, KernelError, ParamGroups, Rule,
-    Scalars, Slot, Slots, Start, StepControl,
+    AnyRule, Arena, BuildError, ConfigError, CpuOptimizer, GpuControl, GpuOptimizer, KernelError,
+    ParamGroups, Rule, Scalars, SgdConfig, Slot, Slots, Start, StepControl, Twin, rule_enum,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -54,11 +52,7 @@ impl Rule for Counting {
         .into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[])
-    }
-
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         self.wgsl.into()
     }
 
@@ -95,6 +89,73 @@ impl Rule for Counting {
             fields: "momentum",
             why: "there is none",
         })
+    }
+}
+
+impl Twin for Counting {
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        for (i, (theta, g)) in params.iter_mut().zip(grads).enumerate() {
+            state[0][i] += 1.0;
+            state[1][i] = state[1][i].max(g.abs());
+            *theta -= scalars.as_slice()[0] * g;
+        }
+    }
+}
+
+rule_enum! {
+    enum Mixed {
+        Own(Counting),
+        Known(AnyRule),
+    }
+}
+
+/// An enum of rules steps each tensor as its rule alone does, on the GPU and on the CPU.
+#[gpu_test]
+async fn rules_of_ones_own_and_the_librarys_share_an_optimizer() {
+    for bench in Bench::both().await {
+        let (start, grads) = (values(1, 1001), values(2, 1001));
+        let momentum = SgdConfig::builder(0.25).momentum(0.5).build().unwrap();
+        let known = AnyRule::from(momentum);
+        let groups = ParamGroups::<Mixed>::new(Counting::good(0.5).into())
+            .with("known", known.clone(), |name| name == "b")
+            .unwrap();
+        let grads_buffer = bench.buffer_of(&grads);
+        let buffers = [(); 4].map(|()| bench.buffer_of(&start));
+        let [a, b, a_alone, b_alone] = &buffers;
+        let tensors = [whole("a", a, &grads_buffer), whole("b", b, &grads_buffer)];
+        let mut mixed = GpuOptimizer::with_groups(&bench.kernels, &groups, &tensors).unwrap();
+        let alone = [whole("a", a_alone, &grads_buffer)];
+        let mut own = GpuOptimizer::new(&bench.kernels, Counting::good(0.5), &alone).unwrap();
+        let alone = [whole("b", b_alone, &grads_buffer)];
+        let mut library = GpuOptimizer::new(&bench.kernels, known, &alone).unwrap();
+        let names = [("a", [1001]), ("b", [1001])];
+        let mut on_cpu = CpuOptimizer::with_groups(&groups, names).unwrap();
+        let (mut cpu_a, mut cpu_b) = (start.clone(), start.clone());
+        for lr in [0.5, 0.25, 0.125] {
+            mixed.set_lr(lr).unwrap();
+            own.set_lr(lr).unwrap();
+            library.set_lr(0.5 * lr).unwrap();
+            on_cpu.set_lr(lr).unwrap();
+            bench.submit(|encoder| {
+                mixed.step(encoder).unwrap();
+                own.step(encoder).unwrap();
+                library.step(encoder).unwrap();
+            });
+            on_cpu
+                .step(&mut [&mut cpu_a, &mut cpu_b], &[&grads, &grads])
+                .unwrap();
+        }
+        for (mixed, alone, cpu) in [(a, a_alone, &cpu_a), (b, b_alone, &cpu_b)] {
+            let mixed = bench.download(mixed).await;
+            assert_eq!(mixed, bench.download(alone).await);
+            let close = |(x, y): (&f32, &f32)| (x - y).abs() <= 16.0 * f32::EPSILON * 8.0;
+            assert!(mixed.iter().zip(cpu).all(close));
+            assert_ne!(mixed, start);
+        }
+        let state = bench.wait(mixed.state()).await.unwrap();
+        assert_eq!(state.tensors[0].slot("count").unwrap()[7], 3.5);
+        assert!(state.tensors[1].slot("momentum_buffer").is_some());
+        assert_eq!(Mixed::from(Counting::good(0.5)).momentum(), None);
     }
 }
 
@@ -269,11 +330,7 @@ impl Rule for InPhases {
         [].into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[])
-    }
-
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         "fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
             let all = k.lr * k.clip * k.unscale * k.clip_value * (k.skip + k.fresh) * (k.key_y - k.key_x);
             return theta - mix(vec4(0.0), vec4(all), vec4(1.0)) * g;

@@ -374,8 +374,6 @@ struct Own {
 }
 
 mod own {
-    use std::borrow::Cow;
-
     use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start, Twin};
 
     use super::Own;
@@ -394,11 +392,7 @@ mod own {
             .into()
         }
 
-        fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-            Cow::Borrowed(&[])
-        }
-
-        fn wgsl(&self) -> Cow<'static, str> {
+        fn wgsl(&self) -> String {
             "".into()
         }
 

@@ -1,5 +1,3 @@
-use std::borrow::Cow;
-
 use wgpu_optim::{
     BuildError, ConfigError, GpuOptimizer, KernelError, Kernels, Rule, ScalarPath, Scalars, Slots,
     wgpu,
@@ -83,11 +81,7 @@ impl Rule for Written {
         [].into()
     }
 
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[])
-    }
-
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         self.0.into()
     }
 

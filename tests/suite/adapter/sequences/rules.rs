@@ -1,7 +1,5 @@
 //! Rules whose scalars depend on the count of steps in ways of their own.
 
-use std::borrow::Cow;
-
 use wgpu_optim::oracle::{Arithmetic, Bounded, Textbook};
 use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start};
 
@@ -20,10 +18,10 @@ impl<R: Rule> Rule for Counted<R> {
     fn slots(&self) -> Slots {
         self.rule.slots()
     }
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
+    fn terms(&self) -> Vec<(&'static str, bool)> {
         self.rule.terms()
     }
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         self.rule.wgsl()
     }
     fn scalar_names(&self) -> &'static [&'static str] {
@@ -91,10 +89,7 @@ impl Rule for Stairs {
     fn slots(&self) -> Slots {
         [Slot::new("sum")].into()
     }
-    fn terms(&self) -> Cow<'static, [(&'static str, bool)]> {
-        Cow::Borrowed(&[])
-    }
-    fn wgsl(&self) -> Cow<'static, str> {
+    fn wgsl(&self) -> String {
         "
 fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
     (*state).sum = 0.5 * (*state).sum + g;
