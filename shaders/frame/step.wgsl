@@ -97,13 +97,17 @@ fn wo_place_of(unit: u32) -> wo_Place {
     return wo_Place(unit, wo_k.section);
 //# end
 //# else
+//# if not PAIRS
+    // Before the others: AMD's compilers then wait less.
+    let section = wo_k.section;
+//# end
     let i = wo_k.first + unit + select(0u, wo_k.gap, unit >= wo_k.head);
 //# if PAIRS
     let elements = vec2(2u * i, 2u * i + 1u);
     let mine = (elements >= vec2(wo_k.begin)) & (elements < vec2(wo_k.end));
     return wo_Place(i, 2u * i, mine);
 //# else
-    return wo_Place(i, wo_k.section);
+    return wo_Place(i, section);
 //# end
 //# end
 }
