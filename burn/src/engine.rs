@@ -13,8 +13,7 @@ use wgpu_optim::{
 };
 
 use crate::error::StepError;
-use crate::module::Stepped;
-use crate::optimizer::Copied;
+use crate::stepped::{Copied, Stepped};
 
 /// An optimizer that gets to know its tensors as they come.
 pub(crate) struct Engine<R: Rule> {

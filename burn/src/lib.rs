@@ -63,10 +63,12 @@ mod error;
 mod module;
 mod optimizer;
 mod primitive;
+mod stepped;
 
 pub use device::SharedDevice;
 pub use error::{ShareError, StepError};
-pub use optimizer::{Copied, Init, ModuleOptimizer};
+pub use optimizer::{Init, ModuleOptimizer};
+pub use stepped::Copied;
 pub use wgpu_optim;
 
 /// The README's example is compiled and run as a test.

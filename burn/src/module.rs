@@ -10,21 +10,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::error::StepError;
 use crate::primitive::{self, Pending};
-
-/// A parameter with a gradient: its path, its shape, itself and the gradient.
-#[derive(Debug)]
-pub(crate) struct Stepped<T> {
-    pub(crate) path: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) params: T,
-    pub(crate) grads: T,
-}
-
-/// A parameter that has been found to have a gradient, and its shape.
-pub(crate) struct Expected {
-    pub(crate) id: ParamId,
-    pub(crate) shape: Vec<usize>,
-}
+use crate::stepped::{Expected, Stepped};
 
 /// Checks every parameter that has a gradient.
 pub(crate) fn check<M: Module>(

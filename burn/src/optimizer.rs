@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::StepError;
 use crate::module;
 use crate::primitive::Pending;
+use crate::stepped::Copied;
 
 /// Steps the parameters of a burn module by a rule of [`wgpu_optim`].
 ///
@@ -35,15 +36,6 @@ pub trait Init: Rule {
 }
 
 impl<R: Rule> Init for R {}
-
-/// How many tensors a step had to copy before it, because their memory was shared or strided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copied {
-    /// Parameters.
-    pub params: usize,
-    /// Gradients.
-    pub grads: usize,
-}
 
 impl<R: Rule> ModuleOptimizer<R> {
     /// An optimizer with parameter groups, chosen by the paths of parameters.

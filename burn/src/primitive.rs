@@ -14,8 +14,7 @@ use wgpu_optim::Rule;
 
 use crate::engine::Engine;
 use crate::error::StepError;
-use crate::module::{Expected, Stepped};
-use crate::optimizer::Copied;
+use crate::stepped::{Copied, Expected, Stepped};
 
 /// The primitive of a tensor without autodiff that has been checked to be on the shared device.
 pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> FloatTensor<Cube> {

@@ -1,7 +1,6 @@
 //! Hyper-parameters that cannot be used.
 
 use super::Real;
-use super::sgd::MomentumForm;
 
 /// A hyper-parameter that cannot be used, or fields that do not go together.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -82,18 +81,6 @@ pub enum ConfigError {
         /// What there is.
         expected: String,
     },
-}
-
-/// No exact conversion between two forms.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("no exact conversion from the {from} form to the {to} form: {why}")]
-pub struct ConversionError {
-    /// The form of the configuration.
-    pub from: MomentumForm,
-    /// The form that was asked for.
-    pub to: MomentumForm,
-    /// What stands in the way.
-    pub why: &'static str,
 }
 
 /// A parameter group that cannot be, or is not there.

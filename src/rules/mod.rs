@@ -57,7 +57,7 @@ pub use adam::{AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad};
 pub use adamax::{AdamaxConfig, AdamaxConfigBuilder};
 pub use any::{AnyRule, KnownRule, RulePreset};
 use elementwise::Hyperparameters;
-pub use error::{ConfigError, ConversionError, GroupError};
+pub use error::{ConfigError, GroupError};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
 pub use lion::{LionConfig, LionConfigBuilder};
@@ -70,7 +70,8 @@ pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Sta
 pub use schedule_free_adamw::{ScheduleFreeAdamWConfig, ScheduleFreeAdamWConfigBuilder};
 pub use schedule_free_sgd::{ScheduleFreeSgdConfig, ScheduleFreeSgdConfigBuilder};
 pub use sgd::{
-    Coefficients, Conversion, MomentumForm, SgdConfig, SgdConfigBuilder, Terms, physics, reference,
+    Coefficients, Conversion, ConversionError, MomentumForm, SgdConfig, SgdConfigBuilder, Terms,
+    physics, reference,
 };
 pub use signum::{SignumConfig, SignumConfigBuilder};
 pub use yogi::{YogiConfig, YogiConfigBuilder};

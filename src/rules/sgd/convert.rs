@@ -1,7 +1,7 @@
 //! The same trajectory under another form, at constant learning rate and momentum.
 
 use super::{MomentumForm, SgdConfig};
-use crate::rules::{ConversionError, Real};
+use crate::rules::Real;
 
 /// A configuration of another form that visits the same points, and what becomes of a velocity.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,6 +10,18 @@ pub struct Conversion {
     pub config: SgdConfig,
     /// What a saved velocity has to be multiplied by.
     pub velocity_scale: f64,
+}
+
+/// No exact conversion between two forms.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("no exact conversion from the {from} form to the {to} form: {why}")]
+pub struct ConversionError {
+    /// The form of the configuration.
+    pub from: MomentumForm,
+    /// The form that was asked for.
+    pub to: MomentumForm,
+    /// What stands in the way.
+    pub why: &'static str,
 }
 
 impl SgdConfig {

@@ -15,7 +15,7 @@ use crate::rules::error::{check_below_one, check_range, unsupported};
 use crate::rules::{ConfigError, Hyperparameters, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
-pub use convert::Conversion;
+pub use convert::{Conversion, ConversionError};
 
 /// Where the learning rate sits in the momentum recurrence.
 ///
