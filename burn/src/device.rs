@@ -12,7 +12,7 @@ use crate::error::ShareError;
 #[derive(Clone, Debug)]
 pub struct SharedDevice {
     pub(crate) device: Device,
-    /// The same as its backend has it.
+    /// The device as its backend has it.
     pub(crate) cube_device: CubeDevice,
     pub(crate) kernels: Kernels,
 }

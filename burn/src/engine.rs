@@ -21,7 +21,7 @@ pub(crate) struct Engine<R: Rule> {
     groups: ParamGroups<R>,
     /// None before the first step.
     optimizer: Option<GpuOptimizer<R>>,
-    /// What the next step continues from.
+    /// The record that the next step continues from.
     record: Option<OptimizerState<R>>,
     pub(crate) copied: Copied,
 }
@@ -58,7 +58,7 @@ impl<R: Rule> Engine<R> {
         Ok(())
     }
 
-    /// What the optimizer remembers; none before the first step.
+    /// The state of the optimizer; none before the first step.
     pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, TransferError> {
         match &self.optimizer {
             Some(optimizer) => block_on(self.kernels.device(), optimizer.state()).map(Some),

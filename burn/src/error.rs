@@ -1,4 +1,4 @@
-//! What can be wrong with a device and with a step.
+//! Errors of a device and of a step.
 
 use burn::tensor::DType;
 use wgpu_optim::{BuildError, ConfigError, KernelError, LoadError, RebindError, TransferError};
@@ -61,13 +61,13 @@ pub enum StepError {
         param: String,
         /// `params` or `grads`.
         role: &'static str,
-        /// What burn reported.
+        /// The message of burn.
         message: String,
     },
     /// burn could not execute or submit what it had queued.
     #[error("burn's runtime failed: {message}")]
     Runtime {
-        /// What burn reported.
+        /// The message of burn.
         message: String,
     },
     /// A learning rate that the rule does not take.

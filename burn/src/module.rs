@@ -161,7 +161,7 @@ impl ModuleMapper for Taker<'_> {
     }
 }
 
-/// What a parameter carries for autodiff, and its updated value has to carry again.
+/// The data that a parameter carries for autodiff, and its updated value has to carry again.
 struct Autodiff {
     is_on: bool,
     requires_grad: bool,

@@ -1,4 +1,4 @@
-//! What a user has in place of burn's `ModuleOptimizer`.
+//! The optimizer that a user has in place of burn's `ModuleOptimizer`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,7 +80,7 @@ impl<R: Rule> ModuleOptimizer<R> {
         Ok(module)
     }
 
-    /// What the optimizer remembers of each parameter, by its path; none before the first step. Waits for the GPU.
+    /// The state of the optimizer, each parameter's by its path; none before the first step. Waits for the GPU.
     ///
     /// # Errors
     /// [`TransferError`] if the device is lost or out of memory.

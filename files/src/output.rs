@@ -37,7 +37,7 @@ pub struct Output {
     /// The file's name, where it has one already.
     temp: Option<TempPath>,
     target: PathBuf,
-    /// What the target was when the output was made.
+    /// The identity of the target when the output was made.
     existing: Option<Metadata>,
     identity: Identity,
     /// How the user named it.
@@ -473,7 +473,7 @@ mod tests {
         }
     }
 
-    /// As another run makes, replaces or writes it, in the same folder.
+    /// Another run makes, replaces or writes the target, in the same folder.
     #[test]
     fn what_has_come_to_a_targets_place_meanwhile_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();

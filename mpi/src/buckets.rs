@@ -20,7 +20,7 @@ pub(crate) struct Buckets {
     part_elems: u64,
 }
 
-/// What a tensor's values are stored as, and whether they are exchanged at all.
+/// The storage type of a tensor's values, and whether they are exchanged at all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     pub(crate) params: StorageType,
@@ -35,19 +35,19 @@ pub(crate) trait Memory {
     /// Puts the gradients of these slices behind `bytes`, as they are stored.
     fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Self::Error>;
 
-    /// The same with the parameters.
+    /// Puts the parameters of these slices behind `bytes`, as they are stored.
     fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Self::Error>;
 
     /// Overwrites the parameters of these slices.
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Self::Error>;
 }
 
-/// What the gradients of each rank count for.
+/// The weights of the ranks' gradients.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
-    /// What they are multiplied by.
+    /// The factors of the ranks.
     pub(crate) of_ranks: Vec<f64>,
-    /// What their sum is divided by.
+    /// The divisor of their sum.
     pub(crate) total: f64,
 }
 
@@ -103,7 +103,7 @@ impl Buckets {
         self.shares.largest().div_ceil(self.part_elems)
     }
 
-    /// What a bucket has of a rank's share, but for frozen tensors.
+    /// The elements of a rank's share in a bucket, but for frozen tensors.
     fn slices(&self, rank: usize, bucket: u64) -> Vec<Slice> {
         let part = self.shares.part(rank, bucket, self.part_elems);
         let slices = self.shares.slices(part);
@@ -194,7 +194,7 @@ fn resize(buffer: &mut Vec<u8>, len: usize) {
     buffer.resize(len, 0);
 }
 
-/// What is done with each bucket.
+/// The work on each bucket.
 trait Flow {
     type Error: From<ShardError> + Display;
 

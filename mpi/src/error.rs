@@ -1,4 +1,4 @@
-//! What can go wrong on a rank, and what the others hear of it.
+//! Errors on a rank, and what the others hear of them.
 
 use std::path::PathBuf;
 
@@ -18,11 +18,11 @@ pub enum ShardError {
     Disagreement {
         /// The first rank that differs from rank 0.
         rank: usize,
-        /// What differs: a tensor, a group's configuration, ...
+        /// The property that differs: a tensor, a group's configuration, ...
         what: String,
-        /// What it is on rank 0.
+        /// Its value on rank 0.
         expected: String,
-        /// What it is there.
+        /// Its value there.
         actual: String,
     },
     /// Another rank failed, which has the error itself.

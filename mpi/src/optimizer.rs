@@ -17,7 +17,7 @@ use crate::ranks::{Ranks, Terms, Traffic};
 use crate::share::{CpuShare, GpuShare, Share};
 use crate::shares::{Shares, Slice};
 
-/// What becomes of the gradients of all ranks.
+/// The reduction of the gradients of all ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduction {
     /// Their mean, as PyTorch's `DistributedDataParallel` takes it.
@@ -30,9 +30,9 @@ pub enum Reduction {
 /// How a [`ShardedOptimizer`] works, the same on every rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sharding {
-    /// What becomes of the gradients of all ranks.
+    /// The reduction of the gradients of all ranks.
     pub reduction: Reduction,
-    /// What is done to the reduced gradients before they are applied. Norms are taken over all ranks.
+    /// The treatment of the reduced gradients before they are applied. Norms are taken over all ranks.
     pub control: Option<StepControl>,
     /// About how many bytes of `f32` are on their way at a time: 16 MiB. Two such buckets are in memory, as they are sent and
     /// as they are received.
@@ -110,7 +110,7 @@ pub struct ShardedOptimizer<S: Share> {
     is_half_way: bool,
 }
 
-/// What is the same wherever the share is stepped.
+/// The part of a sharded optimizer that does not depend on where the share is stepped.
 struct Layout {
     ranks: Ranks,
     buckets: Buckets,
@@ -481,7 +481,7 @@ impl<S: Share> ShardedOptimizer<S> {
         self.share.applied_steps(tensor)
     }
 
-    /// What the gradients of the next step are to be multiplied by: 1 without a control.
+    /// The loss scale of the next step: 1 without a control.
     #[must_use]
     pub fn loss_scale(&self) -> f32 {
         self.control.as_ref().map_or(1.0, CpuControl::loss_scale)
@@ -499,7 +499,7 @@ impl<S: Share> ShardedOptimizer<S> {
         self.ranks.rank()
     }
 
-    /// What has been exchanged so far.
+    /// The bytes that have been exchanged so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.ranks.traffic()
@@ -513,7 +513,7 @@ impl<S: Share> ShardedOptimizer<S> {
         reduced.sum::<usize>() + self.staging.bytes()
     }
 
-    /// What this rank remembers: of each tensor the elements of its share, as a tensor of one dimension. Not collective.
+    /// The state of this rank: of each tensor the elements of its share, as a tensor of one dimension. Not collective.
     ///
     /// # Errors
     /// [`ShardError::State`] if the device is lost or out of memory.
@@ -559,7 +559,7 @@ impl<S: Share> ShardedOptimizer<S> {
         self.ranks.agree(checked.map(|()| &terms))
     }
 
-    /// What becomes of the step, by the norms of all ranks.
+    /// Decides about the step, by the norms of all ranks.
     fn decide(&mut self) -> Result<Option<Verdict>, ShardError> {
         let Some(control) = &mut self.control else {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! What ranks say to each other beside gradients and parameters: whether they agree, and whether all is well.
+//! Messages between ranks beside gradients and parameters: whether they agree, and whether all is well.
 
 use std::cell::Cell;
 use std::fmt::Display;
@@ -19,7 +19,7 @@ pub struct Traffic {
     pub received: u64,
 }
 
-/// What ranks have to agree about: names of things, and what they are here.
+/// The terms that ranks have to agree about: names of things, and what they are here.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Terms(Vec<(String, String)>);
 
@@ -34,7 +34,7 @@ impl Terms {
         hasher.finish()
     }
 
-    /// As bytes: each name and value behind its length.
+    /// The terms as bytes: each name and value behind its length.
     fn to_bytes(&self) -> Vec<u8> {
         let texts = self.0.iter().flat_map(|(what, value)| [what, value]);
         texts
@@ -98,7 +98,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Of so many bytes each, all of which together have to fit into an MPI count.
+    /// Gathers so many bytes of each rank, all of which together have to fit into an MPI count.
     pub(crate) fn new(bytes: impl IntoIterator<Item = usize>) -> Result<Self, ShardError> {
         let (mut counts, mut starts, mut end) = (Vec::new(), Vec::new(), 0_i32);
         for bytes in bytes {

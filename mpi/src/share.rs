@@ -1,4 +1,4 @@
-//! What steps a rank's share: the CPU twin, or a device.
+//! The part of a model that a rank steps, by the CPU twin or on a device.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl<S: sealed::Share> Share for S {}
 pub(crate) mod sealed {
     use super::*;
 
-    /// What both have in common.
+    /// The functions that both kinds of shares have.
     pub trait Share {
         type Rule: Rule;
 

@@ -29,7 +29,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Those of tensors with so many elements each, for so many ranks (one at least).
+    /// The shares of tensors with so many elements each, for so many ranks (one at least).
     #[must_use]
     pub fn new(numels: &[u64], ranks: usize) -> Self {
         let mut starts = vec![0];

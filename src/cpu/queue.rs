@@ -45,7 +45,7 @@ struct Part<'a> {
     /// Its first element.
     start: usize,
     params: WordsMut<'a>,
-    /// As many as there are, then empty ones.
+    /// The sections that there are, then empty ones.
     state: [WordsMut<'a>; MAX_SECTIONS],
     grads: Words<'a>,
 }
@@ -107,7 +107,7 @@ fn work_of(tensor: &Tensor) -> usize {
 
 struct Queue<'a, P, G> {
     batch: Batch<'a, P, G>,
-    /// What is left of a tensor that is handed out in parts.
+    /// The rest of a tensor that is handed out in parts.
     part: Option<Part<'a>>,
 }
 

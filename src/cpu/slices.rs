@@ -96,7 +96,7 @@ impl<'a> From<&'a mut [f32]> for TensorSliceMut<'a> {
 macro_rules! what_a_slice_is {
     ($slice:ident) => {
         impl $slice<'_> {
-            /// What the values are stored as.
+            /// The storage type of the values.
             #[must_use]
             pub fn storage_type(&self) -> StorageType {
                 match self {

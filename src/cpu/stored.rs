@@ -13,14 +13,14 @@ const BLOCK_ELEMS: usize = 256;
 
 type Block = [f32; BLOCK_ELEMS];
 
-/// What a step needs to know of a tensor beside its values.
+/// The properties of a tensor that a step needs beside its values.
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
     pub(super) storage: Storage,
     pub(super) key: Key,
     /// The tensor's element that comes first.
     pub(super) start: usize,
-    /// What the gradients go through, if they do not come as they are.
+    /// The factors that the gradients go through, if they do not come as they are.
     pub(super) factors: Option<Factors>,
 }
 

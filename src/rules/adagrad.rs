@@ -37,7 +37,7 @@ config! {
         eps: f64,
         /// Whether epsilon is added under the root, as in optax and Keras, or to it, as in PyTorch.
         eps_in_sqrt: bool,
-        /// What `sum` starts as.
+        /// The first value of `sum`.
         initial_accumulator_value: f64,
     }
 }

@@ -12,7 +12,7 @@ pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
     /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
     const PRESETS: &'static [RulePreset];
 
-    /// What a `torch.optim` optimizer keeps of a tensor after so many applied steps beside the slots, in its order:
+    /// The values that a `torch.optim` optimizer keeps of a tensor after so many applied steps beside the slots, in its order:
     /// `step`, say. None where PyTorch has no such rule, or not in this form.
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
         let _ = applied_steps;
@@ -301,7 +301,7 @@ macro_rules! any_rule {
                 [$( super::$Config::PRESETS, )*].into_iter().flatten().copied()
             }
 
-            /// What a `torch.optim` optimizer keeps of a tensor beside its slots; see
+            /// The values that a `torch.optim` optimizer keeps of a tensor beside its slots; see
             /// [`KnownRule::pytorch_scalars`].
             #[must_use]
             pub fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {

@@ -1,4 +1,4 @@
-//! What the configurations of all rules have in common: fields that are said once, and the checks of them.
+//! Fields and checks that the configurations of all rules have in common.
 
 use super::ConfigError;
 use super::error::unsupported;
@@ -58,7 +58,7 @@ macro_rules! config {
                 self.maximize
             }
 
-            /// The same configuration at another learning rate.
+            /// Returns the configuration at another learning rate.
             ///
             /// # Errors
             /// [`ConfigError`](crate::ConfigError) if `lr` is out of range, or too large for the decoupled weight decay.

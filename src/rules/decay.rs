@@ -1,4 +1,4 @@
-//! What all rules make of gradient and parameter before their own work begins: twin of `shaders/rules/decay.wgsl`.
+//! Weight decay and maximizing, which change gradient and parameter before a rule's own work: twin of `shaders/rules/decay.wgsl`.
 
 use super::ConfigError;
 

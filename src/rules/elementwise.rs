@@ -21,7 +21,7 @@ pub(super) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'stat
     /// Maximizing and the weight decays.
     fn decay(&self) -> Decay;
 
-    /// The same at another learning rate, not checked yet.
+    /// Returns the hyper-parameters at another learning rate, not checked yet.
     fn at_lr(self, lr: f64) -> Self;
 
     /// Accepts the hyper-parameters that may stand together.
@@ -42,7 +42,7 @@ pub(super) enum Momentum<'c> {
     Buffered(&'c mut f64),
 }
 
-/// What one rule says of itself: all else of [`Rule`] and [`Twin`] follows.
+/// A rule by element, from which all of [`Rule`] and [`Twin`] follows.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule",
     label = "expected a checked configuration, such as `AdamConfig`, or a type with a `Rule` of its own",
@@ -50,7 +50,7 @@ pub(super) enum Momentum<'c> {
     note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
 )]
 pub(super) trait ElementRule: Hyperparameters {
-    /// What [`coefficients`](Self::coefficients) computes.
+    /// The scalars of a step, as [`coefficients`](Self::coefficients) computes them.
     type K: ScalarSet;
 
     const STEM: &'static str;
@@ -186,7 +186,7 @@ impl<R: ElementRule> Twin for R {
     }
 }
 
-/// What a rule does to one element, by scalars `K` and with so many slots of state.
+/// The update of one element, by scalars `K` and with so many slots of state.
 pub(super) trait Element<K, const SLOTS: usize>: Copy {
     /// Returns the new parameter and the new slots. Has to be inlined, or it is not vectorised.
     fn update<const LAMBDA: bool>(

@@ -13,7 +13,7 @@ pub enum ConfigError {
         field: &'static str,
         /// The value that was given.
         value: f64,
-        /// What would be accepted.
+        /// The values that would be accepted.
         expected: &'static str,
     },
     /// Fields that no library defines together.
@@ -70,7 +70,7 @@ pub enum ConfigError {
     UnknownRule {
         /// The value that was given.
         name: String,
-        /// What there is.
+        /// The names that there are.
         expected: String,
     },
     /// A preset that does not exist, or not of this rule.
@@ -78,7 +78,7 @@ pub enum ConfigError {
     UnknownPreset {
         /// The value that was given.
         name: String,
-        /// What there is.
+        /// The names that there are.
         expected: String,
     },
 }

@@ -137,7 +137,7 @@ impl<R: Rule> ParamGroups<R> {
         &self.groups[self.index_of(tensor)].0.name
     }
 
-    /// The same by its place.
+    /// The configuration of a group by its place.
     pub(crate) fn index_of(&self, tensor: &str) -> usize {
         let mut added = self.groups.iter().skip(1);
         added

@@ -1,4 +1,4 @@
-//! What the user says, checked, and what it compiles to: scalars of a step, and terms that are there at all.
+//! Rules: checked configurations, and the scalars and terms that they compile to.
 
 mod adabelief;
 mod adadelta;

@@ -77,7 +77,7 @@ impl RAdamConfig {
         Ok(())
     }
 
-    /// What the step is multiplied by to rectify its variance, once that can be told.
+    /// The factor that rectifies the variance of the step, once that can be told.
     fn rectification(&self, t: f64) -> Option<f64> {
         let of_t = self.beta2.powf(t);
         let most = 2.0 / (1.0 - self.beta2) - 1.0;

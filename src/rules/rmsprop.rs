@@ -51,7 +51,7 @@ config! {
         lr_inside: bool,
         /// Divides by the deviation of the gradient instead of its root mean square.
         centered: bool,
-        /// What `square_avg` starts as.
+        /// The first value of `square_avg`.
         initial_square_avg: f64,
     }
 }

@@ -1,4 +1,4 @@
-//! What a rule says of itself.
+//! The traits of rules, on the GPU and on the CPU.
 
 use std::fmt::Debug;
 use std::ops::Deref;
@@ -44,7 +44,7 @@ impl Start {
 pub struct Slot {
     /// Its name, PyTorch's where that has one: `momentum_buffer`, say. The field of `State` in WGSL.
     pub name: &'static str,
-    /// What it starts as.
+    /// The values that it starts with.
     pub start: Start,
     /// Whether this configuration keeps it. One that is not kept takes no memory.
     pub is_kept: bool,
@@ -73,7 +73,7 @@ impl Slot {
         Self { start, ..self }
     }
 
-    /// The same, kept only if a configuration needs it.
+    /// Returns the slot, kept only if a configuration needs it.
     #[must_use]
     pub const fn kept_if(self, is_kept: bool) -> Self {
         Self { is_kept, ..self }
@@ -88,7 +88,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Those that are kept, in their order.
+    /// The slots that are kept, in their order.
     pub fn kept(&self) -> impl Iterator<Item = &Slot> + Clone {
         self.iter().filter(|slot| slot.is_kept)
     }
@@ -181,7 +181,7 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The names of the scalars, [`MAX_SCALARS`] at most: the fields of `Scalars` in WGSL.
     fn scalar_names(&self) -> &'static [&'static str];
 
-    /// What sets the step after `applied_steps` applied ones apart: the smallest number of steps after which the
+    /// The key of the step after `applied_steps` applied ones: the smallest number of steps after which the
     /// scalars are the same. Tensors of one phase share a dispatch. By default every step has its own.
     fn phase(&self, applied_steps: u64) -> u64 {
         applied_steps
@@ -190,7 +190,7 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
     fn scalars(&self, phase: u64) -> Scalars;
 
-    /// What the slots mean, by default the stem. A state made by a rule of another meaning is refused.
+    /// The meaning of the slots, by default the stem. A state made by a rule of another meaning is refused.
     fn meaning(&self) -> String {
         self.stem().to_owned()
     }
@@ -198,7 +198,7 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Learning rate.
     fn lr(&self) -> f64;
 
-    /// The same rule at another learning rate.
+    /// Returns the rule at another learning rate.
     ///
     /// # Errors
     /// [`ConfigError`] if `lr` cannot be used.
@@ -209,7 +209,7 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
         None
     }
 
-    /// The same rule at another momentum.
+    /// Returns the rule at another momentum.
     ///
     /// # Errors
     /// [`ConfigError`] if `momentum` cannot be used, or the rule has none.
@@ -256,8 +256,8 @@ pub trait Twin: Rule {
     /// the step's [`phase`](Rule::phase), as the WGSL takes them, and `state` has a slice for each slot that is kept.
     fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
 
-    /// The same, plainly: what [`step`](Self::step) is bit for bit the same as, where that is in vectors. By default
-    /// it is `step` itself.
+    /// Makes the step one element after the other. [`step`](Self::step) is bit for bit the same, where it is in vectors; by
+    /// default this is `step` itself.
     fn step_in_turn(
         &self,
         scalars: &Scalars,

@@ -21,7 +21,7 @@
 
 use std::f64::consts::PI;
 
-/// The same value at every step.
+/// Returns one value at every step.
 #[must_use]
 pub const fn constant(_step: u64, value: f64) -> f64 {
     value

@@ -1,4 +1,4 @@
-//! What the schedule-free rules have in common (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
+//! Coefficients that the schedule-free rules have in common (Defazio et al. 2024, <https://arxiv.org/abs/2405.15682>).
 
 use super::elementwise::started;
 

@@ -37,7 +37,7 @@ config! {
         beta2: f64,
         /// Added to the root.
         eps: f64,
-        /// What both averages start as.
+        /// The first value of both averages.
         initial_accumulator_value: f64,
     }
 }

@@ -28,7 +28,7 @@ macro_rules! shader {
     };
 }
 
-/// What stands in front of the accessors.
+/// The files in front of the accessors.
 const DECLARATIONS: [&str; 5] = [
     shader!("frame/scalars.wgsl"),
     shader!("frame/rule.wgsl"),
@@ -37,7 +37,7 @@ const DECLARATIONS: [&str; 5] = [
     shader!("storage/random.wgsl"),
 ];
 
-/// What uses them.
+/// The files that use the accessors.
 const STEP: [&str; 2] = [shader!("storage/theta.wgsl"), shader!("frame/step.wgsl")];
 
 /// How the values of a section lie in memory, by name, and the files that load and store them.
@@ -67,13 +67,13 @@ pub struct KernelVariant {
     control: Option<Controls>,
 }
 
-/// What a control may do to gradients.
+/// The changes to gradients that a control may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Controls {
     clips_values: bool,
 }
 
-/// What of a rule makes a difference to its kernels.
+/// The properties of a rule that make a difference to its kernels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RuleSource {
     stem: &'static str,
@@ -132,28 +132,28 @@ impl KernelVariant {
         }
     }
 
-    /// The same over values that are stored like this.
+    /// Returns the kernel over values that are stored like this.
     #[must_use]
     pub fn stored(mut self, storage: Storage) -> Self {
         self.storage = storage;
         self
     }
 
-    /// The same for parameters and gradients in one buffer, which is then bound for writing throughout.
+    /// Returns the kernel for parameters and gradients in one buffer, which is then bound for writing throughout.
     #[must_use]
     pub fn in_one_buffer(mut self, in_one_buffer: bool) -> Self {
         self.in_one_buffer = in_one_buffer;
         self
     }
 
-    /// The same with two vec4 per invocation of the vec4 entry point, or one: of an `f32` piece on a software adapter.
+    /// Returns the kernel with two vec4 per invocation of the vec4 entry point, or one: of an `f32` piece on a software adapter.
     #[must_use]
     pub fn in_vec4_pairs(mut self, in_vec4_pairs: bool) -> Self {
         self.in_vec4_pairs = in_vec4_pairs;
         self
     }
 
-    /// The same under a control, which says whether the step is skipped, what becomes of gradients, and the rule's
+    /// Returns the kernel under a control, which says whether the step is skipped, what becomes of gradients, and the rule's
     /// scalars, by a uniform buffer; with a largest gradient or without.
     #[must_use]
     pub fn controlled(mut self, clips_values: bool) -> Self {
@@ -217,7 +217,7 @@ impl KernelVariant {
         wgsl
     }
 
-    /// What the templates know.
+    /// The names that the templates know.
     fn scope(&self, path: ScalarPath) -> Scope {
         let named = |word: &'static str| move |name: &str| Scope::default().word(word, name);
         let is_in_words = self.access == Access::Scalar;
@@ -276,7 +276,7 @@ impl KernelVariant {
         }
     }
 
-    /// What is loaded and stored for every element: codecs, and what their files know of the section.
+    /// The sections that are loaded and stored for every element: codecs, and what their files know of the section.
     fn sections(&self) -> Vec<(&'static str, Scope)> {
         let Storage {
             params,

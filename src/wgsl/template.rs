@@ -13,7 +13,7 @@
 //! Words that a scope knows are replaced wherever they stand for themselves or between underscores: `wo_load_SLOT` becomes
 //! `wo_load_exp_avg`. They are in capitals.
 
-/// What a name stands for.
+/// The value of a name.
 #[derive(Clone, Debug)]
 enum Value {
     Flag(bool),
@@ -55,7 +55,7 @@ impl Scope {
     }
 }
 
-/// What a name stands for in the innermost of some scopes that knows it.
+/// The value of a name in the innermost of some scopes that knows it.
 fn value<'a>(scopes: &[&'a Scope], name: &str) -> Option<&'a Value> {
     let mut named = scopes.iter().rev().flat_map(|scope| scope.0.iter().rev());
     let found = named.find(|(known, _)| *known == name);

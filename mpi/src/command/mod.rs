@@ -54,7 +54,7 @@ struct RoundArgs {
     /// .index.json, and each rank's shard lies beside it
     #[arg(long, value_name = "FILE")]
     out_state: PathBuf,
-    /// What the local models count for in their mean: a number for this rank, such as of its examples, or one for each rank,
+    /// Weights of the local models in their mean: a number for this rank, such as of its examples, or one for each rank,
     /// separated by commas
     #[arg(
         long,
@@ -136,7 +136,7 @@ impl From<ShardError> for Failure {
     }
 }
 
-/// What each rank counts for.
+/// The weight of each rank.
 fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
     let own = match weight {
         [weight] => Ok(*weight),

@@ -1,4 +1,4 @@
-//! What a round did, as printed.
+//! The report of a round, as printed.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub ranks: usize,
-    /// Of the first rank.
+    /// The seconds of the first rank.
     pub backend: &'static str,
     pub adapter: String,
     pub reason: String,
@@ -18,11 +18,11 @@ pub struct Report {
     pub copied_tensors: usize,
     pub numel: u64,
     pub weights: Vec<f64>,
-    /// Of all ranks.
+    /// The sum over all ranks.
     pub bytes_read: u64,
     pub bytes_written: u64,
     pub bytes_sent: u64,
-    /// Of the rank that had the most, as far as the system says.
+    /// The most memory of any rank, as far as the system says.
     pub peak_memory_bytes: u64,
     pub total_ms: f64,
 }

@@ -198,7 +198,7 @@ fn is_one_file(one: &Path, other: &Path) -> bool {
     one.file_name() == other.file_name() && folder(one) == folder(other)
 }
 
-/// What all ranks have to have alike.
+/// The properties that all ranks have to have alike.
 fn terms(args: &RoundArgs, models: &Models, state: &State) -> Terms {
     let mut terms = Terms::default();
     terms.add("the version of wgpu-optim-mpi", env!("CARGO_PKG_VERSION"));
@@ -218,7 +218,7 @@ fn terms(args: &RoundArgs, models: &Models, state: &State) -> Terms {
     terms
 }
 
-/// What this rank writes, for the progress bar.
+/// The bytes that this rank writes, for the progress bar.
 fn bytes_of(models: &Models, buckets: &Buckets, rank: usize) -> u64 {
     let tensors = models.tensors.iter().enumerate();
     tensors

@@ -13,11 +13,11 @@ use super::models::Tensor;
 use crate::checkpoint::own_entry;
 use crate::shares::Shares;
 
-/// What the rule keeps, and masters where parameters have 16 bits.
+/// The slots that the rule keeps, and masters where parameters have 16 bits.
 pub struct State {
     pub slots: Vec<Slot>,
     pub before: Option<SavedState>,
-    /// What is known of each tensor.
+    /// The entry of each tensor.
     pub tensors: Vec<TensorState>,
     pub record: StateRecord,
 }

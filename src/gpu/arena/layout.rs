@@ -18,9 +18,9 @@ pub struct ArenaTensor {
     pub shape: Vec<usize>,
     /// Number of elements, the product of the shape.
     pub numel: u64,
-    /// What its parameters are stored as.
+    /// The storage type of its parameters.
     pub params_type: StorageType,
-    /// What its gradients are stored as.
+    /// The storage type of its gradients.
     pub grads_type: StorageType,
     /// Which of the arena's buffers it lies in, the same for parameters and gradients.
     pub buffer: usize,
@@ -54,9 +54,9 @@ impl ArenaTensor {
 pub struct ArenaBuffer {
     /// Elements of each, padding included.
     pub elems: u64,
-    /// What the parameters are stored as.
+    /// The storage type of the parameters.
     pub params_type: StorageType,
-    /// What the gradients are stored as.
+    /// The storage type of the gradients.
     pub grads_type: StorageType,
 }
 

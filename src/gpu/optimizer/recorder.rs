@@ -64,11 +64,11 @@ pub(super) enum Prepared {
     Controlled(StagedStep),
 }
 
-/// What tensors have in common that share a dispatch.
+/// The key of tensors that share a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Class {
     frame: FrameClass,
-    /// As their rule counts steps.
+    /// The phase of their rule.
     phase: u64,
 }
 

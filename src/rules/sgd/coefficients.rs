@@ -27,15 +27,15 @@ use crate::rules::{Real, Scalars};
 pub struct Coefficients<T = f64> {
     /// Coupled (L2) weight decay.
     pub lambda: T,
-    /// What the velocity keeps of itself.
+    /// The share of itself that the velocity keeps.
     pub alpha: T,
-    /// What the velocity takes in of the direction.
+    /// The share of the direction that the velocity takes in.
     pub c: T,
-    /// What the parameter takes in of the velocity.
+    /// The share of the velocity that the parameter takes in.
     pub a: T,
-    /// What the parameter takes in of the direction.
+    /// The share of the direction that the parameter takes in.
     pub b: T,
-    /// What the parameter keeps of itself: decoupled weight decay.
+    /// The share of itself that the parameter keeps: decoupled weight decay.
     pub rho: T,
 }
 

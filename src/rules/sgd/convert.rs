@@ -1,4 +1,4 @@
-//! The same trajectory under another form, at constant learning rate and momentum.
+//! Conversions to another form with the same trajectory, at constant learning rate and momentum.
 
 use super::{MomentumForm, SgdConfig};
 use crate::rules::Real;
@@ -8,7 +8,7 @@ use crate::rules::Real;
 pub struct Conversion {
     /// The configuration.
     pub config: SgdConfig,
-    /// What a saved velocity has to be multiplied by.
+    /// The factor by which a saved velocity has to be multiplied.
     pub velocity_scale: f64,
 }
 
@@ -20,7 +20,7 @@ pub struct ConversionError {
     pub from: MomentumForm,
     /// The form that was asked for.
     pub to: MomentumForm,
-    /// What stands in the way.
+    /// The reason.
     pub why: &'static str,
 }
 

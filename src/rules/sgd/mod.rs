@@ -1,4 +1,4 @@
-//! What the user says: the momentum form and its hyper-parameters, checked when built.
+//! The momentum family: its forms and hyper-parameters, checked when built.
 
 mod coefficients;
 mod convert;
@@ -113,7 +113,7 @@ config! {
 }
 
 impl SgdConfig {
-    /// The same configuration at another momentum. A velocity that is there stays, also at momentum zero, for which
+    /// Returns the configuration at another momentum. A velocity that is there stays, also at momentum zero, for which
     /// the smallest number that is not zero then stands.
     ///
     /// # Errors
