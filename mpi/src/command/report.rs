@@ -7,7 +7,7 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub ranks: usize,
-    /// The seconds of the first rank.
+    /// The backend of the first rank; the two after it are the first rank's, too.
     pub backend: &'static str,
     pub adapter: String,
     pub reason: String,
