@@ -11,7 +11,8 @@ use crate::rules::{Rule, Start};
 use crate::state::{Counts, OptimizerState, TensorState, UnknownTensor};
 use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
 
-/// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `COPY_SRC` and `COPY_DST`.
+/// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `STORAGE`, `COPY_SRC` and
+/// `COPY_DST`.
 #[derive(Clone, Debug)]
 pub struct StateSlice<'o> {
     /// The elements of the tensor.

@@ -328,6 +328,10 @@ async fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
         optimizer.step(&mut encoder).unwrap();
         for (name, saved) in ["a", "b"].into_iter().zip(&saved) {
             for slice in optimizer.state_slices(name, "momentum_buffer") {
+                let usages = wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST;
+                assert!(slice.buffer.usage().contains(usages));
                 let (start, len) = (
                     4 * slice.elems.start,
                     4 * (slice.elems.end - slice.elems.start),
