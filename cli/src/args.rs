@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The arguments of the command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct Args {
     pub command: Option<Command>,
 }
 
-/// What every command takes.
+/// Options that every command takes.
 #[derive(Debug, ClapArgs)]
 pub struct CommonArgs {
     /// Where to compute: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
@@ -120,7 +120,7 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
-    /// What is done to gradients before they are applied.
+    /// The treatment of gradients before they are applied.
     pub fn control(&self) -> anyhow::Result<StepControl> {
         let mut control = StepControl::builder();
         type Set = fn(StepControlBuilder, f64) -> StepControlBuilder;
@@ -184,7 +184,7 @@ impl StepArgs {
     }
 }
 
-/// What is remembered of 16-bit parameters beside themselves.
+/// The memory of 16-bit parameters beside themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum MastersArg {

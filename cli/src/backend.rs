@@ -15,7 +15,7 @@ use crate::args::{CommonArgs, DeviceArg};
 pub const NO_ADAPTER_HINT: &str =
     "a software adapter will do: on Debian and Ubuntu, install mesa-vulkan-drivers";
 
-/// What devices get for the benchmark's sake, where their adapters have it.
+/// Features that devices get for the benchmark's sake, where their adapters have them.
 const MEASURING: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY;
 
 /// The device of a command.
@@ -126,7 +126,7 @@ impl Choice {
         }
     }
 
-    /// What steps windows of at most `max_elems` elements on the chosen device.
+    /// Returns the engine that steps windows of at most `max_elems` elements on the chosen device.
     ///
     /// # Errors
     /// [`Failure::Failed`] if the device has no memory for such windows, or is lost.
@@ -168,7 +168,7 @@ impl Choice {
 pub struct Adapters(Vec<(wgpu::Adapter, Adapter)>);
 
 impl Adapters {
-    /// Those on the backends of `WGPU_BACKEND`, else on Vulkan, Metal and DX12.
+    /// Lists the adapters on the backends of `WGPU_BACKEND`, else on Vulkan, Metal and DX12.
     pub fn of_this_machine() -> Result<Self> {
         let backends = backends()?;
         let found =
@@ -353,11 +353,11 @@ mod stderr {
 /// A device, or in its place what is known of an adapter that cannot be used, the error included.
 pub type Opened = Result<OpenGpu, Box<Adapter>>;
 
-/// What is known of an adapter.
+/// The description of an adapter.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Adapter {
-    /// What `--adapter` takes.
+    /// The number that `--adapter` takes.
     pub number: usize,
     pub name: String,
     pub backend: String,
@@ -367,7 +367,7 @@ pub struct Adapter {
     /// Where it sits, if the driver says so: twins differ in nothing else.
     pub pci_bus_id: String,
     pub driver: String,
-    /// What rows of reports call it: no other adapter has the same.
+    /// The name in rows of reports: no other adapter has the same.
     pub full_name: String,
     /// Why nothing can be computed on it.
     pub error: Option<String>,

@@ -48,10 +48,10 @@ enum Planned {
 #[derive(Debug, Default, Serialize)]
 struct PlanReport {
     tensors: usize,
-    /// Of other dtypes than F32, BF16 and F16.
+    /// Tensors of other dtypes than F32, BF16 and F16.
     tensors_left_out: usize,
     numel: u64,
-    /// Of the command `step`; what follows is of the arenas.
+    /// Dispatches of the command `step`; the fields below are of the arenas.
     step_dispatches: u64,
     arenas: usize,
     /// Parameter buffers; there are as many gradient buffers.
@@ -61,7 +61,7 @@ struct PlanReport {
     params_bytes: u64,
     grads_bytes: u64,
     velocity_bytes: u64,
-    /// Of parameters of 16 bits.
+    /// Bytes of the masters of 16-bit parameters.
     masters_bytes: u64,
 }
 

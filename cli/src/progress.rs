@@ -15,7 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of so many units.
+    /// Makes a progress bar of so many units.
     pub fn new(units: u64) -> Self {
         Self::with_template(units, "{msg:>10} [{bar:40}] {percent:>3}% {eta}")
     }

@@ -41,7 +41,7 @@ impl RuleArgs {
         self.fields.config(rule, self.form.as_deref())
     }
 
-    /// What was typed.
+    /// The name of the rule that was typed.
     pub fn name(&self) -> String {
         let rule = self.rule.as_deref().unwrap_or(DEFAULT);
         let form = self.form.iter().map(|form| format!(" --form {form}"));
@@ -58,7 +58,7 @@ impl RuleArgs {
     }
 }
 
-/// What is different from a rule's defaults. Each has the name of the rule's field, and is refused where the rule has
+/// Differences from a rule's defaults. Each has the name of the rule's field, and is refused where the rule has
 /// none of that name.
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = HEADING)]
@@ -217,7 +217,7 @@ impl FieldArgs {
         Ok(())
     }
 
-    /// What was given but for weight decay, by the rule's field.
+    /// The fields that were given, but for weight decay, by the rule's names.
     fn given(&self) -> Vec<(&'static str, Value)> {
         let number = |value: Option<f64>| value.map(Value::from);
         let switch = |on: bool| on.then_some(Value::Bool(true));

@@ -215,7 +215,7 @@ const FILES: Files<'_> = Files {
     out_state: "state",
 };
 
-/// What no tensor of a file is named.
+/// A name that no tensor of a file has.
 const RESERVED_NAME: &str = "__metadata__";
 
 /// Dtypes of the tensors that a step takes.

@@ -28,7 +28,7 @@ const MIN_ROUNDS: usize = 7;
 /// Elements of the check: whole workgroups of the largest candidate.
 const CHECKED_ELEMS: usize = 1 << 16;
 
-/// What one adapter made of the candidates.
+/// The measurement of the candidates on one adapter.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Measured {
     pub adapter: String,

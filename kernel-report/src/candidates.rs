@@ -19,13 +19,13 @@ pub struct Candidate {
 /// Which of several vec4 belong to an invocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spread {
-    /// Those that follow each other.
+    /// Vec4 that follow each other.
     Adjacent,
     /// One in each of as many runs of a workgroup's length, so that neighbours in the workgroup are in memory too.
     Strided,
 }
 
-/// Those with `part` in their names.
+/// The candidates with `part` in their names.
 pub fn containing(part: &str) -> Result<Vec<Candidate>> {
     let mut candidates = all()?;
     candidates.retain(|candidate| candidate.kernel.name.contains(part));

@@ -1,4 +1,4 @@
-//! What a driver says of a kernel and what its assembly shows, as numbers that compare.
+//! Figures of a kernel, from its driver and its assembly, as numbers that compare.
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub struct Figures {
     pub inverse_throughput: u64,
 }
 
-/// What a difference of a figure from the recorded one means.
+/// The meaning of a difference of a figure from the recorded one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sense {
     /// Less is better.

@@ -28,7 +28,7 @@ pub const FAMILIES: [&str; 5] = ["polaris10", "vega20", "navi10", "navi21", "gfx
 /// The argument that makes this program answer [`compile`].
 pub const CHILD: &str = "radv-child";
 
-/// What the driver made of a list of kernels.
+/// The machine code of a list of kernels, as the driver made it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Compiled {
     /// Driver and version, such as "radv, Mesa 22.3.6".

@@ -34,7 +34,7 @@ pub struct VariantsArgs {
 /// The families whose figures are in the table.
 const FAMILIES: [&str; 2] = ["navi21", "vega20"];
 
-/// What the generated part of a file lies between.
+/// The marks around the generated part of a file.
 const BEGIN: &str = "<!-- cargo xtask variants -->\n";
 const END: &str = "<!-- end of cargo xtask variants -->\n";
 
@@ -137,7 +137,7 @@ fn report(
     format!("{}\n{table}", preface(measured, machine_code))
 }
 
-/// What was measured, where, when and how.
+/// The lines above the table: command, date, and what was measured where.
 fn preface(measured: &[Measured], machine_code: Option<&MachineCode>) -> String {
     let mut text = format!(
         "`cargo xtask variants --update`, {}, version {}, heavy ball:\n\n",

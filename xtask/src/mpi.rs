@@ -9,7 +9,7 @@ use crate::adapter::{self, Tests, apt_get};
 
 const PACKAGE: &str = "wgpu-optim-mpi";
 
-/// What it is built with and runs on.
+/// The Debian packages that it is built with and runs on.
 const DEBIANS: [&str; 3] = ["openmpi-bin", "libopenmpi-dev", "libclang-dev"];
 
 /// Installs an MPI, its headers and libclang, which reads these, where they are missing.

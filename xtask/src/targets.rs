@@ -42,7 +42,7 @@ pub fn check(shell: &Shell, targets: &[Target]) -> Result<()> {
         .try_for_each(|cargo| Ok(cargo.run()?))
 }
 
-/// The same in silence, for when something else has the terminal; what there is to say comes with the failure.
+/// Checks in silence, for when something else has the terminal; what there is to say comes with the failure.
 pub fn check_silently(shell: &Shell, targets: &[Target]) -> Result<()> {
     for cargo in checks(shell, targets)? {
         let output = cargo.quiet().ignore_status().output()?;

@@ -1,4 +1,4 @@
-//! What can be typed of measurements.
+//! The arguments of the measuring commands.
 
 use std::path::PathBuf;
 
@@ -69,7 +69,7 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
-    /// What to measure, by what it is called in reports.
+    /// The rules to measure, by their names in reports.
     pub fn rules(&self) -> anyhow::Result<Vec<(String, AnyRule)>> {
         if self.rule.is_empty() {
             self.fields.check_none()?;
@@ -130,7 +130,7 @@ impl BenchForm {
 
 #[derive(Debug, ClapArgs)]
 pub struct ExperimentsArgs {
-    /// Where the pictures and their tables go; created if missing
+    /// The folder of the pictures and their tables; created if missing
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 }

@@ -208,7 +208,7 @@ impl Findings {
     }
 }
 
-/// What tensors are stored as and the elements of each, for every problem.
+/// The storage and the elements of each tensor, for every problem.
 type Grid = Vec<(StorageType, Sizes)>;
 
 /// The elements of each tensor. They are listed when there is memory for the problem.
@@ -294,7 +294,7 @@ fn grid(args: &BenchArgs) -> Result<(Grid, Vec<String>), Failure> {
 /// Units of progress that a problem is worth.
 const STEPS_PER_CASE: usize = 100;
 
-/// What becomes of a device, by name, that has failed.
+/// Takes note of a device, by name, that has failed.
 type GiveUp<'g> = dyn FnMut(&str, Failure) -> Result<(), Failure> + 'g;
 
 /// Checks all paths, then runs them in rounds until the medians are known or the time is up.

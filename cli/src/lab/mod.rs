@@ -38,7 +38,7 @@ impl Command {
 }
 
 impl Failure {
-    /// The same failure with a word before it on what it was about.
+    /// Returns the failure with a word before it on what it was about.
     fn context(self, what: &str) -> Self {
         let what = what.to_owned();
         match self {

@@ -14,9 +14,9 @@ pub use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use resvg::{tiny_skia, usvg};
 
-/// Of text and axes.
+/// The color of text and axes.
 pub const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
-/// Of what stands back.
+/// The color of lines in the background.
 pub const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
 /// Orange.
 pub const ORANGE: RGBColor = RGBColor(0xE6, 0x9F, 0x00);
@@ -30,7 +30,7 @@ pub const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 pub const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
 /// Reddish purple.
 pub const PINK: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
-/// Of curves that have none of their own, the ones first that are furthest apart.
+/// The colors of curves that have none of their own, the ones first that are furthest apart.
 pub const COLORS: [RGBColor; 6] = [BLUE, VERMILION, GREEN, ORANGE, SKY_BLUE, PINK];
 
 const SIZE: (u32, u32) = (960, 600);
@@ -62,11 +62,11 @@ pub enum Stroke {
 pub struct Curve {
     /// Empty for one that the legend leaves out.
     pub label: String,
-    /// Of the stroke.
+    /// The color of the stroke.
     pub color: RGBColor,
-    /// Of the curve and of its sample in the legend.
+    /// The stroke of the curve and of its sample in the legend.
     pub stroke: Stroke,
-    /// As the axes count.
+    /// The points, in the units of the axes.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -81,17 +81,17 @@ pub enum Side {
 
 /// A ring around a point, and what is to be said about it.
 pub struct Note {
-    /// What is said; may be empty.
+    /// The words; may be empty.
     pub text: String,
     /// The point.
     pub at: (f64, f64),
-    /// Of the text.
+    /// The side of the point on which the text stands.
     pub side: Side,
-    /// Of both.
+    /// The color of ring and text.
     pub color: RGBColor,
 }
 
-/// What the positions along an axis say.
+/// The scale of an axis.
 #[derive(Clone, Copy)]
 pub enum Axis {
     /// Numbers.
@@ -143,13 +143,13 @@ pub struct Picture {
     pub x_label: &'static str,
     /// Beside the vertical axis.
     pub y_label: &'static str,
-    /// What is shown from left to right.
+    /// The axis from left to right.
     pub x: Range<f64>,
-    /// What is shown from bottom to top.
+    /// The axis from bottom to top.
     pub y: Range<f64>,
-    /// What `x` counts.
+    /// The label of `x`.
     pub x_axis: Axis,
-    /// What `y` counts.
+    /// The label of `y`.
     pub y_axis: Axis,
     /// The later over the earlier.
     pub curves: Vec<Curve>,
@@ -330,7 +330,7 @@ impl Picture {
     }
 }
 
-/// Of the drawing, for so many of the picture.
+/// Pixels of the drawing for so many of the picture.
 fn fine(pixels: u32) -> u32 {
     pixels * FINE as u32
 }

@@ -94,7 +94,7 @@ impl Problem {
         }
     }
 
-    /// The same with tensors that are stored otherwise.
+    /// Returns the problem with tensors that are stored otherwise.
     pub fn stored(mut self, stored: Stored) -> Self {
         let round = |of: StorageType, values: &mut [f32]| {
             values
@@ -263,11 +263,11 @@ impl Problem {
     }
 }
 
-/// What steps have led to: the values of all tensors, one after the other.
+/// The result of steps: the values of all tensors, one after the other.
 #[derive(Clone)]
 pub struct Results {
     pub params: Vec<f32>,
-    /// Those that the rule keeps, in its order.
+    /// The slots that the rule keeps, in its order.
     pub slots: Vec<Vec<f32>>,
 }
 
@@ -298,7 +298,7 @@ pub struct OnGpu<'a> {
     control: Option<GpuControl>,
 }
 
-/// What a step costs that is clipped: by a norm that nothing reaches, so that the result is the same.
+/// The control of a step that is clipped: by a norm that nothing reaches, so that the result is the same.
 fn control() -> Result<StepControl, Failure> {
     let control = StepControl::builder().max_norm(f32::MAX.into());
     control.build().map_err(Failure::failed)
@@ -332,7 +332,7 @@ impl<'a> OnGpu<'a> {
         })
     }
 
-    /// The same under a control.
+    /// Makes a step under a control.
     pub fn controlled(mut self) -> Result<Self, Failure> {
         let control = GpuControl::new(&self.open.kernels, control()?);
         self.control = Some(control.map_err(Failure::failed)?);
@@ -410,7 +410,7 @@ impl<'a> OnCpu<'a> {
         })
     }
 
-    /// The same under a control.
+    /// Makes a step under a control.
     pub fn controlled(mut self) -> Result<Self, Failure> {
         self.control = Some(CpuControl::new(control()?));
         Ok(self)

@@ -13,12 +13,12 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Of a rule that keeps so many slots.
+    /// The storage of a rule that keeps so many slots.
     pub fn storage(&self, slots: usize) -> Storage {
         Storage::new(self.params, self.grads, slots, &self.precision)
     }
 
-    /// What differs from `f32`, for the name of a measurement.
+    /// The difference from `f32`, for the name of a measurement.
     pub fn suffix(&self, slots: usize) -> String {
         let storage = self.storage(slots);
         let roles = [
@@ -39,7 +39,7 @@ impl Stored {
     }
 }
 
-/// What a value is stored as.
+/// The type of a stored value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     #[default]
@@ -58,7 +58,7 @@ impl From<Dtype> for StorageType {
     }
 }
 
-/// What is remembered of parameters of 16 bits.
+/// The memory of 16-bit parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum MastersKind {
     /// The parameters as F32

@@ -1,4 +1,4 @@
-//! What a step reads: parameters, gradients and state, paired by name.
+//! The inputs of a step: parameters, gradients and state, paired by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -42,7 +42,7 @@ pub struct Inputs {
     pub state: Option<State>,
 }
 
-/// What an earlier step left, in one file or several.
+/// The state of an earlier step, in one file or several.
 #[derive(Debug)]
 pub struct State {
     pub saved: SavedState,
@@ -55,11 +55,11 @@ pub struct State {
 pub struct Updated {
     pub name: String,
     pub numel: u64,
-    /// Of its values in the files.
+    /// The types of its values in the files.
     pub storage: Storage,
     pub params: Part,
     pub grads: Part,
-    /// What the state holds of it.
+    /// Its entry of the saved state.
     pub saved: SavedTensor,
 }
 

@@ -110,7 +110,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What all ways to compute a step have in common.
+/// The inputs that all ways to compute a step have in common.
 struct Job<'j> {
     args: &'j StepArgs,
     config: AnyRule,

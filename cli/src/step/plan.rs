@@ -1,4 +1,4 @@
-//! What a step writes, byte by byte: files that are laid out as the inputs are, and the windows that fill them.
+//! The outputs of a step, byte by byte: files that are laid out as the inputs are, and the windows that fill them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,13 +16,13 @@ use super::inputs::{Content, Inputs, Pairing, Updated};
 #[derive(Debug)]
 pub struct Plan<'i> {
     files: Vec<(Content, NewFile)>,
-    /// What the rule keeps of each tensor that is updated.
+    /// The slots that the rule keeps of each tensor that is updated.
     pub slots: Vec<Slot>,
     pub updates: Vec<Update<'i>>,
     pub copies: Vec<Copy>,
     /// Keys of the parameter files' metadata that are left out.
     pub dropped_metadata: Vec<String>,
-    /// Where the parameters go.
+    /// The layout of the parameters' output.
     out_params: Layout,
     /// The state files by their number, with what they start with.
     states: Vec<(usize, StateStart)>,
@@ -74,10 +74,10 @@ pub struct Copy {
     pub bytes: u64,
 }
 
-/// Where the slots of each tensor go, by their names.
+/// The slots of each tensor by name, with their places in the outputs.
 type OutSlots = BTreeMap<String, Vec<(String, At)>>;
 
-/// What is read, computed and written at a time.
+/// The work that is read, computed and written at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Window {
     /// Elements of the plan's updates, all of them in one phase of the rule.

@@ -1,4 +1,4 @@
-//! What a step did, as printed.
+//! The report of a step, as printed.
 
 use std::fmt::Write as _;
 
@@ -19,11 +19,11 @@ pub struct Report {
     pub reason: String,
     pub tensors_updated: usize,
     pub tensors_frozen: usize,
-    /// Of the frozen ones, those whose gradient held no floating-point numbers.
+    /// Frozen tensors whose gradient held no floating-point numbers.
     pub tensors_skipped_non_float: usize,
     pub sixteen_bits: SixteenBitsReport,
     pub numel: u64,
-    /// Of one step.
+    /// Dispatches of one step.
     pub dispatches: usize,
     pub repeat: u32,
     pub gradients: GradientsReport,
@@ -33,7 +33,7 @@ pub struct Report {
     pub notes: Vec<String>,
     pub bytes_read: u64,
     pub bytes_written: u64,
-    /// Of this process, as far as the system says.
+    /// The most memory that this process took, as far as the system says.
     pub peak_memory_bytes: Option<u64>,
     pub total_ms: f64,
     pub gb_per_s: f64,
@@ -42,25 +42,25 @@ pub struct Report {
 /// How the parameters of 16 bits are remembered.
 #[derive(Debug, Serialize)]
 pub struct SixteenBitsReport {
-    /// Of the updated ones, those that have such.
+    /// Updated tensors that have parameters of 16 bits.
     pub tensors: usize,
     pub masters: MastersArg,
     /// The file that holds the masters.
     pub masters_in: Option<String>,
     pub rounding: RoundingArg,
-    /// Of stochastic rounding.
+    /// The seed of stochastic rounding.
     pub seed: Option<u64>,
 }
 
-/// What became of the gradients before they were applied.
+/// The treatment of the gradients before they were applied.
 #[derive(Debug, Serialize)]
 pub struct GradientsReport {
-    /// What they were divided by.
+    /// The scale that they were divided by.
     pub scale: Option<f64>,
-    /// Of all of them, divided; where it was asked for. JSON has null for one that is not finite.
+    /// The norm of all of them, divided; where it was asked for. JSON has null for one that is not finite.
     pub norm: Option<f64>,
     pub clip_norm: Option<f64>,
-    /// What they were multiplied by for their norm.
+    /// The factor that they were multiplied by for their norm.
     pub clip_factor: Option<f32>,
     pub clip_value: Option<f64>,
 }
@@ -71,7 +71,7 @@ pub struct NonFiniteReport {
     /// The step was skipped: the outputs are the inputs.
     pub skipped: bool,
     pub gradients: Vec<NonFiniteElems>,
-    /// What the step would leave.
+    /// The values that the step would leave.
     pub results: Vec<NonFiniteElems>,
 }
 

@@ -51,7 +51,7 @@ enum Checked {
 /// Steps of `--repeat` that are made before a signal is heard.
 const STEPS_AT_ONCE: u32 = 128;
 
-/// What a stream did.
+/// The outcome of a stream.
 #[derive(Debug)]
 pub struct Streamed {
     /// Dispatches of a step, on a GPU.
@@ -72,16 +72,16 @@ pub struct Stream<'s> {
     pub windows: &'s [Window],
     pub outputs: &'s Outputs,
     pub config: &'s AnyRule,
-    /// What becomes of gradients before they are applied.
+    /// The treatment of gradients before they are applied.
     pub verdict: &'s Verdict,
     pub repeat: u32,
-    /// Of parameters that have no masters.
+    /// The rounding of parameters that have no masters.
     pub rounding: Rounding,
     pub nonfinite: NonFinite,
     pub interrupt: &'s Interrupt,
 }
 
-/// What the threads tell each other.
+/// The state that the threads share.
 #[derive(Default)]
 struct Shared {
     /// A gradient was found that forbids the step: what is left is only looked through.
@@ -191,7 +191,7 @@ struct Worker<'w> {
     writer: Writer<'w>,
     /// Parameters without masters, as they are stored.
     rounded: Vec<u16>,
-    /// What parameters leave of masters.
+    /// The rests that parameters leave of masters.
     rests: Vec<f32>,
     engine: Box<dyn Engine + 'w>,
 }

@@ -81,7 +81,7 @@ impl Change {
 }
 
 impl Comparison {
-    /// What changed since an older report, by share of the roof where there is one, because the speed of a shared
+    /// The changes since an older report, by share of the roof where there is one, because the speed of a shared
     /// machine drifts.
     pub fn new(old: &Report, new: &Report) -> Self {
         let older: HashMap<_, _> = old.rows.iter().map(|row| (row.key(), row)).collect();

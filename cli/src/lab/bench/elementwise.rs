@@ -1,4 +1,4 @@
-//! What the fused step is measured against on the same device: a copy kernel with its access pattern, and the chain
+//! The kernels that the fused step is measured against on the same device: a copy kernel with its access pattern, and the chain
 //! of separate kernels that a tensor library would run instead.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ enum Array {
     Scratch,
 }
 
-/// What an operation multiplies with.
+/// The factors of an operation.
 #[derive(Clone, Copy, Debug)]
 enum Factor {
     None,
@@ -36,7 +36,7 @@ enum Factor {
 #[derive(Clone, Copy, Debug)]
 struct Op {
     entry_point: &'static str,
-    /// What is bound to x, y and z, as far as the kernel has them.
+    /// The buffers that are bound to x, y and z, as far as the kernel has them.
     arrays: &'static [Array],
     factor: Factor,
     /// Arrays that it reads, and arrays that it writes.

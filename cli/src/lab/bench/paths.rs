@@ -17,14 +17,14 @@ use crate::backend::OpenGpu;
 use crate::lab::memory::check_memory;
 use crate::lab::problem::{OnCpu, OnGpu, OnReference, Problem, Stepper};
 
-/// What the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
+/// Bytes that the copies of a path's buffers take together, so that none is in a cache when its turn comes: twice the
 /// largest last-level cache of GPUs and desktop processors.
 const CYCLED_BYTES: usize = 256 << 20;
 
 /// More copies than that make small problems slow to set up.
 const MAX_COPIES: usize = 64;
 
-/// What a path does.
+/// The kinds of paths that are timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -32,7 +32,7 @@ pub enum Kind {
     Fused,
     /// The fused kernel under a control: norm, clip, and skip if something is not finite.
     Controlled,
-    /// The same in separate kernels for scale and add.
+    /// The step in separate kernels for scale and add.
     Unfused,
     /// The roof of a GPU: a copy kernel with the step's access pattern.
     Copy,
@@ -42,7 +42,7 @@ pub enum Kind {
     DownloadParams,
     /// The parallel CPU optimizer.
     CpuTwin,
-    /// The same under a control.
+    /// The step under a control.
     ControlledTwin,
     /// The roof of the CPU: a copy on all threads with the step's access pattern.
     Stream,
@@ -105,7 +105,7 @@ pub struct Path<'a> {
     pub kind: Kind,
     pub device: String,
     pub bytes_per_elem: u64,
-    /// Of a GPU path.
+    /// Dispatches of a GPU path.
     pub dispatches: Option<usize>,
     /// Largest error of a step that was checked.
     pub worst_ulp: Option<f64>,
@@ -158,7 +158,7 @@ impl Rig {
     }
 }
 
-/// What a set of paths is made for.
+/// The problem and the devices that a set of paths is made for.
 pub struct Setup<'a> {
     pub problem: &'a Problem,
     /// Whether the data is in the caches.

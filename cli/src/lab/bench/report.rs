@@ -1,4 +1,4 @@
-//! What a benchmark found: as a document and as a table.
+//! The report of a benchmark: as a document and as a table.
 
 use std::fmt::Write as _;
 
@@ -45,7 +45,7 @@ pub struct System {
 /// One path through one problem.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// What was stepped: a form of momentum, or a rule as it was typed.
+    /// The rule that was stepped: a form of momentum, or a rule as it was typed.
     pub rule: String,
     pub tensors: usize,
     /// Elements of all tensors.
@@ -87,7 +87,7 @@ pub struct BreakEven {
     pub numel: Option<f64>,
 }
 
-/// What is measured of one problem.
+/// The measurements of one problem.
 pub struct Case<'a> {
     pub rule: &'a str,
     pub tensors: usize,

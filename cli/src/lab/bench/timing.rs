@@ -16,7 +16,7 @@ use crate::backend::OpenGpu;
 pub struct Sample {
     /// From nothing recorded to everything done.
     pub wall_ms: f64,
-    /// Of a GPU path.
+    /// The device's own times of a GPU path.
     pub gpu: Option<GpuSample>,
 }
 
@@ -39,7 +39,7 @@ pub fn time(run: impl FnOnce() -> Result<(), Failure>) -> Result<Sample, Failure
 
 /// Something that is recorded into a compute pass.
 pub trait GpuWork {
-    /// What has to be recorded before the pass begins.
+    /// Records the commands that come before the pass.
     fn prepare(&mut self, _encoder: &mut wgpu::CommandEncoder) -> Result<(), Failure> {
         Ok(())
     }

@@ -25,14 +25,14 @@ pub struct WideStream {
 struct Array {
     /// Each further in by one more [`STAGGER_WORDS`].
     values: Vec<u32>,
-    /// Of a block.
+    /// Words of a block.
     words: usize,
     reads: bool,
     writes: bool,
 }
 
 impl WideStream {
-    /// As many elements as so many, each array with its step's accesses.
+    /// Makes a stream over so many elements, each array with its step's accesses.
     pub fn new(storage: &Storage, slots: usize, numel: usize) -> Self {
         let params = (
             storage.params.bytes(),

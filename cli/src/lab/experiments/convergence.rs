@@ -19,7 +19,7 @@ use crate::lab::picture::{self, Axis, Curve, Picture, Stroke};
 
 const CONDITION_NUMBERS: [f64; 3] = [10.0, 100.0, 1000.0];
 const DIMENSIONS: usize = 50;
-/// What the picture and the table show.
+/// Steps that picture and table show.
 const STEPS_SHOWN: usize = 500;
 const LEAST_ERROR_SHOWN: f64 = 1e-12;
 /// Between these errors the rate is measured: late, when the slowest components are all that is left, and far above
@@ -145,7 +145,7 @@ fn errors(config: SgdConfig, k: f64) -> Vec<f64> {
     errors
 }
 
-/// Of the straight line with the least squared distance from the points.
+/// The slope of the straight line with the least squared distance from the points.
 fn slope(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let mean_x = points.iter().map(|(x, _)| x).sum::<f64>() / n;
@@ -221,7 +221,7 @@ pub fn picture(runs: &[Run]) -> Picture {
 mod tests {
     use super::*;
 
-    /// What is left in the window beside the fitted form is of the order `1/t` for the heavy ball (at least 240
+    /// The remainder in the window beside the fitted form is of the order `1/t` for the heavy ball (at least 240
     /// steps, over as many again) and `(second slowest rate / rate)^(2*t)`, below 1e-7, for plain descent. Either
     /// moves the slope by far less than a thousandth.
     #[test]

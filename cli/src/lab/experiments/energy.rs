@@ -1,4 +1,4 @@
-//! What the order of two assignments does to the energy of a particle without friction.
+//! The energy of a particle without friction, by the order of two assignments.
 //!
 //! In the bowl `U = k*x^2/2` with `k = m = 1` the particle form of the update is semi-implicit Euler,
 //!

@@ -1,4 +1,4 @@
-//! What momentum is for: a ball with some of it passes a hill that plain descent stops in front of.
+//! The use of momentum: a ball with some of it passes a hill that plain descent stops in front of.
 //!
 //! The landscape is the quartic whose slope `U' = (x + 1)*x*(x - 2)` can be read off: a shallow valley at -1, the top
 //! of the hill at 0, the deep valley at 2. Momentum 0.9 at learning rate `lr` is a particle of mass 1 with friction

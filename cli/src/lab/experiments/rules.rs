@@ -1,4 +1,4 @@
-//! What different rules make of the same landscapes, each at its own best learning rate.
+//! Different rules on the same landscapes, each at its own best learning rate.
 //!
 //! The landscapes are `f(x, y) = floor(x) + b*(y - centre(x))^2`: a valley behind a hill (the one of `hill`, with a
 //! second axis), a ravine a hundred times steeper across than along, and Rosenbrock's curved one. Every rule takes its

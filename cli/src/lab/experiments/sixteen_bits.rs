@@ -1,4 +1,4 @@
-//! What sixteen bits lose: a thousand steps, each below half of what a bf16 can tell from one.
+//! The loss by sixteen bits: a thousand steps, each below half of what a bf16 can tell from one.
 //!
 //! All parameters start at one and are pushed down by `lr*g = 5e-4` at each step, where the next bf16 below one is
 //! `2^-8 = 3.9e-3` away. Rounded to the nearest, they stand still; masters add up what the parameters cannot show, and
@@ -156,7 +156,7 @@ pub fn rows(runs: &[Run]) -> impl Iterator<Item = Row> {
     })
 }
 
-/// As many steps as single ones can be seen of.
+/// So few steps that single ones can be seen.
 const DRAWN: usize = 120;
 
 pub fn picture(runs: &[Run]) -> Picture {
