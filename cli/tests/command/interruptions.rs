@@ -137,7 +137,7 @@ fn of_two_runs_in_place_the_second_is_refused() {
         step
     };
     let workspace = large();
-    let first = Running::start(&in_place(&workspace, "state 1"), &workspace.path(""));
+    let first = Running::start_with_lock(&in_place(&workspace, "state 1"));
     let before = files(&workspace);
     let second = in_place(&workspace, "state 2").output().unwrap();
     assert_eq!(second.status.code(), Some(2), "{second:?}");

@@ -14,6 +14,15 @@ pub struct Running(Child);
 impl Running {
     /// Starts a command, waits until its outputs are being made beside their targets in `directory`, and stops it.
     pub fn start(command: &Command, directory: &Path) -> Self {
+        Self::start_until(command, |running| running.has_begun(directory))
+    }
+
+    /// Starts a command, waits until it holds the lock on a file that it is going to replace, and stops it.
+    pub fn start_with_lock(command: &Command) -> Self {
+        Self::start_until(command, Self::holds_a_lock)
+    }
+
+    fn start_until(command: &Command, is_there: impl Fn(&Self) -> bool) -> Self {
         let mut process = Process::new(command.get_program());
         process
             .args(command.get_args())
@@ -22,12 +31,18 @@ impl Running {
             .stderr(Stdio::piped());
         let running = Self(process.spawn().unwrap());
         let began = Instant::now();
-        while !running.has_begun(directory) {
+        while !is_there(&running) {
             assert!(began.elapsed() < Duration::from_secs(60), "it never begins");
             thread::sleep(Duration::from_millis(1));
         }
         running.signal("STOP");
         running
+    }
+
+    fn holds_a_lock(&self) -> bool {
+        let (locks, id) = (fs::read_to_string("/proc/locks").unwrap(), self.0.id());
+        let mut holders = locks.lines().map(|lock| lock.split_whitespace().nth(4));
+        holders.any(|holder| holder == Some(&*id.to_string()))
     }
 
     /// Whether a file without a name is open in `directory`, or one with the name of an output in the making.
