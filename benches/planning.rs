@@ -7,6 +7,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use wgpu_optim::plan::{DeviceLimits, Place, Plan, TensorLayout};
+use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::wgpu;
 
 const TENSORS: usize = 2_000_000;
@@ -25,7 +26,10 @@ fn tensor(index: usize, buffers: [usize; 2], offset_bytes: u64) -> TensorLayout 
         params: place(buffers[0]),
         grads: place(buffers[1]),
         padding_elems: EXTENT - numel,
-        slots: 1,
+        storage: Storage {
+            state: [Codec::F32].into_iter().collect(),
+            ..Storage::default()
+        },
         ..TensorLayout::default()
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::storage::Rounding;
-use wgpu_optim::{ConfigError, Masters, Precision, StepControl, StorageType};
+use wgpu_optim::{ConfigError, Masters, Precision, StepControl};
 
 use crate::rule::RuleArgs;
 
@@ -177,9 +177,9 @@ impl StepArgs {
             (_, None) => Rounding::Nearest,
         };
         Ok(Precision {
-            state: StorageType::F32,
             masters,
             rounding,
+            ..Precision::default()
         })
     }
 }

@@ -7,6 +7,7 @@ use wgpu_optim::plan::{DeviceLimits, Plan};
 use wgpu_optim::{
     Arena, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, TensorSpec, wgpu,
 };
+use wgpu_optim::{Slot, Slots};
 use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};
@@ -89,12 +90,13 @@ impl PlanReport {
         let specs = specs.map(|(name, shape)| TensorSpec::new(name, shape).stored_as(of, of));
         let layout = Arena::builder().layout(specs, &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
+        let slots = Slots::from([Slot::new("momentum_buffer")]);
         let plan_with = |masters| {
             let precision = Precision {
                 masters,
                 ..Precision::default()
             };
-            let plan = Plan::new(&layout.layouts(1, &precision), &limits);
+            let plan = Plan::new(&layout.layouts(&slots, &precision), &limits);
             plan.map_err(|error| error.named(|tensor| tensors[tensor].0.clone()))
         };
         let plan = plan_with(Masters::F32)?;

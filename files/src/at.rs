@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use wgpu_optim::StorageType;
+use wgpu_optim::storage::Codec;
 
 /// A byte of one of several files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,20 +32,29 @@ pub struct Part {
     pub elems: Range<u64>,
     /// The place of the first of them.
     pub at: At,
+    /// How they are stored.
+    pub codec: Codec,
 }
 
 impl Part {
     /// All elements of a tensor.
-    pub fn whole(numel: u64, at: At) -> Self {
+    pub fn whole(numel: u64, at: At, codec: impl Into<Codec>) -> Self {
         Self {
             elems: 0..numel,
             at,
+            codec: codec.into(),
         }
     }
 
-    /// The place of an element, of values that are stored as `of`.
-    pub fn place(&self, elem: u64, of: StorageType) -> At {
-        self.at.plus((elem - self.elems.start) * of.bytes())
+    /// The place of an element.
+    pub fn place(&self, elem: u64) -> At {
+        self.at
+            .plus((elem - self.elems.start) * self.codec.elem_bytes())
+    }
+
+    /// The bytes that they take.
+    pub fn bytes(&self) -> u64 {
+        (self.elems.end - self.elems.start) * self.codec.elem_bytes()
     }
 }
 

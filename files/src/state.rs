@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
-use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
+use wgpu_optim::storage::{Codec, MASTER_PARAMS, PARAMS_REST, SectionValues};
 use wgpu_optim::{AnyRule, Recorded, Slot, SlotEntry, StateFileError, StateRecord, StorageType};
 
 use crate::at::Part;
@@ -114,9 +114,12 @@ impl<R: Recorded> SavedState<R> {
                 if elems.is_none() {
                     saved.shape = Some(entry.shape.clone());
                 }
+                let codec = entry.dtype.try_into();
                 saved.parts.push(Part {
                     elems: elems.unwrap_or(whole),
                     at: place.at(0),
+                    // Another dtype has been refused with the record.
+                    codec: codec.unwrap_or_default(),
                 });
             }
         }
@@ -229,20 +232,26 @@ impl<R: Recorded> SavedState<R> {
         Ok(saved)
     }
 
-    /// Reads some elements of a slot whose [parts](Self::parts_of) are these.
+    /// Reads some elements of a slot whose [parts](Self::parts_of) are these, all of one codec.
+    ///
+    /// # Errors
+    /// [`FileError`] if a file cannot be read.
     pub fn read(
         &self,
         parts: &[Part],
+        slot: &str,
         elems: Range<u64>,
-        values: &mut [f32],
-    ) -> Result<(), FileError> {
+    ) -> Result<SectionValues, FileError> {
+        let codec = parts.first().map_or(Codec::F32, |part| part.codec);
+        let elem_bytes = codec.elem_bytes() as usize;
+        let mut bytes = vec![0; (elems.end - elems.start) as usize * elem_bytes];
         let slice = Slice { tensor: 0, elems };
-        for run in runs(&[slice], |_| (parts, StorageType::F32)) {
+        for run in runs(&[slice], |_| parts) {
             let source = &self.files.shards()[run.at.file].source;
-            let bytes = bytemuck::cast_slice_mut(&mut values[run.elems]);
-            source.read_exact_at(bytes, run.at.offset)?;
+            let own = run.elems.start * elem_bytes..run.elems.end * elem_bytes;
+            source.read_exact_at(&mut bytes[own], run.at.offset)?;
         }
-        Ok(())
+        Ok(SectionValues::from_bytes(codec, bytes).of_slot(slot))
     }
 }
 
@@ -251,14 +260,15 @@ pub fn slot_entry(
     name: String,
     shape: &[usize],
     elems: &Range<u64>,
+    codec: Codec,
 ) -> (String, Dtype, Vec<usize>) {
     let Range { start, end } = *elems;
     let numel = shape.iter().map(|size| *size as u64).product();
     match *elems == (0..numel) {
-        true => (name, Dtype::F32, shape.to_owned()),
+        true => (name, codec.into(), shape.to_owned()),
         false => {
             let shape = vec![(end - start) as usize];
-            (format!("{name}[{start}:{end}]"), Dtype::F32, shape)
+            (format!("{name}[{start}:{end}]"), codec.into(), shape)
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use anyhow::{Context as _, Result, ensure};
 use wgpu_optim::plan::{Access, WORKGROUP_SIZE};
-use wgpu_optim::storage::Storage;
 use wgpu_optim::{KernelVariant, ScalarPath, SgdConfig};
 
 use crate::kernels::Kernel;
@@ -87,10 +86,10 @@ fn default_kernel(scalars: ScalarPath, access: Access) -> Result<Candidate> {
     let variant = KernelVariant::new(&config, access, 1);
     let name = format!("{WORKGROUP_SIZE} x 1 vec4 (default)");
     Ok(Candidate {
-        kernel: Kernel::new(name, &config, variant, &Storage::F32, scalars),
+        elems_per_invocation: access.unit_elems(variant.storage()),
+        kernel: Kernel::new(name, variant, scalars),
         scalars,
         workgroup_size: WORKGROUP_SIZE,
-        elems_per_invocation: access.unit_elems(&Storage::F32),
     })
 }
 

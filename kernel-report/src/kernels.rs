@@ -24,16 +24,10 @@ pub struct Kernel {
 
 impl Kernel {
     /// A kernel as the library compiles it.
-    pub fn new(
-        name: String,
-        rule: &impl Rule,
-        variant: KernelVariant,
-        storage: &Storage,
-        path: ScalarPath,
-    ) -> Self {
+    pub fn new(name: String, variant: KernelVariant, path: ScalarPath) -> Self {
         Self {
             name,
-            accesses: accesses(storage, rule.slots().kept().count() as u64),
+            accesses: accesses(variant.storage()),
             wgsl: variant.source(path),
             entry_point: variant.entry_point(),
             constants: variant
@@ -69,10 +63,9 @@ fn norms() -> Vec<Kernel> {
 }
 
 /// The gradient is loaded, parameters, slots and masters are loaded and stored.
-fn accesses(storage: &Storage, slots: u64) -> [u64; 2] {
+fn accesses(storage: &Storage) -> [u64; 2] {
     let vec4s = |elem_bytes: u64| u64::from(storage.unit_elems()) * elem_bytes / 16;
-    let masters = vec4s(storage.masters_bytes().unwrap_or(0));
-    let stored = vec4s(storage.params.bytes()) + slots * vec4s(storage.state.bytes()) + masters;
+    let stored = vec4s(storage.params.bytes() + storage.state_bytes());
     [vec4s(storage.grads.bytes()) + stored, stored]
 }
 
@@ -124,29 +117,31 @@ pub fn all() -> Result<Vec<Kernel>> {
     let rmsprop = RmsPropConfig::builder(0.1).momentum(0.9).centered(true);
     kernels.extend(of_rule("rmsprop_all", &rmsprop.build()?));
     let heavy_ball = SgdConfig::builder(0.1).momentum(0.9).build()?;
-    for (name, storage) in storages() {
+    let same = |variant| variant;
+    for (name, stored) in storages() {
         let rule = format!("heavy_ball_{name}");
-        kernels.extend(of_storage(&rule, &heavy_ball, storage));
+        kernels.extend(of_variant(&rule, &heavy_ball, &stored, same));
         let adamw = AdamConfig::adamw(0.1).build()?;
-        kernels.extend(of_storage(&format!("adamw_{name}"), &adamw, storage));
+        let rule = format!("adamw_{name}");
+        kernels.extend(of_variant(&rule, &adamw, &stored, same));
     }
     let adamw = AdamConfig::adamw(0.1).build()?;
     let controlled = |variant: KernelVariant| variant.controlled(false);
     kernels.extend(of_variant(
         "heavy_ball_controlled",
         &heavy_ball,
-        Storage::F32,
+        &Stored::default(),
         controlled,
     ));
     kernels.extend(of_variant(
         "adamw_controlled",
         &adamw,
-        Storage::F32,
+        &Stored::default(),
         controlled,
     ));
-    for (name, storage) in storages() {
+    for (name, stored) in storages() {
         let rule = format!("adamw_{name}_controlled");
-        let kernels_of = of_variant(&rule, &adamw, storage, controlled);
+        let kernels_of = of_variant(&rule, &adamw, &stored, controlled);
         kernels.extend(
             kernels_of
                 .into_iter()
@@ -157,16 +152,29 @@ pub fn all() -> Result<Vec<Kernel>> {
     Ok(kernels)
 }
 
+/// The types of a tensor's parameters and gradients, and how it is remembered; by default `f32`.
+#[derive(Default)]
+struct Stored {
+    params: StorageType,
+    grads: StorageType,
+    precision: Precision,
+}
+
 /// Ways to store that people use: gradients alone, parameters with masters, everything in 16 bits.
-fn storages() -> Vec<(&'static str, Storage)> {
+fn storages() -> Vec<(&'static str, Stored)> {
     use StorageType::{Bf16, F16, F32};
     let with = |params, grads, state, masters, rounding| {
         let precision = Precision {
             state,
             masters,
             rounding,
+            ..Precision::default()
         };
-        Storage::new(params, grads, 1, &precision)
+        Stored {
+            params,
+            grads,
+            precision,
+        }
     };
     let random = Rounding::Stochastic { seed: 0 };
     let nearest = Rounding::Nearest;
@@ -182,11 +190,7 @@ fn storages() -> Vec<(&'static str, Storage)> {
 }
 
 fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
-    of_storage(form, rule, Storage::F32)
-}
-
-fn of_storage(form: &str, rule: &impl Rule, storage: Storage) -> Vec<Kernel> {
-    of_variant(form, rule, storage, |variant| variant)
+    of_variant(form, rule, &Stored::default(), |variant| variant)
 }
 
 const ROADS: [(ScalarPath, &str); 2] = [
@@ -197,10 +201,17 @@ const ROADS: [(ScalarPath, &str); 2] = [
 fn of_variant(
     form: &str,
     rule: &impl Rule,
-    storage: Storage,
+    stored: &Stored,
     of: impl Fn(KernelVariant) -> KernelVariant,
 ) -> Vec<Kernel> {
     let mut kernels = Vec::new();
+    let slots = rule.slots();
+    let storage = Storage::new(
+        stored.params,
+        stored.grads,
+        slots.kept_names(),
+        &stored.precision,
+    );
     let accesses = [
         ("vec4", Access::Vec4, 1),
         ("vec4_offset", Access::Vec4Offset, 1),
@@ -218,7 +229,7 @@ fn of_variant(
         for (path, path_name) in ROADS {
             let variant = of(KernelVariant::new(rule, access, tensors).stored(storage));
             let name = format!("{form}.{access_name}.{path_name}");
-            kernels.push(Kernel::new(name, rule, variant, &storage, path));
+            kernels.push(Kernel::new(name, variant, path));
         }
     }
     kernels

@@ -85,7 +85,7 @@ fn on_ranks(numel: usize) -> Result<(), Box<dyn Error>> {
         let traffic = optimizer.traffic();
         let state = optimizer.state()?;
         let slots = state.tensors.iter().flat_map(|tensor| &tensor.slots);
-        let state: u64 = slots.map(|slot| size_of_val(&*slot.values) as u64).sum();
+        let state: u64 = slots.map(|slot| slot.values.bytes().len() as u64).sum();
         let own = [
             state,
             (traffic.sent - before.sent) / steps,

@@ -158,8 +158,8 @@ impl Layout {
             );
             let group = groups.iter().find(|(known, ..)| *known == group);
             let is_stochastic = group.is_some_and(|(_, config, precision)| {
-                let slots = config.slots().kept().count();
-                Storage::new(*params_type, *grads_type, slots, precision).is_stochastic
+                let (params, grads) = (*params_type, *grads_type);
+                Storage::new(params, grads, config.slots().kept_names(), precision).is_stochastic
             });
             if is_stochastic {
                 checked = Err(ShardError::Stochastic {

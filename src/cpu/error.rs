@@ -1,5 +1,6 @@
 //! Tensors that no optimizer in memory can have, and slices that are not those of its tensors.
 
+use crate::rules::UnknownSlot;
 use crate::state::DuplicateName;
 
 /// Tensors that no optimizer in memory can have.
@@ -9,6 +10,9 @@ pub enum TensorError {
     /// Two tensors of one name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
+    /// A storage type for a slot that there is not.
+    #[error(transparent)]
+    UnknownSlot(#[from] UnknownSlot),
     /// A tensor of more elements than a slice can have.
     #[error("tensor {tensor:?}: no slice has as many elements as the shape {shape:?}")]
     TooLarge {

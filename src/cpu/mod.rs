@@ -9,11 +9,11 @@ mod values;
 
 use crate::control::Factors;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Start, Twin};
+use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
 use crate::state::{
-    Counts, OptimizerState, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
+    Counts, OptimizerState, Section, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
-use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
+use crate::storage::StorageType;
 pub use control::CpuControl;
 pub use error::{SliceError, TensorError};
 use queue::Batch;
@@ -42,7 +42,7 @@ pub struct CpuOptimizer<R: Twin = SgdConfig> {
     groups: Groups<R>,
     tensors: Tensors,
     counts: Counts,
-    /// The slots that each tensor keeps.
+    /// The sections of each tensor.
     state: Vec<Vec<Values>>,
 }
 
@@ -66,18 +66,20 @@ impl<R: Twin> CpuOptimizer<R> {
         groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, TensorError> {
+        groups.check_slots()?;
         let tensors = Tensors::new(groups, tensors)?;
         let state_of = |tensor: &Tensor| {
+            let numel = numel_in_memory(tensor)?;
             let slots = groups.config(tensor.group).slots();
-            let (numel, storage) = (numel_in_memory(tensor)?, tensor.storage);
-            let kept = slots.kept().enumerate();
-            kept.map(|(index, slot)| Values::new(numel, storage.state, slot.start.value(), index))
-                .chain(Values::masters(numel, storage.masters, tensor.slots))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| TensorError::OutOfMemory {
-                    tensor: tensor.name.clone(),
-                    numel: tensor.numel,
-                })
+            let values = |(index, section): (usize, Section)| {
+                Values::new(numel, section.codec, section.start.value(), index)
+            };
+            let sections = Section::all(&slots, &tensor.storage).enumerate();
+            let state = sections.map(values).collect::<Result<Vec<_>, _>>();
+            state.map_err(|_| TensorError::OutOfMemory {
+                tensor: tensor.name.clone(),
+                numel: tensor.numel,
+            })
         };
         let state = tensors.as_slice().iter().map(state_of);
         Ok(Self {
@@ -249,28 +251,20 @@ impl<R: Twin> CpuOptimizer<R> {
         })?;
         let tensor = &self.tensors.as_slice()[index];
         let slots = self.groups.config(tensor.group).slots();
-        let (kept, masters) = self.state[index].split_at_mut(tensor.slots);
-        for (values, slot) in kept.iter_mut().zip(slots.kept()) {
-            if slot.start == Start::Params {
-                let fresh = std::iter::repeat_n(slot.start.value(), tensor.numel as usize);
-                values.set(tensor.storage.state, fresh);
+        let sections = Section::all(&slots, &tensor.storage);
+        for (section, values) in sections.zip(&mut self.state[index]) {
+            if section.is_of_params() {
+                values.fill(section.start.value());
             }
         }
-        masters.iter_mut().for_each(Values::clear);
         Ok(())
     }
 
     /// A copy of what the optimizer remembers.
     #[must_use]
     pub fn state(&self) -> OptimizerState<R> {
-        let slot_of = |index: usize, slot: usize| {
-            let (tensor, values) = (&self.tensors.as_slice()[index], &self.state[index][slot]);
-            match tensor.storage.masters {
-                Masters::Rest if slot == tensor.slots => values.rests(),
-                _ => values.to_vec(tensor.storage.state),
-            }
-        };
-        self.tensors.state(&self.groups, &self.counts, slot_of)
+        let values_of = |tensor: usize, section: usize| self.state[tensor][section].get();
+        self.tensors.state(&self.groups, &self.counts, values_of)
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh.
@@ -283,26 +277,11 @@ impl<R: Twin> CpuOptimizer<R> {
         let tensors = self.tensors.as_slice().iter().zip(&mut self.state);
         for ((tensor, state), entry) in tensors.zip(&matched) {
             let slots = self.groups.config(tensor.group).slots();
-            let kept = slots.kept();
-            for (slot, values) in kept.zip(&mut *state) {
-                let fresh = std::iter::repeat_n(slot.start.value(), tensor.numel as usize);
-                match entry.slot(slot.name) {
-                    Some(saved) => values.set(tensor.storage.state, saved.iter().copied()),
-                    None => values.set(tensor.storage.state, fresh),
+            for (section, values) in Section::all(&slots, &tensor.storage).zip(state) {
+                match entry.section(&section) {
+                    Some(saved) => values.set(&saved),
+                    None => values.fill(section.start.value()),
                 }
-            }
-            let masters = entry.slot(MASTER_PARAMS);
-            match (tensor.storage.masters, &mut state[tensor.slots..]) {
-                (Masters::F32, [values]) => match masters {
-                    Some(masters) => values.set(StorageType::F32, masters.iter().copied()),
-                    None => values.clear(),
-                },
-                (Masters::Rest, [values]) => match (masters, entry.slot(PARAMS_REST)) {
-                    (Some(masters), _) => values.set_rests(rest::of_masters(masters)),
-                    (None, Some(rests)) => values.set_rests(rest::of_values(rests)),
-                    (None, None) => values.clear(),
-                },
-                _ => {}
             }
         }
         self.counts = self.tensors.counts_of(state.steps, &matched);

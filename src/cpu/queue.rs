@@ -9,8 +9,9 @@ use super::slices::{Grads, Params, Words, WordsMut};
 use super::stored::{self, Stored};
 use super::values::Values;
 use crate::control::Factors;
-use crate::rules::{Groups, MAX_SLOTS, Twin};
+use crate::rules::{Groups, Twin};
 use crate::state::Tensor;
+use crate::storage::MAX_SECTIONS;
 
 /// Elements per task: three slices of this length stay in a core's second-level cache, and a task outweighs
 /// taking it by far.
@@ -30,13 +31,10 @@ pub(super) struct Batch<'a, P, G> {
     /// Steps applied to each.
     pub(super) applied: &'a [u64],
     pub(super) params: &'a mut [P],
-    /// The slots of each, and its masters.
+    /// The sections of each.
     pub(super) state: &'a mut [Vec<Values>],
     pub(super) grads: &'a [G],
 }
-
-/// The slots of a rule, and behind them the masters.
-const MAX_SECTIONS: usize = MAX_SLOTS + 1;
 
 /// One tensor, or a part of it.
 struct Part<'a> {
@@ -196,7 +194,6 @@ impl Part<'_> {
         } = self;
         let config = groups.config(tensor.group);
         let scalars = config.scalars(config.phase(applied_steps));
-        let sections = tensor.slots + usize::from(tensor.has_masters());
         let stored = Stored {
             storage: tensor.storage,
             key: tensor.key(groups.rounding(tensor.group), applied_steps),
@@ -206,7 +203,7 @@ impl Part<'_> {
                 .filter(|factors| !factors.change_nothing())
                 .copied(),
         };
-        let state = &mut state[..sections];
+        let state = &mut state[..tensor.storage.state.len()];
         stored::step(config, &scalars, stored, params, state, grads);
     }
 

@@ -6,7 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::slices::{Words, WordsMut};
 use crate::control::Factors;
 use crate::rules::{MAX_SLOTS, Scalars, Twin};
-use crate::storage::{Key, Masters, Random, Storage, rest, round, unpack};
+use crate::storage::{Key, Random, Storage, rest, round, unpack};
 
 /// Elements of a block: with two slots, four arrays of a KiB. Larger ones hold up what is read ahead from memory.
 const BLOCK_ELEMS: usize = 256;
@@ -38,8 +38,7 @@ pub(super) fn step<R: Twin>(
     if storage.is_f32() && stored.factors.is_none() {
         return step_f32(config, scalars, params, state, grads);
     }
-    let has_masters = usize::from(storage.masters != Masters::None);
-    let (slots, masters) = state.split_at_mut(state.len() - has_masters);
+    let (slots, masters) = state.split_at_mut(storage.slots().len());
     let mut blocks: [Block; 2 + MAX_SLOTS] = [[0.0; BLOCK_ELEMS]; 2 + MAX_SLOTS];
     for start in (0..params.len()).step_by(BLOCK_ELEMS) {
         let elems = start..params.len().min(start + BLOCK_ELEMS);
@@ -62,12 +61,17 @@ pub(super) fn step<R: Twin>(
         let mut values: [&mut [f32]; MAX_SLOTS] = Default::default();
         let kept = slots.len();
         let blocks = unpacked.iter_mut().zip(slots.iter_mut());
-        for (values, (unpacked, slot)) in values.iter_mut().zip(blocks) {
+        let blocks = blocks.zip(storage.slots());
+        for (values, ((unpacked, slot), codec)) in values.iter_mut().zip(blocks) {
             *values = match slot {
                 WordsMut::F32(slot) => &mut slot[elems.clone()],
                 WordsMut::Half(slot) => {
                     let unpacked = &mut unpacked[..elems.len()];
-                    unpack(storage.state, &slot[elems.clone()], unpacked);
+                    unpack(
+                        codec.float().unwrap_or_default(),
+                        &slot[elems.clone()],
+                        unpacked,
+                    );
                     unpacked
                 }
             };
@@ -102,10 +106,16 @@ pub(super) fn step<R: Twin>(
                 Arch::new().dispatch(Split(theta, params, rests));
             }
         }
-        for ((number, slot), unpacked) in (1..).zip(slots.iter_mut()).zip(unpacked) {
+        let slots = (1..).zip(slots.iter_mut()).zip(storage.slots());
+        for (((number, slot), codec), unpacked) in slots.zip(unpacked) {
             if let WordsMut::Half(slot) = slot {
                 let (slot, values) = (&mut slot[elems.clone()], &unpacked[..elems.len()]);
-                round(storage.state, values, random(number), slot);
+                round(
+                    codec.float().unwrap_or_default(),
+                    values,
+                    random(number),
+                    slot,
+                );
             }
         }
     }

@@ -18,7 +18,7 @@ pub use index::Index;
 pub use other_format::OtherFormat;
 pub use safetensors::Dtype;
 
-use crate::storage::StorageType;
+use crate::storage::{Codec, StorageType};
 
 /// Whether `file` is what Git checks out in place of a large file that has not been fetched: a few lines that say
 /// where it is. The start of the file is enough.
@@ -45,6 +45,24 @@ impl From<StorageType> for Dtype {
             StorageType::F32 => Self::F32,
             StorageType::Bf16 => Self::BF16,
             StorageType::F16 => Self::F16,
+        }
+    }
+}
+
+impl From<Codec> for Dtype {
+    fn from(codec: Codec) -> Self {
+        codec.float().map_or(Self::U16, Self::from)
+    }
+}
+
+impl TryFrom<Dtype> for Codec {
+    type Error = Dtype;
+
+    /// Gives back a dtype that no section of a state has.
+    fn try_from(dtype: Dtype) -> Result<Self, Dtype> {
+        match dtype {
+            Dtype::U16 => Ok(Self::LowBits),
+            dtype => StorageType::try_from(dtype).map(Self::from),
         }
     }
 }

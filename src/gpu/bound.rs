@@ -1,6 +1,7 @@
 //! A plan on a device: its pipelines, the buffers that they are bound to, and those of its state.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::binding::TensorBinding;
 use super::error::BuildError;
@@ -10,9 +11,8 @@ use super::readback::MAPS_AT_CREATION;
 use super::rules::GroupRules;
 use super::scalars::UniformRing;
 use crate::plan::{Access, Batch, Dispatch, Piece, Place, Plan, Target, TensorLayout, Window};
-use crate::rules::{Slot, Start};
-use crate::state::{Tensor, Tensors};
-use crate::storage::Storage;
+use crate::state::{Section, Tensor, Tensors};
+use crate::storage::{Precision, SectionValues, Storage, StorageType};
 use crate::wgsl::{KernelError, KernelVariant};
 
 /// The pipelines of a plan, of one variant of its kernels.
@@ -58,7 +58,7 @@ impl Bound {
         made: &[(Binding, wgpu::BindGroup)],
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
-        let (_, kinds) = kinds(rules.groups(), &plan.pieces);
+        let (_, kinds) = kinds(rules, &plan.pieces);
         let mut bound = Self {
             pipelines: Pipelines::new(kernels, rules, plan, |variant| variant)?,
             kinds,
@@ -125,7 +125,7 @@ impl Pipelines {
         plan: &Plan,
         of: impl Fn(KernelVariant) -> KernelVariant,
     ) -> Result<Self, BuildError> {
-        let (kinds, _) = kinds(rules.groups(), &plan.pieces);
+        let (kinds, _) = kinds(rules, &plan.pieces);
         let of_kind = |kind: &Kind| {
             // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
             let [vec4, vec4_offset, scalar] = Access::ALL.map(|access| {
@@ -161,7 +161,7 @@ struct Kind {
 
 /// The kinds of pieces, and of each piece which it is. A group without pieces has one too, so that what is wrong with its
 /// rule is found.
-fn kinds(groups: usize, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
+fn kinds(rules: &dyn GroupRules, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
     let mut kinds: Vec<Kind> = Vec::new();
     let mut index_of = |kind: Kind| {
         let index = kinds.iter().position(|other| *other == kind);
@@ -178,13 +178,14 @@ fn kinds(groups: usize, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
     };
     let of_pieces = pieces.iter().map(|piece| index_of(kind_of(piece)));
     let of_pieces = of_pieces.collect();
-    for group in 0..groups {
+    for group in 0..rules.groups() {
         if pieces.iter().all(|piece| piece.group != group) {
+            let (of, slots) = (StorageType::F32, rules.slots(group));
             index_of(Kind {
                 group,
                 in_one_buffer: false,
                 in_vec4_pairs: false,
-                storage: Storage::F32,
+                storage: Storage::new(of, of, slots.kept_names(), &Precision::default()),
             });
         }
     }
@@ -203,11 +204,6 @@ pub(super) fn new_ring(kernels: &Kernels, plan: &Plan) -> Result<Option<UniformR
     Ok(checked(device, || kernels.scalars_layout().map(new))?)
 }
 
-/// Whether a slot starts as what a new buffer is.
-fn starts_at_zero(slot: &Slot) -> bool {
-    slot.start == Start::Value(0.0)
-}
-
 /// A buffer for each of some pieces whose rule keeps slots, with what they start as.
 pub(super) fn allocate_state(
     kernels: &Kernels,
@@ -221,6 +217,7 @@ pub(super) fn allocate_state(
         let allocate = |piece: &Piece| {
             let sections = piece.state?;
             let slots = rules.slots(piece.group);
+            let mut all = Section::all(&slots, &piece.storage);
             Some(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("wgpu_optim.state"),
                 size: sections.size_bytes(),
@@ -228,7 +225,8 @@ pub(super) fn allocate_state(
                     | wgpu::BufferUsages::COPY_SRC
                     | wgpu::BufferUsages::COPY_DST,
                 // A new buffer is zero.
-                mapped_at_creation: MAPS_AT_CREATION && !slots.kept().all(starts_at_zero),
+                mapped_at_creation: MAPS_AT_CREATION
+                    && !all.all(|section| section.starts_at_zero()),
             }))
         };
         pieces().map(allocate).collect()
@@ -243,22 +241,23 @@ pub(super) fn allocate_state(
     })?;
     for (piece, buffer) in pieces().zip(&buffers) {
         let slots = rules.slots(piece.group);
-        let kept = || slots.kept();
         let (Some(sections), Some(buffer)) = (piece.state, buffer) else {
             continue;
         };
-        if kept().all(starts_at_zero) {
+        let all = || Section::all(&slots, &piece.storage);
+        if all().all(|section| section.starts_at_zero()) {
             continue;
         }
         // Whole sections: a single value of 16 bits may start within a word.
-        let sections = (0..).zip(kept()).map(|(index, slot)| {
-            let elem_bytes = sections.elem_bytes(index);
-            let slack = u64::from(sections.first_elem) * elem_bytes;
-            let start = sections.start_bytes(index) - slack;
-            let section_bytes = u64::from(sections.section_elems) * elem_bytes;
-            let size = section_bytes.min(sections.size_bytes() - start);
-            let values = std::iter::repeat_n(slot.start.value(), (size / elem_bytes) as usize);
-            (start, sections.storage.state.encode(values))
+        let sections = all().enumerate().map(|(index, section)| {
+            let Range { start, end } = sections.range_bytes(index);
+            let numel = (end - start) / section.codec.elem_bytes();
+            let value = section.start.value();
+            let values = SectionValues::filled(section.codec, value, numel as usize);
+            // The last may end within a word.
+            let mut bytes = values.into_bytes();
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            (start, bytes)
         });
         if !MAPS_AT_CREATION {
             for (start, bytes) in sections {
@@ -302,7 +301,6 @@ impl<'a> Buffers<'a> {
         let absent = |host: &Tensor| TensorLayout {
             numel: host.numel,
             group: host.group,
-            slots: host.slots as u32,
             storage: host.storage,
             is_absent: true,
             ..TensorLayout::default()
@@ -327,7 +325,6 @@ impl<'a> Buffers<'a> {
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,
             group: host.group,
-            slots: host.slots as u32,
             storage: host.storage,
             is_absent: false,
         }

@@ -5,7 +5,7 @@ use super::error::{BuildError, StepError};
 use super::kernels::Kernels;
 use super::optimizer::GpuOptimizer;
 use crate::rules::{ConfigError, ParamGroups, Rule, Scalars, Slots};
-use crate::storage::{Masters, Precision, Rounding, StorageType};
+use crate::storage::{Masters, Precision};
 
 /// Conversions between storage types, recorded into the caller's encoder, by the planner and the kernels' frame: an engine
 /// gets its 16-bit copy of `f32` parameters without a readback.
@@ -43,9 +43,8 @@ impl Converter {
     /// [`BuildError`] naming the tensor; what is written is called its parameters, what is read its gradients.
     pub fn new(kernels: &Kernels, tensors: &[TensorBinding<'_>]) -> Result<Self, BuildError> {
         let groups = ParamGroups::new(Conversion).with_precision(Precision {
-            state: StorageType::F32,
             masters: Masters::None,
-            rounding: Rounding::Nearest,
+            ..Precision::default()
         });
         GpuOptimizer::with_groups(kernels, &groups, tensors).map(Self)
     }

@@ -3,6 +3,7 @@
 #[cfg(feature = "safetensors")]
 use crate::files::HeaderError;
 use crate::plan::PlanError;
+use crate::rules::UnknownSlot;
 use crate::state::{DuplicateName, StateError, UnknownTensor};
 use crate::wgsl::KernelError;
 
@@ -35,6 +36,9 @@ pub enum BuildError {
     /// Two tensors of one name.
     #[error(transparent)]
     DuplicateName(#[from] DuplicateName),
+    /// A storage type for a slot that there is not.
+    #[error(transparent)]
+    UnknownSlot(#[from] UnknownSlot),
     /// A byte offset that does not fall on an element.
     #[error(
         "tensor {tensor:?}: {role} offset is {offset_bytes} bytes, expected a multiple of {elem_bytes}"

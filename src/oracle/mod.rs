@@ -99,7 +99,7 @@ struct Element {
 
 impl Element {
     /// Rounds what is stored in 16 bits. Masters are not.
-    fn store(&mut self, storage: &Storage) {
+    fn store(&mut self, storage: &Storage, slots: &[StorageType; MAX_SLOTS]) {
         let stored = |value: Bounded, of: StorageType| match of {
             StorageType::F32 => value,
             of if storage.is_stochastic => {
@@ -110,7 +110,9 @@ impl Element {
         if storage.masters == Masters::None {
             self.theta = stored(self.theta, storage.params);
         }
-        self.slots = self.slots.map(|slot| stored(slot, storage.state));
+        for (slot, of) in self.slots.iter_mut().zip(slots) {
+            *slot = stored(*slot, *of);
+        }
     }
 
     /// The parameter, where the element is its master.
@@ -182,7 +184,7 @@ impl<R: Textbook> Oracle<R> {
             rounding,
             applied_steps: 0,
             slots: None,
-            storage: Storage::F32,
+            storage: Storage::default(),
             rule: PhantomData,
         }
     }
@@ -203,9 +205,9 @@ impl<R: Textbook> Oracle<R> {
         oracle.start(config);
         oracle.applied_steps = state.applied_steps;
         for (index, slot) in config.slots().iter().enumerate() {
-            let values = state.slot(slot.name).into_iter().flatten();
+            let values = state.slot(slot.name).unwrap_or_default();
             for (element, value) in oracle.elements.iter_mut().zip(values) {
-                element.slots[index] = Bounded::exactly(*value);
+                element.slots[index] = Bounded::exactly(value);
             }
         }
         oracle
@@ -214,17 +216,29 @@ impl<R: Textbook> Oracle<R> {
     /// Gives every slot what it starts as.
     fn start(&mut self, config: &R) {
         let slots = config.slots();
+        self.slots = Some(slots);
+        let types = self.slot_types();
         for element in &mut self.elements {
-            for (value, slot) in element.slots.iter_mut().zip(&*slots) {
+            for ((value, slot), of) in element.slots.iter_mut().zip(&*slots).zip(types) {
                 // What the first step makes, the textbook makes, too.
                 let start = match slot.start {
                     Start::Value(start) => start,
                     Start::Params | Start::FirstStep => 0.0,
                 };
-                *value = Bounded::exactly(self.storage.state.rounded(start));
+                *value = Bounded::exactly(of.rounded(start));
             }
         }
-        self.slots = Some(slots);
+    }
+
+    /// The types that slots are stored as; those that are not kept have none.
+    fn slot_types(&self) -> [StorageType; MAX_SLOTS] {
+        let mut types = [StorageType::F32; MAX_SLOTS];
+        let slots = self.slots.as_deref().unwrap_or_default();
+        let kept = types.iter_mut().zip(slots).filter(|(_, slot)| slot.is_kept);
+        for ((of, _), codec) in kept.zip(self.storage.slots()) {
+            *of = codec.float().unwrap_or_default();
+        }
+        types
     }
 
     /// Applies one step; `grads` holds one gradient per parameter.
@@ -242,9 +256,10 @@ impl<R: Textbook> Oracle<R> {
             self.start(config);
         }
         self.applied_steps += 1;
+        let types = self.slot_types();
         for (element, grad) in self.elements.iter_mut().zip(grads) {
             element.step(config, self.applied_steps, self.rounding, grad);
-            element.store(&self.storage);
+            element.store(&self.storage, &types);
         }
     }
 

@@ -24,7 +24,7 @@ impl Room {
     /// For pieces of at most so many sections, whose elements take so many bytes at least.
     pub(super) fn new(
         limits: &DeviceLimits,
-        sections: u32,
+        sections: usize,
         shortest_bytes: u64,
     ) -> Result<Self, PlanError> {
         let room = Self {
@@ -39,7 +39,7 @@ impl Room {
         };
         // One aligned step of what is shortest beyond the slack in front of it, in every section of what is longest.
         let step_elems = room.alignment_bytes / shortest_bytes;
-        let required = 2 * step_elems * StorageType::F32.bytes() * u64::from(sections.max(1));
+        let required = 2 * step_elems * StorageType::F32.bytes() * sections.max(1) as u64;
         if room.max_piece_bytes < required {
             return Err(PlanError::LimitTooLow {
                 limit: "max_storage_buffer_binding_size",
@@ -67,11 +67,10 @@ impl Room {
         ];
         let in_binding = |elem_bytes| self.max_piece_bytes / elem_bytes;
         // Every section starts with the slack of the parameters, and ends with a unit but for the last.
-        let sections_bytes = Sections::bytes_per_elem(like.slots, storage);
-        let max_section_elems = match like.sections() {
+        let max_section_elems = match storage.state.len() {
             0 => u64::MAX,
-            1 => in_binding(sections_bytes),
-            _ => in_binding(sections_bytes) / unit_elems * unit_elems,
+            1 => in_binding(storage.state_bytes()),
+            _ => in_binding(storage.state_bytes()) / unit_elems * unit_elems,
         };
         let max_binding_elems = (in_binding(storage.params.bytes()).min(max_section_elems)
             - slacks[0])
@@ -159,8 +158,7 @@ impl Plan {
                 params,
                 grads_buffer: first.grads.buffer,
                 grads: window(grads_start, storage.grads),
-                state: (first.sections() > 0)
-                    .then(|| Sections::new(params.first_elem, numel as u32, first.slots, storage)),
+                state: Sections::new(params.first_elem, numel as u32, &storage),
                 parts: parts_start..self.parts.len(),
                 batched: false,
                 is_absent: first.is_absent,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use cut::{Room, check_layout};
 pub use error::PlanError;
 
-use crate::storage::Storage;
+use crate::storage::{Codec, Codecs, Storage};
 
 /// Invocations per workgroup of the entry points over a piece; `wo_WORKGROUP_SIZE` in `shaders/frame/step.wgsl`.
 pub const WORKGROUP_SIZE: u32 = 256;
@@ -73,9 +73,7 @@ pub struct TensorLayout {
     /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
     /// piece.
     pub group: usize,
-    /// Slots of state that its rule keeps, as its whole group; without any, and without masters, it gets none.
-    pub slots: u32,
-    /// How its values are stored.
+    /// How its values are stored, and which sections its state has, as in its whole group; without any it gets no state.
     pub storage: Storage,
     /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
     pub is_absent: bool,
@@ -89,17 +87,12 @@ impl TensorLayout {
             let end = place.offset_bytes + extent_elems * elem_bytes;
             next.buffer == place.buffer && next.offset_bytes == end
         };
-        let kind = |layout: &Self| (layout.group, layout.slots, layout.storage);
+        let kind = |layout: &Self| (layout.group, layout.storage);
         let present = !self.is_absent && !next.is_absent;
         present
             && kind(self) == kind(next)
             && follows(self.params, next.params, self.storage.params.bytes())
             && follows(self.grads, next.grads, self.storage.grads.bytes())
-    }
-
-    /// Sections of its state: the slots, and behind them the masters.
-    fn sections(&self) -> u32 {
-        self.slots + u32::from(self.storage.masters_bytes().is_some())
     }
 }
 
@@ -137,66 +130,61 @@ const fn words(bytes: u64) -> u64 {
     bytes.next_multiple_of(4)
 }
 
-/// The state of a piece: a section for each slot, and one for the masters behind them, one after the other in one
-/// buffer.
+/// The state of a piece: sections of one buffer, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sections {
     /// Elements between the start of each and the first element of the piece: as many as in the parameters' window.
     pub first_elem: u32,
     /// Number of elements of the piece.
     pub numel: u32,
-    /// How many are of the rule's slots.
-    pub slots: u32,
     /// Elements from the start of one to the start of the next, a multiple of the kernel's unit.
     pub section_elems: u32,
-    /// The types of their values.
-    pub storage: Storage,
+    /// The codec of each, those of the rule's slots first.
+    pub codecs: Codecs,
 }
 
 impl Sections {
-    fn new(first_elem: u32, numel: u32, slots: u32, storage: Storage) -> Self {
-        Self {
+    /// The state of a piece, if it has any.
+    fn new(first_elem: u32, numel: u32, storage: &Storage) -> Option<Self> {
+        (!storage.state.is_empty()).then(|| Self {
             first_elem,
             numel,
-            slots,
             section_elems: (first_elem + numel).next_multiple_of(storage.unit_elems()),
-            storage,
-        }
-    }
-
-    /// Bytes of one element in all sections together.
-    fn bytes_per_elem(slots: u32, storage: &Storage) -> u64 {
-        u64::from(slots) * storage.state.bytes() + storage.masters_bytes().unwrap_or(0)
+            codecs: storage.state,
+        })
     }
 
     /// Bytes of all sections: the last one ends with the piece.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        let masters = self.storage.masters_bytes();
-        let last = self.slots - u32::from(masters.is_none());
-        let elem_bytes = masters.unwrap_or(self.storage.state.bytes());
-        words(self.start_bytes(last) + u64::from(self.numel) * elem_bytes)
+        let end = |section: usize| {
+            let elem_bytes = self.codecs[section].elem_bytes();
+            words(self.start_bytes(section) + u64::from(self.numel) * elem_bytes)
+        };
+        self.codecs.len().checked_sub(1).map_or(0, end)
     }
 
-    /// Byte offset of the piece's first element in the section of a slot; after the last slot's comes that of the
-    /// masters.
+    /// Byte offset of the piece's first element in a section.
     #[must_use]
-    pub fn start_bytes(&self, slot: u32) -> u64 {
-        let before = u64::from(slot) * u64::from(self.section_elems) * self.storage.state.bytes();
-        before + u64::from(self.first_elem) * self.elem_bytes(slot)
+    pub fn start_bytes(&self, section: usize) -> u64 {
+        let elem_bytes = self.codecs[section].elem_bytes();
+        self.range_bytes(section).start + u64::from(self.first_elem) * elem_bytes
     }
 
-    /// Bytes of an element in the section of a slot.
-    #[must_use]
-    pub fn elem_bytes(&self, slot: u32) -> u64 {
-        let masters = self.storage.masters_bytes();
-        let masters = masters.filter(|_| slot == self.slots);
-        masters.unwrap_or(self.storage.state.bytes())
-    }
-
-    /// How many there are.
-    pub(crate) fn len(&self) -> u32 {
-        self.slots + u32::from(self.storage.masters_bytes().is_some())
+    /// The bytes of a section, from the start of the binding on; the last one ends with the piece.
+    pub(crate) fn range_bytes(&self, section: usize) -> Range<u64> {
+        let bytes = |codec: &Codec| u64::from(self.section_elems) * codec.elem_bytes();
+        let start = self.codecs[..section].iter().map(bytes).sum();
+        let end = start + bytes(&self.codecs[section]);
+        match section + 1 == self.codecs.len() {
+            true => {
+                start
+                    ..start
+                        + u64::from(self.first_elem + self.numel)
+                            * self.codecs[section].elem_bytes()
+            }
+            false => start..end,
+        }
     }
 }
 
@@ -240,7 +228,7 @@ impl Piece {
 
     /// Elements that one invocation of an entry point updates; the unit of a dispatch's positions and counts.
     #[must_use]
-    pub const fn unit_elems(&self, access: Access) -> u32 {
+    pub fn unit_elems(&self, access: Access) -> u32 {
         access.unit_elems(&self.storage)
     }
 
@@ -324,7 +312,7 @@ impl Access {
 
     /// Elements per invocation over what is stored like this; the unit of a dispatch's positions and counts.
     #[must_use]
-    pub const fn unit_elems(self, storage: &Storage) -> u32 {
+    pub fn unit_elems(self, storage: &Storage) -> u32 {
         match self {
             Self::Vec4 | Self::Vec4Offset => storage.unit_elems(),
             Self::Scalar if storage.is_f32() => 1,
@@ -433,7 +421,10 @@ impl Plan {
         limits: &DeviceLimits,
         may_share: impl Fn(&TensorLayout, &TensorLayout) -> bool,
     ) -> Result<Self, PlanError> {
-        let sections = tensors.iter().map(TensorLayout::sections).max();
+        let sections = tensors
+            .iter()
+            .map(|tensor| tensor.storage.state.len())
+            .max();
         let is_f32 = tensors.iter().all(|tensor| tensor.storage.is_f32());
         let shortest_bytes = if is_f32 { ELEM_BYTES } else { 2 };
         let room = Room::new(limits, sections.unwrap_or(0), shortest_bytes)?;
@@ -477,13 +468,13 @@ impl Plan {
         sections.map(|sections| sections.size_bytes()).sum()
     }
 
-    /// Byte offset of a part's first element of a slot in its piece's state buffer, if there is one; after the last
-    /// slot come the masters.
+    /// The bytes of a part's elements of a section in its piece's state buffer; none where there is no such section.
     #[must_use]
-    pub fn state_offset_bytes(&self, part: &Part, slot: u32) -> Option<u64> {
+    pub fn state_bytes_of(&self, part: &Part, section: usize) -> Option<Range<u64>> {
         let sections = self.pieces[part.piece].state?;
-        let start_bytes = u64::from(part.start) * sections.elem_bytes(slot);
-        (slot < sections.len()).then(|| sections.start_bytes(slot) + start_bytes)
+        let elem_bytes = sections.codecs.get(section)?.elem_bytes();
+        let start = sections.start_bytes(section) + u64::from(part.start) * elem_bytes;
+        Some(start..start + u64::from(part.numel()) * elem_bytes)
     }
 
     /// The dispatches of one step: those of pieces sorted by access, so that the pipeline changes at most twice, then

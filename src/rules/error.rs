@@ -170,3 +170,15 @@ pub(super) fn check_decays(lr: f64, coupled: f64, decoupled: f64) -> Result<(), 
 pub(super) fn unsupported<T>(fields: &'static str, why: &'static str) -> Result<T, ConfigError> {
     Err(ConfigError::Unsupported { fields, why })
 }
+
+/// A storage type for a slot that no rule of the optimizer has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("group {group:?}: no slot {slot:?} to store as another type, expected one of {expected:?}")]
+pub struct UnknownSlot {
+    /// The group whose [`Precision`](crate::Precision) names it.
+    pub group: String,
+    /// The slot.
+    pub slot: String,
+    /// The slots of the group's rule.
+    pub expected: String,
+}

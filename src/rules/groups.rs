@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::sgd::SgdConfig;
-use super::{ConfigError, GroupError, IntoRule, Real, Rule};
+use super::{ConfigError, GroupError, IntoRule, Real, Rule, UnknownSlot};
 use crate::storage::{Precision, Rounding};
 
 /// Name of the group of all tensors that no other group takes.
@@ -151,6 +151,25 @@ impl<R: Rule> ParamGroups<R> {
 
     pub(crate) fn precision(&self, index: usize) -> &Precision {
         &self.groups[index].0.precision
+    }
+
+    /// Checks that every slot with a storage type of its own is one of some group's rule.
+    pub(crate) fn check_slots(&self) -> Result<(), UnknownSlot> {
+        let slots = || self.groups.iter().map(|(group, _)| group.config.slots());
+        for (group, _) in &self.groups {
+            for (slot, _) in group.precision.slots {
+                if !slots().any(|slots| slots.iter().any(|known| known.name == *slot)) {
+                    let own = group.config.slots();
+                    let names: Vec<_> = own.iter().map(|slot| slot.name).collect();
+                    return Err(UnknownSlot {
+                        group: group.name.clone(),
+                        slot: (*slot).to_owned(),
+                        expected: names.join(", "),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn groups(&self) -> Groups<R> {

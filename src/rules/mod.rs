@@ -57,7 +57,7 @@ pub use adam::{AdamConfig, AdamConfigBuilder, AdamForm, AmsGrad};
 pub use adamax::{AdamaxConfig, AdamaxConfigBuilder};
 pub use any::{AnyRule, KnownRule, RulePreset};
 use elementwise::Hyperparameters;
-pub use error::{ConfigError, GroupError};
+pub use error::{ConfigError, GroupError, UnknownSlot};
 pub(crate) use groups::Groups;
 pub use groups::ParamGroups;
 pub use lion::{LionConfig, LionConfigBuilder};

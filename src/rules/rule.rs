@@ -5,9 +5,7 @@ use std::ops::Deref;
 
 use super::ConfigError;
 use super::error::unsupported;
-
-/// Most slots that a rule may keep.
-pub const MAX_SLOTS: usize = 4;
+pub use crate::storage::MAX_SLOTS;
 
 /// Most scalars that a step of a rule may take.
 pub const MAX_SCALARS: usize = 16;
@@ -91,6 +89,11 @@ impl Slots {
     /// The slots that are kept, in their order.
     pub fn kept(&self) -> impl Iterator<Item = &Slot> + Clone {
         self.iter().filter(|slot| slot.is_kept)
+    }
+
+    /// The names of the slots that are kept.
+    pub fn kept_names(&self) -> impl Iterator<Item = &'static str> + Clone {
+        self.kept().map(|slot| slot.name)
     }
 }
 

@@ -75,6 +75,16 @@ pub enum StateError {
         /// The slot.
         slot: String,
     },
+    /// Low bits of masters in a slot of numbers, or numbers where low bits are expected.
+    #[error("tensor {tensor:?}: the values of {slot} cannot be {actual}")]
+    Codec {
+        /// The tensor.
+        tensor: String,
+        /// The slot.
+        slot: String,
+        /// The codec of its values.
+        actual: &'static str,
+    },
     /// A slot that the rule of the tensor keeps, and the state does not have beside its others.
     #[error("tensor {tensor:?}: the state has no {slot}, which the rule keeps")]
     MissingSlot {

@@ -1,7 +1,8 @@
 //! States as safetensors files (feature `safetensors`).
 //!
-//! A state file holds an F32 tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been
-//! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are
+//! A state file holds a tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been stepped,
+//! masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)): F32, BF16 or F16 as it is stored, and
+//! U16 for the low bits of masters, which older files hold as whole numbers in F32. Its metadata are
 //! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
 //! count) and, where the slots of some tensors mean something else than the rule's, `meanings` (a JSON map from their
 //! names to [`Rule::meaning`](crate::Rule::meaning)), and `control` (JSON of a [`ControlState`]) where the program has put one
@@ -14,9 +15,9 @@ use serde::de::DeserializeOwned;
 
 use super::{OptimizerState, Recorded, SlotState, StateFileError, TensorState, format_1};
 use crate::control::ControlState;
-use crate::files::{Dtype, Entries, Header, TensorEntry, serialize};
+use crate::files::{Entries, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Slots};
-use crate::storage::{MASTER_PARAMS, PARAMS_REST};
+use crate::storage::{Codec, MASTER_PARAMS, PARAMS_REST, SectionValues};
 
 const FORMAT_VERSION: &str = "2";
 
@@ -122,7 +123,7 @@ impl<R: Recorded> StateRecord<R> {
     ///
     /// # Errors
     /// [`StateFileError`] naming what is missing or wrong: a metadata entry, another rule, a tensor that is no slot of
-    /// the rule, is not F32, has another shape than the tensor's other slots, or has no count.
+    /// the rule, is not of floats, has another shape than the tensor's other slots, or has no count.
     pub fn of(header: &Header) -> Result<Self, StateFileError> {
         let version = required(header, "format_version")?;
         let (rule, meanings) = match version {
@@ -185,7 +186,7 @@ impl<R: Recorded> StateRecord<R> {
             };
             self.check_count(tensor)?;
             self.check_slot(&slots, tensor, slot)?;
-            check_f32(tensor, slot, entry)?;
+            codec_of(tensor, slot, entry)?;
             let expected = *shapes.entry(tensor).or_insert(&entry.shape);
             check_shape(tensor, slot, entry, expected)?;
         }
@@ -248,8 +249,8 @@ impl<R: Recorded> OptimizerState<R> {
             for slot in &tensor.slots {
                 let name_in_file = SlotEntry::name(name, &slot.name)?;
                 record.check_slot(&known, name, &slot.name)?;
-                let bytes = bytemuck::cast_slice(&slot.values);
-                slots.push((name_in_file, Dtype::F32, &*tensor.shape, bytes));
+                let (dtype, bytes) = (slot.values.codec().into(), slot.values.bytes());
+                slots.push((name_in_file, dtype, &*tensor.shape, bytes));
             }
         }
         Ok(serialize(record.to_metadata()?, slots)?)
@@ -308,24 +309,28 @@ impl<R: Recorded> OptimizerState<R> {
         let tensor_state = |(name, applied_steps): (String, u64)| {
             let mut slots = slots.remove(name.as_str()).unwrap_or_default();
             slots.sort_by_key(place_of);
-            let slot_state = |slot: &SlotEntry<'_>| SlotState {
-                name: slot.slot.to_owned(),
-                values: bytemuck::pod_collect_to_vec(header.data(file, slot.entry)),
+            let slot_state = |slot: &SlotEntry<'_>| {
+                Ok(SlotState {
+                    name: slot.slot.to_owned(),
+                    values: values_in(&header, file, slot)?,
+                })
             };
-            TensorState {
+            let slot_states = slots.iter().map(slot_state);
+            Ok(TensorState {
+                slots: slot_states.collect::<Result<_, StateFileError>>()?,
                 shape: slots
                     .first()
                     .map_or_else(Vec::new, |slot| slot.entry.shape.clone()),
-                slots: slots.iter().map(slot_state).collect(),
                 applied_steps,
                 meaning: meanings.get(&name).unwrap_or(&own).clone(),
                 name,
-            }
+            })
         };
+        let tensors = applied_steps.into_iter().map(tensor_state);
         Ok(Self {
             config,
             steps,
-            tensors: applied_steps.into_iter().map(tensor_state).collect(),
+            tensors: tensors.collect::<Result<_, StateFileError>>()?,
             control,
         })
     }
@@ -367,19 +372,37 @@ fn map<V: DeserializeOwned>(key: &'static str, json: &str) -> Result<Entries<V>,
     serde_json::from_str(json).map_err(|error| malformed(key, error))
 }
 
-pub(super) fn check_f32(
+/// The codec of a slot in a file. Low bits of masters are whole numbers in F32 in older files.
+pub(super) fn codec_of(
     tensor: &str,
     slot: &str,
     entry: &TensorEntry,
-) -> Result<(), StateFileError> {
-    if entry.dtype == Dtype::F32 {
-        return Ok(());
+) -> Result<Codec, StateFileError> {
+    let is_low_bits = slot == PARAMS_REST;
+    match Codec::try_from(entry.dtype) {
+        Ok(codec) if is_low_bits == (codec == Codec::LowBits) => Ok(codec),
+        Ok(Codec::F32) if is_low_bits => Ok(Codec::F32),
+        _ => Err(StateFileError::Dtype {
+            tensor: tensor.to_owned(),
+            slot: slot.to_owned(),
+            actual: entry.dtype.to_string(),
+        }),
     }
-    Err(StateFileError::Dtype {
-        tensor: tensor.to_owned(),
-        slot: slot.to_owned(),
-        actual: entry.dtype.to_string(),
-    })
+}
+
+/// The values of a slot in a file.
+fn values_in(
+    header: &Header,
+    file: &[u8],
+    SlotEntry {
+        tensor,
+        slot,
+        entry,
+    }: &SlotEntry<'_>,
+) -> Result<SectionValues, StateFileError> {
+    let codec = codec_of(tensor, slot, entry)?;
+    let bytes = header.data(file, entry).to_vec();
+    Ok(SectionValues::from_bytes(codec, bytes).of_slot(slot))
 }
 
 pub(super) fn check_shape(

@@ -9,14 +9,19 @@ mod format_1;
 mod pytorch;
 #[cfg(feature = "safetensors")]
 mod recorded;
+mod section;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::control::ControlState;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Rule};
-use crate::storage::{Key, MASTER_PARAMS, Masters, PARAMS_REST, Rounding, Storage, StorageType};
+use crate::storage::{
+    Codec, Key, MASTER_PARAMS, PARAMS_REST, Rounding, SectionValues, Storage, StorageType,
+};
 pub use error::{DuplicateName, StateError};
+pub(crate) use section::Section;
 #[cfg(feature = "safetensors")]
 pub use {
     error::{RecordError, StateFileError},
@@ -41,11 +46,22 @@ pub struct TensorState {
 }
 
 impl TensorState {
-    /// The values of a slot, one per element.
+    /// The values of a slot as `f32`, one per element.
     #[must_use]
-    pub fn slot(&self, name: &str) -> Option<&[f32]> {
+    pub fn slot(&self, name: &str) -> Option<Vec<f32>> {
+        self.stored(name).map(SectionValues::to_f32)
+    }
+
+    fn stored(&self, name: &str) -> Option<&SectionValues> {
         let slot = self.slots.iter().find(|slot| slot.name == name);
-        slot.map(|slot| slot.values.as_slice())
+        slot.map(|slot| &slot.values)
+    }
+
+    /// The values of a section, by its codec; none where it starts afresh. Low bits are also found in masters.
+    pub(crate) fn section(&self, section: &Section) -> Option<Cow<'_, SectionValues>> {
+        let masters = self.stored(MASTER_PARAMS).filter(|_| section.is_masters);
+        let values = masters.or_else(|| self.stored(section.name));
+        values.map(|values| values.by(section.codec))
     }
 }
 
@@ -54,8 +70,8 @@ impl TensorState {
 pub struct SlotState {
     /// The slot's name: `momentum_buffer`, say.
     pub name: String,
-    /// One value per element.
-    pub values: Vec<f32>,
+    /// One value per element, as it is stored.
+    pub values: SectionValues,
 }
 
 /// Whether a slot is not the rule's.
@@ -141,8 +157,6 @@ pub(crate) struct Tensor {
     pub(crate) shape: Vec<usize>,
     pub(crate) numel: u64,
     pub(crate) group: usize,
-    /// How many slots its group keeps.
-    pub(crate) slots: usize,
     pub(crate) storage: Storage,
     pub(crate) frozen: bool,
     /// It lies nowhere at the moment, and is left out as if it were frozen.
@@ -172,12 +186,12 @@ impl Tensors {
     ) -> Result<Self, DuplicateName> {
         let fresh = |spec: TensorSpec| {
             let group = groups.index_of(&spec.name);
-            let slots = groups.config(group).slots().kept().count();
+            let slots = groups.config(group).slots();
             let precision = groups.precision(group);
+            let (params, grads) = (spec.params_type, spec.grads_type);
             Tensor {
                 group,
-                slots,
-                storage: Storage::new(spec.params_type, spec.grads_type, slots, precision),
+                storage: Storage::new(params, grads, slots.kept_names(), precision),
                 name: spec.name,
                 numel: numel(&spec.shape),
                 shape: spec.shape,
@@ -199,10 +213,6 @@ impl Tensors {
 
     pub(crate) fn as_slice(&self) -> &[Tensor] {
         &self.tensors
-    }
-
-    pub(crate) fn get(&self, name: &str) -> Option<&Tensor> {
-        self.by_name.get(name).map(|index| &self.tensors[*index])
     }
 
     pub(crate) fn name_of(&self, index: usize) -> String {
@@ -234,37 +244,37 @@ impl Tensors {
         }
     }
 
-    /// The state of the optimizer; `slot_of` is asked for the slots that tensors keep which have been updated, and
-    /// behind the last of them for the masters.
+    /// The state of the optimizer; `values_of` is asked for the sections of tensors by their indices.
     pub(crate) fn state<R: Rule>(
         &self,
         groups: &Groups<R>,
         counts: &Counts,
-        slot_of: impl Fn(usize, usize) -> Vec<f32>,
+        values_of: impl Fn(usize, usize) -> SectionValues,
     ) -> OptimizerState<R> {
         let tensor_state = |(index, tensor): (usize, &Tensor)| {
             let config = groups.config(tensor.group);
             let applied_steps = counts.applied[index];
-            let slot = |slot: usize, name: &str| SlotState {
-                name: name.to_owned(),
-                values: slot_of(index, slot),
+            let slot_state = |(index_of_section, section): (usize, Section)| {
+                // Before the first step slots are what they start as, and masters what the parameters are.
+                let has_masters = section.is_masters && tensor.numel > 0;
+                if applied_steps == 0 && !has_masters {
+                    return None;
+                }
+                let values = values_of(index, index_of_section);
+                let is_known = !has_masters || values.bytes().iter().any(|byte| *byte != 0);
+                is_known.then(|| SlotState {
+                    name: section.name.to_owned(),
+                    values,
+                })
             };
             let slots = config.slots();
-            let kept = slots.kept().enumerate().filter(|_| applied_steps > 0);
-            let kept = kept.map(|(index, kept)| slot(index, kept.name));
-            let masters = tensor.has_masters();
-            let masters = masters.then(|| slot(tensor.slots, tensor.storage.masters.slot()));
-            // As they were allocated they are what the parameters are.
-            let masters = masters.filter(|SlotState { values, .. }| match values[..] {
-                [] => applied_steps > 0,
-                _ => values.iter().any(|value| value.to_bits() != 0),
-            });
+            let sections = Section::all(&slots, &tensor.storage).enumerate();
             TensorState {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
                 applied_steps,
                 meaning: config.meaning(),
-                slots: kept.chain(masters).collect(),
+                slots: sections.filter_map(slot_state).collect(),
             }
         };
         OptimizerState {
@@ -315,7 +325,8 @@ impl Tensors {
     pub(crate) fn counts_of(&self, steps: u64, matched: &[&TensorState]) -> Counts {
         let tensors = self.tensors.iter().zip(matched);
         let applied = tensors.map(|(tensor, entry)| {
-            let is_fresh = tensor.slots > 0 && entry.slots.iter().all(is_masters);
+            let has_slots = !tensor.storage.slots().is_empty();
+            let is_fresh = has_slots && entry.slots.iter().all(is_masters);
             if is_fresh { 0 } else { entry.applied_steps }
         });
         Counts {
@@ -355,11 +366,6 @@ impl Tensor {
         self.frozen || self.absent
     }
 
-    /// Whether it remembers its parameters as `f32`, in one way or another.
-    pub(crate) fn has_masters(&self) -> bool {
-        self.storage.masters != Masters::None
-    }
-
     /// The random bits of its step after so many applied ones, if anything is rounded by them.
     pub(crate) fn key(&self, rounding: Rounding, applied_steps: u64) -> Key {
         match rounding {
@@ -383,17 +389,23 @@ impl Tensor {
             });
         }
         let slots = config.slots();
-        let kept = || slots.kept();
+        let sections = || Section::all(&slots, &self.storage);
         for slot in &entry.slots {
-            let is_masters = match self.storage.masters {
-                Masters::None => false,
-                Masters::F32 => slot.name == MASTER_PARAMS,
-                Masters::Rest => [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name),
+            let is_known = |section: Section| {
+                section.name == slot.name || section.is_masters && slot.name == MASTER_PARAMS
             };
-            if !is_masters && !kept().any(|kept| kept.name == slot.name) {
+            if !sections().any(is_known) {
                 return Err(StateError::UnexpectedSlot {
                     tensor: tensor(),
                     slot: slot.name.clone(),
+                });
+            }
+            let actual = slot.values.codec();
+            if (actual == Codec::LowBits) != (slot.name == PARAMS_REST) {
+                return Err(StateError::Codec {
+                    tensor: tensor(),
+                    slot: slot.name.clone(),
+                    actual: actual.name(),
                 });
             }
             let (expected, actual) = (self.numel, slot.values.len() as u64);
@@ -409,7 +421,7 @@ impl Tensor {
         if entry.slots.is_empty() {
             return Ok(());
         }
-        let missing = kept().find(|kept| entry.slot(kept.name).is_none());
+        let missing = slots.kept().find(|slot| entry.stored(slot.name).is_none());
         if let Some(missing) = missing.filter(|_| !entry.slots.iter().all(is_masters)) {
             return Err(StateError::MissingSlot {
                 tensor: tensor(),

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::file::{check_f32, check_shape};
+use super::file::{check_shape, codec_of};
 use super::{OptimizerState, SlotState, StateFileError, TensorState};
 use crate::files::{Dtype, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Rule};
-use crate::storage::{MASTER_PARAMS, PARAMS_REST};
+use crate::storage::{MASTER_PARAMS, PARAMS_REST, SectionValues};
 
 /// PyTorch's name of the count of a parameter's steps.
 const STEP: &str = "step";
@@ -35,7 +35,7 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
     ///
     /// # Errors
     /// [`StateFileError`] if PyTorch has no such rule, a key is not of this kind, its index has no tensor, one is
-    /// missing beside others of its index, or a value is not F32, of another shape, or a scalar that another
+    /// missing beside others of its index, or a value is not of floats, of another shape, or a scalar that another
     /// configuration would have left.
     pub fn from_pytorch<N: Into<String>, S: Into<Vec<usize>>>(
         file: &[u8],
@@ -119,8 +119,8 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
             let of_tensor = tensor.slots.iter();
             slots.extend(of_tensor.map(|slot| {
                 let key = key(index, &slot.name);
-                let bytes = bytemuck::cast_slice(&slot.values);
-                (key, Dtype::F32, tensor.shape.as_slice(), bytes)
+                let (dtype, bytes) = (slot.values.codec().into(), slot.values.bytes());
+                (key, dtype, tensor.shape.as_slice(), bytes)
             }));
         }
         let scalars = scalars.iter();
@@ -211,22 +211,21 @@ impl Found<'_> {
     }
 
     fn scalar(&self, name: &str) -> Result<f32, StateFileError> {
-        let values = self.values(name, &[])?;
+        let values = self.values(name, &[])?.to_f32();
         // The shape says that there is one.
         Ok(values.first().copied().unwrap_or(f32::NAN))
     }
 
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, StateFileError> {
+    fn values(&self, name: &str, shape: &[usize]) -> Result<SectionValues, StateFileError> {
         let entry = self.entries.get(name);
         let entry = entry.ok_or_else(|| StateFileError::MissingKey {
             tensor: self.tensor.clone(),
             key: key(self.index, name),
         })?;
-        check_f32(&self.tensor, name, entry)?;
+        let codec = codec_of(&self.tensor, name, entry)?;
         check_shape(&self.tensor, name, entry, shape)?;
-        Ok(bytemuck::pod_collect_to_vec(
-            self.header.data(self.file, entry),
-        ))
+        let bytes = self.header.data(self.file, entry).to_vec();
+        Ok(SectionValues::from_bytes(codec, bytes))
     }
 }
 

@@ -12,13 +12,23 @@
 //! | [`Masters::None`], [`Rounding::Stochastic`] | 4 | nothing in the mean |
 
 pub mod bf16;
+mod codec;
 pub mod f16;
 mod random;
 pub mod rest;
 mod slices;
 
+use std::ops::Deref;
+
+pub use codec::{Codec, SectionValues};
 pub use random::Key;
 pub use slices::{Random, round, unpack};
+
+/// Most slots that a rule keeps.
+pub const MAX_SLOTS: usize = 4;
+
+/// Most sections of a tensor's state: the slots, and the masters.
+pub const MAX_SECTIONS: usize = MAX_SLOTS + 1;
 
 /// The type of a stored value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,6 +161,16 @@ impl Masters {
             Self::Rest => PARAMS_REST,
         }
     }
+
+    /// The codec of their section of the state, if there is one.
+    #[must_use]
+    pub const fn codec(self) -> Option<Codec> {
+        match self {
+            Self::None => None,
+            Self::F32 => Some(Codec::F32),
+            Self::Rest => Some(Codec::LowBits),
+        }
+    }
 }
 
 /// How a value is rounded to sixteen bits when it is stored.
@@ -175,106 +195,142 @@ pub enum Rounding {
 pub struct Precision {
     /// The storage type of the rule's slots.
     pub state: StorageType,
+    /// The storage types of slots that have others, by name. An optimizer that has no rule with such a slot is not built.
+    ///
+    /// ```
+    /// use wgpu_optim::{Precision, StorageType};
+    ///
+    /// // Adam's second moments change by a thousandth a step, which a bf16 does not hold.
+    /// let precision =
+    ///     Precision { state: StorageType::Bf16, slots: &[("exp_avg_sq", StorageType::F32)], ..Precision::default() };
+    /// assert_eq!(precision.of_slot("exp_avg"), StorageType::Bf16);
+    /// assert_eq!(precision.of_slot("exp_avg_sq"), StorageType::F32);
+    /// ```
+    pub slots: &'static [(&'static str, StorageType)],
     /// The memory of 16-bit parameters beyond their own bits; those of 32 bits have none.
     pub masters: Masters,
     /// The rounding of values that are stored in 16 bits.
     pub rounding: Rounding,
 }
 
-/// How one tensor and its state are stored; by default as `f32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+impl Precision {
+    /// The storage type of a slot.
+    #[must_use]
+    pub fn of_slot(&self, name: &str) -> StorageType {
+        let own = self.slots.iter().find(|(slot, _)| *slot == name);
+        own.map_or(self.state, |(_, of)| *of)
+    }
+}
+
+/// The codecs of the sections of a tensor's state: of the slots that its rule keeps, in their order, and behind them of the
+/// masters, if there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Codecs {
+    len: u8,
+    codecs: [Codec; MAX_SECTIONS],
+}
+
+impl FromIterator<Codec> for Codecs {
+    /// The first of them, as many as there may be sections.
+    fn from_iter<I: IntoIterator<Item = Codec>>(codecs: I) -> Self {
+        let mut all = Self::default();
+        for (to, codec) in all.codecs.iter_mut().zip(codecs) {
+            *to = codec;
+            all.len += 1;
+        }
+        all
+    }
+}
+
+impl Deref for Codecs {
+    type Target = [Codec];
+
+    fn deref(&self) -> &[Codec] {
+        &self.codecs[..self.len.into()]
+    }
+}
+
+/// How one tensor and its state are stored; by default as `f32`, without a state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Storage {
     /// The parameters.
     pub params: StorageType,
     /// The gradients.
     pub grads: StorageType,
-    /// The rule's slots.
-    pub state: StorageType,
+    /// The sections of the state.
+    pub state: Codecs,
     /// How the parameters are remembered.
     pub masters: Masters,
     /// Whether anything is rounded by random bits.
     pub is_stochastic: bool,
 }
 
-impl Default for Storage {
-    fn default() -> Self {
-        Self::F32
-    }
-}
-
 impl Storage {
-    /// Everything as `f32`.
-    pub const F32: Self = Self {
-        params: StorageType::F32,
-        grads: StorageType::F32,
-        state: StorageType::F32,
-        masters: Masters::None,
-        is_stochastic: false,
-    };
-
-    /// The storage of a tensor whose rule keeps so many slots, in a group of some precision.
+    /// The storage of a tensor whose rule keeps these slots, in a group of some precision.
     #[must_use]
-    pub fn new(
+    pub fn new<'s>(
         params: StorageType,
         grads: StorageType,
-        slots: usize,
+        slots: impl IntoIterator<Item = &'s str>,
         precision: &Precision,
     ) -> Self {
-        let is_f32 = params == StorageType::F32;
         let masters = match (params, precision.masters) {
             (StorageType::F32, _) => Masters::None,
             (StorageType::F16, Masters::Rest) => Masters::F32,
             (_, masters) => masters,
         };
-        let state = if slots == 0 {
-            StorageType::F32
-        } else {
-            precision.state
-        };
-        let rounds = (!is_f32 && masters == Masters::None) || state != StorageType::F32;
+        let slots = slots.into_iter().take(MAX_SLOTS);
+        let slots: Codecs = slots.map(|slot| precision.of_slot(slot).into()).collect();
+        let rounds_params = params != StorageType::F32 && masters == Masters::None;
+        let rounds = rounds_params || slots.iter().any(|codec| *codec != Codec::F32);
         Self {
             params,
             grads,
-            state,
+            state: slots.iter().copied().chain(masters.codec()).collect(),
             masters,
             is_stochastic: rounds && precision.rounding != Rounding::Nearest,
         }
     }
 
+    /// The codecs of the rule's slots.
+    #[must_use]
+    pub fn slots(&self) -> &[Codec] {
+        let masters = usize::from(self.masters != Masters::None);
+        &self.state[..self.state.len().saturating_sub(masters)]
+    }
+
     /// Whether everything is `f32`.
     #[must_use]
-    pub const fn is_f32(&self) -> bool {
+    pub fn is_f32(&self) -> bool {
         self.unit_elems() == 4
     }
 
     /// Elements that one invocation updates: as many as 16 bytes of the smallest hold.
     #[must_use]
-    pub const fn unit_elems(&self) -> u32 {
-        match (self.params, self.grads, self.state) {
-            (StorageType::F32, StorageType::F32, StorageType::F32) => 4,
-            _ => 8,
+    pub fn unit_elems(&self) -> u32 {
+        let types = [self.params, self.grads].map(Codec::from);
+        let mut all = types.iter().chain(&*self.state);
+        if all.all(|codec| *codec == Codec::F32) {
+            4
+        } else {
+            8
         }
     }
 
-    /// Bytes of a value in the masters' section of the state, if there is one.
+    /// Bytes of one element in all sections of the state together.
     #[must_use]
-    pub const fn masters_bytes(&self) -> Option<u64> {
-        match self.masters {
-            Masters::None => None,
-            Masters::F32 => Some(4),
-            Masters::Rest => Some(2),
-        }
+    pub fn state_bytes(&self) -> u64 {
+        self.state.iter().map(|codec| codec.elem_bytes()).sum()
     }
 
-    /// Bytes that one step moves per element, for a rule that keeps so many slots: the parameters, each slot and the
-    /// masters read and written, the gradient read. Parameters that have `f32` masters are only written.
+    /// Bytes that one step moves per element: the parameters and every section of the state read and written, the gradient
+    /// read. Parameters that have `f32` masters are only written.
     #[must_use]
-    pub const fn bytes_per_elem(&self, slots: u64) -> u64 {
-        let params = match self.masters {
-            Masters::None => 2 * self.params.bytes(),
-            Masters::F32 => self.params.bytes() + 2 * 4,
-            Masters::Rest => 2 * self.params.bytes() + 2 * 2,
+    pub fn bytes_per_elem(&self) -> u64 {
+        let accesses = match self.masters {
+            Masters::F32 => 1,
+            Masters::None | Masters::Rest => 2,
         };
-        params + self.grads.bytes() + 2 * slots * self.state.bytes()
+        accesses * self.params.bytes() + self.grads.bytes() + 2 * self.state_bytes()
     }
 }

@@ -40,31 +40,13 @@ pub const fn join(half: u16, rest: u16) -> u32 {
 
 const INFINITY: i32 = 0x7f80_0000;
 
-/// Rests as a state has them, whole numbers.
-pub(crate) fn decode(bytes: &[u8]) -> Vec<f32> {
-    let rests = bytemuck::pod_collect_to_vec::<u8, u16>(bytes);
-    rests.into_iter().map(f32::from).collect()
-}
-
-/// The values that a state has, as rests.
-pub(crate) fn of_values(values: &[f32]) -> impl Iterator<Item = u16> {
-    values.iter().map(|value| *value as u16)
-}
-
-/// The rests that bf16 leave of masters that were rounded to them to the nearest, ties to even. A master that was a tie has
-/// no rest where its bf16 is the smaller of both in magnitude: it becomes the `f32` before it.
-pub(crate) fn of_masters(masters: &[f32]) -> impl Iterator<Item = u16> {
-    masters.iter().map(|master| {
-        let (half, rest) = split(master.to_bits());
-        if half == bf16::nearest(master.to_bits()) {
-            rest
-        } else {
-            0x7fff
-        }
-    })
-}
-
-/// Rests as they lie in memory.
-pub(crate) fn encode(rests: impl Iterator<Item = u16>) -> Vec<u8> {
-    rests.flat_map(u16::to_ne_bytes).collect()
+/// The low bits that a bf16 leaves of a master which was rounded to it to the nearest, ties to even. A master that was a tie
+/// has none where its bf16 is the smaller of both in magnitude: it becomes the `f32` before it.
+pub(crate) const fn of_master(master: f32) -> u16 {
+    let (half, rest) = split(master.to_bits());
+    if half == bf16::nearest(master.to_bits()) {
+        rest
+    } else {
+        0x7fff
+    }
 }

@@ -16,7 +16,7 @@ use template::Scope;
 
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
 use crate::rules::{MAX_SCALARS, Rule};
-use crate::storage::{Masters, Storage, StorageType};
+use crate::storage::{Codec, Masters, Precision, Storage, StorageType};
 
 /// The beginning of every entry point's name. Every name of the frame begins with `wo_`, and no name of a rule does.
 const PREFIX: &str = "wo_step_";
@@ -40,18 +40,18 @@ const DECLARATIONS: [&str; 5] = [
 /// The files that use the accessors.
 const STEP: [&str; 2] = [shader!("storage/theta.wgsl"), shader!("frame/step.wgsl")];
 
-/// How the values of a section lie in memory, by name, and the files that load and store them.
-const CODECS: [(&str, &[&str]); 4] = [
-    ("f32", &[shader!("storage/f32.wgsl")]),
+/// The files that load and store the values of a codec.
+const CODECS: [(Codec, &[&str]); 4] = [
+    (Codec::F32, &[shader!("storage/f32.wgsl")]),
     (
-        "bf16",
+        Codec::Bf16,
         &[shader!("storage/bf16.wgsl"), shader!("storage/half.wgsl")],
     ),
     (
-        "f16",
+        Codec::F16,
         &[shader!("storage/f16.wgsl"), shader!("storage/half.wgsl")],
     ),
-    ("rest", &[shader!("storage/rest.wgsl")]),
+    (Codec::LowBits, &[shader!("storage/rest.wgsl")]),
 ];
 
 /// One compiled variant of a rule's shader: what [`Kernels`](crate::Kernels) hands to wgpu, for tools that compile or
@@ -121,11 +121,12 @@ impl KernelVariant {
     /// the order of all parameters, all gradients, all states: more than one in a batch.
     #[must_use]
     pub fn new(rule: &impl Rule, access: Access, tensors: usize) -> Self {
+        let of = StorageType::F32;
         Self {
             rule: RuleSource::of(rule),
             access,
             tensors,
-            storage: Storage::F32,
+            storage: Storage::new(of, of, rule.slots().kept_names(), &Precision::default()),
             in_one_buffer: false,
             in_vec4_pairs: false,
             control: None,
@@ -161,6 +162,12 @@ impl KernelVariant {
         self
     }
 
+    /// The storage of its tensors.
+    #[must_use]
+    pub const fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
     pub(crate) const fn is_controlled(&self) -> bool {
         self.control.is_some()
     }
@@ -170,10 +177,10 @@ impl KernelVariant {
     }
 
     pub(crate) fn has_state(&self) -> bool {
-        self.rule.kept().next().is_some() || self.storage.masters_bytes().is_some()
+        !self.storage.state.is_empty()
     }
 
-    pub(crate) const fn is_wide(&self) -> bool {
+    pub(crate) fn is_wide(&self) -> bool {
         !self.storage.is_f32()
     }
 
@@ -209,7 +216,7 @@ impl KernelVariant {
             let of_codec = sections.iter().filter(|(of, _)| *of == codec);
             let of_codec: Vec<_> = of_codec.map(|(_, section)| section.clone()).collect();
             if !of_codec.is_empty() {
-                let scope = scope.clone().word("CODEC", codec);
+                let scope = scope.clone().word("CODEC", codec.name());
                 add(&scope.list("SECTIONS", of_codec), files);
             }
         }
@@ -258,7 +265,7 @@ impl KernelVariant {
             .word("HOLDER", holder)
             .word("GROUP", path.control_group())
             .word("ACCESS", access)
-            .word("ITEMS", self.items(self.storage.params))
+            .word("ITEMS", self.items(self.storage.params.into()))
             .word("LANES", lanes)
             .list("PARTS", parts.map(named("PART")))
             .list("SCALARS", rule.scalars.iter().copied().map(named("SCALAR")))
@@ -268,56 +275,52 @@ impl KernelVariant {
     }
 
     /// Items of a unit of values that are stored like this.
-    fn items(&self, of: StorageType) -> u32 {
-        if self.is_wide() && of == StorageType::F32 {
+    fn items(&self, of: Codec) -> u32 {
+        if self.is_wide() && of == Codec::F32 {
             2
         } else {
             1
         }
     }
 
-    /// The sections that are loaded and stored for every element: codecs, and what their files know of the section.
-    fn sections(&self) -> Vec<(&'static str, Scope)> {
+    /// The arrays that are loaded and stored for every element: codecs, and what their files know of the section.
+    fn sections(&self) -> Vec<(Codec, Scope)> {
         let Storage {
             params,
             grads,
-            state,
             masters,
             is_stochastic,
+            ..
         } = self.storage;
         // `first` items of the array lie before the section for each unit; `number` is the value's, for random bits.
-        let section = |name: &str, array, of: StorageType, first: u32, number: usize| {
+        let section = |name: &str, array, codec: Codec, first: u32, number: usize| {
             let start = match first {
                 0 => "0u".to_owned(),
                 first => format!("wo_start_of({first}, at)"),
             };
             let is_random = is_stochastic && (number > 0 || masters == Masters::None);
-            Scope::default()
+            let scope = Scope::default()
                 .word("SECTION", name)
                 .word("ARRAY", array)
                 .word("START", start)
                 .word("NUMBER", number)
-                .word("ITEMS", self.items(of))
+                .word("ITEMS", self.items(codec))
                 .flag("STORED", array != "grads")
-                .flag("RANDOM", is_random)
+                .flag("RANDOM", is_random);
+            (codec, scope)
         };
-        let mut sections = vec![(grads.name(), section("grads", "grads", grads, 0, 0))];
-        // Rests are loaded and stored with the parameters.
+        let mut sections = vec![section("grads", "grads", grads.into(), 0, 0)];
+        // Low bits are loaded and stored with the parameters.
         if masters != Masters::Rest {
-            sections.push((params.name(), section("params", "params", params, 0, 0)));
+            sections.push(section("params", "params", params.into(), 0, 0));
         }
+        let slots = self.rule.kept().map(|slot| format!("slot_{slot}"));
+        let names = slots.zip(1..).chain([("masters".to_owned(), 0)]);
         let mut first = 0;
-        for (slot, number) in self.rule.kept().zip(1..) {
-            let name = format!("slot_{slot}");
-            sections.push((state.name(), section(&name, "state", state, first, number)));
-            first += self.items(state);
+        for (codec, (name, number)) in self.storage.state.iter().zip(names) {
+            sections.push(section(&name, "state", *codec, first, number));
+            first += self.items(*codec);
         }
-        let (codec, of) = match masters {
-            Masters::None => return sections,
-            Masters::F32 => ("f32", StorageType::F32),
-            Masters::Rest => ("rest", StorageType::Bf16),
-        };
-        sections.push((codec, section("masters", "state", of, first, 0)));
         sections
     }
 

@@ -11,7 +11,7 @@ use crate::rules::{
     AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
     Slot, Slots, Terms,
 };
-use crate::storage::{Precision, Rounding};
+use crate::storage::Rounding;
 
 fn parse(path: ScalarPath, wgsl: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(wgsl)
@@ -189,7 +189,7 @@ fn the_bytes_per_element_are_those_that_the_shader_moves() {
             let batched = batched.map(|access| (access, MAX_BATCH_PIECES as usize));
             for (access, tensors) in alone.into_iter().chain(batched) {
                 let variant = KernelVariant::new(&config, access, tensors);
-                let elems = u64::from(access.unit_elems(&Storage::F32)) * tensors as u64;
+                let elems = u64::from(access.unit_elems(&Storage::default())) * tensors as u64;
                 assert_eq!(
                     bytes_moved(&variant, path),
                     config.bytes_per_elem() * elems,
@@ -205,8 +205,15 @@ fn the_bytes_per_element_are_those_that_the_shader_moves() {
     }
 }
 
-/// Every way to store a tensor whose rule keeps so many slots, but for that all of f32.
-fn storages(slots: usize) -> BTreeSet<Storage> {
+/// Everything as f32.
+fn all_f32(slots: &Slots) -> Storage {
+    let of = StorageType::F32;
+    Storage::new(of, of, slots.kept_names(), &Precision::default())
+}
+
+/// Every way to store a tensor whose rule has these slots, but for that all of f32; of two slots the second is also of
+/// another type than the first.
+fn storages(slots: &Slots) -> BTreeSet<Storage> {
     let mut storages = BTreeSet::new();
     let types = StorageType::ALL;
     let pairs = types.into_iter().flat_map(|p| types.map(|g| (p, g)));
@@ -220,8 +227,21 @@ fn storages(slots: usize) -> BTreeSet<Storage> {
                     state,
                     masters,
                     rounding,
+                    ..Precision::default()
                 };
-                storages.insert(Storage::new(params, grads, slots, &precision));
+                let storage = Storage::new(params, grads, slots.kept_names(), &precision);
+                storages.insert(storage);
+                if let ([first, _], true) = (storage.slots(), params == grads) {
+                    let mixed = types.map(|second| {
+                        [*first, second.into()]
+                            .into_iter()
+                            .chain(storage.masters.codec())
+                    });
+                    storages.extend(mixed.map(|state| Storage {
+                        state: state.collect(),
+                        ..storage
+                    }));
+                }
             }
         }
     }
@@ -241,19 +261,19 @@ fn kinds() -> Vec<AnyRule> {
 }
 
 /// Bytes that a step moves per element where every master is zero: it then reads the parameters.
-fn most_bytes(storage: &Storage, slots: usize) -> u64 {
+fn most_bytes(storage: &Storage) -> u64 {
     let params = match storage.masters {
         Masters::F32 => storage.params.bytes(),
         _ => 0,
     };
-    storage.bytes_per_elem(slots as u64) + params
+    storage.bytes_per_elem() + params
 }
 
 #[test]
 fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
     for config in kinds() {
-        let slots = config.slots().kept().count();
-        for storage in storages(slots) {
+        let slots = config.slots();
+        for storage in storages(&slots) {
             let all = [
                 (Access::Vec4, 1),
                 (Access::Vec4Offset, 1),
@@ -261,7 +281,11 @@ fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
                 (Access::Vec4, 3),
             ];
             // Rules differ in what is around four elements, and the frame knows of that their slots alone.
-            let all = if slots == 2 { &all[..] } else { &all[..1] };
+            let all = if slots.kept().count() == 2 {
+                &all[..]
+            } else {
+                &all[..1]
+            };
             for (access, tensors) in all.iter().copied() {
                 let variant = KernelVariant::new(&config, access, tensors).stored(storage);
                 let path = PATHS[tensors % 2];
@@ -269,7 +293,7 @@ fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
                 // The ends read words that they write half of.
                 if access != Access::Scalar {
                     let elems = u64::from(storage.unit_elems()) * tensors as u64;
-                    assert_eq!(bytes, most_bytes(&storage, slots) * elems, "{variant:?}");
+                    assert_eq!(bytes, most_bytes(&storage) * elems, "{variant:?}");
                 }
                 let shared = variant.in_one_buffer(true);
                 parse(path, &shared.source(path));
@@ -281,7 +305,7 @@ fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
 #[test]
 fn the_uniforms_of_sixteen_bits_lie_in_rust_as_in_wgsl() {
     let config = &configs()[0];
-    let storage = storages(1).pop_first().unwrap();
+    let storage = storages(&config.slots()).pop_first().unwrap();
     let variant = KernelVariant::new(config, Access::Vec4, 1).stored(storage);
     let (module, _) = parse(PATHS[0], &variant.source(PATHS[0]));
     let mut types = module.types.iter();
@@ -302,17 +326,17 @@ fn a_control_moves_no_tensors_bytes_and_lies_in_rust_as_in_wgsl() {
         .iter()
         .flat_map(|config| PATHS.map(|path| (config, path)))
     {
-        let slots = config.slots().kept().count();
-        let storages = storages(slots)
+        let slots = config.slots();
+        let storages = storages(&slots)
             .into_iter()
             .step_by(13)
-            .chain([Storage::F32]);
+            .chain([all_f32(&slots)]);
         for (index, storage) in storages.enumerate() {
             let tensors = [1, 3][index % 2];
             let variant = KernelVariant::new(config, Access::Vec4, tensors).stored(storage);
             let variant = variant.controlled(index % 2 == 0);
             let elems = u64::from(storage.unit_elems()) * tensors as u64;
-            let expected = most_bytes(&storage, slots) * elems;
+            let expected = most_bytes(&storage) * elems;
             assert_eq!(bytes_moved(&variant, path), expected, "{variant:?}");
 
             let (module, _) = parse(path, &variant.source(path));
@@ -451,7 +475,8 @@ fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
     let alone = Access::ALL.map(|access| (access, 1));
     let batches = [(Access::Vec4, 3), (Access::Scalar, 2)];
     let placed: Vec<_> = alone.into_iter().chain(batches).collect();
-    let storages = storages(2).into_iter().chain([Storage::F32]);
+    let slots = Unaware.slots();
+    let storages = storages(&slots).into_iter().chain([all_f32(&slots)]);
     for (index, storage) in storages.enumerate() {
         for (access, tensors) in &placed {
             if *access == Access::Scalar && *tensors > 1 && !storage.is_f32() {

@@ -252,7 +252,7 @@ impl Golden {
             if state.applied_steps > 0 {
                 for slot in &state.slots {
                     oracle
-                        .check_slot(&slot.name, &slot.values)
+                        .check_slot(&slot.name, &slot.values.to_f32())
                         .unwrap_or_else(fail);
                 }
             }

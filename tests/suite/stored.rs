@@ -1,7 +1,7 @@
 //! Tensors that are not stored as f32, for the tests of every tier.
 
 use wgpu_optim::storage::{Rounding, Storage};
-use wgpu_optim::{Masters, Precision, StorageType, half};
+use wgpu_optim::{Masters, Precision, Slots, StorageType, half};
 
 /// How a tensor is given, and how its group remembers it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,14 +12,31 @@ pub struct Stored {
 }
 
 impl Stored {
-    pub fn storage(&self, slots: usize) -> Storage {
-        Storage::new(self.params, self.grads, slots, &self.precision)
+    pub fn storage(&self, slots: &Slots) -> Storage {
+        Storage::new(self.params, self.grads, slots.kept_names(), &self.precision)
     }
 }
 
-/// Every way that differs for a rule with so many slots, but for that all of f32.
-pub fn all(slots: usize) -> Vec<Stored> {
+/// Types of slots that not all others of their rule have.
+const OF_SLOTS: [&[(&str, StorageType)]; 3] = [
+    &[("exp_avg", StorageType::Bf16)],
+    &[("exp_avg_sq", StorageType::F32), ("z", StorageType::F16)],
+    &[
+        ("exp_avg", StorageType::F16),
+        ("max_exp_avg_sq", StorageType::Bf16),
+    ],
+];
+
+/// Every way that differs for a rule with these slots, but for that all of f32.
+pub fn all(slots: &Slots) -> Vec<Stored> {
     let (types, mut found) = (StorageType::ALL, Vec::<Stored>::new());
+    let mut add = |stored: Stored| {
+        let storage = stored.storage(slots);
+        let is_new = found.iter().all(|other| other.storage(slots) != storage);
+        if is_new && !storage.is_f32() {
+            found.push(stored);
+        }
+    };
     let masters = [Masters::None, Masters::F32, Masters::Rest];
     let roundings = [Rounding::Nearest, Rounding::Stochastic { seed: 11 }];
     for (params, grads, state) in types
@@ -32,16 +49,23 @@ pub fn all(slots: usize) -> Vec<Stored> {
                 state,
                 masters,
                 rounding,
+                ..Precision::default()
             };
             let stored = Stored {
                 params,
                 grads,
                 precision,
             };
-            let storage = stored.storage(slots);
-            let is_new = found.iter().all(|other| other.storage(slots) != storage);
-            if is_new && !storage.is_f32() {
-                found.push(stored);
+            add(stored);
+            // By turns.
+            let mixed = OF_SLOTS[(params as usize + grads as usize + state as usize) % 3];
+            if mixed
+                .iter()
+                .all(|(name, _)| slots.kept_names().any(|kept| kept == *name))
+            {
+                let mut mixed_stored = stored;
+                mixed_stored.precision.slots = mixed;
+                add(mixed_stored);
             }
         }
     }

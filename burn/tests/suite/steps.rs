@@ -30,7 +30,9 @@ fn every_element_is_within_the_bound_and_nothing_is_copied() {
             let entry = entries.find(|entry| entry.name == name).unwrap();
             assert_eq!(entry.applied_steps, 4);
             for slot in &entry.slots {
-                oracle.check_slot(&slot.name, &slot.values).unwrap();
+                oracle
+                    .check_slot(&slot.name, &slot.values.to_f32())
+                    .unwrap();
             }
         }
     }

@@ -151,7 +151,7 @@ impl Findings {
         for (rule, config) in rules {
             for (of, sizes) in grid {
                 let stored = args.storage.stored(*of);
-                let name = format!("{rule}{}", stored.suffix(config.slots().kept().count()));
+                let name = format!("{rule}{}", stored.suffix(&config.slots()));
                 let case = Case {
                     rule: &name,
                     tensors: sizes.tensors(),

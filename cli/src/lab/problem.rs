@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
-use wgpu_optim::storage::Storage;
+use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::{
     AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
     OptimizerState, ParamGroups, Precision, Rule as _, Slot, StepControl, StorageType, TensorSpec,
@@ -109,7 +109,7 @@ impl Problem {
 
     /// How the tensors and the rule's slots are stored.
     pub fn storage(&self) -> Storage {
-        self.stored.storage(self.config.slots().kept().count())
+        self.stored.storage(&self.config.slots())
     }
 
     /// The memory that a problem of so many tensors and elements takes.
@@ -121,16 +121,14 @@ impl Problem {
     /// Bytes that parameters, gradients, slots and masters take, wherever they are.
     pub fn stored_bytes(&self) -> u64 {
         let storage = self.storage();
-        let slots = self.config.slots().kept().count() as u64 * storage.state.bytes();
-        let masters = storage.masters_bytes().unwrap_or(0);
-        let elem = storage.params.bytes() + storage.grads.bytes() + slots + masters;
+        let elem = storage.params.bytes() + storage.grads.bytes() + storage.state_bytes();
         elem * self.numel() as u64
     }
 
     /// The memory that a [check](Self::check) takes: results are gathered tensor by tensor and as one.
     pub fn check_bytes(&self) -> u64 {
         let slots = self.config.slots().kept().count() as u64;
-        let masters = self.storage().masters_bytes().unwrap_or(0);
+        let masters = self.storage().masters.codec().map_or(0, Codec::elem_bytes);
         let result = 2 * (1 + slots) * size_of::<f32>() as u64 + masters;
         let compared = self.numel().min(CHUNK * rayon::current_num_threads());
         result * self.numel() as u64 + ORACLE_BYTES * compared as u64
@@ -142,8 +140,7 @@ impl Problem {
 
     /// Bytes that one step moves per element.
     pub fn bytes_per_elem(&self) -> u64 {
-        let slots = self.config.slots().kept().count();
-        self.storage().bytes_per_elem(slots as u64)
+        self.storage().bytes_per_elem()
     }
 
     /// How the rule's slots and the parameters are remembered.

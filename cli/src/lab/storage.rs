@@ -1,8 +1,8 @@
 //! How tensors are stored, as it is typed.
 
 use clap::{Args as ClapArgs, ValueEnum};
-use wgpu_optim::storage::Storage;
-use wgpu_optim::{Masters, Precision, StorageType};
+use wgpu_optim::storage::{Codec, Storage};
+use wgpu_optim::{Masters, Precision, Slots, StorageType};
 
 /// How the tensors of a measurement are given, and how they are remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -13,20 +13,21 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The storage of a rule that keeps so many slots.
-    pub fn storage(&self, slots: usize) -> Storage {
-        Storage::new(self.params, self.grads, slots, &self.precision)
+    /// The storage of a rule that has these slots.
+    pub fn storage(&self, slots: &Slots) -> Storage {
+        Storage::new(self.params, self.grads, slots.kept_names(), &self.precision)
     }
 
     /// The difference from `f32`, for the name of a measurement.
-    pub fn suffix(&self, slots: usize) -> String {
+    pub fn suffix(&self, slots: &Slots) -> String {
         let storage = self.storage(slots);
+        let state = storage.slots().first().copied().unwrap_or_default();
         let roles = [
-            (storage.params, "params"),
-            (storage.grads, "grads"),
-            (storage.state, "state"),
+            (storage.params.into(), "params"),
+            (storage.grads.into(), "grads"),
+            (state, "state"),
         ];
-        let narrow = roles.iter().filter(|(of, _)| *of != StorageType::F32);
+        let narrow = roles.iter().filter(|(of, _)| *of != Codec::F32);
         let mut suffix: String = narrow
             .map(|(of, role)| format!(", {} {role}", of.name()))
             .collect();

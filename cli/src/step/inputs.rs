@@ -143,7 +143,8 @@ impl Inputs {
                 grad.entry.shape,
                 param.entry.shape
             );
-            let storage = Storage::new(params, grads, slots.len(), precision);
+            let storage =
+                Storage::new(params, grads, slots.iter().map(|slot| slot.name), precision);
             let updated = self.updated(&slots, storage, param, grad)?;
             pairing.updated.insert(name.clone(), updated);
         }
@@ -171,8 +172,8 @@ impl Inputs {
             name: name.clone(),
             numel,
             storage,
-            params: Part::whole(numel, param.at(self.state_files())),
-            grads: Part::whole(numel, grads_at),
+            params: Part::whole(numel, param.at(self.state_files()), storage.params),
+            grads: Part::whole(numel, grads_at, storage.grads),
             saved,
         })
     }

@@ -37,11 +37,8 @@ pub fn of_grads(
     let norm = |(reader, grads): &mut (Reader<'_>, Vec<f32>), window: usize| {
         let (slices, elems) = &windows[window];
         grads.resize(*elems as usize, 0.0);
-        let place = |update: usize| {
-            let tensor = plan.updates[update].tensor;
-            (from_ref(&tensor.grads), tensor.storage.grads)
-        };
-        reader.read(&runs(slices, place), grads)?;
+        let parts = |update: usize| from_ref(&plan.updates[update].tensor.grads);
+        reader.read(&runs(slices, parts), grads)?;
         let mut norm = GradNorm::default();
         norm.add(grads);
         Ok(norm)

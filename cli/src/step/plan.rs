@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+use wgpu_optim::storage::Codec;
 use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
 use wgpu_optim_files::window::{ELEM_BYTES, Slice};
 use wgpu_optim_files::{At, FileError, Layout, NewFile, Outputs, Part, is_index};
@@ -129,12 +130,13 @@ impl<'i> Plan<'i> {
                  one of the two would be updated, and programs differ in which they read; remove one",
                 inputs.params.shards()[place.shard].source.path().display()
             );
-            let whole = |at| Part::whole(tensor.numel, at);
             let out_state = slots.get(name).into_iter().flatten();
             plan.updates.push(Update {
                 tensor,
-                out_params: whole(out_params),
-                out_state: out_state.map(|(_, at)| whole(*at)).collect(),
+                out_params: Part::whole(tensor.numel, out_params, tensor.storage.params),
+                out_state: out_state
+                    .map(|(_, at)| Part::whole(tensor.numel, *at, Codec::F32))
+                    .collect(),
                 phase: config.phase(tensor.saved.applied_steps),
             });
         }
@@ -144,9 +146,9 @@ impl<'i> Plan<'i> {
                 continue;
             };
             for (slot, to) in slots {
-                for Part { elems, at } in state.saved.parts(tensor, slot) {
-                    let bytes = (elems.end - elems.start) * ELEM_BYTES;
-                    plan.copy(*at, to.plus(elems.start * ELEM_BYTES), bytes);
+                for part in state.saved.parts(tensor, slot) {
+                    let to = to.plus(part.elems.start * part.codec.elem_bytes());
+                    plan.copy(part.at, to, part.bytes());
                 }
             }
         }
@@ -293,7 +295,12 @@ impl<'i> Plan<'i> {
             for slot in slots {
                 let name = SlotEntry::name(tensor, slot)?;
                 let shape = param.entry.shape.clone();
-                file.entries.push((name.clone(), Dtype::F32, shape));
+                // What is not updated stays as it is.
+                let state = inputs.state.as_ref();
+                let kept = state.filter(|_| !pairing.updated.contains_key(tensor));
+                let parts = kept.map_or(&[][..], |state| state.saved.parts(tensor, slot));
+                let codec = parts.first().map_or(Codec::F32, |part| part.codec);
+                file.entries.push((name.clone(), codec.into(), shape));
                 names.push((slot.to_owned(), name));
             }
             all.insert(tensor.clone(), names);

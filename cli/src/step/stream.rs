@@ -10,13 +10,11 @@ use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
 use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
-use wgpu_optim_files::Outputs;
-use wgpu_optim_files::window::{
-    ELEM_BYTES, Engine, NotRounded, Reader, Run, Slice, Values, Writer, runs,
-};
+use wgpu_optim_files::window::{Engine, NotRounded, Reader, Run, Slice, Values, Writer, runs};
+use wgpu_optim_files::{Outputs, Part};
 
 use super::inputs::Inputs;
-use super::plan::{Copy, Plan, Update, Window};
+use super::plan::{Copy, Plan, Window};
 use super::threads::in_turn;
 use crate::Failure;
 use crate::args::NonFinite;
@@ -174,9 +172,9 @@ impl Stream<'_> {
             let values = 2 * tensor.storage.params.bytes() + tensor.storage.grads.bytes();
             let saved = &tensor.saved;
             let masters = [&saved.masters, &saved.rests].into_iter().flatten();
-            let read = saved.slots.len() + masters.count();
-            let written = update.out_state.len();
-            tensor.numel * (values + (read + written) as u64 * ELEM_BYTES)
+            let read = saved.slots.iter().chain(masters).flatten();
+            let state = read.chain(&update.out_state).map(Part::bytes);
+            tensor.numel * values + state.sum::<u64>()
         });
         let copies = self.plan.copies.iter().map(|copy| 2 * copy.bytes);
         updates.chain(copies).sum()
@@ -216,12 +214,7 @@ impl Worker<'_> {
             .read_slots(slices, saved, &self.stream.plan.slots, values)?;
         self.step(slices, phase, values)?;
         self.look_at_results(slices, values);
-        let params = |update: usize| {
-            let Update {
-                tensor, out_params, ..
-            } = &updates[update];
-            (from_ref(out_params), tensor.storage.params)
-        };
+        let params = |update: usize| from_ref(&updates[update].out_params);
         self.writer.write(&runs(slices, params), &values.params)?;
         let state = |update: usize| &*updates[update].out_state;
         Ok(self.writer.write_state(slices, state, values)?)
@@ -235,10 +228,7 @@ impl Worker<'_> {
     ) -> Result<(), Failure> {
         let plan = self.stream.plan;
         values.grads.resize(elems, 0.0);
-        let grads = |update: usize| {
-            let tensor = plan.updates[update].tensor;
-            (from_ref(&tensor.grads), tensor.storage.grads)
-        };
+        let grads = |update: usize| from_ref(&plan.updates[update].tensor.grads);
         self.reader.read(&runs(slices, grads), &mut values.grads)?;
         self.look_at_grads(slices, &values.grads);
         self.stream.verdict.apply_to(GROUP, &mut values.grads);
@@ -256,9 +246,7 @@ impl Worker<'_> {
         let tensor_of = |update: usize| updates[update].tensor;
         let of = |update| tensor_of(update).storage.params;
         values.params.resize(elems, 0.0);
-        let params = runs(slices, |update| {
-            (from_ref(&tensor_of(update).params), of(update))
-        });
+        let params = runs(slices, |update| from_ref(&tensor_of(update).params));
         self.reader.read(&params, &mut values.params)?;
         let saved = |update| &tensor_of(update).saved;
         if let Some(NotRounded {
@@ -277,10 +265,8 @@ impl Worker<'_> {
             )
             .into());
         }
-        let rests = runs(slices, |update| {
-            let rests = saved(update).rests.as_deref();
-            (rests.unwrap_or_default(), StorageType::F32)
-        });
+        let rests = |update| saved(update).rests.as_deref().unwrap_or_default();
+        let rests = runs(slices, rests);
         self.join_rests(slices, &rests, &mut values.params)
     }
 
@@ -292,12 +278,12 @@ impl Worker<'_> {
         params: &mut [f32],
     ) -> Result<(), Failure> {
         let mut rests = std::mem::take(&mut self.rests);
-        for Run { at, elems, .. } in runs {
+        for Run { at, elems, codec } in runs {
             let first = elems.start;
             let params = &mut params[elems.clone()];
             rests.resize(params.len(), 0.0);
-            self.reader
-                .read_bytes(*at, bytemuck::cast_slice_mut(&mut rests))?;
+            let (at, codec, elems) = (*at, *codec, 0..params.len());
+            self.reader.read(&[Run { at, elems, codec }], &mut rests)?;
             let mut other = None;
             for (index, (param, saved)) in params.iter_mut().zip(&rests).enumerate() {
                 let (half, rest) = ((param.to_bits() >> 16) as u16, *saved as u16);

@@ -266,9 +266,9 @@ fn the_command_steps_as_the_cpu_optimizer() {
         ),
     ] {
         let groups = ParamGroups::new(config.clone()).with_precision(Precision {
-            state: StorageType::F32,
             masters,
             rounding,
+            ..Precision::default()
         });
         let specs = grads.tensors.iter().map(|(name, grads)| {
             let params = &model.tensors[name];

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
-use wgpu_optim::{Slot, StorageType, storage};
+use wgpu_optim::storage::{self, Codec, SectionValues};
+use wgpu_optim::{Slot, StorageType};
 
 use super::{Slice, Values};
 use crate::at::{At, Part};
@@ -19,16 +20,16 @@ pub struct Run {
     pub at: At,
     /// Which of the window's they are.
     pub elems: Range<usize>,
-    /// The type that they are stored as.
-    pub of: StorageType,
+    /// How they are stored.
+    pub codec: Codec,
 }
 
-/// Where the slices of a window lie in files, as few runs as they make. `place` has the parts of a tensor and what they are
-/// stored as; those without any are left out.
-pub fn runs<'p>(slices: &[Slice], place: impl Fn(usize) -> (&'p [Part], StorageType)) -> Vec<Run> {
+/// Where the slices of a window lie in files, as few runs as they make. `parts_of` has the parts of a tensor; those without
+/// any are left out.
+pub fn runs<'p>(slices: &[Slice], parts_of: impl Fn(usize) -> &'p [Part]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for (slice, in_window) in Slice::in_window(slices) {
-        let (parts, of) = place(slice.tensor);
+        let parts = parts_of(slice.tensor);
         let first = parts.partition_point(|part| part.elems.end <= slice.elems.start);
         for part in &parts[first..] {
             let start = part.elems.start.max(slice.elems.start);
@@ -36,32 +37,27 @@ pub fn runs<'p>(slices: &[Slice], place: impl Fn(usize) -> (&'p [Part], StorageT
             if start >= end {
                 break;
             }
-            let at = part.place(start, of);
+            let (at, codec) = (part.place(start), part.codec);
             let first = in_window.start + (start - slice.elems.start) as usize;
             let elems = first..first + (end - start) as usize;
             match runs.last_mut() {
                 Some(last)
-                    if last.of == of
+                    if last.codec == codec
                         && last.elems.end == elems.start
-                        && last.at.plus(last.elems.len() as u64 * of.bytes()) == at =>
+                        && last.at.plus(last.elems.len() as u64 * codec.elem_bytes()) == at =>
                 {
                     last.elems.end = elems.end;
                 }
-                _ => runs.push(Run { at, elems, of }),
+                _ => runs.push(Run { at, elems, codec }),
             }
         }
     }
     runs
 }
 
-/// Where one part lies, if it is there.
-fn one(part: Option<&Part>) -> (&[Part], StorageType) {
-    (part.map_or(&[], from_ref), StorageType::F32)
-}
-
-/// Where some parts lie, if they are there.
-fn several(parts: Option<&Vec<Part>>) -> (&[Part], StorageType) {
-    (parts.map_or(&[], Vec::as_slice), StorageType::F32)
+/// The parts of one slot, if it is there.
+fn parts_at(slots: &[Vec<Part>], index: usize) -> &[Part] {
+    slots.get(index).map_or(&[], Vec::as_slice)
 }
 
 /// A parameter that is not what its master rounds to.
@@ -100,20 +96,25 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Fills `values` where there are runs of them.
+    /// Fills `values` where there are runs of them; low bits of masters are whole numbers.
     pub fn read(&mut self, runs: &[Run], values: &mut [f32]) -> Result<(), FileError> {
-        for Run { at, elems, of } in runs {
+        for Run { at, elems, codec } in runs {
             let values = &mut values[elems.clone()];
-            match of {
-                StorageType::F32 => self.read_bytes(*at, bytemuck::cast_slice_mut(values))?,
-                StorageType::Bf16 | StorageType::F16 => {
-                    let mut halves = std::mem::take(&mut self.halves);
-                    halves.resize(values.len(), 0);
-                    self.read_bytes(*at, bytemuck::cast_slice_mut(&mut halves))?;
-                    storage::unpack(*of, &halves, values);
-                    self.halves = halves;
+            if *codec == Codec::F32 {
+                self.read_bytes(*at, bytemuck::cast_slice_mut(values))?;
+                continue;
+            }
+            let mut halves = std::mem::take(&mut self.halves);
+            halves.resize(values.len(), 0);
+            self.read_bytes(*at, bytemuck::cast_slice_mut(&mut halves))?;
+            match codec.float() {
+                Some(of) => storage::unpack(of, &halves, values),
+                None => {
+                    let pairs = values.iter_mut().zip(&halves);
+                    pairs.for_each(|(value, half)| *value = f32::from(*half));
                 }
             }
+            self.halves = halves;
         }
         Ok(())
     }
@@ -127,7 +128,9 @@ impl<'f> Reader<'f> {
         of: impl Fn(usize) -> StorageType,
         params: &mut Vec<f32>,
     ) -> Result<Option<NotRounded>, FileError> {
-        let runs = runs(slices, |tensor| several(saved(tensor).masters.as_ref()));
+        let runs = runs(slices, |tensor| {
+            saved(tensor).masters.as_deref().unwrap_or_default()
+        });
         if runs.is_empty() {
             return Ok(None);
         }
@@ -171,7 +174,7 @@ impl<'f> Reader<'f> {
         for (index, (slot, of_slot)) in slots.iter().zip(&mut values.slots).enumerate() {
             of_slot.clear();
             of_slot.resize(values.params.len(), slot.start.value());
-            let runs = runs(slices, |tensor| several(saved(tensor).slots.get(index)));
+            let runs = runs(slices, |tensor| parts_at(&saved(tensor).slots, index));
             self.read(&runs, of_slot)?;
         }
         Ok(())
@@ -207,14 +210,18 @@ impl<'f> Writer<'f> {
     /// Writes `values` where there are runs of them. Those of 16 bits are rounded to the nearest, which leaves values as they
     /// are that have been rounded otherwise.
     pub fn write(&mut self, runs: &[Run], values: &[f32]) -> Result<(), FileError> {
-        for Run { at, elems, of } in runs {
+        for Run { at, elems, codec } in runs {
             let values = &values[elems.clone()];
-            match of {
-                StorageType::F32 => self.write_bytes(*at, bytemuck::cast_slice(values))?,
-                StorageType::Bf16 | StorageType::F16 => {
+            match codec.float() {
+                Some(StorageType::F32) => self.write_bytes(*at, bytemuck::cast_slice(values))?,
+                Some(of) => {
                     self.halves.resize(values.len(), 0);
-                    storage::round(*of, values, None, &mut self.halves);
+                    storage::round(of, values, None, &mut self.halves);
                     self.write_bytes(*at, bytemuck::cast_slice(&self.halves))?;
+                }
+                None => {
+                    let values = SectionValues::new(*codec, values);
+                    self.write_bytes(*at, values.bytes())?;
                 }
             }
         }
@@ -230,7 +237,9 @@ impl<'f> Writer<'f> {
     ) -> Result<(), FileError> {
         let arrays = values.slots.iter().chain([&values.params]);
         for (index, values) in arrays.enumerate() {
-            let runs = runs(slices, |tensor| one(out(tensor).get(index)));
+            let runs = runs(slices, |tensor| {
+                out(tensor).get(index).map_or(&[], from_ref)
+            });
             self.write(&runs, values)?;
         }
         Ok(())

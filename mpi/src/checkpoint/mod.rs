@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
+use wgpu_optim::storage::Codec;
 use wgpu_optim::{
     OptimizerState, Recorded, Rule as _, SlotEntry, SlotState, StateError, StateFileError,
     StateRecord, TensorState,
@@ -47,9 +48,8 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             let output = outputs.stage_new(&new)?;
             let mut end = new.start.len() as u64;
             for values in slots.values() {
-                let bytes = bytemuck::cast_slice(values);
-                outputs.get(output).write_all_at(bytes, end)?;
-                end += bytes.len() as u64;
+                outputs.get(output).write_all_at(values, end)?;
+                end += values.len() as u64;
             }
             outputs.replace_targets()?;
             Ok(header)
@@ -68,15 +68,16 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
     fn own_file<'s>(
         &self,
         state: &'s OptimizerState<S::Rule>,
-    ) -> Result<(Header, BTreeMap<String, &'s [f32]>), StateFileError> {
+    ) -> Result<(Header, BTreeMap<String, &'s [u8]>), StateFileError> {
         let (mut entries, mut values) = (Vec::new(), BTreeMap::new());
         for (index, (tensor, spec)) in state.tensors.iter().zip(&self.tensors).enumerate() {
             let elems = self.buckets.shares.of_tensor(self.ranks.rank(), index);
             for slot in &tensor.slots {
                 let name = SlotEntry::name(&spec.name, &slot.name)?;
-                let entry = own_entry(name, &spec.shape, &elems, self.ranks.rank());
+                let codec = slot.values.codec();
+                let entry = own_entry(name, &spec.shape, &elems, codec, self.ranks.rank());
                 let Some(entry) = entry else { continue };
-                values.insert(entry.0.clone(), &*slot.values);
+                values.insert(entry.0.clone(), slot.values.bytes());
                 entries.push(entry);
             }
         }
@@ -132,11 +133,9 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
                     let flat = [numel(spec) as usize];
                     saved.parts_of(name, slot, &flat).map_err(|_| error)
                 })?;
-                let mut values = vec![0.0; (elems.end - elems.start) as usize];
-                saved.read(parts, elems.clone(), &mut values)?;
                 slots.push(SlotState {
                     name: slot.to_owned(),
-                    values,
+                    values: saved.read(parts, slot, elems.clone())?,
                 });
             }
             tensors.push(TensorState {
@@ -164,9 +163,10 @@ pub(crate) fn own_entry(
     name: String,
     shape: &[usize],
     elems: &Range<u64>,
+    codec: Codec,
     rank: usize,
 ) -> Option<(String, Dtype, Vec<usize>)> {
     // What has no elements is nobody's.
     let is_own = !elems.is_empty() || (rank == 0 && shape.contains(&0));
-    is_own.then(|| slot_entry(name, shape, elems))
+    is_own.then(|| slot_entry(name, shape, elems, codec))
 }

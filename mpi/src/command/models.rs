@@ -56,7 +56,7 @@ impl Models {
                 place.entry.shape
             );
             let numel = place.entry.numel();
-            let whole = |at| Part::whole(numel, at);
+            let whole = |at| Part::whole(numel, at, of);
             tensors.push(Tensor {
                 name: name.clone(),
                 shape: place.entry.shape.clone(),

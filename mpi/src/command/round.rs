@@ -284,7 +284,7 @@ impl Round<'_> {
         self.load(slices, means, &mut values)?;
         self.engine.step(&mut values, phase, 1)?;
         let tensors = &self.models.tensors;
-        let out = |tensor: usize| (from_ref(&tensors[tensor].out), tensors[tensor].of);
+        let out = |tensor: usize| from_ref(&tensors[tensor].out);
         self.out.write(&runs(slices, out), &values.params)?;
         let state = |tensor: usize| &*self.state.tensors[tensor].out;
         self.shard.write_state(slices, state, &values)?;
@@ -301,7 +301,7 @@ impl Round<'_> {
     ) -> Result<(), Failure> {
         let tensors = &self.models.tensors;
         let of = |tensor: usize| tensors[tensor].of;
-        let global = |tensor: usize| (from_ref(&tensors[tensor].global), of(tensor));
+        let global = |tensor: usize| from_ref(&tensors[tensor].global);
         values.params.resize(means.len(), 0.0);
         self.global
             .read(&runs(slices, global), &mut values.params)?;
@@ -341,7 +341,7 @@ impl Memory for Round<'_> {
             let tensor = self.tensor_of(slice);
             let start = bytes.len();
             bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
-            let at = tensor.local.place(slice.elems.start, tensor.of);
+            let at = tensor.local.place(slice.elems.start);
             self.local.read_bytes(at, &mut bytes[start..])?;
             if let Some(elem) = first_not_finite(tensor.of, &bytes[start..]) {
                 return Err(not_finite("local", tensor, slice.elems.start + elem as u64).into());
@@ -356,7 +356,7 @@ impl Memory for Round<'_> {
             let tensor = self.tensor_of(slice);
             let start = bytes.len();
             bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
-            let at = tensor.out.place(slice.elems.start, tensor.of);
+            let at = tensor.out.place(slice.elems.start);
             let output = self.outputs.get(at.file);
             output.read_exact_at(&mut bytes[start..], at.offset)?;
             (self.count_read)((bytes.len() - start) as u64);
@@ -369,7 +369,7 @@ impl Memory for Round<'_> {
         for slice in slices {
             let tensor = self.tensor_of(slice);
             let (own, others) = rest.split_at((slice.numel() * tensor.of.bytes()) as usize);
-            let at = tensor.out.place(slice.elems.start, tensor.of);
+            let at = tensor.out.place(slice.elems.start);
             self.out.write_bytes(at, own)?;
             self.progress.advance("gather", own.len() as u64);
             rest = others;

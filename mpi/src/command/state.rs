@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use wgpu_optim::files::{Header, TensorEntry};
-use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
+use wgpu_optim::storage::{Codec, MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord, StorageType};
 use wgpu_optim_files::{At, Model, NewFile, Outputs, Part, SavedState, SavedTensor};
 
@@ -88,7 +88,7 @@ impl State {
             let slots = self.slots.iter().map(|slot| slot.name).chain(masters);
             for slot in slots {
                 let name = SlotEntry::name(&tensor.name, slot)?;
-                if let Some(entry) = own_entry(name, &tensor.shape, &elems, rank) {
+                if let Some(entry) = own_entry(name, &tensor.shape, &elems, Codec::F32, rank) {
                     names.push((index, elems.clone(), entry.0.clone()));
                     entries.push(entry);
                 }
@@ -105,7 +105,8 @@ impl State {
         let places: BTreeMap<_, _> = header.tensors().iter().map(place).collect();
         for (tensor, elems, name) in names {
             let at = places[&name];
-            self.tensors[tensor].out.push(Part { elems, at });
+            let codec = Codec::F32;
+            self.tensors[tensor].out.push(Part { elems, at, codec });
         }
         Ok(header)
     }

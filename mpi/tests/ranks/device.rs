@@ -56,8 +56,8 @@ fn run<R: Textbook>(
     };
     let storage_of = |name: &str| {
         let (_, config, precision) = group_of(name).unwrap();
-        let slots = config.slots().kept().count();
-        Storage::new(types.0, StorageType::F32, slots, precision)
+        let slots = config.slots();
+        Storage::new(types.0, StorageType::F32, slots.kept_names(), precision)
     };
     let oracle_of = |name: &str, params: &[f32]| {
         Oracle::<R>::new(params, Rounding::WGSL).stored(storage_of(name))
@@ -109,8 +109,8 @@ fn run<R: Textbook>(
         assert!(!state.slots.is_empty());
         for slot in &state.slots {
             let agrees = match &*slot.name {
-                "master_params" => own.check_masters(&slot.values),
-                name => own.check_slot(name, &slot.values),
+                "master_params" => own.check_masters(&slot.values.to_f32()),
+                name => own.check_slot(name, &slot.values.to_f32()),
             };
             agrees.unwrap_or_else(|error| panic!("{}: {error}", tensor.name));
         }

@@ -82,13 +82,12 @@ fn compare<R: Twin>(
             let elems = elems.start as usize..elems.end as usize;
             for (own, expected) in own.slots.iter().zip(&expected.slots).filter(|_| is_exact) {
                 assert_eq!(own.name, expected.name);
-                let [own, expected] =
-                    [&own.values[..], &expected.values[elems.clone()]].map(|values| {
-                        values
-                            .iter()
-                            .map(|value| value.to_bits())
-                            .collect::<Vec<_>>()
-                    });
+                assert_eq!(own.values.codec(), expected.values.codec());
+                let [own, expected] = [
+                    &own.values.to_f32()[..],
+                    &expected.values.to_f32()[elems.clone()],
+                ]
+                .map(|values| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
                 assert_eq!(
                     own, expected,
                     "{} after step {step}",

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Arena;
 use crate::gpu::error::ArenaError;
 use crate::plan::{ELEM_BYTES, Place, TensorLayout};
-use crate::rules::{ParamGroups, Rule};
+use crate::rules::{ParamGroups, Rule, Slots};
 use crate::state::{DuplicateName, TensorSpec};
 use crate::storage::{Precision, Storage, StorageType};
 
@@ -91,10 +91,10 @@ pub struct ArenaLayout {
 }
 
 impl ArenaLayout {
-    /// The tensors as the planner wants them, for a rule that keeps so many slots (one for momentum), with this precision;
-    /// the gradient buffers are numbered after the parameter buffers.
+    /// The tensors as the planner wants them, for a rule with these slots, with this precision; the gradient buffers are
+    /// numbered after the parameter buffers.
     #[must_use]
-    pub fn layouts(&self, slots: u32, precision: &Precision) -> Vec<TensorLayout> {
+    pub fn layouts(&self, slots: &Slots, precision: &Precision) -> Vec<TensorLayout> {
         layouts(&self.tensors, self.buffers.len(), slots, precision)
     }
 }
@@ -175,13 +175,14 @@ impl<'g> ArenaBuilder<'g> {
     /// Lays out tensors on a device with these limits.
     ///
     /// ```
-    /// use wgpu_optim::{Arena, Precision, plan::{DeviceLimits, Plan}, wgpu};
+    /// use wgpu_optim::{Arena, Precision, Rule as _, SgdConfig, plan::{DeviceLimits, Plan}, wgpu};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
     /// let limits = wgpu::Limits::default();
     /// let tensors = (0..1000).map(|index| (index.to_string(), [10, 100]));
     /// let layout = Arena::builder().layout(tensors, &limits)?;
-    /// let plan = Plan::new(&layout.layouts(1, &Precision::default()), &DeviceLimits::from(&limits))?;
+    /// let plan = Plan::new(&layout.layouts(&config.slots(), &Precision::default()), &DeviceLimits::from(&limits))?;
     /// assert_eq!(plan.dispatches(|_| Some(())).len(), 1);
     /// # Ok(())
     /// # }
@@ -299,7 +300,7 @@ fn alignment_elems(buffer: &ArenaBuffer, limits: &wgpu::Limits) -> u64 {
 pub(super) fn layouts(
     tensors: &[ArenaTensor],
     buffers: usize,
-    slots: u32,
+    slots: &Slots,
     precision: &Precision,
 ) -> Vec<TensorLayout> {
     let layout = |tensor: &ArenaTensor| TensorLayout {
@@ -313,11 +314,10 @@ pub(super) fn layouts(
             offset_bytes: tensor.offset_elems() * tensor.grads_type.bytes(),
         },
         padding_elems: tensor.padding_elems,
-        slots,
         storage: Storage::new(
             tensor.params_type,
             tensor.grads_type,
-            slots as usize,
+            slots.kept_names(),
             precision,
         ),
         ..TensorLayout::default()

@@ -13,6 +13,7 @@ use super::error::{ArenaError, TransferError};
 use super::error_scope::{LOST, checked, is_lost};
 use super::readback::{self, Region};
 use crate::plan::{ELEM_BYTES, TensorLayout};
+use crate::rules::Slots;
 use crate::state::TensorSpec;
 use crate::storage::{Precision, StorageType};
 pub use layout::{ArenaBuffer, ArenaBuilder, ArenaLayout, ArenaTensor};
@@ -192,10 +193,10 @@ impl Arena {
         self.buffers.iter().enumerate().map(region).collect()
     }
 
-    /// The tensors as the planner wants them, for a rule that keeps so many slots, with this precision; the gradient buffers
-    /// are numbered after the parameter buffers.
+    /// The tensors as the planner wants them, for a rule with these slots, with this precision; the gradient buffers are
+    /// numbered after the parameter buffers.
     #[must_use]
-    pub fn layouts(&self, slots: u32, precision: &Precision) -> Vec<TensorLayout> {
+    pub fn layouts(&self, slots: &Slots, precision: &Precision) -> Vec<TensorLayout> {
         layout::layouts(&self.tensors, self.buffers.len(), slots, precision)
     }
 

@@ -81,6 +81,7 @@ impl<R: Rule> GpuOptimizer<R> {
         groups: &ParamGroups<R>,
         tensors: &[TensorBinding<'_>],
     ) -> Result<Self, BuildError> {
+        groups.check_slots()?;
         let specs = tensors.iter().map(TensorBinding::spec);
         let host_tensors = Tensors::new(groups, specs)?;
         Self::bind(kernels, groups, host_tensors, tensors)
@@ -96,6 +97,7 @@ impl<R: Rule> GpuOptimizer<R> {
         groups: &ParamGroups<R>,
         tensors: impl IntoIterator<Item: Into<TensorSpec>>,
     ) -> Result<Self, BuildError> {
+        groups.check_slots()?;
         Self::bind(kernels, groups, Tensors::new(groups, tensors)?, &[])
     }
 

@@ -180,17 +180,18 @@ impl Recorder {
         plan: &'o Plan,
         to: &'o Part,
     ) -> impl Iterator<Item = (usize, u64, u64, u64)> + 'o {
-        let tensor = &self.tensors.as_slice()[to.tensor];
-        let sections = tensor.slots as u32 + u32::from(tensor.has_masters());
+        let codecs = self.tensors.as_slice()[to.tensor].storage.state;
         let parts = self.plan.parts_of(to.tensor).iter();
-        let pairs = parts.flat_map(move |from| (0..sections).map(move |slot| (from, slot)));
-        pairs.filter_map(move |(from, slot)| {
+        let sections = 0..codecs.len();
+        let pairs =
+            parts.flat_map(move |from| sections.clone().map(move |section| (from, section)));
+        pairs.filter_map(move |(from, section)| {
             let start = from.elems.start.max(to.elems.start);
             let end = from.elems.end.min(to.elems.end);
-            let elem_bytes = plan.pieces[to.piece].state?.elem_bytes(slot);
+            let elem_bytes = codecs[section].elem_bytes();
             let place = |plan: &Plan, part: &Part| {
-                let offset = plan.state_offset_bytes(part, slot)?;
-                Some(offset + (start - part.elems.start) * elem_bytes)
+                let bytes = plan.state_bytes_of(part, section)?;
+                Some(bytes.start + (start - part.elems.start) * elem_bytes)
             };
             let (from_bytes, to_bytes) = place(&self.plan, from).zip(place(plan, to))?;
             // What shares the last word is nobody's.

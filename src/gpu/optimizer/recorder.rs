@@ -18,8 +18,8 @@ use crate::gpu::rules::GroupRules;
 use crate::gpu::scalars::UniformRing;
 use crate::gpu::submission::{Fate, Submission, Submissions};
 use crate::plan::{Dispatch, Plan, Target};
-use crate::rules::{Scalars, Slot, Start};
-use crate::state::{Tensor, Tensors};
+use crate::rules::Scalars;
+use crate::state::{Section, Tensor, Tensors};
 use crate::storage::Key;
 use crate::wgsl::scalars::{Uniforms, WideScalars};
 
@@ -101,10 +101,11 @@ impl Recorder {
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, rules, &all)?;
         let bound = Bound::new(kernels, rules, &buffers, &plan, &state, &[])?;
-        let is_of_params = |slot: &Slot| slot.start == Start::Params;
-        let fills = tensors.as_slice().iter().any(Tensor::has_masters)
-            || (0..rules.groups()).any(|group| rules.slots(group).kept().any(is_of_params));
-        let fill = match fills {
+        let has_any_of_params = |tensor: &Tensor| {
+            let slots = rules.slots(tensor.group);
+            Section::all(&slots, &tensor.storage).any(|section| section.is_of_params())
+        };
+        let fill = match tensors.as_slice().iter().any(has_any_of_params) {
             true => Some(Fill::new(kernels)?),
             false => None,
         };

@@ -1,5 +1,6 @@
 //! The state of an optimizer, to the host and back.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::GpuOptimizer;
@@ -7,9 +8,9 @@ use crate::gpu::error::{LoadError, TransferError};
 use crate::gpu::moves::Moves;
 use crate::gpu::readback::{self, Downloaded};
 use crate::plan::Part;
-use crate::rules::{Rule, Start};
-use crate::state::{Counts, OptimizerState, TensorState, UnknownTensor};
-use crate::storage::{MASTER_PARAMS, Masters, PARAMS_REST, StorageType, rest};
+use crate::rules::Rule;
+use crate::state::{Counts, OptimizerState, Section, UnknownTensor};
+use crate::storage::{Codec, SectionValues};
 
 /// Some elements of a slot of a tensor's state, in a buffer of the optimizer's with the usages `STORAGE`, `COPY_SRC` and
 /// `COPY_DST`.
@@ -21,8 +22,8 @@ pub struct StateSlice<'o> {
     pub buffer: &'o wgpu::Buffer,
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
-    /// The type that they are stored as.
-    pub storage: StorageType,
+    /// How they are stored.
+    pub codec: Codec,
 }
 
 /// The most that one transfer moves, so that a state of any size needs no larger staging buffer.
@@ -30,33 +31,28 @@ const MAX_TRANSFER_BYTES: u64 = 1 << 28;
 
 impl<R: Rule> GpuOptimizer<R> {
     /// The places of a slot of a tensor's state, in runs of its elements, so that a program can save it or put another in
-    /// its place within an encoder of its own. None where the rule keeps no such slot, or there is no such tensor.
-    /// [`MASTER_PARAMS`] are a slot where they are `f32`; a master that is zero stands for the parameter itself.
+    /// its place within an encoder of its own. None where the rule keeps no such slot, or there is no such tensor. Masters of
+    /// 16-bit parameters are a slot, [`Masters::slot`](crate::Masters::slot); a master in `f32` that is zero stands for the
+    /// parameter itself.
     pub fn state_slices(&self, tensor: &str, slot: &str) -> impl Iterator<Item = StateSlice<'_>> {
         let recorder = &self.recorder;
-        let slot = recorder.tensors.get(tensor).and_then(|tensor| {
+        let found = recorder.tensors.index_of(tensor).and_then(|index| {
+            let tensor = &recorder.tensors.as_slice()[index];
             let slots = self.groups.config(tensor.group).slots();
-            let masters = tensor.storage.masters == Masters::F32;
-            let mut kept = slots.kept();
-            let position = kept.position(|kept| kept.name == slot);
-            position.or((masters && slot == MASTER_PARAMS).then_some(tensor.slots))
+            let mut sections = Section::all(&slots, &tensor.storage).enumerate();
+            let (place, section) = sections.find(|(_, section)| section.name == slot)?;
+            Some((index, place, section.codec))
         });
-        let tensor = recorder.tensors.index_of(tensor).zip(slot);
-        let parts = tensor.into_iter().flat_map(|(tensor, slot)| {
-            let parts = recorder.plan.parts_of(tensor).iter();
-            parts.map(move |part| (part, slot as u32))
-        });
-        parts.filter_map(|(part, slot)| {
-            let piece = &recorder.plan.pieces[part.piece];
-            Some(StateSlice {
-                elems: part.elems.clone(),
-                buffer: recorder.state[part.piece].as_ref()?,
-                offset_bytes: recorder.plan.state_offset_bytes(part, slot)?,
-                storage: match piece.state?.slots {
-                    slots if slots == slot => StorageType::F32,
-                    _ => piece.storage.state,
-                },
-            })
+        found.into_iter().flat_map(move |(tensor, section, codec)| {
+            let slice = move |part: &'_ Part| {
+                Some(StateSlice {
+                    elems: part.elems.clone(),
+                    buffer: recorder.state[part.piece].as_ref()?,
+                    offset_bytes: recorder.plan.state_bytes_of(part, section)?.start,
+                    codec,
+                })
+            };
+            recorder.plan.parts_of(tensor).iter().filter_map(slice)
         })
     }
 
@@ -138,12 +134,15 @@ impl<R: Rule> GpuOptimizer<R> {
         let recorder = &mut self.recorder;
         let host = &recorder.tensors.as_slice()[index];
         let slots = self.groups.config(host.group).slots();
-        let of_params = (0..).zip(slots.kept());
-        let of_params = of_params.filter(|(_, slot)| slot.start == Start::Params);
-        // NaN of any type; a master that is zero is what its parameter is.
-        let of_params = of_params.map(|(slot, _)| (slot, u32::MAX));
-        let masters = host.has_masters().then_some((host.slots as u32, 0));
-        let sections: Vec<(u32, u32)> = of_params.chain(masters).collect();
+        let sections = Section::all(&slots, &host.storage).enumerate();
+        let sections = sections.filter(|(_, section)| section.is_of_params());
+        // NaN of any type, or a master that is zero.
+        let bits = |section: &Section| match section.starts_at_zero() {
+            true => 0,
+            false => u32::MAX,
+        };
+        let sections = sections.map(|(index, section)| (index, bits(&section)));
+        let sections: Vec<_> = sections.collect();
         let Some(fill) = recorder.fill.as_ref().filter(|_| !sections.is_empty()) else {
             return Ok(());
         };
@@ -157,13 +156,11 @@ impl<R: Rule> GpuOptimizer<R> {
             moves.record(&mut pass, &submission);
         }
         for part in recorder.plan.parts_of(index) {
-            for (slot, value) in &sections {
-                let place = recorder.state[part.piece].as_ref();
-                let place = place.zip(recorder.plan.state_offset_bytes(part, *slot));
-                let sections = recorder.plan.pieces[part.piece].state;
-                if let (Some((buffer, start)), Some(sections)) = (place, sections) {
-                    let size = u64::from(part.numel()) * sections.elem_bytes(*slot);
-                    fill.record(&mut pass, buffer, start..start + size, *value);
+            for (section, value) in &sections {
+                let buffer = recorder.state[part.piece].as_ref();
+                let bytes = recorder.plan.state_bytes_of(part, *section);
+                if let Some((buffer, bytes)) = buffer.zip(bytes) {
+                    fill.record(&mut pass, buffer, bytes, *value);
                 }
             }
         }
@@ -207,34 +204,26 @@ impl<R: Rule> GpuOptimizer<R> {
             .map(|buffer| buffer.as_ref().and_then(|buffer| bytes.get(buffer)))
             .map(Option::unwrap_or_default)
             .collect();
-        let slot_of = |tensor: usize, slot: usize| {
-            let values_of = |part: &Part| {
-                let sections = recorder.plan.pieces[part.piece].state?;
-                let offset_bytes = recorder.plan.state_offset_bytes(part, slot as u32)? as usize;
-                let numel = part.numel() as usize;
-                let elem_bytes = sections.elem_bytes(slot as u32) as usize;
-                let size = numel * elem_bytes;
-                let bytes = &states[part.piece][offset_bytes..offset_bytes + size];
-                let is_rests = slot == sections.slots as usize && elem_bytes == 2;
-                Some(if is_rests {
-                    rest::decode(bytes)
-                } else if elem_bytes == 2 {
-                    sections.storage.state.decode(bytes)
-                } else {
-                    StorageType::F32.decode(bytes)
-                })
-            };
+        let values_of = |tensor: usize, section: usize| {
             let parts = recorder.plan.parts_of(tensor).iter();
-            parts.filter_map(values_of).flatten().collect()
+            let bytes_of = |part: &Part| {
+                let Range { start, end } = recorder.plan.state_bytes_of(part, section)?;
+                states[part.piece].get(start as usize..end as usize)
+            };
+            let codec = recorder.tensors.as_slice()[tensor].storage.state[section];
+            SectionValues::from_bytes(
+                codec,
+                parts.filter_map(bytes_of).flatten().copied().collect(),
+            )
         };
-        Ok(recorder.tensors.state(&self.groups, &counts, slot_of))
+        Ok(recorder.tensors.state(&self.groups, &counts, values_of))
     }
 
     /// Takes over a saved state of the same tensors. A slot that it comes without starts fresh, masters as the
     /// parameters at the next step. Takes effect before the commands of the next submission.
     ///
     /// Masters have to go with the parameters: of those that are `f32` the next step makes the parameters, and rests are
-    /// what the parameters leave. Where rests are kept, a state that has [`MASTER_PARAMS`] will do, too, if the parameters
+    /// what the parameters leave. Where rests are kept, a state that has [`MASTER_PARAMS`](crate::storage::MASTER_PARAMS) will do, too, if the parameters
     /// are its masters, rounded to the nearest; one that lay between two bf16 loses its last bit.
     ///
     /// # Errors
@@ -248,8 +237,29 @@ impl<R: Rule> GpuOptimizer<R> {
             .moves
             .drain(..)
             .for_each(|moves| moves.cancel(queue));
+        let sections: Vec<_> = self
+            .recorder
+            .tensors
+            .as_slice()
+            .iter()
+            .zip(&matched)
+            .map(|(tensor, entry)| {
+                let slots = self.groups.config(tensor.group).slots();
+                let sections = Section::all(&slots, &tensor.storage);
+                let fresh = |section: Section| {
+                    entry.section(&section).unwrap_or_else(|| {
+                        Cow::Owned(SectionValues::filled(
+                            section.codec,
+                            section.start.value(),
+                            tensor.numel as usize,
+                        ))
+                    })
+                };
+                sections.map(fresh).collect::<Vec<_>>()
+            })
+            .collect();
         for index in 0..self.recorder.plan.pieces.len() {
-            self.load_piece(index, &matched)?;
+            self.load_piece(index, &sections)?;
         }
         let Counts { steps, applied } = self.recorder.tensors.counts_of(state.steps, &matched);
         let applied: Vec<_> = applied.into_iter().map(Some).collect();
@@ -257,59 +267,36 @@ impl<R: Rule> GpuOptimizer<R> {
         Ok(())
     }
 
-    /// Uploads the state of a piece.
-    fn load_piece(&self, index: usize, matched: &[&TensorState]) -> Result<(), TransferError> {
+    /// Uploads the state of a piece; `sections` are those of all tensors.
+    fn load_piece(
+        &self,
+        index: usize,
+        sections: &[Vec<Cow<'_, SectionValues>>],
+    ) -> Result<(), TransferError> {
         let recorder = &self.recorder;
         let (device, queue) = (recorder.kernels.device(), recorder.kernels.queue());
         let piece = &recorder.plan.pieces[index];
-        let Some((buffer, sections)) = recorder.state[index].as_ref().zip(piece.state) else {
+        let Some(buffer) = &recorder.state[index] else {
             return Ok(());
         };
         // Neighbours share words of 16-bit values, so those go up in one.
-        let mut whole = vec![
-            0_u8;
-            if piece.storage.is_f32() {
-                0
-            } else {
-                buffer.size() as usize
-            }
-        ];
+        let is_whole = !piece.storage.is_f32();
+        let mut whole = vec![0_u8; if is_whole { buffer.size() as usize } else { 0 }];
         for part in &recorder.plan.parts[piece.parts.clone()] {
-            let entry = matched[part.tensor];
             let elems = part.elems.start as usize..part.elems.end as usize;
-            let slots = self.groups.config(piece.group).slots();
-            let kept = slots.kept().map(|slot| (slot.name, slot.start.value()));
-            let masters = (piece.storage.masters.slot(), 0.0);
-            let sections = kept.chain([masters]).take(sections.len() as usize);
-            for (slot, (name, start)) in (0..).zip(sections) {
-                let Some(offset) = recorder.plan.state_offset_bytes(part, slot) else {
+            for (section, values) in sections[part.tensor].iter().enumerate() {
+                let Some(Range { start, end }) = recorder.plan.state_bytes_of(part, section) else {
                     continue;
                 };
-                let fresh;
-                let values = match entry.slot(name) {
-                    Some(saved) => &saved[elems.clone()],
-                    None => {
-                        fresh = vec![start; elems.len()];
-                        &fresh
-                    }
-                };
-                if piece.storage.is_f32() {
-                    readback::upload(device, queue, buffer, offset, values)?;
-                    continue;
+                let values = values.slice(elems.clone());
+                if is_whole {
+                    whole[start as usize..end as usize].copy_from_slice(values);
+                } else {
+                    readback::upload_bytes(device, queue, buffer, start, values)?;
                 }
-                let masters = entry.slot(MASTER_PARAMS).map(|saved| &saved[elems.clone()]);
-                let bytes = match name {
-                    PARAMS_REST => match masters {
-                        Some(masters) => rest::encode(rest::of_masters(masters)),
-                        None => rest::encode(rest::of_values(values)),
-                    },
-                    MASTER_PARAMS => StorageType::F32.encode(values.iter().copied()),
-                    _ => piece.storage.state.encode(values.iter().copied()),
-                };
-                whole[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        if !whole.is_empty() {
+        if is_whole {
             readback::upload_bytes(device, queue, buffer, 0, &whole)?;
         }
         Ok(())

@@ -51,7 +51,7 @@ async fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
             .check_params(&all[i])
             .unwrap_or_else(|e| panic!("tensor {i}: {e}"));
         oracle
-            .check_velocity(state.tensors[i].slot("momentum_buffer").unwrap())
+            .check_velocity(&state.tensors[i].slot("momentum_buffer").unwrap())
             .unwrap();
     }
     (arena, optimizer)

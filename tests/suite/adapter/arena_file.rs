@@ -161,7 +161,7 @@ async fn files_keep_their_types_both_ways() {
             let params = params.unwrap();
             match state.tensors[index].slot("master_params") {
                 Some(masters) => {
-                    oracle.check_params(masters).unwrap();
+                    oracle.check_params(&masters).unwrap();
                     let rounded = masters.iter().map(|m| tensor.params_type.rounded(*m));
                     assert!(rounded.eq(params));
                 }

@@ -112,7 +112,7 @@ async fn check(bench: &Bench, seed: u64) -> usize {
         match state.slot("momentum_buffer") {
             Some(velocity) => drop(
                 oracle
-                    .check_velocity(velocity)
+                    .check_velocity(&velocity)
                     .unwrap_or_else(|e| panic!("{here}: {e}")),
             ),
             None => assert_eq!(group_of(&slot.name), "embeddings"),

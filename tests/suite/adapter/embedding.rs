@@ -385,7 +385,7 @@ async fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
                 applied_steps,
                 slots: vec![SlotState {
                     name: "momentum_buffer".into(),
-                    values: velocity,
+                    values: velocity.into(),
                 }],
                 ..state.tensors[tensor].clone()
             };

@@ -51,7 +51,7 @@ async fn check(bench: &Bench, arena: &Arena) -> usize {
             .check_params(&params[i])
             .unwrap_or_else(|e| panic!("{}: {e}", TENSORS[i].0));
         match state.tensors[i].slot("momentum_buffer") {
-            Some(velocity) => drop(oracle.check_velocity(velocity).unwrap()),
+            Some(velocity) => drop(oracle.check_velocity(&velocity).unwrap()),
             None => assert_eq!(group_of(TENSORS[i].0), "embeddings"),
         }
     }

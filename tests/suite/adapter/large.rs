@@ -42,7 +42,7 @@ impl Repeating {
     fn check(&self, first: usize, params: &[f32], velocity: &[f32]) {
         let check = |oracle: &Oracle, (params, velocity): (&[f32], &[f32])| {
             oracle.check_params(params).unwrap();
-            oracle.check_velocity(velocity).unwrap();
+            oracle.check_velocity(&velocity).unwrap();
         };
         let first = first % PERIOD;
         let head = (PERIOD - first).min(params.len());
@@ -154,7 +154,7 @@ async fn an_arena_of_three_hundred_million_elements() {
     for (tensor, (name, state)) in names.iter().zip(state.tensors).enumerate() {
         let params = bench.wait(arena.download_params(name)).await.unwrap();
         let velocity = state.slot("momentum_buffer").unwrap();
-        repeating.check(7 * tensor, &params, velocity);
+        repeating.check(7 * tensor, &params, &velocity);
     }
 }
 

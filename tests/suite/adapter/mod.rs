@@ -189,9 +189,7 @@ impl Bench {
 
     pub async fn velocity(&self, optimizer: &GpuOptimizer, tensor: usize) -> Option<Vec<f32>> {
         let state = self.wait(optimizer.state()).await.unwrap();
-        state.tensors[tensor]
-            .slot("momentum_buffer")
-            .map(<[f32]>::to_vec)
+        state.tensors[tensor].slot("momentum_buffer")
     }
 
     /// An optimizer over one tensor that fills its two buffers.

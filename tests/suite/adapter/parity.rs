@@ -85,7 +85,7 @@ async fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
         slice.fill(CANARY);
         if let Some(velocity) = state.slot("momentum_buffer") {
             oracle
-                .check_velocity(velocity)
+                .check_velocity(&velocity)
                 .unwrap_or_else(|e| panic!("{here}: {e}"));
         }
         assert_eq!(
@@ -240,7 +240,7 @@ async fn neighbours_that_share_a_dispatch_keep_their_own_state() {
                 .unwrap_or_else(|e| panic!("{i}: {e}"));
             let velocity = state.tensors[i].slot("momentum_buffer").unwrap();
             oracle
-                .check_velocity(velocity)
+                .check_velocity(&velocity)
                 .unwrap_or_else(|e| panic!("{i}: {e}"));
         }
     }

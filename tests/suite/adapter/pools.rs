@@ -78,7 +78,7 @@ async fn check(
             .unwrap_or_else(here);
         for slot in &state.slots {
             oracle
-                .check_slot(&slot.name, &slot.values)
+                .check_slot(&slot.name, &slot.values.to_f32())
                 .unwrap_or_else(here);
         }
         stepped[params.clone()].copy_from_slice(&host[params]);

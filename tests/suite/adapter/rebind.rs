@@ -177,7 +177,7 @@ async fn state_stays_with_tensors_that_move() {
                 assert_eq!(entry.applied_steps, 7 - frozen);
                 for slot in &entry.slots {
                     model.oracles[tensor]
-                        .check_slot(&slot.name, &slot.values)
+                        .check_slot(&slot.name, &slot.values.to_f32())
                         .unwrap();
                 }
             }

@@ -32,7 +32,7 @@ async fn check(
     for (slot, state) in kept.zip(state) {
         assert_eq!(slot.name, state.name);
         oracle
-            .check_slot(&state.name, &state.values)
+            .check_slot(&state.name, &state.values.to_f32())
             .unwrap_or_else(|e| panic!("{here}: {e}"));
     }
 }
@@ -61,7 +61,7 @@ async fn the_points_that_the_libraries_printed_are_visited() {
                     check(bench, &optimizer, 0, oracle, &params, &golden.name).await;
                     let state = bench.wait(optimizer.state()).await.unwrap();
                     if let Some(z) = state.tensors[0].slot("z") {
-                        averaged += golden.check_averaged(step, oracle, &params, z);
+                        averaged += golden.check_averaged(step, oracle, &params, &z);
                     }
                 }
             }
@@ -142,7 +142,7 @@ async fn every_config_over_every_size_and_offset() {
                 slice.fill(CANARY);
                 for state in &state.tensors[tensor].slots {
                     oracle
-                        .check_slot(&state.name, &state.values)
+                        .check_slot(&state.name, &state.values.to_f32())
                         .unwrap_or_else(|e| panic!("{here}: {e}"));
                 }
             }

@@ -218,8 +218,8 @@ async fn follow_by(
     let bindings = tensors.bindings(stored, &names, &params, &grads);
     let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
     let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
-    let slots = config.slots().kept().count();
-    let storage = stored.storage(slots);
+    let slots = config.slots();
+    let storage = stored.storage(&slots);
     let mut oracles: Vec<_> = tensors
         .params
         .iter()
@@ -288,19 +288,19 @@ async fn follow_by(
         let missed = u64::from(tensor == 7);
         assert_eq!(state.applied_steps, LRS.len() as u64 - missed, "{here}");
         let masters = usize::from(storage.masters != Masters::None);
-        assert_eq!(state.slots.len(), slots + masters, "{here}");
+        assert_eq!(state.slots.len(), slots.kept().count() + masters, "{here}");
         for slot in &state.slots {
             match slot.name.as_str() {
-                MASTER_PARAMS => oracle.check_masters(&slot.values),
+                MASTER_PARAMS => oracle.check_masters(&slot.values.to_f32()),
                 PARAMS_REST => {
-                    let pairs = stepped[tensor].iter().zip(&slot.values);
+                    let pairs = stepped[tensor].iter().zip(slot.values.to_f32());
                     let masters = pairs.map(|(param, rest)| {
                         let half = (param.to_bits() >> 16) as u16;
-                        f32::from_bits(rest::join(half, *rest as u16))
+                        f32::from_bits(rest::join(half, rest as u16))
                     });
                     oracle.check_masters(&masters.collect::<Vec<_>>())
                 }
-                name => oracle.check_slot(name, &slot.values),
+                name => oracle.check_slot(name, &slot.values.to_f32()),
             }
             .unwrap_or_else(|e| fail(e.to_string()));
         }
@@ -317,7 +317,7 @@ async fn every_rule_and_every_way_to_store() {
     };
     let bench = Bench::best().await;
     for (index, rule) in rules().iter().enumerate() {
-        for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
+        for (case, stored) in all(&rule.slots()).iter().enumerate() {
             if (index + case) % every == 0 {
                 follow(bench, rule, stored, index + case).await;
             }
@@ -329,8 +329,13 @@ async fn every_rule_and_every_way_to_store() {
 async fn every_way_to_store_on_both_roads_of_the_scalars() {
     for (road, bench) in Bench::both().await.enumerate() {
         let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule = rule.build().unwrap().into();
-        for (case, stored) in all(1).iter().enumerate().skip(road).step_by(2 * SPARSE) {
+        let rule: AnyRule = rule.build().unwrap().into();
+        for (case, stored) in all(&rule.slots())
+            .iter()
+            .enumerate()
+            .skip(road)
+            .step_by(2 * SPARSE)
+        {
             follow(bench, &rule, stored, case).await;
         }
     }
@@ -344,7 +349,7 @@ async fn every_rule_and_some_ways_to_store_under_a_control() {
     };
     for (road, bench) in Bench::both().await.enumerate() {
         for (index, rule) in rules().iter().enumerate() {
-            for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
+            for (case, stored) in all(&rule.slots()).iter().enumerate() {
                 if (7 * index + case) % every == road {
                     follow_under_control(bench, rule, stored, index + case).await;
                 }
@@ -357,8 +362,13 @@ async fn every_rule_and_some_ways_to_store_under_a_control() {
 async fn every_way_to_store_under_a_control() {
     for (road, bench) in Bench::both().await.enumerate() {
         let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule = rule.build().unwrap().into();
-        for (case, stored) in all(1).iter().enumerate().skip(road).step_by(4 * SPARSE) {
+        let rule: AnyRule = rule.build().unwrap().into();
+        for (case, stored) in all(&rule.slots())
+            .iter()
+            .enumerate()
+            .skip(road)
+            .step_by(4 * SPARSE)
+        {
             follow_under_control(bench, &rule, stored, case).await;
         }
     }
@@ -401,7 +411,7 @@ async fn run(
             let halves = bytemuck::pod_collect_to_vec::<u8, u16>(&bytes);
             let pairs = halves.into_iter().zip(rests);
             pairs
-                .map(|(half, rest)| rest::join(half, *rest as u16))
+                .map(|(half, rest)| rest::join(half, rest as u16))
                 .collect()
         }
         (None, None) => bytemuck::pod_collect_to_vec(&bytes),
@@ -503,7 +513,7 @@ async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
 async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
     let bench = Bench::best().await;
     let config = AnyRule::preset("adamw", None, 0.01).unwrap();
-    for (case, stored) in all(2).iter().enumerate().step_by(4 * SPARSE) {
+    for (case, stored) in all(&config.slots()).iter().enumerate().step_by(4 * SPARSE) {
         let tensors = Scattered::new(stored, vec![7, 64, 1031], case % 5, case % 3);
         let names = tensors.names();
         let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
@@ -544,7 +554,11 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
 async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
     for (road, bench) in Bench::both().await.enumerate() {
         let config = AnyRule::preset("adamw", None, 0.05).unwrap();
-        for stored in all(2).into_iter().skip(road).step_by(4 * SPARSE) {
+        for stored in all(&config.slots())
+            .into_iter()
+            .skip(road)
+            .step_by(4 * SPARSE)
+        {
             let numels = [8, 64, 1000, 4096, 12];
             let host: Vec<_> = numels
                 .iter()
@@ -573,7 +587,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
             let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
             let mut optimizer =
                 GpuOptimizer::with_groups(&bench.kernels, &groups, &tensors).unwrap();
-            let storage = stored.storage(2);
+            let storage = stored.storage(&config.slots());
             let mut oracles: Vec<_> = host
                 .iter()
                 .map(|(params, _)| Oracle::new(params, Rounding::WGSL).stored(storage))

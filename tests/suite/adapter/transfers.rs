@@ -222,7 +222,7 @@ pub async fn every_transfer() {
     for ((oracle, params), state) in oracles.iter().zip(&all).zip(&state.tensors) {
         oracle.check_params(params).unwrap();
         let velocity = state.slot("momentum_buffer").unwrap();
-        oracle.check_velocity(velocity).unwrap();
+        oracle.check_velocity(&velocity).unwrap();
     }
     assert_eq!(arena.download_params("weight").await.unwrap(), all[0]);
     let (device, queue) = (&bench.device, &bench.queue);

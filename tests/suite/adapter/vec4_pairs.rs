@@ -21,7 +21,7 @@ fn outcome(params: &[f32], state: &OptimizerState<AnyRule>) -> Outcome {
     let slots = state.tensors.iter().flat_map(|tensor| &tensor.slots);
     (
         bits(params),
-        slots.flat_map(|slot| bits(&slot.values)).collect(),
+        slots.flat_map(|slot| bits(&slot.values.to_f32())).collect(),
     )
 }
 
@@ -82,7 +82,7 @@ async fn scattered(bench: &Bench, rule: &AnyRule, shift: usize, is_software: boo
             .unwrap_or_else(|e| panic!("{here}: {e}"));
         for slot in &state.slots {
             oracle
-                .check_slot(&slot.name, &slot.values)
+                .check_slot(&slot.name, &slot.values.to_f32())
                 .unwrap_or_else(|e| panic!("{here}: {e}"));
         }
         rest[*start..start + numel].fill(CANARY);

@@ -80,7 +80,7 @@ fn every_tensor_follows_its_own_group() {
     for ((oracle, params), state) in oracles.iter().zip(&params).zip(&state.tensors) {
         oracle.check_params(params).unwrap();
         match state.slot("momentum_buffer") {
-            Some(velocity) => drop(oracle.check_velocity(velocity).unwrap()),
+            Some(velocity) => drop(oracle.check_velocity(&velocity).unwrap()),
             None => assert_eq!(group_of(&state.name), "embeddings"),
         }
         assert_eq!(state.applied_steps, 3);
@@ -140,7 +140,7 @@ fn a_state_holds_velocities_where_there_is_momentum() {
     let embed = unexpected.tensors.iter_mut().find(|t| t.name == "embed");
     embed.unwrap().slots.push(SlotState {
         name: "momentum_buffer".into(),
-        values: vec![1.0; 71],
+        values: vec![1.0; 71].into(),
     });
     assert_eq!(
         resumed.load_state(&unexpected),

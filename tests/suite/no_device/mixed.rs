@@ -1,12 +1,13 @@
 //! The CPU twin over tensors that are not stored as f32.
 
+use wgpu_optim::files::{Dtype, Header};
 use wgpu_optim::half::bf16;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
+use wgpu_optim::storage::{self, Codec, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
-    AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig, SgdConfig,
-    SliceError, SlotState, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
-    TensorValues as Values,
+    AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, Rule,
+    ScheduleFreeSgdConfig, SgdConfig, SliceError, SlotState, StateError, StorageType, TensorSlice,
+    TensorSliceMut, TensorSpec, TensorValues as Values,
 };
 
 use crate::cases::{LRS, values};
@@ -39,15 +40,15 @@ fn every_rule_over_every_way_to_store_stays_within_its_bound() {
     let numels = [0, 1, 2, 31, 32, 33, 1023, 1024, 1025];
     for preset in AnyRule::presets() {
         let config = preset.config(0.05).unwrap();
-        let slots = config.slots().kept().count();
-        for stored in all(slots) {
+        let slots = config.slots();
+        for stored in all(&slots) {
             let mut optimizer = optimizer(&config, &stored, &numels);
             let (mut params, grads) = start(&stored, &numels);
             let mut oracles: Vec<_> = params
                 .iter()
                 .map(|params| {
                     let oracle = Oracle::new(&params.to_f32(), Rounding::NEAREST);
-                    oracle.stored(stored.storage(slots))
+                    oracle.stored(stored.storage(&slots))
                 })
                 .collect();
             for lr in LRS {
@@ -64,9 +65,11 @@ fn every_rule_over_every_way_to_store_stays_within_its_bound() {
                 oracle.check_params(&params).unwrap_or_else(fail);
                 for slot in &state.slots {
                     match slot.name.as_str() {
-                        MASTER_PARAMS => oracle.check_masters(&slot.values),
-                        PARAMS_REST => oracle.check_masters(&joined(&params, &slot.values)),
-                        name => oracle.check_slot(name, &slot.values),
+                        MASTER_PARAMS => oracle.check_masters(&slot.values.to_f32()),
+                        PARAMS_REST => {
+                            oracle.check_masters(&joined(&params, &slot.values.to_f32()))
+                        }
+                        name => oracle.check_slot(name, &slot.values.to_f32()),
                     }
                     .unwrap_or_else(fail);
                 }
@@ -90,7 +93,7 @@ fn joined(params: &[f32], rests: &[f32]) -> Vec<f32> {
 fn however_many_threads_there_are() {
     let config = AnyRule::preset("adamw", None, 0.01).unwrap();
     let numels = [300_001, 5, 70_000];
-    for stored in all(2) {
+    for stored in all(&config.slots()) {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
@@ -136,11 +139,11 @@ fn masters_are_the_run_in_f32_and_rests_are_the_masters() {
     }
     let [(masters, params), (rests, halves)] = runs;
     let state = masters.state();
-    assert_eq!(state.tensors[0].slot(MASTER_PARAMS), Some(&in_f32[..]));
+    assert_eq!(state.tensors[0].slot(MASTER_PARAMS), Some(in_f32.clone()));
     assert_eq!(params[0], Values::new(StorageType::Bf16, &in_f32));
     let state = rests.state();
     let rests = state.tensors[0].slot(PARAMS_REST).unwrap();
-    assert_eq!(joined(&halves[0].to_f32(), rests), in_f32);
+    assert_eq!(joined(&halves[0].to_f32(), &rests), in_f32);
 }
 
 /// Updates below half a unit in the last place: the nearest stands still, masters and random bits do not.
@@ -185,7 +188,7 @@ fn what_is_too_small_for_bf16_adds_up_in_masters_and_in_the_mean() {
 #[test]
 fn a_state_goes_on_where_it_was_and_masters_become_rests() {
     let config = AnyRule::preset("adamw", None, 0.01).unwrap();
-    for stored in all(2) {
+    for stored in all(&config.slots()) {
         let numels = [77, 4];
         let (mut params, grads) = start(&stored, &numels);
         let mut optimizer_then = optimizer(&config, &stored, &numels);
@@ -219,12 +222,9 @@ fn a_state_goes_on_where_it_was_and_masters_become_rests() {
     let state = rests.state();
     let joined = joined(
         &others[0].to_f32(),
-        state.tensors[0].slot(PARAMS_REST).unwrap(),
+        &state.tensors[0].slot(PARAMS_REST).unwrap(),
     );
-    assert_eq!(
-        masters.state().tensors[0].slot(MASTER_PARAMS),
-        Some(&joined[..])
-    );
+    assert_eq!(masters.state().tensors[0].slot(MASTER_PARAMS), Some(joined));
 }
 
 /// A rule that keeps no slot leaves masters alone; they stay where one that keeps some goes on, whose slots start fresh. And
@@ -340,7 +340,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
     state.tensors[0].applied_steps = 1;
     state.tensors[0].slots = vec![SlotState {
         name: MASTER_PARAMS.into(),
-        values: masters.clone(),
+        values: masters.clone().into(),
     }];
     let mut rests = bf16_optimizer(Masters::Rest, masters.len());
     rests.load_state(&state).unwrap();
@@ -354,7 +354,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
     let state = rests.state();
     let kept = state.tensors[0].slot(PARAMS_REST).unwrap();
     for ((param, rest), master) in params.iter().zip(kept).zip(&masters) {
-        let joined = f32::from_bits(rest::join(param.to_bits(), *rest as u16));
+        let joined = f32::from_bits(rest::join(param.to_bits(), rest as u16));
         let off = joined.to_bits().abs_diff(master.to_bits());
         assert!(off <= 1, "{joined} of {master}");
     }
@@ -414,9 +414,94 @@ fn an_average_starts_again_where_parameters_were_changed() {
     optimizer.params_changed("weight").unwrap();
     let state = optimizer.state();
     let z = state.tensors[0].slot("z").unwrap();
-    assert_eq!(config.averaged_params(&weight, z), weight);
+    assert_eq!(config.averaged_params(&weight, &z), weight);
     optimizer.step(&mut [&mut weight], &[&[0.0; 2]]).unwrap();
     let state = optimizer.state();
     assert_eq!(state.tensors[0].slot("z").unwrap(), [10.0, 20.0]);
     assert_eq!(weight, [10.0, 20.0]);
+}
+
+/// Each slot by its own codec, in memory and in a file.
+#[test]
+fn slots_of_one_rule_have_types_of_their_own() {
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let stored = Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::F32,
+        precision: Precision {
+            state: StorageType::Bf16,
+            slots: &[("exp_avg_sq", StorageType::F32)],
+            masters: Masters::Rest,
+            ..Precision::default()
+        },
+    };
+    let numels = [77, 4];
+    let (mut params, grads) = start(&stored, &numels);
+    let mut then = optimizer(&config, &stored, &numels);
+    step(&mut then, &mut params, &grads);
+    let state = then.state();
+    let codecs = state.tensors[0].slots.iter();
+    let codecs: Vec<_> = codecs
+        .map(|slot| (&*slot.name, slot.values.codec()))
+        .collect();
+    let expected = [
+        ("exp_avg", Codec::Bf16),
+        ("exp_avg_sq", Codec::F32),
+        (PARAMS_REST, Codec::LowBits),
+    ];
+    assert_eq!(codecs, expected);
+
+    let file = state.to_safetensors().unwrap();
+    let header = Header::of(&file).unwrap();
+    let dtype = |name: &str| {
+        let mut entries = header.tensors().iter();
+        entries.find(|entry| entry.name == name).unwrap().dtype
+    };
+    assert_eq!(dtype("77.exp_avg"), Dtype::BF16);
+    assert_eq!(dtype("77.exp_avg_sq"), Dtype::F32);
+    assert_eq!(dtype("77.params_rest"), Dtype::U16);
+    let read = OptimizerState::<AnyRule>::from_safetensors(&file).unwrap();
+    assert_eq!(read.tensors, state.tensors);
+
+    // As files had them before: everything in F32, low bits as whole numbers.
+    let mut old = state.clone();
+    for slot in old.tensors.iter_mut().flat_map(|tensor| &mut tensor.slots) {
+        slot.values = slot.values.to_f32().into();
+    }
+    let read = OptimizerState::<AnyRule>::from_safetensors(&old.to_safetensors().unwrap()).unwrap();
+    for state in [read, state] {
+        let mut resumed = optimizer(&config, &stored, &numels);
+        resumed.load_state(&state).unwrap();
+        assert_eq!(resumed.state(), then.state());
+    }
+    // In memory they are what they are called.
+    let error = optimizer(&config, &stored, &numels).load_state(&old);
+    let is_codec = |error: &StateError| matches!(error, StateError::Codec { slot, actual: "f32", .. } if slot == PARAMS_REST);
+    assert!(is_codec(&error.unwrap_err()));
+}
+
+#[test]
+fn a_slot_that_no_rule_has_is_an_error() {
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let precision = Precision {
+        slots: &[("exp_avg_squared", StorageType::Bf16)],
+        ..Precision::default()
+    };
+    let groups = ParamGroups::new(config).with_precision(precision);
+    let error = CpuOptimizer::with_groups(&groups, [("weight", [4])]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "group \"default\": no slot \"exp_avg_squared\" to store as another type, expected one of \"exp_avg, exp_avg_sq, \
+         max_exp_avg_sq\""
+    );
+    // A group that is added later may have it.
+    let sgd = AnyRule::preset("sgd", None, 0.1).unwrap();
+    let precision = Precision {
+        slots: &[("exp_avg_sq", StorageType::Bf16)],
+        ..Precision::default()
+    };
+    let groups = ParamGroups::new(sgd).with_precision(precision);
+    let adamw = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let groups = groups.with("adamw", adamw, |_| true).unwrap();
+    CpuOptimizer::with_groups(&groups, [("weight", [4])]).unwrap();
 }

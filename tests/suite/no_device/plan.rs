@@ -1,9 +1,10 @@
 use proptest::prelude::*;
+use std::iter::repeat_n;
 use wgpu_optim::plan::{
     Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
     TensorLayout, WORKGROUP_SIZE, Window,
 };
-use wgpu_optim::storage::Storage;
+use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
@@ -18,10 +19,10 @@ const COMMON: DeviceLimits = DeviceLimits {
 };
 
 /// A group without state among groups with more and more of it.
-fn slots_of(group: usize) -> u32 {
+fn slots_of(group: usize) -> usize {
     match group {
         1 => 0,
-        group => 1 + group as u32 % 3,
+        group => 1 + group % 3,
     }
 }
 
@@ -37,8 +38,16 @@ fn tensor(numel: u64, params_offset_bytes: u64, grads_offset_bytes: u64) -> Tens
             buffer: 1,
             offset_bytes: grads_offset_bytes,
         },
-        slots: 1,
+        storage: with_slots(1),
         ..TensorLayout::default()
+    }
+}
+
+/// The storage of `f32` with so many slots.
+fn with_slots(slots: usize) -> Storage {
+    Storage {
+        state: repeat_n(Codec::F32, slots).collect(),
+        ..Storage::default()
     }
 }
 
@@ -64,7 +73,10 @@ fn storages() -> Vec<Storage> {
                     masters,
                     ..Precision::default()
                 };
-                storages.push(Storage::new(params, grads, 1, &precision));
+                let slots = [[].as_slice(), &["a"], &["a", "b"], &["a", "b", "c"]];
+                let of =
+                    |slots: &[&str]| Storage::new(params, grads, slots.iter().copied(), &precision);
+                storages.extend(slots[1..].iter().map(|slots| of(slots)));
             }
         }
     }
@@ -186,21 +198,19 @@ fn check_plan(
             at(&layout.grads, &piece.grads, layout.storage.grads);
             assert_eq!(piece.params_buffer, layout.params.buffer);
             assert_eq!(piece.grads_buffer, layout.grads.buffer);
-            assert_eq!(piece.state.map_or(0, |state| state.slots), layout.slots);
-            let sections = layout.slots + u32::from(layout.storage.masters != Masters::None);
-            for slot in 0..sections {
-                let at = plan.state_offset_bytes(part, slot).unwrap();
-                let state = piece.state.unwrap();
-                let elem_bytes = match layout.storage.masters {
-                    Masters::F32 if slot == layout.slots => 4,
-                    Masters::Rest if slot == layout.slots => 2,
-                    _ => layout.storage.state.bytes(),
-                };
-                assert_eq!(state.elem_bytes(slot), elem_bytes);
-                assert_eq!(at % elem_bytes, 0);
-                assert!(at + u64::from(part.numel()) * elem_bytes <= state.size_bytes());
+            let codecs = layout.storage.state;
+            assert_eq!(
+                piece.state.map(|state| state.codecs).unwrap_or_default(),
+                codecs
+            );
+            for (section, codec) in codecs.iter().enumerate() {
+                let bytes = plan.state_bytes_of(part, section).unwrap();
+                assert_eq!(bytes.start % codec.elem_bytes(), 0);
+                let size = u64::from(part.numel()) * codec.elem_bytes();
+                assert_eq!(bytes.end - bytes.start, size);
+                assert!(bytes.end <= piece.state.unwrap().size_bytes());
             }
-            assert_eq!(plan.state_offset_bytes(part, sections), None);
+            assert_eq!(plan.state_bytes_of(part, codecs.len()), None);
             next = part.elems.end;
         }
         assert_eq!(next, layout.numel, "every element lies in a part");
@@ -231,13 +241,17 @@ fn check_plan(
                     .is_multiple_of(piece.unit_elems(Access::Vec4))
             );
             assert!(state.section_elems >= state.first_elem + piece.numel);
-            let section_of = |slot| {
-                state.start_bytes(slot) - u64::from(state.first_elem) * state.elem_bytes(slot)
+            let elem_bytes = |section: usize| state.codecs[section].elem_bytes();
+            let start_of = |section: usize| {
+                state.start_bytes(section) - u64::from(state.first_elem) * elem_bytes(section)
             };
-            for slot in 1..state.slots + u32::from(storage.masters != Masters::None) {
-                let apart = section_of(slot) - section_of(slot - 1);
-                let elem_bytes = state.elem_bytes(slot - 1);
-                assert_eq!(apart, u64::from(state.section_elems) * elem_bytes);
+            for section in 1..state.codecs.len() {
+                let apart = start_of(section) - start_of(section - 1);
+                assert_eq!(
+                    apart,
+                    u64::from(state.section_elems) * elem_bytes(section - 1)
+                );
+                assert_eq!(start_of(section) % 16, 0);
             }
         }
     }
@@ -413,7 +427,7 @@ proptest! {
             // In one buffer with their gradients, too, then behind each other.
             let mut layout = tensor(*numel, at, at + if other == *buffer { 1 << 16 } else { 0 });
             (layout.params.buffer, layout.grads.buffer) = (*buffer, other);
-            (layout.group, layout.slots) = (*group, slots_of(*group));
+            (layout.group, layout.storage) = (*group, with_slots(slots_of(*group)));
             small.push(layout);
         }
         check_plan(&small, &limits, &|tensor| batched[tensor].4);
@@ -422,7 +436,7 @@ proptest! {
         let sizes: Vec<_> = follow.iter().map(|(n, padding, ..)| (*n, *padding)).collect();
         let mut together = contiguous(&sizes, 4 * start);
         for (tensor, (.., group)) in together.iter_mut().zip(&follow) {
-            (tensor.group, tensor.slots) = (*group, slots_of(*group));
+            (tensor.group, tensor.storage) = (*group, with_slots(slots_of(*group)));
         }
         check_plan(&together, &limits, &|tensor| follow[tensor].2);
         together.reverse();
@@ -472,7 +486,10 @@ proptest! {
                 let layout = TensorLayout {
                     padding_elems: *padding_elems,
                     group: *group,
-                    slots: 1 + *group as u32 % 3,
+                    storage: Storage {
+                        state: storage.state.iter().copied().take(1 + *group % 3).collect(),
+                        ..storage
+                    },
                     ..stored(*numel, params, grads)
                 };
                 params += numel + padding_elems;
@@ -630,7 +647,7 @@ fn limits_without_bounds_leave_those_of_indices_and_drivers() {
             assert!(
                 x.max(y) <= 65_535 && x * y * u64::from(WORKGROUP_SIZE) >= dispatch.count.into()
             );
-            let unit_elems = dispatch.access.unit_elems(&Storage::F32);
+            let unit_elems = dispatch.access.unit_elems(&Storage::default());
             updated += u64::from(dispatch.count) * u64::from(unit_elems);
         }
         assert_eq!(updated, numel);
@@ -644,12 +661,8 @@ fn software_adapters_take_half_the_invocations_for_the_same_elements() {
         ..COMMON
     };
     let per_workgroup = 4 * u64::from(WORKGROUP_SIZE);
-    let bf16 = Storage::new(
-        StorageType::Bf16,
-        StorageType::Bf16,
-        1,
-        &Precision::default(),
-    );
+    let of = StorageType::Bf16;
+    let bf16 = Storage::new(of, of, ["slot"], &Precision::default());
     // Whole pairs, a vec4 alone in its workgroup, an odd end, and an odd start.
     for (numel, start) in [
         (8 * per_workgroup, 0),
@@ -729,7 +742,7 @@ fn small_scattered_tensors_share_dispatches_as_far_as_bindings_reach() {
     let of_many = |tensors: &[TensorLayout]| [32, 10, 8, 6, 5, 3].map(|n| dispatches(tensors, n));
     assert_eq!(of_many(&tensors), [10, 34, 50, 50, 100, 100]);
     for tensor in &mut tensors {
-        tensor.slots = 0;
+        tensor.storage = Storage::default();
     }
     assert_eq!(of_many(&tensors), [10, 20, 25, 34, 50, 100]);
     // An odd end takes the batch by the element, not a dispatch of its own.
@@ -745,7 +758,7 @@ fn a_batch_is_dispatched_once_per_class() {
     let plan = Plan::new(&scattered(&[tensor(64, 0, 0); 3]), &COMMON).unwrap();
     assert_eq!(plan.batches.len(), 1, "of two, and one is left");
     let plain = TensorLayout {
-        slots: 0,
+        storage: Storage::default(),
         ..tensor(64, 0, 0)
     };
     let plan = Plan::new(&scattered(&[plain; 4]), &COMMON).unwrap();

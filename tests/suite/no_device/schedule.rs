@@ -138,7 +138,7 @@ fn a_schedule_may_decay_for_ever() {
         let state = optimizer.state();
         assert_eq!(!state.tensors[0].slots.is_empty(), config.has_velocity());
         if let Some(velocity) = state.tensors[0].slot("momentum_buffer") {
-            oracle.check_velocity(velocity).unwrap();
+            oracle.check_velocity(&velocity).unwrap();
         }
     }
 }

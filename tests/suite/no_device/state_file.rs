@@ -518,7 +518,7 @@ fn files_of_format_1_are_read() {
     assert_eq!((&*b.shape, &*b.meaning), (&[2, 1][..], "ema"));
     let velocity = SlotState {
         name: "momentum_buffer".to_owned(),
-        values: vec![1.5, -0.25],
+        values: vec![1.5, -0.25].into(),
     };
     assert_eq!(b.slots, [velocity]);
     // And written in the format of today.

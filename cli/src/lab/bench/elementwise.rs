@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use std::iter::repeat_n;
 use wgpu_optim::plan::{Access, DeviceLimits, Piece, Place, Plan, Target, TensorLayout};
+use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::{Arena, MAX_SLOTS, Rule as _, SgdConfig, Terms, readback, wgpu};
 
 use super::timing::GpuWork;
@@ -210,7 +212,7 @@ pub struct Elementwise<'a> {
     /// Velocity and scratch, in the places of parameters and gradients.
     chained: Option<Arena>,
     /// How many slots the state has.
-    slots: u32,
+    slots: usize,
     momentum: f64,
     dispatches: Vec<Dispatch>,
 }
@@ -288,7 +290,7 @@ impl<'a> Elementwise<'a> {
         let uses = |array| ops.iter().any(|op| op.arrays.contains(&array));
         let is_chain = uses(Array::Velocity) || uses(Array::Scratch);
         let slots = match uses(Array::State) {
-            true => problem.config().slots().kept().count() as u32,
+            true => problem.config().slots().kept().count(),
             false => 0,
         };
         let mut chain = Self {
@@ -319,7 +321,10 @@ impl<'a> Elementwise<'a> {
                 numel: tensor.numel.next_multiple_of(4),
                 params: place(0),
                 grads: place(1),
-                slots: self.slots,
+                storage: Storage {
+                    state: repeat_n(Codec::F32, self.slots).collect(),
+                    ..Storage::default()
+                },
                 ..TensorLayout::default()
             };
             ensure!(

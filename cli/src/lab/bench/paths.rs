@@ -283,7 +283,7 @@ impl<'a> Setup<'a> {
             let mut arrays = Stream::new(slots, problem.grads());
             Box::new(move || arrays.run())
         } else {
-            let mut arrays = WideStream::new(&storage, slots, problem.numel());
+            let mut arrays = WideStream::new(&storage, problem.numel());
             Box::new(move || arrays.run())
         };
         Box::new(move || {

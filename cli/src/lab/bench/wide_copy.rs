@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
 use wgpu_optim::plan::{Access, Plan, Target};
-use wgpu_optim::storage::Storage;
-use wgpu_optim::{Arena, Masters, Rule as _, StorageType, TensorSpec, wgpu};
+use wgpu_optim::storage::{Codec, Storage};
+use wgpu_optim::{Arena, Masters, Rule as _, TensorSpec, wgpu};
 
 use super::timing::GpuWork;
 use crate::Failure;
@@ -16,17 +16,12 @@ use crate::lab::problem::Problem;
 const NAME: &str = "wgpu_optim.bench.wide_copy";
 
 /// Vec4 that eight values fill.
-const fn vec4s(of: StorageType) -> u32 {
-    of.bytes() as u32 / 2
+fn vec4s(of: impl Into<Codec>) -> u32 {
+    of.into().elem_bytes() as u32 / 2
 }
 
-/// The kernel for a storage and a number of slots.
-fn source(storage: &Storage, slots: u32) -> String {
-    let masters = match storage.masters {
-        Masters::None => 0,
-        Masters::F32 => 2,
-        Masters::Rest => 1,
-    };
+/// The kernel for a storage.
+fn source(storage: &Storage) -> String {
     // Of every array the vec4s of a unit: where each is.
     let unit_of = |array: &str, base: u32, vec4s: u32| -> Vec<String> {
         let at = |vec4| match base {
@@ -37,11 +32,11 @@ fn source(storage: &Storage, slots: u32) -> String {
     };
     let grads = unit_of("grads", 0, vec4s(storage.grads));
     let params = unit_of("params", 0, vec4s(storage.params));
-    let width = vec4s(storage.state);
-    let mut state: Vec<_> = (0..slots)
-        .flat_map(|slot| unit_of("state", slot * width, width))
-        .collect();
-    state.extend(unit_of("state", slots * width, masters));
+    let mut state = Vec::new();
+    for codec in &*storage.state {
+        // As many lie before it for each unit.
+        state.extend(unit_of("state", state.len() as u32, vec4s(*codec)));
+    }
     let reads_params = storage.masters != Masters::F32;
     let mut body = String::new();
     let arrays = [
@@ -99,14 +94,13 @@ pub struct WideCopy {
 impl WideCopy {
     pub fn new(open: &OpenGpu, problem: &Problem) -> Result<Self> {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
-        let slots = problem.config().slots().kept().count() as u32;
         let storage = problem.storage();
         let all = TensorSpec::new("all", [problem.numel().next_multiple_of(8)]);
         let all = all.stored_as(storage.params, storage.grads);
         let arena = Arena::new(device, queue, [all])?;
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(NAME),
-            source: wgpu::ShaderSource::Wgsl(source(&storage, slots).into()),
+            source: wgpu::ShaderSource::Wgsl(source(&storage).into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(NAME),
@@ -116,7 +110,7 @@ impl WideCopy {
             compilation_options: wgpu::PipelineCompilationOptions::default(),
             cache: None,
         });
-        let layouts = arena.layouts(slots, problem.precision());
+        let layouts = arena.layouts(&problem.config().slots(), problem.precision());
         let plan = Plan::new(&layouts, open.kernels.device_limits())?;
         let buffer = |label, size, usage| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -195,6 +189,8 @@ impl GpuWork for WideCopy {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use wgpu_optim::StorageType;
+
     use super::*;
 
     /// A vec4 of 16 bytes for each time that the step moves as many.
@@ -214,12 +210,13 @@ mod tests {
                     masters,
                     ..Default::default()
                 };
+                let slots = std::iter::repeat_n("slot", slots);
                 let storage = Storage::new(params, grads, slots, &precision);
-                let source = source(&storage, slots as u32);
+                let source = source(&storage);
                 naga::front::wgsl::parse_str(&source).unwrap();
                 let body = source.split_once("return;").unwrap().1;
                 let accesses = body.matches("* unit +").count() as u64;
-                assert_eq!(16 * accesses, 8 * storage.bytes_per_elem(slots as u64));
+                assert_eq!(16 * accesses, 8 * storage.bytes_per_elem());
             }
         }
     }

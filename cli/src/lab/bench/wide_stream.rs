@@ -33,16 +33,16 @@ struct Array {
 
 impl WideStream {
     /// Makes a stream over so many elements, each array with its step's accesses.
-    pub fn new(storage: &Storage, slots: usize, numel: usize) -> Self {
+    pub fn new(storage: &Storage, numel: usize) -> Self {
         let params = (
             storage.params.bytes(),
             storage.masters != Masters::F32,
             true,
         );
         let grads = (storage.grads.bytes(), true, false);
-        let slots = std::iter::repeat_n((storage.state.bytes(), true, true), slots);
-        let masters = storage.masters_bytes().map(|bytes| (bytes, true, true));
-        let arrays = [grads, params].into_iter().chain(slots).chain(masters);
+        let state = storage.state.iter();
+        let state = state.map(|codec| (codec.elem_bytes(), true, true));
+        let arrays = [grads, params].into_iter().chain(state);
         let numel = numel.next_multiple_of(BLOCK_ELEMS);
         let array = |(index, (bytes, reads, writes)): (usize, (u64, bool, bool))| {
             let words = BLOCK_ELEMS * bytes as usize / 4;

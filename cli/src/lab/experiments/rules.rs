@@ -274,7 +274,7 @@ fn walk(landscape: Landscape, rule: &AnyRule) -> Result<Vec<[f64; 2]>> {
             AnyRule::ScheduleFreeSgd(config) => {
                 let state = optimizer.state();
                 let z = state.tensors[0].slot("z").context("no z")?;
-                wide(&config.averaged_params(&params, z))
+                wide(&config.averaged_params(&params, &z))
             }
             _ => wide(&params),
         });

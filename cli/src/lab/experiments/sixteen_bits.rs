@@ -56,9 +56,9 @@ impl Method {
             Self::MastersRest => (Masters::Rest, Rounding::Nearest),
         };
         Precision {
-            state: StorageType::F32,
             masters,
             rounding,
+            ..Precision::default()
         }
     }
 

@@ -256,7 +256,7 @@ async fn follow(bench: &Bench, rule: &AnyRule, control: StepControl, read_every:
         assert_eq!(state.tensors[i].applied_steps, applied[i], "{here}");
         for slot in &state.tensors[i].slots {
             oracle
-                .check_slot(&slot.name, &slot.values)
+                .check_slot(&slot.name, &slot.values.to_f32())
                 .unwrap_or_else(|e| panic!("{here}: {e}"));
         }
     }

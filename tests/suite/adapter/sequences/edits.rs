@@ -35,14 +35,14 @@ impl<R: Textbook> Run<'_, R> {
                 });
                 theta.collect()
             }
-            (_, Some(rests)) if !is_said => joined(params, rests),
+            (_, Some(rests)) if !is_said => joined(params, &rests),
             _ => params.to_vec(),
         };
         for slot in self.setup.rule.slots().kept() {
             let mut kept = state.slots.iter_mut();
             let kept = kept.find(|kept| kept.name == slot.name);
             if let Some(kept) = kept.filter(|_| is_said && slot.start == Start::Params) {
-                kept.values = params.to_vec();
+                kept.values = params.to_vec().into();
             }
         }
         let rule = Counted {
@@ -210,7 +210,7 @@ async fn what_is_made_of_changed_parameters_is_made_to_the_last_element() {
                                 "{here}: {there:?}"
                             );
                         }
-                        there => assert!(is_made || there == Some(&slot.values[..]), "{here}"),
+                        there => assert!(is_made || there == Some(slot.values.to_f32()), "{here}"),
                     }
                 }
             }

@@ -123,7 +123,7 @@ struct Run<'b, R: Textbook> {
 impl<'b, R: Textbook> Run<'b, R> {
     fn new(bench: &'b Bench, setup: &Setup<R>, seed: u64) -> Self {
         let host = Host::new(&setup.stored, setup.numels(), seed);
-        let places = (0..PLACES).map(|place| Place::new(bench, &setup.stored, place, &host));
+        let places = (0..PLACES).map(|place| Place::new(bench, setup, place, &host));
         let places: Vec<_> = places.collect();
         let names: Vec<_> = (0..host.numels.len()).map(|i| format!("t{i}")).collect();
         let storage = setup.storage();
@@ -609,9 +609,11 @@ impl<'b, R: Textbook> Run<'b, R> {
             assert_eq!(entry.slots.len(), kept + masters, "{}", here());
             for slot in &entry.slots {
                 let checked = match slot.name.as_str() {
-                    MASTER_PARAMS => oracle.check_masters(&slot.values),
-                    PARAMS_REST => oracle.check_masters(&joined(&params[tensor], &slot.values)),
-                    name => oracle.check_slot(name, &slot.values),
+                    MASTER_PARAMS => oracle.check_masters(&slot.values.to_f32()),
+                    PARAMS_REST => {
+                        oracle.check_masters(&joined(&params[tensor], &slot.values.to_f32()))
+                    }
+                    name => oracle.check_slot(name, &slot.values.to_f32()),
                 };
                 checked.unwrap_or_else(|e| panic!("{e}: {}", here()));
             }

@@ -14,7 +14,7 @@ pub struct Setup<R> {
 
 impl<R: Rule> Setup<R> {
     pub fn storage(&self) -> Storage {
-        self.stored.storage(self.rule.slots().kept().count())
+        self.stored.storage(&self.rule.slots())
     }
 
     /// Whether every step has the same scalars, whatever has been counted.
@@ -59,7 +59,8 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new(bench: &Bench, stored: &Stored, place: usize, host: &Host) -> Self {
+    pub fn new<R: Rule>(bench: &Bench, setup: &Setup<R>, place: usize, host: &Host) -> Self {
+        let stored = &setup.stored;
         let mut starts = vec![0; host.numels.len()];
         let mut next = 0;
         let mut order: Vec<_> = (0..starts.len()).collect();
@@ -70,7 +71,7 @@ impl Place {
             starts[tensor] = match place {
                 0 if tensor < IN_A_ROW => next,
                 // Whole words of sixteen bits.
-                2 => next + if stored.storage(1).is_f32() { 5 } else { 6 },
+                2 => next + if setup.storage().is_f32() { 5 } else { 6 },
                 _ => next,
             };
             next = starts[tensor] + host.numels[tensor];
@@ -172,6 +173,7 @@ pub fn stored(
         state,
         masters,
         rounding,
+        ..Precision::default()
     };
     Stored {
         params,
