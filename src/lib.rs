@@ -85,7 +85,7 @@ pub mod storage;
 mod wgsl;
 
 pub use control::{
-    ControlRecord, ControlState, GradNorm, LossScale, NonFinite, StepControl, Verdict,
+    ControlRecord, ControlState, GradNorm, GradNorms, LossScale, NonFinite, StepControl, Verdict,
 };
 pub use cpu::{
     CpuControl, CpuOptimizer, SliceError, TensorError, TensorSlice, TensorSliceMut, TensorValues,

@@ -45,6 +45,11 @@ pub enum ShardError {
         /// The tensor.
         tensor: String,
     },
+    /// A control that clips tensors one by one, whose norms no rank has a whole of.
+    #[error(
+        "shards are not clipped tensor by tensor (tensor_max_norm); clip by the norm of all or of groups"
+    )]
+    ClipsTensors,
     /// More than fits into one message.
     #[error("{bytes} bytes are more than one message may have; use smaller buckets")]
     TooLarge {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use mpi::traits::Communicator;
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    Arena, ConfigError, ControlRecord, CpuControl, CpuOptimizer, GradNorm, GroupError, Kernels,
-    OptimizerState, ParamGroups, Rule, SliceError, StepControl, StorageType, TensorSlice,
+    Arena, ConfigError, ControlRecord, CpuControl, CpuOptimizer, GradNorm, GradNorms, GroupError,
+    Kernels, OptimizerState, ParamGroups, Rule, SliceError, StepControl, StorageType, TensorSlice,
     TensorSliceMut, TensorSpec, Twin, UnknownTensor, Verdict,
 };
 
@@ -173,6 +173,10 @@ impl Layout {
             let group = group.to_owned();
             checked = Err(SliceError::UnknownGroup { group }.into());
         }
+        let control = sharding.control.as_ref();
+        if control.is_some_and(|control| control.tensor_max_norm().is_some()) {
+            checked = Err(ShardError::ClipsTensors);
+        }
         ranks.agree(checked.map(|()| &terms))?;
 
         let numels: Vec<_> = tensors.iter().map(numel).collect();
@@ -292,7 +296,10 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
                 let grads = reduced.grads.iter().map(|grads| TensorSlice::F32(grads));
                 let grads: Vec<_> = grads.collect();
                 let stepped = match reduced.verdict {
-                    Some(verdict) => share.0.step_by(&mut params, &grads, verdict),
+                    Some(verdict) => {
+                        let norms = GradNorms::default();
+                        share.0.step_by(&mut params, &grads, &norms, verdict)
+                    }
                     None => share.0.step_mixed(&mut params, &grads),
                 };
                 Ok(stepped?)
@@ -578,6 +585,10 @@ impl<S: Share> ShardedOptimizer<S> {
                 of_rank.push(GradNorm::from_bytes(norm));
             }
         }
-        Ok(Some(control.decide(&of_ranks)))
+        let of_ranks = of_ranks.into_iter().map(|shared| GradNorms {
+            shared,
+            ..GradNorms::default()
+        });
+        Ok(Some(control.decide(&of_ranks.collect::<Vec<_>>())))
     }
 }

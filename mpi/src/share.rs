@@ -105,7 +105,7 @@ impl<R: Twin> sealed::Share for CpuShare<R> {
         control: &StepControl,
     ) -> Result<Vec<GradNorm>, SliceError> {
         let grads: Vec<_> = grads.iter().map(|grads| TensorSlice::F32(grads)).collect();
-        self.0.grad_norms(&grads, control)
+        Ok(self.0.grad_norms(&grads, control)?.shared)
     }
 }
 

@@ -1,6 +1,5 @@
-// From partial sums to what becomes of the step: one workgroup, one order. CPU twin: src/control/verdict.rs.
+// From partial sums to what becomes of the step, behind factors.wgsl: one workgroup, one order. CPU twin: src/control/verdict.rs.
 
-const WORKGROUP_SIZE: u32 = 256;
 const HISTORY: u32 = 64;
 
 struct Settings {
@@ -9,7 +8,7 @@ struct Settings {
     partials: u32,
     // Norms that are told apart, the first one of all groups without one of their own.
     norms: u32,
-    // Bit 0: skip what is not finite. Bit 1: the loss scale follows.
+    // Bit 0: skip what is not finite. Bit 1: the loss scale follows. Bit 2: tensors are clipped one by one (tensors.wgsl).
     flags: u32,
     growth_factor: f32,
     backoff_factor: f32,
@@ -54,69 +53,17 @@ struct Verdict {
 @group(0) @binding(4) var<storage, read_write> latest: Record;
 @group(0) @binding(5) var<storage, read_write> history: array<Record, HISTORY>;
 
-struct Partial {
-    middle: f32,
-    small: f32,
-    large: f32,
-    kind: u32,
-}
-
-var<workgroup> shared_sums: array<Partial, 256>;
-
-fn both(x: Partial, y: Partial) -> Partial {
-    return Partial(x.middle + y.middle, x.small + y.small, x.large + y.large, max(x.kind, y.kind));
-}
-
 // All that is part of a norm, at every invocation.
 fn sum_of_norm(norm: u32, lane: u32) -> Partial {
     var total = Partial();
     for (var i = lane; i < k.partials; i += WORKGROUP_SIZE) {
         let partial = partials[i];
         if partial.w >> 2u == norm {
-            let sums = bitcast<vec3<f32>>(partial.xyz);
-            total = both(total, Partial(sums.x, sums.y, sums.z, partial.w & 3u));
+            total = both(total, partial_of(partial));
         }
     }
-    workgroupBarrier();
-    shared_sums[lane] = total;
-    for (var width = WORKGROUP_SIZE / 2u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if lane < width {
-            shared_sums[lane] = both(shared_sums[lane], shared_sums[lane + width]);
-        }
-    }
-    workgroupBarrier();
-    return shared_sums[0];
+    return reduced(total, lane);
 }
-
-// value * half^2, where value is far from overflow and underflow. Powers of two that belong together are one literal:
-// compilers multiply constants with each other, and what f32 does not hold is then zero or infinite.
-struct Magnitude {
-    value: f32,
-    half: f32,
-    // half * 2^-64.
-    reduced: f32,
-    // half * 2^149; zero where that is too large.
-    subnormals: f32,
-}
-
-// The root of the three sums together. What vanishes is below the last place of what is there.
-fn root(sums: Partial) -> Magnitude {
-    let small = sqrt(sums.small);
-    let middle = sqrt(sums.middle);
-    if sums.large > 0.0 {
-        let others = middle * 0x1p-84f;
-        return Magnitude(sqrt(sums.large + others * others), 0x1p+42f, 0x1p-22f, 0.0);
-    }
-    if sums.middle > 0.0 {
-        let others = small * 0x1p-90f;
-        return Magnitude(sqrt(sums.middle + others * others), 1.0, 0x1p-64f, 0.0);
-    }
-    return Magnitude(small, 0x1p-45f, 0x1p-109f, 0x1p+104f);
-}
-
-const INFINITY: u32 = 0x7f800000u;
-const NAN: u32 = 0x7fc00000u;
 
 // The bits of what a magnitude is worth times `factor`: infinity where f32 cannot hold it, subnormals by hand.
 fn bits_of(magnitude: Magnitude, factor: f32) -> u32 {
@@ -139,40 +86,6 @@ fn inverse(scale: f32) -> f32 {
         return bitcast<f32>((254u << 23u) - bits);
     }
     return 1.0 / scale;
-}
-
-struct Factors {
-    // What gradients are multiplied by, one after the other, as bits.
-    pair: vec2<u32>,
-    // By how much the norm clips.
-    clip: u32,
-}
-
-fn factors_of(sums: Partial, max_norm: f32, unscale: f32) -> Factors {
-    let one = bitcast<u32>(1.0);
-    let pre = bitcast<u32>(unscale);
-    if max_norm < 0.0 {
-        return Factors(vec2(pre, one), one);
-    }
-    if sums.kind == 2u {
-        return Factors(vec2(pre, NAN), NAN);
-    }
-    if sums.kind == 1u {
-        return Factors(vec2(pre, 0u), 0u);
-    }
-    // The norm times 2^-64: where it is too small for that, 1e-6 is all that counts.
-    let norm = root(sums);
-    let reduced = norm.value * norm.half * unscale * norm.reduced + 1e-6 * 0x1p-64f;
-    let factor = max_norm * 0x1p-64f / reduced;
-    let clip = bitcast<u32>(factor);
-    if factor >= 1.0 {
-        return Factors(vec2(pre, one), one);
-    }
-    if factor < 0x1p-60f {
-        // Too small for a factor, and not for two.
-        return Factors(vec2(bitcast<u32>(unscale * 0x1p-64f), bitcast<u32>(max_norm / reduced)), clip);
-    }
-    return Factors(vec2(pre, clip), clip);
 }
 
 // torch._amp_update_scale_, but never to where the scale or its inverse is subnormal.
@@ -218,6 +131,10 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
     let is_too_far_ahead = verdict.is_too_far_ahead != 0u;
     verdict.is_too_far_ahead = 0u;
     let skip = (found && (k.flags & 1u) != 0u) || is_too_far_ahead;
+    if (k.flags & 4u) != 0u {
+        // A norm that is not finite is one of theirs.
+        clip_factor = select(select(clip_factor, 0u, total.kind == 1u), NAN, total.kind == 2u);
+    }
     let finite = bits_of(root(total), unscale);
     let norm = select(select(finite, INFINITY, total.kind == 1u), NAN, total.kind == 2u);
     let skipped = scale.skipped + u32(skip);

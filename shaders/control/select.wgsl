@@ -18,12 +18,16 @@ struct Verdict {
 // Of each tensor, how many steps the device has applied to it since it counts, modulo 2^32.
 @group(0) @binding(2) var<storage, read_write> counted: array<u32>;
 @group(0) @binding(3) var<storage, read_write> blocks: array<u32>;
+// The factors of tensors that are clipped one by one (tensors.wgsl).
+@group(0) @binding(4) var<storage, read> tensor_factors: array<vec2<u32>>;
 
 // Words of a class: one of its tensors, how many steps have been counted of that if none has been skipped that the host
 // does not know of, how many entries there are (by how many have been, from none on), how many may have been, where the
-// entries start, its norm, and the largest gradient.
+// entries start, its norm (behind those of groups one for each tensor), and the largest gradient.
 const CLASS: u32 = 7u;
 const HEADER: u32 = 3u;
+// Norms of groups.
+const NORMS: u32 = 16u;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn select_scalars(@builtin(local_invocation_index) lane: u32) {
@@ -36,7 +40,11 @@ fn select_scalars(@builtin(local_invocation_index) lane: u32) {
         // None where the device is ahead of what the host knew.
         let behind = max(bitcast<i32>(inputs[at + 1u] - counted[inputs[at]]), 0);
         let entry = inputs[at + 4u] + entry_words * min(u32(behind), inputs[at + 2u] - 1u);
-        let factors = verdict.factors[inputs[at + 5u]];
+        let norm = inputs[at + 5u];
+        var factors = verdict.factors[min(norm, NORMS - 1u)];
+        if norm >= NORMS {
+            factors = tensor_factors[norm - NORMS];
+        }
         let block = BLOCK * i;
         blocks[block] = verdict.skip;
         blocks[block + 1u] = factors.x;

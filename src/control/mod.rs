@@ -22,7 +22,7 @@ use std::ops::RangeInclusive;
 
 use crate::rules::ConfigError;
 
-pub use norm::GradNorm;
+pub use norm::{GradNorm, GradNorms};
 pub(crate) use verdict::Factors;
 pub use verdict::Verdict;
 
@@ -113,6 +113,7 @@ struct GroupClip {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepControl {
     max_norm: Option<f64>,
+    tensor_max_norm: Option<f64>,
     clip_value: Option<f64>,
     scale: Scale,
     nonfinite: NonFinite,
@@ -196,6 +197,17 @@ impl StepControl {
         }
     }
 
+    /// The most that the norm of each tensor of a group may be, if they are clipped one by one.
+    pub(crate) fn tensor_max_norm_of(&self, group: &str) -> Option<f64> {
+        self.tensor_max_norm.filter(|_| self.norm_of(group) == 0)
+    }
+
+    /// The most that the norm of a tensor's gradients may be, where tensors are clipped one by one.
+    #[must_use]
+    pub const fn tensor_max_norm(&self) -> Option<f64> {
+        self.tensor_max_norm
+    }
+
     /// The most that a gradient of a group may be.
     pub(crate) fn clip_value_of(&self, group: &str) -> f32 {
         let of_group = self.of_group(group).and_then(|(_, clip)| clip.clip_value);
@@ -227,6 +239,14 @@ impl StepControl {
         let max_norms = groups.clone().filter_map(|clip| clip.max_norm);
         for max_norm in max_norms.chain(self.max_norm) {
             check("max_norm", max_norm, |value| value >= 0.0, NOT_NEGATIVE)?;
+        }
+        if let Some(max_norm) = self.tensor_max_norm {
+            check(
+                "tensor_max_norm",
+                max_norm,
+                |value| value >= 0.0,
+                NOT_NEGATIVE,
+            )?;
         }
         let clip_values = groups.filter_map(|clip| clip.clip_value);
         for clip_value in clip_values.chain(self.clip_value) {
@@ -286,9 +306,31 @@ pub struct StepControlBuilder(StepControl);
 
 impl StepControlBuilder {
     /// Clips by the norm over all tensors of all optimizers that share the control, those of groups left out that have
-    /// one of their own: gradients are multiplied by `min(1, max_norm / (norm + 1e-6))`, as `clip_grad_norm_` does.
+    /// one of their own: gradients are multiplied by `min(1, max_norm / (norm + 1e-6))`, as `clip_grad_norm_` does. Takes
+    /// the place of a largest norm of each tensor.
     pub fn max_norm(mut self, max_norm: f64) -> Self {
-        self.0.max_norm = Some(max_norm);
+        (self.0.max_norm, self.0.tensor_max_norm) = (Some(max_norm), None);
+        self
+    }
+
+    /// Clips the gradients of each tensor by its own norm, as `clip_grad_norm_` does with one parameter, burn's
+    /// `GradientClipping::Norm` and Keras' `clipnorm`. Groups that have a norm of their own are clipped by that. Takes the
+    /// place of a largest norm over all tensors.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuControl, CpuOptimizer, SgdConfig, StepControl};
+    ///
+    /// let mut control = CpuControl::new(StepControl::builder().tensor_max_norm(1.0).build()?);
+    /// let mut optimizer = CpuOptimizer::new(SgdConfig::builder(1.0).build()?, [("a", [2]), ("b", [1])])?;
+    /// let (mut a, mut b) = ([0.0, 0.0], [0.0]);
+    /// let record = optimizer.step_with(&mut [&mut a, &mut b], &[&[3.0, -4.0], &[0.5]], &mut control)?;
+    /// assert!((a[0] + 0.6).abs() < 1e-6 && (a[1] - 0.8).abs() < 1e-6, "of norm 5");
+    /// assert_eq!(b, [-0.5], "of norm 0.5");
+    /// assert!((record.clip_factor - 0.2).abs() < 1e-6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn tensor_max_norm(mut self, max_norm: f64) -> Self {
+        (self.0.max_norm, self.0.tensor_max_norm) = (None, Some(max_norm));
         self
     }
 
@@ -370,7 +412,7 @@ pub struct ControlRecord {
     /// Norm of all gradients, unscaled and before they were clipped; infinite where `f32` cannot hold it, infinite or NaN
     /// where a gradient was.
     pub norm: f32,
-    /// The smallest factor by which a norm clipped; 1 if none did.
+    /// The smallest factor by which a norm clipped, of all tensors or of one; 1 if none did.
     pub clip_factor: f32,
     /// Whether a gradient was infinite or NaN.
     pub found_nonfinite: bool,

@@ -28,6 +28,15 @@ pub struct GradNorm {
     top: u32,
 }
 
+/// The norms of an optimizer's gradients that a control tells apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GradNorms {
+    /// The norms of parameter groups together, by [`StepControl::norm_of`](super::StepControl::norm_of).
+    pub shared: Vec<GradNorm>,
+    /// The norm of each tensor, where a control [clips them](super::StepControlBuilder::tensor_max_norm) by it; else none.
+    pub tensors: Vec<GradNorm>,
+}
+
 /// The bits of infinity: those of NaN are larger.
 const INFINITY: u32 = f32::INFINITY.to_bits();
 

@@ -42,23 +42,19 @@ impl Factors {
 }
 
 impl Verdict {
-    /// Decides about gradients that are summed by the norms they are part of, [`StepControl::norms`] many, and moves the
-    /// state on to the next step. `steps` and `skipped` count those before it.
+    /// Decides about gradients that are summed by the norms they are part of, [`StepControl::norms`] many and perhaps those
+    /// of tensors, and moves the state on to the next step. `steps` and `skipped` count those before it.
     pub(crate) fn of(
         control: &StepControl,
         norms: &[GradNorm],
+        tensors: impl Iterator<Item = GradNorm>,
         state: &mut ControlState,
         steps: u64,
         skipped: u64,
     ) -> Self {
         let scale = state.scale;
-        let unscaled = |norm: &GradNorm| norm.value() / f64::from(scale);
         let clip = |(index, norm)| match control.max_norm_of(index) {
-            // A comparison with NaN is false.
-            Some(max_norm) => match max_norm / (unscaled(norm) + NORM_EPS) {
-                factor if factor > 1.0 => 1.0,
-                factor => factor as f32,
-            },
+            Some(max_norm) => clip_factor(norm, scale, max_norm),
             None => 1.0,
         };
         let all = norms
@@ -66,12 +62,16 @@ impl Verdict {
             .copied()
             .fold(GradNorm::default(), GradNorm::and);
         let clips: Vec<f32> = norms.iter().enumerate().map(clip).collect();
+        let of_tensors = tensors.filter_map(|norm| {
+            let max_norm = control.tensor_max_norm?;
+            Some(clip_factor(&norm, scale, max_norm))
+        });
         let found_nonfinite = !all.is_finite();
         let is_skipped = found_nonfinite && control.nonfinite == NonFinite::Skip;
         let record = ControlRecord {
             step: steps + 1,
-            norm: unscaled(&all) as f32,
-            clip_factor: clips.iter().copied().fold(1.0, least),
+            norm: unscaled(&all, scale) as f32,
+            clip_factor: clips.iter().copied().chain(of_tensors).fold(1.0, least),
             found_nonfinite,
             is_skipped,
             scale,
@@ -92,11 +92,15 @@ impl Verdict {
         &self.record
     }
 
-    /// The treatment of the gradients of a parameter group.
-    pub(crate) fn factors(&self, group: &str) -> Factors {
+    /// The treatment of the gradients of a parameter group, of a tensor of which they have this norm.
+    pub(crate) fn factors(&self, group: &str, tensor: Option<&GradNorm>) -> Factors {
+        let by_tensor = self.control.tensor_max_norm_of(group).zip(tensor);
         Factors {
             unscale: self.unscale,
-            clip: self.clips[self.control.norm_of(group)],
+            clip: match by_tensor {
+                Some((max_norm, norm)) => clip_factor(norm, self.record.scale, max_norm),
+                None => self.clips[self.control.norm_of(group)],
+            },
             clip_value: self.control.clip_value_of(group),
         }
     }
@@ -104,7 +108,7 @@ impl Verdict {
     /// Does to gradients of a parameter group what a step does to them before it applies them: they are divided by the
     /// scale, multiplied by the factor of their norm, and cut off at the largest value.
     pub fn apply_to(&self, group: &str, grads: &mut [f32]) {
-        let factors = self.factors(group);
+        let factors = self.factors(group, None);
         if !factors.change_nothing() {
             for grad in grads {
                 *grad = factors.apply(*grad);
@@ -136,6 +140,20 @@ impl ControlState {
         if SCALES.contains(&next) {
             self.scale = next;
         }
+    }
+}
+
+/// A norm of gradients that have been divided by the scale.
+fn unscaled(norm: &GradNorm, scale: f32) -> f64 {
+    norm.value() / f64::from(scale)
+}
+
+/// The factor by which gradients of this norm are clipped.
+fn clip_factor(norm: &GradNorm, scale: f32, max_norm: f64) -> f32 {
+    // A comparison with NaN is false.
+    match max_norm / (unscaled(norm, scale) + NORM_EPS) {
+        factor if factor > 1.0 => 1.0,
+        factor => factor as f32,
     }
 }
 

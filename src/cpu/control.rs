@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::slices::{Grads, Params, Words};
 use super::{CpuOptimizer, SliceError, TensorSlice, TensorSliceMut};
-use crate::control::{ControlRecord, ControlState, GradNorm, StepControl, Verdict};
+use crate::control::{ControlRecord, ControlState, GradNorm, GradNorms, StepControl, Verdict};
 use crate::rules::Twin;
+use crate::state::Tensor;
 use crate::storage::{StorageType, unpack};
 
 /// Gradients that one task adds up. Their number is part of the result, and the number of threads is not.
@@ -31,8 +32,8 @@ const BLOCK_ELEMS: usize = 256;
 /// let norms = [a.grad_norms(&grads[0], control.control())?, b.grad_norms(&grads[1], control.control())?];
 /// let verdict = control.decide(&norms);
 /// assert_eq!(verdict.record().norm, 5.0);
-/// a.step_by(&mut [(&mut x[..]).into()], &grads[0], &verdict)?;
-/// b.step_by(&mut [(&mut y[..]).into()], &grads[1], &verdict)?;
+/// a.step_by(&mut [(&mut x[..]).into()], &grads[0], &norms[0], &verdict)?;
+/// b.step_by(&mut [(&mut y[..]).into()], &grads[1], &norms[1], &verdict)?;
 /// assert!((x[0] + 0.6).abs() < 1e-6 && (y[0] + 0.8).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -88,15 +89,17 @@ impl CpuControl {
 
     /// Decides about a step whose gradients have these norms, as [`CpuOptimizer::grad_norms`] gives them for each
     /// optimizer that takes part; the loss scale follows.
-    pub fn decide(&mut self, norms: &[Vec<GradNorm>]) -> Verdict {
+    pub fn decide(&mut self, norms: &[GradNorms]) -> Verdict {
         let mut all = vec![GradNorm::default(); self.control.norms()];
         for norms in norms {
-            for (all, norm) in all.iter_mut().zip(norms) {
+            for (all, norm) in all.iter_mut().zip(&norms.shared) {
                 *all = all.and(*norm);
             }
         }
         let (steps, skipped) = (self.steps, self.skipped);
-        let verdict = Verdict::of(&self.control, &all, &mut self.state, steps, skipped);
+        let tensors = norms.iter().flat_map(|norms| norms.tensors.iter().copied());
+        let state = &mut self.state;
+        let verdict = Verdict::of(&self.control, &all, tensors, state, steps, skipped);
         self.steps = verdict.record().step;
         self.skipped = verdict.record().skipped;
         verdict
@@ -132,8 +135,7 @@ impl<R: Twin> CpuOptimizer<R> {
         self.step_controlled(params, grads, control)
     }
 
-    /// The norms that a control tells apart, of the gradients of all tensors that are not frozen: first that of the
-    /// parameter groups without one of their own. A group that this optimizer does not have may be another one's: see
+    /// The norms that a control tells apart, of the gradients of all tensors that are not frozen. A group that this optimizer does not have may be another one's: see
     /// [`StepControl::groups`].
     ///
     /// # Errors
@@ -142,12 +144,13 @@ impl<R: Twin> CpuOptimizer<R> {
         &self,
         grads: &[TensorSlice<'_>],
         control: &StepControl,
-    ) -> Result<Vec<GradNorm>, SliceError> {
+    ) -> Result<GradNorms, SliceError> {
         self.check_grads(grads)?;
         Ok(self.norms(grads, control))
     }
 
-    /// Applies a step, or leaves it, as a control [has decided](CpuControl::decide).
+    /// Applies a step, or leaves it, as a control [has decided](CpuControl::decide) about gradients of which this
+    /// optimizer's have these [norms](Self::grad_norms).
     ///
     /// # Errors
     /// As [`step_mixed`](Self::step_mixed).
@@ -155,10 +158,11 @@ impl<R: Twin> CpuOptimizer<R> {
         &mut self,
         params: &mut [TensorSliceMut<'_>],
         grads: &[TensorSlice<'_>],
+        norms: &GradNorms,
         verdict: &Verdict,
     ) -> Result<(), SliceError> {
         self.check_slices(params, grads)?;
-        self.apply(params, grads, verdict);
+        self.apply(params, grads, norms, verdict);
         Ok(())
     }
 
@@ -171,8 +175,9 @@ impl<R: Twin> CpuOptimizer<R> {
         self.check_slices(params, grads)?;
         self.check_groups(control.control())?;
         let norms = self.norms(grads, control.control());
-        let verdict = control.decide(&[norms]);
-        self.apply(params, grads, &verdict);
+        let norms = [norms];
+        let verdict = control.decide(&norms);
+        self.apply(params, grads, &norms[0], &verdict);
         Ok(*verdict.record())
     }
 
@@ -190,40 +195,54 @@ impl<R: Twin> CpuOptimizer<R> {
         &mut self,
         params: &mut [P],
         grads: &[G],
+        norms: &GradNorms,
         verdict: &Verdict,
     ) {
         if verdict.record().is_skipped {
             self.counts.count_skipped_step();
             return;
         }
-        let factors: Vec<_> = (0..self.groups.configs().len())
-            .map(|group| verdict.factors(self.groups.name(group)))
-            .collect();
+        let of_tensor = |(index, tensor): (usize, &Tensor)| {
+            let group = self.groups.name(tensor.group);
+            verdict.factors(group, norms.tensors.get(index))
+        };
+        let tensors = self.tensors.as_slice().iter().enumerate();
+        let factors: Vec<_> = tensors.map(of_tensor).collect();
         self.step_checked(params, grads, &factors);
     }
 
-    fn norms<G: Grads + Sync>(&self, grads: &[G], control: &StepControl) -> Vec<GradNorm> {
-        let tensors = self.tensors.as_slice().iter().zip(grads);
+    fn norms<G: Grads + Sync>(&self, grads: &[G], control: &StepControl) -> GradNorms {
+        let tensors = self.tensors.as_slice().iter().zip(grads).enumerate();
         let tasks: Vec<_> = tensors
-            .filter(|(tensor, _)| !tensor.frozen)
-            .flat_map(|(tensor, grads)| {
-                let norm = control.norm_of(self.groups.name(tensor.group));
+            .filter(|(_, (tensor, _))| !tensor.frozen)
+            .flat_map(|(index, (tensor, grads))| {
+                let norm = (control.norm_of(self.groups.name(tensor.group)), index);
                 let (words, storage) = (grads.words(), tensor.storage.grads);
                 words
                     .chunks(TASK_ELEMS)
                     .map(move |words| (norm, storage, words))
             })
             .collect();
-        let sum = |(norm, storage, words): &(usize, StorageType, Words<'_>)| {
+        let sum = |(norm, storage, words): &((usize, usize), StorageType, Words<'_>)| {
             (*norm, norm_of_words(*storage, *words))
         };
         let sums: Vec<_> = match tasks.len() {
             0..4 => tasks.iter().map(sum).collect(),
             _ => tasks.par_iter().map(sum).collect(),
         };
-        let mut norms = vec![GradNorm::default(); control.norms()];
-        for (norm, sum) in sums {
-            norms[norm] = norms[norm].and(sum);
+        let of_tensors = match control.tensor_max_norm() {
+            Some(_) => self.tensors.as_slice().len(),
+            None => 0,
+        };
+        let mut norms = GradNorms {
+            shared: vec![GradNorm::default(); control.norms()],
+            tensors: vec![GradNorm::default(); of_tensors],
+        };
+        for ((norm, tensor), sum) in sums {
+            norms.shared[norm] = norms.shared[norm].and(sum);
+            if let Some(norm) = norms.tensors.get_mut(tensor) {
+                *norm = norm.and(sum);
+            }
         }
         norms
     }

@@ -200,7 +200,7 @@ impl<R: Twin> CpuOptimizer<R> {
         Ok(())
     }
 
-    /// One step; gradients go through factors by parameter group, if there are any.
+    /// One step; the gradients of each tensor go through its factors, if there are any.
     fn step_checked<P: Params + Send, G: Grads + Sync>(
         &mut self,
         params: &mut [P],
@@ -209,10 +209,10 @@ impl<R: Twin> CpuOptimizer<R> {
     ) {
         queue::step(
             &self.groups,
-            factors,
             Batch {
                 tensors: self.tensors.as_slice(),
                 applied: &self.counts.applied,
+                factors,
                 params,
                 state: &mut self.state,
                 grads,

@@ -1,6 +1,7 @@
 //! One parallel region over a list of tensors: the threads take tasks of about equal size from one queue.
 
 use std::hint;
+use std::iter::repeat;
 use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -30,6 +31,8 @@ pub(super) struct Batch<'a, P, G> {
     pub(super) tensors: &'a [Tensor],
     /// Steps applied to each.
     pub(super) applied: &'a [u64],
+    /// The factors of each tensor's gradients; none where they come as they are.
+    pub(super) factors: &'a [Factors],
     pub(super) params: &'a mut [P],
     /// The sections of each.
     pub(super) state: &'a mut [Vec<Values>],
@@ -40,6 +43,7 @@ pub(super) struct Batch<'a, P, G> {
 struct Part<'a> {
     tensor: &'a Tensor,
     applied_steps: u64,
+    factors: Option<Factors>,
     /// Its first element.
     start: usize,
     params: WordsMut<'a>,
@@ -53,26 +57,24 @@ enum Task<'a, P, G> {
     Part(Part<'a>),
 }
 
-/// Applies one step to every tensor that is not frozen. Gradients go through factors by parameter group, if there are
-/// any.
+/// Applies one step to every tensor that is not frozen.
 pub(super) fn step<R: Twin, P: Params + Send, G: Grads + Sync>(
     groups: &Groups<R>,
-    factors: &[Factors],
     batch: Batch<'_, P, G>,
 ) {
     let numel: usize = batch.tensors.iter().map(work_of).sum();
     let tasks = numel.div_ceil(TASK_ELEMS);
     let helpers = rayon::current_num_threads().min(tasks).saturating_sub(1);
     if numel < PARALLEL_ELEMS || helpers == 0 {
-        return batch.step(groups, factors);
+        return batch.step(groups);
     }
     let queue = Mutex::new(Queue { batch, part: None });
     let work = || {
         let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         while let Some(task) = take() {
             match task {
-                Task::Batch(batch) => batch.step(groups, factors),
-                Task::Part(part) => part.step(groups, factors),
+                Task::Batch(batch) => batch.step(groups),
+                Task::Part(part) => part.step(groups),
             }
         }
     };
@@ -137,12 +139,14 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
         let count = count.min(self.tensors.len());
         let (tensors, later_tensors) = self.tensors.split_at(count);
         let (applied, later_applied) = self.applied.split_at(count);
+        let (factors, later_factors) = self.factors.split_at(count.min(self.factors.len()));
         let (params, later_params) = mem::take(&mut self.params).split_at_mut(count);
         let (state, later_state) = mem::take(&mut self.state).split_at_mut(count);
         let (grads, later_grads) = self.grads.split_at(count);
         *self = Self {
             tensors: later_tensors,
             applied: later_applied,
+            factors: later_factors,
             params: later_params,
             state: later_state,
             grads: later_grads,
@@ -150,6 +154,7 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
         Self {
             tensors,
             applied,
+            factors,
             params,
             state,
             grads,
@@ -158,35 +163,41 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
 
     fn parts(self) -> impl Iterator<Item = Part<'a>> {
         let slices = self.params.iter_mut().zip(self.state).zip(self.grads);
-        let tensors = self.tensors.iter().zip(self.applied).zip(slices);
-        tensors.map(|((tensor, applied_steps), ((params, state), grads))| {
-            let mut sections = state.iter_mut();
-            Part {
-                tensor,
-                applied_steps: *applied_steps,
-                start: 0,
-                params: params.words(),
-                state: std::array::from_fn(|_| match sections.next() {
-                    Some(values) => values.words(),
-                    None => WordsMut::F32(&mut []),
-                }),
-                grads: grads.words(),
-            }
-        })
+        let factors = self.factors.iter().copied().map(Some).chain(repeat(None));
+        let tensors = self.tensors.iter().zip(self.applied).zip(factors);
+        let tensors = tensors.zip(slices);
+        tensors.map(
+            |(((tensor, applied_steps), factors), ((params, state), grads))| {
+                let mut sections = state.iter_mut();
+                Part {
+                    tensor,
+                    applied_steps: *applied_steps,
+                    factors,
+                    start: 0,
+                    params: params.words(),
+                    state: std::array::from_fn(|_| match sections.next() {
+                        Some(values) => values.words(),
+                        None => WordsMut::F32(&mut []),
+                    }),
+                    grads: grads.words(),
+                }
+            },
+        )
     }
 
-    fn step<R: Twin>(self, groups: &Groups<R>, factors: &[Factors]) {
+    fn step<R: Twin>(self, groups: &Groups<R>) {
         self.parts()
             .filter(|part| !part.tensor.frozen)
-            .for_each(|part| part.step(groups, factors));
+            .for_each(|part| part.step(groups));
     }
 }
 
 impl Part<'_> {
-    fn step<R: Twin>(self, groups: &Groups<R>, factors: &[Factors]) {
+    fn step<R: Twin>(self, groups: &Groups<R>) {
         let Self {
             tensor,
             applied_steps,
+            factors,
             start,
             params,
             mut state,
@@ -198,10 +209,7 @@ impl Part<'_> {
             storage: tensor.storage,
             key: tensor.key(groups.rounding(tensor.group), applied_steps),
             start,
-            factors: factors
-                .get(tensor.group)
-                .filter(|factors| !factors.change_nothing())
-                .copied(),
+            factors: factors.filter(|factors| !factors.change_nothing()),
         };
         let state = &mut state[..tensor.storage.state.len()];
         stored::step(config, &scalars, stored, params, state, grads);
@@ -222,9 +230,11 @@ impl Part<'_> {
         }
         let nothing = || WordsMut::F32(&mut []);
         let (tensor, applied_steps, start) = (self.tensor, self.applied_steps, self.start);
+        let factors = self.factors;
         let first = Self {
             tensor,
             applied_steps,
+            factors,
             start,
             params,
             state: state.map(|section| section.unwrap_or_else(nothing)),
@@ -233,6 +243,7 @@ impl Part<'_> {
         let rest = Self {
             tensor,
             applied_steps,
+            factors,
             start: start + elems,
             params: later_params,
             state: later_state.map(|section| section.unwrap_or_else(nothing)),

@@ -45,6 +45,8 @@ pub struct Decision {
     control: StepControl,
     unscale: Bounded,
     clips: Vec<Bounded>,
+    /// The factor of each tensor, where it is clipped by itself.
+    tensor_clips: Vec<Option<Bounded>>,
     at: Arithmetic,
 }
 
@@ -102,12 +104,8 @@ impl ControlOracle {
                 high: exact * (1.0 + relative) + f64::from(f32::from_bits(1)),
             }
         };
-        let clip_of = |(index, sum): (usize, &f64)| {
-            let Some(max_norm) = self.control.max_norm_of(index) else {
-                return Bounded::exactly(1.0);
-            };
+        let clip_of = |norm: Bounded, max_norm: f64| {
             // torch.nn.utils.clip_grad_norm_.
-            let norm = norm_of(*sum);
             let factor = |norm: f64| max_norm / (norm + NORM_EPS);
             // NaN stays, as in torch.clamp.
             let least = |factor: f64| if factor > 1.0 { 1.0 } else { factor };
@@ -118,7 +116,17 @@ impl ControlOracle {
                 high: least(factor(norm.low) * (1.0 + off)),
             }
         };
-        let clips = sums.iter().enumerate().map(clip_of).collect();
+        let of_sum = |(index, sum): (usize, &f64)| match self.control.max_norm_of(index) {
+            Some(max_norm) => clip_of(norm_of(*sum), max_norm),
+            None => Bounded::exactly(1.0),
+        };
+        let clips = sums.iter().enumerate().map(of_sum).collect();
+        let of_tensor = |(group, grads): &(&str, &[f32])| {
+            let max_norm = self.control.tensor_max_norm_of(group)?;
+            let squares = grads.iter().map(|grad| f64::from(*grad).powi(2));
+            Some(clip_of(norm_of(squares.sum()), max_norm))
+        };
+        let tensor_clips = grads.iter().map(of_tensor).collect();
         let is_skipped = found_nonfinite && self.control.nonfinite() == NonFinite::Skip;
         let decision = Decision {
             norm: norm_of(sums.iter().sum()),
@@ -130,6 +138,7 @@ impl ControlOracle {
                 ..at.quotient(Bounded::exactly(1.0), Bounded::exactly(self.scale as f32))
             },
             clips,
+            tensor_clips,
             at,
         };
         self.follow(found_nonfinite);
@@ -167,6 +176,17 @@ impl Decision {
             clip: self.clips[self.control.norm_of(group)],
             clip_value: self.control.clip_value_of(group).into(),
             at: self.at,
+        }
+    }
+
+    /// The factors that the gradients of a tensor of a parameter group go through, by its place among the gradients that
+    /// were decided about.
+    #[must_use]
+    pub fn of_tensor(&self, index: usize, group: &str) -> GradFactors {
+        let of_group = self.of_group(group);
+        GradFactors {
+            clip: self.tensor_clips[index].unwrap_or(of_group.clip),
+            ..of_group
         }
     }
 }

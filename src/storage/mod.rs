@@ -251,7 +251,7 @@ impl Deref for Codecs {
 }
 
 /// How one tensor and its state are stored; by default as `f32`, without a state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Storage {
     /// The parameters.
     pub params: StorageType,
@@ -263,6 +263,18 @@ pub struct Storage {
     pub masters: Masters,
     /// Whether anything is rounded by random bits.
     pub is_stochastic: bool,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            params: StorageType::F32,
+            grads: StorageType::F32,
+            state: Codecs::default(),
+            masters: Masters::None,
+            is_stochastic: false,
+        }
+    }
 }
 
 impl Storage {

@@ -12,7 +12,7 @@ mod threads;
 use std::time::Instant;
 
 use anyhow::Result;
-use wgpu_optim::{AnyRule, CpuControl, Precision, StateRecord, Verdict};
+use wgpu_optim::{AnyRule, CpuControl, GradNorms, Precision, StateRecord, Verdict};
 use wgpu_optim_files::Outputs;
 
 use crate::args::{CommonArgs, NonFinite, StepArgs};
@@ -68,7 +68,10 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let mut bytes_read = 0;
     if args.clip_norm.is_some() {
         let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
-        job.verdict = control.decide(&[vec![of_grads]]);
+        job.verdict = control.decide(&[GradNorms {
+            shared: vec![of_grads],
+            tensors: Vec::new(),
+        }]);
         // The record's own is an f32, which may be too small for it.
         job.norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
         bytes_read = bytes;

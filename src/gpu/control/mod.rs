@@ -2,6 +2,7 @@
 
 mod norm;
 mod telemetry;
+mod tensor_clip;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::wgsl::KernelError;
 pub(crate) use norm::Norm;
 pub(crate) use telemetry::{Counted, Mailbox, Report, ReportOf};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
+pub(crate) use tensor_clip::TensorClip;
 
 /// The most steps that may have been skipped or dropped of those whose outcome the host does not know: a step sends its
 /// scalars for so many, and where the device is behind by more it skips the step.
@@ -117,6 +119,8 @@ pub(crate) struct ControlContext {
     pub(crate) verdict: wgpu::Buffer,
     /// The partial sums of norms.
     pub(crate) partials: wgpu::Buffer,
+    /// The record of the last step, and those of the last steps.
+    pub(crate) records: [wgpu::Buffer; 2],
 }
 
 /// The preparation of a step that an optimizer takes part in.
@@ -124,6 +128,8 @@ pub(crate) struct ControlContext {
 pub(crate) struct StagedStep {
     pub(crate) control: Arc<()>,
     pub(crate) serial: u64,
+    /// The number of the step.
+    pub(crate) number: u64,
     /// The index of the optimizer's first partial sum.
     pub(crate) partial: u32,
 }
@@ -153,7 +159,7 @@ impl GpuControl {
         const FINISH: [BindingKind; 6] =
             [Uniform, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite];
         const CHECK: [BindingKind; 3] = [Read, Read, ReadWrite];
-        const SELECT: [BindingKind; 4] = [Read, Read, ReadWrite, ReadWrite];
+        const SELECT: [BindingKind; 5] = [Read, Read, ReadWrite, ReadWrite, Read];
         let device = kernels.device();
         let storage_buffers = device.limits().max_storage_buffers_per_shader_stage;
         let required = FINISH.len() as u32 - 1;
@@ -165,8 +171,11 @@ impl GpuControl {
             }
             .into());
         }
-        let source = include_str!("../../../shaders/control/finish.wgsl").to_owned();
-        let finish = kernels.of_control("finish", source, &FINISH, 0)?;
+        let source = concat!(
+            include_str!("../../../shaders/control/factors.wgsl"),
+            include_str!("../../../shaders/control/finish.wgsl"),
+        );
+        let finish = kernels.of_control("finish", source.to_owned(), &FINISH, 0)?;
         let source = include_str!("../../../shaders/control/check.wgsl").to_owned();
         let check = kernels.of_control("check_scalars", source, &CHECK, 0)?;
         let source = include_str!("../../../shaders/control/select.wgsl").to_owned();
@@ -184,6 +193,7 @@ impl GpuControl {
                 select,
                 verdict: storage_buffer(device, "wgpu_optim.verdict", 4 * VERDICT_WORDS as u64),
                 partials: storage_buffer(device, "wgpu_optim.partials", PARTIAL_BYTES),
+                records: [buffers.latest.clone(), buffers.history.clone()],
             };
             let finish_bindings = bind_finish(device, &finish, &settings, &context, &buffers);
             (context, finish_bindings, settings, buffers)
@@ -301,6 +311,7 @@ impl GpuControl {
         if let Some(step) = self.telemetry.take_too_far_ahead() {
             return Err(StepError::TooFarAhead { step });
         }
+        let by_tensor = self.context.control.tensor_max_norm().is_some();
         let (mut unknown, mut max_partials): (Vec<&str>, _) =
             (self.context.control.groups().collect(), 0);
         for optimizer in &mut *optimizers {
@@ -310,7 +321,7 @@ impl GpuControl {
             }
             let names = || (0..rules.groups()).map(|group| rules.name(group));
             unknown.retain(|unknown| names().all(|name| name != *unknown));
-            max_partials += recorder.max_partials();
+            max_partials += recorder.max_partials(by_tensor);
         }
         if let Some(unknown) = unknown.first() {
             return Err(StepError::UnknownGroup {
@@ -319,19 +330,20 @@ impl GpuControl {
         }
         self.make_room(max_partials)?;
         self.serial += 1;
+        // No two steps that may still be submitted have one number.
+        let last = self.recorded.back();
+        let last = last.map_or(self.telemetry.last_arrived(), |(number, _)| *number);
         let mut count = 0;
         for optimizer in &mut *optimizers {
             let (rules, recorder) = optimizer.parts();
             let staged = StagedStep {
                 control: Arc::clone(&self.context.identity),
                 serial: self.serial,
+                number: last + 1,
                 partial: count,
             };
             count += recorder.stage(rules, encoder, &self.context, staged)?;
         }
-        // No two steps that may still be submitted have one number.
-        let last = self.recorded.back();
-        let last = last.map_or(self.telemetry.last_arrived(), |(number, _)| *number);
         let words = settings(&self.context.control, last + 1, count);
         self.settings.bytes.clear();
         self.settings
@@ -557,7 +569,9 @@ fn settings(control: &StepControl, step: u64, partials: u32) -> [u32; SETTINGS_W
         step as u32,
         partials,
         control.norms() as u32,
-        u32::from(skips) | u32::from(loss.is_some()) << 1,
+        u32::from(skips)
+            | u32::from(loss.is_some()) << 1
+            | u32::from(control.tensor_max_norm().is_some()) << 2,
     ]);
     match loss {
         Some(loss) => {

@@ -76,6 +76,8 @@ pub(crate) struct Norm {
     sent_with: Option<u64>,
     parts: Vec<Part>,
     partials: u32,
+    /// Whether each tensor has partial sums of its own, and which: the first, and how many.
+    ranges: Option<Vec<[u32; 2]>>,
     max_workgroups: u32,
     ring: Option<UniformRing>,
     /// The buffer of partial sums that the bind groups bind.
@@ -85,17 +87,21 @@ pub(crate) struct Norm {
 type Bindings = (wgpu::ComputePipeline, wgpu::BindGroup);
 
 impl Norm {
-    /// Partial sums go to `into`.
+    /// Partial sums go to `into`; `by_tensor` says that each tensor has its own.
     pub(crate) fn new(
         kernels: &Kernels,
         plan: &Plan,
         bound: &Bound,
         into: &wgpu::Buffer,
+        by_tensor: bool,
     ) -> Result<Self, BuildError> {
         let device = kernels.device();
         let chunk_elems = chunk_elems(kernels, plan);
         // A run for every part, and two more wherever a chunk ends: one that is cut off, and what then fits.
-        let max_chunks = max_chunks(plan, chunk_elems);
+        let max_chunks = match by_tensor {
+            true => max_chunks_by_tensor(plan, chunk_elems),
+            false => max_chunks(plan, chunk_elems),
+        };
         let max_runs = 2 * max_chunks + plan.parts.len() as u64;
         let dispatches = plan.pieces.len() + plan.batches.len();
         let (chunks, ring) = checked(device, || {
@@ -113,7 +119,8 @@ impl Norm {
         let path = kernels.scalar_path();
         let mut pieces = HashMap::new();
         for (index, piece) in plan.pieces.iter().enumerate() {
-            if piece.is_absent || (piece.batched && piece.parts.len() == 1) {
+            let is_in_batch = piece.batched && piece.parts.len() == 1 && !by_tensor;
+            if piece.is_absent || is_in_batch {
                 continue;
             }
             let source = NormVariant::new(piece.storage.grads).source(path);
@@ -143,7 +150,7 @@ impl Norm {
             pieces.insert(index, (pipeline, bind_group?));
         }
         let mut batches = Vec::with_capacity(plan.batches.len());
-        for batch in &plan.batches {
+        for batch in plan.batches.iter().filter(|_| !by_tensor) {
             let variant = NormVariant::new(plan.pieces[batch.pieces[0]].storage.grads);
             let source = variant
                 .over_batch(batch.pieces.len(), batch.access)
@@ -169,6 +176,7 @@ impl Norm {
             sent_with: None,
             parts: Vec::new(),
             partials: 0,
+            ranges: by_tensor.then(Vec::new),
             max_workgroups: kernels.device_limits().max_workgroups_per_dimension,
             ring,
             into: into.clone(),
@@ -185,9 +193,17 @@ impl Norm {
         self.partials
     }
 
+    /// The partial sums of each tensor, the first and how many, if each has its own.
+    pub(crate) fn ranges(&self) -> Option<&[[u32; 2]]> {
+        self.ranges.as_deref()
+    }
+
     /// The most that there can be.
-    pub(crate) fn max_partials(kernels: &Kernels, plan: &Plan) -> u64 {
+    pub(crate) fn max_partials(kernels: &Kernels, plan: &Plan, by_tensor: bool) -> u64 {
         let chunk_elems = chunk_elems(kernels, plan);
+        if by_tensor {
+            return WORKGROUP_SIZE * max_chunks_by_tensor(plan, chunk_elems);
+        }
         let batches = plan
             .batches
             .iter()
@@ -211,10 +227,21 @@ impl Norm {
     }
 
     /// Goes over the tensors that take part.
-    pub(crate) fn refresh(&mut self, plan: &Plan, takes_part: impl Fn(usize) -> bool) {
+    pub(crate) fn refresh(
+        &mut self,
+        plan: &Plan,
+        tensors: usize,
+        takes_part: impl Fn(usize) -> bool,
+    ) {
         self.parts.clear();
         self.partials = 0;
         self.sent_with = None;
+        let mut ranges = self.ranges.take();
+        if let Some(ranges) = &mut ranges {
+            ranges.clear();
+            ranges.resize(tensors, [0; 2]);
+        }
+        let by_tensor = ranges.is_some();
         let is_whole = |piece: &Piece| {
             let mut parts = plan.parts[piece.parts.clone()].iter();
             parts.all(|part| takes_part(part.tensor))
@@ -222,12 +249,16 @@ impl Norm {
         let (mut chunks, mut all_runs) = (Vec::new(), Vec::new());
         let mut shares = Shares::default();
         for (index, piece) in plan.pieces.iter().enumerate() {
-            if piece.is_absent || (piece.batched && is_whole(piece)) {
+            if piece.is_absent || (piece.batched && !by_tensor && is_whole(piece)) {
                 continue;
             }
             let first = chunks.len();
             let mut room = 0;
-            for mut run in runs(plan, piece, &takes_part) {
+            for (tensor, mut run) in runs(plan, piece, &takes_part, by_tensor) {
+                if by_tensor {
+                    room = 0;
+                }
+                let chunks_before = chunks.len();
                 while run.start < run.end {
                     if room == 0 {
                         chunks.push([all_runs.len() as u32; 2]);
@@ -247,6 +278,14 @@ impl Norm {
                     room = room.saturating_sub((end - run.start).max(8));
                     run.start = end;
                 }
+                if let Some(ranges) = &mut ranges {
+                    let sums = |chunks: usize| (chunks * WORKGROUP_SIZE as usize) as u32;
+                    let [start, count] = &mut ranges[tensor];
+                    if *count == 0 {
+                        *start = self.partials + sums(chunks_before - first);
+                    }
+                    *count += sums(chunks.len() - chunks_before);
+                }
             }
             let part = Part {
                 target: Target::Piece(index),
@@ -258,7 +297,7 @@ impl Norm {
                 tensor_mask: 0,
             };
             // Small tensors share their partial sums.
-            let is_alone = piece.parts.len() == 1;
+            let is_alone = piece.parts.len() == 1 && !by_tensor;
             let share = is_alone
                 .then(|| shares.find(piece.group, piece.numel, part.count, self.partials))
                 .flatten();
@@ -273,7 +312,8 @@ impl Norm {
         self.chunks
             .bytes
             .extend_from_slice(bytemuck::cast_slice(&chunks));
-        for (index, batch) in plan.batches.iter().enumerate() {
+        self.ranges = ranges;
+        for (index, batch) in plan.batches.iter().enumerate().filter(|_| !by_tensor) {
             let pieces = || batch.pieces.iter().map(|piece| &plan.pieces[*piece]);
             let bits = pieces().enumerate().filter(|(_, piece)| is_whole(piece));
             let mask = bits.fold(0, |mask, (bit, _)| mask | 1 << bit);
@@ -416,6 +456,13 @@ fn max_chunks_of(piece: &Piece, chunk_elems: u64) -> u64 {
     room.div_ceil(chunk_elems - 8) + 1
 }
 
+/// The most chunks where no two tensors share one.
+fn max_chunks_by_tensor(plan: &Plan, chunk_elems: u64) -> u64 {
+    let parts = plan.parts.iter();
+    let chunks = parts.map(|part| (u64::from(part.numel()) + 8).div_ceil(chunk_elems - 8) + 1);
+    chunks.sum()
+}
+
 /// Workgroups over a batch.
 fn batch_chunks(plan: &Plan, batch: &Batch, chunk_elems: u64) -> u64 {
     let pieces = batch.pieces.iter().map(|piece| &plan.pieces[*piece]);
@@ -423,16 +470,22 @@ fn batch_chunks(plan: &Plan, batch: &Batch, chunk_elems: u64) -> u64 {
     numel.div_ceil(chunk_elems)
 }
 
-/// Elements of a piece that take part, as far as they follow each other, from the start of its gradients' binding on.
-fn runs(plan: &Plan, piece: &Piece, takes_part: impl Fn(usize) -> bool) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
+/// Elements of a piece that take part, as far as they follow each other, from the start of its gradients' binding on, with
+/// the first tensor of each run; no two tensors share one where it is `by_tensor`.
+fn runs(
+    plan: &Plan,
+    piece: &Piece,
+    takes_part: impl Fn(usize) -> bool,
+    by_tensor: bool,
+) -> Vec<(usize, Range<u64>)> {
+    let mut runs: Vec<(usize, Range<u64>)> = Vec::new();
     let parts = plan.parts[piece.parts.clone()].iter();
     for part in parts.filter(|part| takes_part(part.tensor)) {
         let start = u64::from(piece.grads.first_elem) + u64::from(part.start);
         let end = start + u64::from(part.numel());
         match runs.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => runs.push(start..end),
+            Some((_, last)) if last.end == start && !by_tensor => last.end = end,
+            _ => runs.push((part.tensor, start..end)),
         }
     }
     runs

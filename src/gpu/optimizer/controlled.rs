@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::classes::Classes;
 use super::recorder::{FrameClass, Prepared, uniforms_of};
 use super::{GpuOptimizer, Recorder};
+use crate::control::{MAX_GROUP_NORMS, StepControl};
 use crate::gpu::bound::Pipelines;
 use crate::gpu::control::sealed::Parts;
 use crate::gpu::control::{
-    ControlContext, Counted, GpuControl, Mailbox, Norm, Report, ReportOf, StagedStep, WINDOW,
-    bind_whole,
+    ControlContext, Counted, GpuControl, Mailbox, Norm, Report, ReportOf, StagedStep, TensorClip,
+    WINDOW, bind_whole,
 };
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::{LOST, checked};
@@ -107,6 +108,8 @@ pub(super) struct UnderControl {
     norm: Norm,
     /// The norm of each parameter group.
     norm_of: Vec<u32>,
+    /// The kernel that clips tensors one by one, where that is asked for.
+    tensor_clip: Option<TensorClip>,
     /// For `select.wgsl`, and what that writes.
     places: Places,
     classes: Classes<Class>,
@@ -116,6 +119,8 @@ pub(super) struct UnderControl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Class {
     frame: FrameClass,
+    /// The tensor, where it is clipped by itself.
+    clipped: Option<usize>,
     /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, and the next one
     /// does, their phase.
     count: u64,
@@ -130,6 +135,7 @@ impl Class {
         rules: &dyn GroupRules,
         ledger: &Ledger,
         histories: Option<&[u32]>,
+        control: &StepControl,
         index: usize,
         tensor: &Tensor,
     ) -> Self {
@@ -139,8 +145,10 @@ impl Class {
         let mut others = most.saturating_sub(unread)..=most.saturating_add(1);
         let frame = FrameClass::of(index, tensor);
         let is_settled = frame.tensor.is_none() && others.all(|steps| phase_of(steps) == phase);
+        let max_norm = control.tensor_max_norm_of(rules.name(tensor.group));
         Self {
             frame,
+            clipped: max_norm.map(|_| index),
             count: if is_settled { phase } else { most },
             is_settled,
             unread: if is_settled { 0 } else { unread },
@@ -201,10 +209,10 @@ impl Recorder {
         }
     }
 
-    /// The most partial sums that a norm of the gradients can have.
-    pub(crate) fn max_partials(&self) -> u64 {
-        let max = || Norm::max_partials(&self.kernels, &self.plan);
-        *self.max_partials.get_or_init(max)
+    /// The most partial sums that a norm of the gradients can have, or that those of all tensors can.
+    pub(crate) fn max_partials(&self, by_tensor: bool) -> u64 {
+        let max = || Norm::max_partials(&self.kernels, &self.plan, by_tensor);
+        *self.max_partials[usize::from(by_tensor)].get_or_init(max)
     }
 
     /// The step under a control that has been prepared, if nothing has changed since.
@@ -271,6 +279,9 @@ impl Recorder {
             .controlled
             .as_mut()
             .zip(self.device_counts.counted.clone())?;
+        if let Some(clip) = &under.tensor_clip {
+            clip.record(pass);
+        }
         pass::record_one(pass, &context.select.0, &under.places.select);
         let (bound, group) = (&self.bound, self.kernels.scalar_path().control_group());
         let dispatches = under.classes.dispatches().iter();
@@ -289,7 +300,8 @@ impl Recorder {
         });
         let uniforms_of = |call| under.uniforms(&self.plan, call);
         pass::record(pass, self.ring.as_ref(), calls, uniforms_of);
-        self.recorded = under.norm.dispatches() + 1 + under.classes.dispatches().len();
+        let of_control = 1 + usize::from(under.tensor_clip.is_some());
+        self.recorded = under.norm.dispatches() + of_control + under.classes.dispatches().len();
         self.device_counts.control = Some(context.identity.clone());
         let step = self.ledger.record_counted(submission.clone());
         under.norm.set_recorded(step);
@@ -313,15 +325,20 @@ impl UnderControl {
         let (kernels, plan) = (&recorder.kernels, &recorder.plan);
         let clips_values = context.control.clips_values();
         let controlled = |variant: KernelVariant| variant.controlled(clips_values);
+        let by_tensor = context.control.tensor_max_norm().is_some();
+        let tensors = recorder.tensors.as_slice().len();
+        let tensor_clip = by_tensor.then(|| TensorClip::new(kernels, context, tensors));
+        let tensor_clip = tensor_clip.transpose()?;
         Ok(Self {
             control: context.identity.clone(),
             pipelines: Pipelines::new(kernels, rules, plan, controlled)?,
             clips_values,
-            norm: Norm::new(kernels, plan, &recorder.bound, &context.partials)?,
+            norm: Norm::new(kernels, plan, &recorder.bound, &context.partials, by_tensor)?,
             norm_of: Vec::new(),
             places: checked(kernels.device(), || {
-                Places::new(kernels, context, counted, 0, 0)
+                Places::new(kernels, context, counted, tensor_clip.as_ref(), [0; 2])
             })?,
+            tensor_clip,
             classes: Classes::new(),
         })
     }
@@ -330,7 +347,9 @@ impl UnderControl {
     fn goes_with(&self, context: &ControlContext) -> bool {
         let knows_all = self.clips_values || !context.control.clips_values();
         let is_same = Arc::ptr_eq(&self.control, &context.identity);
-        knows_all && is_same && self.norm.goes_into(&context.partials)
+        let by_tensor = context.control.tensor_max_norm().is_some();
+        let clips_tensors = self.tensor_clip.is_some() == by_tensor;
+        knows_all && clips_tensors && is_same && self.norm.goes_into(&context.partials)
     }
 
     /// Records the copies of the next step.
@@ -355,6 +374,9 @@ impl UnderControl {
         let reported = recorder.ledger.reported();
         self.norm
             .prepare(device, encoder, staged.partial, &self.norm_of, reported)?;
+        if let Some((clip, ranges)) = self.tensor_clip.as_mut().zip(self.norm.ranges()) {
+            clip.prepare(device, encoder, context, staged, ranges)?;
+        }
         self.places.inputs.record(device, encoder)
     }
 
@@ -378,7 +400,9 @@ impl UnderControl {
         let histories = ledger.histories();
         let takes_part = |index: usize| !tensors[index].is_left_out() && tensors[index].numel > 0;
         let class_of = |index: usize| {
-            let class = || Class::of(rules, ledger, histories.as_deref(), index, &tensors[index]);
+            let histories = histories.as_deref();
+            let tensor = &tensors[index];
+            let class = || Class::of(rules, ledger, histories, &context.control, index, tensor);
             takes_part(index).then(class)
         };
         let progress = |index: usize| {
@@ -388,7 +412,7 @@ impl UnderControl {
         let classes = &mut self.classes;
         if classes.refresh(revision, plan, tensors.len(), class_of, progress) {
             classes.sort_by_pipeline(&recorder.bound, |class| class.frame.group);
-            self.norm.refresh(plan, takes_part);
+            self.norm.refresh(plan, tensors.len(), takes_part);
         }
         let of_class = CLASS_WORDS + (WINDOW as usize + 1) * entry_words(rules);
         let words = HEADER_WORDS + tensors.len().div_ceil(32) + classes.len() * of_class;
@@ -397,7 +421,8 @@ impl UnderControl {
         let places = &self.places;
         if places.inputs.buffer().size() < inputs_bytes || places.blocks.size() < blocks_bytes {
             let kernels = &recorder.kernels;
-            let make = || Places::new(kernels, context, counted, inputs_bytes, blocks_bytes);
+            let (clip, bytes) = (self.tensor_clip.as_ref(), [inputs_bytes, blocks_bytes]);
+            let make = || Places::new(kernels, context, counted, clip, bytes);
             self.places = checked(kernels.device(), make)?;
         }
         Ok(())
@@ -426,7 +451,10 @@ impl UnderControl {
             words.push(class.entries() as u32);
             words.push(class.most_skipped());
             words.push(entries_at as u32);
-            words.push(context.control.norm_of(group) as u32);
+            words.push(match class.clipped {
+                Some(tensor) => (MAX_GROUP_NORMS + 1 + tensor) as u32,
+                None => context.control.norm_of(group) as u32,
+            });
             words.push(context.control.clip_value_of(group).to_bits());
             entries_at += class.entries() as usize * entry_words;
         }
@@ -477,8 +505,8 @@ impl Places {
         kernels: &Kernels,
         context: &ControlContext,
         counted: &wgpu::Buffer,
-        inputs_bytes: u64,
-        blocks_bytes: u64,
+        tensor_clip: Option<&TensorClip>,
+        [inputs_bytes, blocks_bytes]: [u64; 2],
     ) -> Self {
         let device = kernels.device();
         let inputs_bytes = inputs_bytes.max(4 * HEADER_WORDS as u64);
@@ -492,7 +520,9 @@ impl Places {
         });
         let check = [inputs.buffer(), counted, &context.verdict];
         let check = bind_whole(device, &context.check.1, &check);
-        let select = [inputs.buffer(), &context.verdict, counted, &blocks];
+        // Where no tensor is clipped by itself nobody reads its factors.
+        let factors = tensor_clip.map_or(&context.verdict, |clip| &clip.factors);
+        let select = [inputs.buffer(), &context.verdict, counted, &blocks, factors];
         let select = bind_whole(device, &context.select.1, &select);
         let block = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("wgpu_optim.block"),

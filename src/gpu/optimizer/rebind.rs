@@ -1,7 +1,5 @@
 //! Tensors that lie elsewhere from step to step.
 
-use std::sync::OnceLock;
-
 use super::{GpuOptimizer, Recorder};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
@@ -99,7 +97,7 @@ impl Recorder {
             moves.record(&mut pass, &submission);
             self.moves.push(moves);
         }
-        self.max_partials = OnceLock::new();
+        self.max_partials = Default::default();
         (self.plan, self.state, self.bound) = (plan, state, bound);
         self.controlled = None;
         self.tensors.set_absent(&absent(&layouts));

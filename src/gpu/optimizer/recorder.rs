@@ -46,8 +46,8 @@ pub struct Recorder {
     /// On the uniform path only.
     pub(super) ring: Option<UniformRing>,
     pub(super) device_counts: DeviceCounts,
-    /// The most partial sums that a norm of its gradients can have.
-    pub(super) max_partials: OnceLock<u64>,
+    /// The most partial sums that a norm of its gradients can have, and that those of its tensors can.
+    pub(super) max_partials: [OnceLock<u64>; 2],
     /// From the first step under a control on.
     pub(super) controlled: Option<Box<UnderControl>>,
     /// Dispatches of the last recorded step.
@@ -112,7 +112,7 @@ impl Recorder {
         let ring = new_ring(kernels, &plan)?;
         tensors.set_absent(&absent(&layouts));
         Ok(Self {
-            max_partials: OnceLock::new(),
+            max_partials: Default::default(),
             kernels: kernels.clone(),
             ledger: Ledger::new(tensors.as_slice().len()),
             tensors,

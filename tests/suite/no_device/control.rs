@@ -2,7 +2,8 @@
 
 use wgpu_optim::oracle::{ControlOracle, Rounding};
 use wgpu_optim::{
-    CpuControl, CpuOptimizer, GradNorm, LossScale, ParamGroups, SgdConfig, SliceError, StepControl,
+    CpuControl, CpuOptimizer, GradNorm, GradNorms, LossScale, ParamGroups, SgdConfig, SliceError,
+    StepControl,
 };
 
 use crate::test;
@@ -65,7 +66,10 @@ fn a_loss_scale_never_becomes_what_it_cannot_be_divided_by() {
         let mut norm = GradNorm::default();
         norm.add(&[grad]);
         for _ in 0..6 {
-            control.decide(&[vec![norm]]);
+            control.decide(&[GradNorms {
+                shared: vec![norm],
+                tensors: Vec::new(),
+            }]);
             oracle.decide(&[("default", &[grad])]);
             assert_eq!(f64::from(control.loss_scale()), oracle.scale());
         }

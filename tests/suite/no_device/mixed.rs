@@ -435,7 +435,7 @@ fn slots_of_one_rule_have_types_of_their_own() {
             ..Precision::default()
         },
     };
-    let numels = [77, 4];
+    let numels = [77];
     let (mut params, grads) = start(&stored, &numels);
     let mut then = optimizer(&config, &stored, &numels);
     step(&mut then, &mut params, &grads);

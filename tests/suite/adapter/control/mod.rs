@@ -5,9 +5,9 @@ mod norm;
 
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LionConfig, LossScale,
-    NonFinite, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError, StorageType,
-    TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, ControlRecord, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
+    LionConfig, LossScale, NonFinite, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl,
+    StepError, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -205,9 +205,10 @@ async fn follow(bench: &Bench, rule: &AnyRule, control: StepControl, read_every:
         let decision = decisions.decide(&seen);
         bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
         if !decision.is_skipped {
-            for i in taking_part {
+            for (place, i) in taking_part.into_iter().enumerate() {
                 let config = optimizer.group_config(group_of(i)).unwrap();
-                oracles[i].step_by(config, &grads[i], &decision.of_group(group_of(i)));
+                let factors = decision.of_tensor(place, group_of(i));
+                oracles[i].step_by(config, &grads[i], &factors);
                 applied[i] += 1;
             }
         }
@@ -287,6 +288,12 @@ fn controls() -> Vec<StepControl> {
         StepControl::builder()
             .loss_scale(odd)
             .group_clip_value("head", 0.25),
+        StepControl::builder().tensor_max_norm(1.0),
+        StepControl::builder()
+            .loss_scale(scale)
+            .tensor_max_norm(0.25)
+            .group_max_norm("head", 0.5)
+            .clip_value(0.125),
     ]
     .map(|control| control.build().unwrap())
     .into()
@@ -310,6 +317,70 @@ async fn every_rule_follows_its_oracle_under_a_control() {
         let controls = controls();
         let control = controls[index % controls.len()].clone();
         follow(bench, &rule, control, [100, 1, 3][index % 3]).await;
+    }
+}
+
+/// A tensor of many partial sums, one of several pieces, small ones; with an infinite gradient that is applied, too.
+#[gpu_test]
+async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
+    for bench in Bench::both().await {
+        for nonfinite in [None, Some(f32::INFINITY), Some(f32::NAN)] {
+            let numels = [400_001, 64, 7, 65_536];
+            let start: Vec<_> = (0..).zip(numels).map(|(i, n)| values(i, n)).collect();
+            let mut gradients: Vec<_> = (9..).zip(numels).map(|(i, n)| values(i, n)).collect();
+            if let Some(value) = nonfinite {
+                gradients[1][63] = value;
+            }
+            let specs = ["a", "b", "c", "d"].iter().zip(numels);
+            let specs: Vec<_> = specs.map(|(name, numel)| (*name, [numel])).collect();
+            let arena = Arena::new(&bench.device, &bench.queue, specs.clone()).unwrap();
+            arena.upload_all_params(&start).unwrap();
+            arena.upload_all_grads(&gradients).unwrap();
+            let config = SgdConfig::builder(0.5).build().unwrap();
+            let mut optimizer =
+                GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
+            let control = StepControl::builder().tensor_max_norm(3.0);
+            let control = control.nonfinite(NonFinite::Apply).build().unwrap();
+            let mut on_device = bench.control(control.clone());
+            bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
+            let record = bench.outcomes(&mut on_device).await[0];
+
+            let mut twin = CpuOptimizer::new(config, specs).unwrap();
+            let mut params = start.clone();
+            let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            let grads: Vec<_> = gradients.iter().map(Vec::as_slice).collect();
+            let mut in_memory = CpuControl::new(control.clone());
+            let expected = twin.step_with(&mut slices, &grads, &mut in_memory).unwrap();
+            let is_same = |x: f32, y: f32| x == y || x.is_nan() && y.is_nan();
+            let is_near = |x: f32, y: f32| is_same(x, y) || (x / y - 1.0).abs() < 1e-4;
+            assert!(
+                is_near(record.norm, expected.norm),
+                "{record:?} {expected:?}"
+            );
+            let factors = [record.clip_factor, expected.clip_factor];
+            assert!(is_near(factors[0], factors[1]), "{factors:?}");
+            assert_eq!(record.found_nonfinite, nonfinite.is_some());
+
+            let seen: Vec<_> = grads.iter().map(|grads| ("default", *grads)).collect();
+            let decision = ControlOracle::new(&control, Rounding::WGSL).decide(&seen);
+            let stepped = bench.wait(arena.download_all_params()).await.unwrap();
+            for (tensor, start) in start.iter().enumerate() {
+                if nonfinite.is_some() && tensor == 1 {
+                    let pairs = stepped[1].iter().zip(&params[1]);
+                    assert!({ pairs }.all(|(x, y)| is_same(*x, *y)));
+                    continue;
+                }
+                for (params, rounding) in [
+                    (&stepped[tensor], Rounding::WGSL),
+                    (&params[tensor], Rounding::NEAREST),
+                ] {
+                    let mut oracle = Oracle::new(start, rounding);
+                    let factors = decision.of_tensor(tensor, "default");
+                    oracle.step_by(&config, grads[tensor], &factors);
+                    oracle.check_params(params).unwrap();
+                }
+            }
+        }
     }
 }
 

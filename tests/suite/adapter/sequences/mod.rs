@@ -391,7 +391,8 @@ impl<'b, R: Textbook> Run<'b, R> {
                 .map(|tensor| ("default", &grads[tensor][..]))
                 .collect();
             let decision = decisions.decide(&seen);
-            factors = Some(decision.of_group("default"));
+            let of_tensor = |place| decision.of_tensor(place, "default");
+            factors = Some((0..seen.len()).map(of_tensor).collect::<Vec<_>>());
             let is_skipped = decision.is_skipped;
             self.expected.push((number, decision));
             self.number = number;
@@ -399,8 +400,8 @@ impl<'b, R: Textbook> Run<'b, R> {
                 return;
             }
         }
-        for tensor in taking_part() {
-            let count = match factors {
+        for (place, tensor) in taking_part().enumerate() {
+            let count = match &factors {
                 Some(_) => self.model.applied[tensor],
                 None => step.counts[tensor],
             };
@@ -410,7 +411,7 @@ impl<'b, R: Textbook> Run<'b, R> {
             };
             let oracle = &mut self.model.oracles[tensor];
             match &factors {
-                Some(factors) => oracle.step_by(&rule, &grads[tensor], factors),
+                Some(factors) => oracle.step_by(&rule, &grads[tensor], &factors[place]),
                 None => oracle.step(&rule, &grads[tensor]),
             }
             self.model.applied[tensor] += 1;
@@ -727,7 +728,7 @@ async fn any_sequence_is_as_if_dropped_steps_had_never_been_recorded() {
 #[gpu_test]
 async fn any_sequence_under_a_control_is_as_if_dropped_steps_had_never_been_recorded() {
     let benches = benches().await;
-    let control = |case: usize| Some(controls()[case % 3].clone());
+    let control = |case: usize| Some(controls()[case % 4].clone());
     sequences(&benches, &rules(), control).await;
     sequences(&benches, &[Stairs { lr: 0.05 }], control).await;
 }

@@ -225,7 +225,7 @@ pub fn rules() -> [AnyRule; 6] {
     ]
 }
 
-pub fn controls() -> [StepControl; 3] {
+pub fn controls() -> [StepControl; 4] {
     let scale = LossScale {
         initial: 4.0,
         growth_interval: 2,
@@ -235,6 +235,9 @@ pub fn controls() -> [StepControl; 3] {
         StepControl::builder(),
         StepControl::builder().max_norm(40.0),
         StepControl::builder().max_norm(10.0).loss_scale(scale),
+        StepControl::builder()
+            .tensor_max_norm(2.0)
+            .loss_scale(scale),
     ]
     .map(|control| control.build().unwrap())
 }
