@@ -27,13 +27,13 @@ struct wo_Uniforms {
     rule_SCALAR: f32,
 //# end
 //# end
-    // Where the dispatch starts in the bindings of parameters and state, in units.
+    // Where the dispatch starts in the bindings of parameters and state, in units; in chunks the first of these.
     first: u32,
     // How much further on the gradients start in theirs, modulo 2^32: in units, or elements where items are words.
     grads_shift: u32,
-    // How many units the dispatch covers.
+    // How many units the dispatch covers, or how many chunks.
     count: u32,
-    // Invocations in one row of the grid: a dispatch past the per-dimension limit folds into y.
+    // Invocations in one row of the grid, or workgroups: a dispatch past the per-dimension limit folds into y.
     row: u32,
     // Where items are words: after `head` units, `gap` units are skipped.
     head: u32,
@@ -68,7 +68,17 @@ struct wo_Control {
 //# end
 }
 
+//# if CHUNKS
+// Uniform bindings start on 256 bytes everywhere, and other dispatches bind these as such.
+struct wo_Block {
+    @size(256) control: wo_Control,
+}
+
+@group(GROUP) @binding(0) var<storage, read> wo_blocks: array<wo_Block>;
+var<private> wo_c: wo_Control;
+//# else
 @group(GROUP) @binding(0) var<uniform> wo_c: wo_Control;
+//# end
 
 fn wo_is_skipped() -> bool {
     return wo_c.skip != 0u;

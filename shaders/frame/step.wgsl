@@ -2,6 +2,10 @@
 // The step of a rule over the units of one tensor, or of a batch of them.
 
 const wo_WORKGROUP_SIZE: u32 = LANES;
+//# if CHUNKS
+// Elements of a unit.
+const wo_UNIT: u32 = u32(ELEMS);
+//# end
 
 fn wo_unit_of(invocation: vec3<u32>) -> u32 {
     return invocation.y * wo_k.row + invocation.x;
@@ -87,7 +91,24 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
 }
 //# else
 
+//# if CHUNKS
+// Of each workgroup the elements from and to which it updates, counted from the start of the parameters' binding, and the
+// class of their tensors.
+@group(GROUP) @binding(1) var<storage, read> wo_chunks: array<vec4<u32>>;
+//# end
+
 // Where a unit of the dispatch lies in the arrays of parameters and state, and in that of the gradients.
+//# if CHUNKS
+fn wo_place_of(unit: u32, chunk: vec4<u32>) -> wo_Place {
+//# if PAIRS
+    let elements = vec2(2u * unit, 2u * unit + 1u);
+    let mine = (elements >= vec2(chunk.x)) & (elements < vec2(chunk.y));
+    return wo_Place(unit, 2u * unit, mine);
+//# else
+    return wo_Place(unit, wo_k.section);
+//# end
+}
+//# else
 fn wo_place_of(unit: u32) -> wo_Place {
 //# if VECTORS
 //# if OFFSET
@@ -111,6 +132,7 @@ fn wo_place_of(unit: u32) -> wo_Place {
 //# end
 //# end
 }
+//# end
 
 fn wo_grads_place_of(at: wo_Place) -> wo_Place {
     var grads = at;
@@ -161,17 +183,40 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
     }
 }
 //# else
+//# if CHUNKS
+// What is the same for all lanes is read before any of them returns, as software adapters want it.
+fn ENTRY(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = workgroup.y * wo_k.row + workgroup.x;
+    let chunk = wo_chunks[wo_k.first + min(index, wo_k.count - 1u)];
+//# if CONTROLLED
+    wo_c = wo_blocks[chunk.z].control;
+//# end
+    let scalars = wo_scalars();
+    let unit = chunk.x / wo_UNIT + lane;
+    if index >= wo_k.count || unit * wo_UNIT >= chunk.y || wo_is_skipped() {
+        return;
+    }
+    let at = wo_place_of(unit, chunk);
+//# else
 fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
     let unit = wo_unit_of(invocation);
     if unit >= wo_k.count || wo_is_skipped() {
         return;
     }
     let at = wo_place_of(unit);
+//# end
     let theta = wo_load_theta_0(at);
     let g = wo_load_grads_0(wo_grads_place_of(at));
     var s = wo_load_state_0(at);
 
+//# if CHUNKS
+    let theta_new = wo_stepped(scalars, theta, g, &s);
+//# else
     let theta_new = wo_stepped(wo_scalars(), theta, g, &s);
+//# end
     wo_store_state_0(at, s);
     wo_store_theta_0(at, theta_new);
 }

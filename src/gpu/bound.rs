@@ -21,6 +21,8 @@ pub(super) struct Pipelines {
     by_kind: Vec<[Pipeline; 3]>,
     /// By the batches of the plan.
     by_batch: Vec<Pipeline>,
+    /// By the kinds of pieces, in the order of [`Access::CHUNKS`], if steps may be in chunks.
+    by_chunks: Vec<[Pipeline; 2]>,
 }
 
 /// A pipeline with the layout of what it binds.
@@ -108,8 +110,12 @@ impl Bound {
     ) -> (&'b wgpu::ComputePipeline, &'b wgpu::BindGroup) {
         match dispatch.target {
             Target::Piece(piece) => {
-                let by_access = &pipelines.by_kind[self.kinds[piece]];
-                let (pipeline, _) = &by_access[dispatch.access as usize];
+                let kind = self.kinds[piece];
+                let (pipeline, _) = match dispatch.access {
+                    Access::Vec4Chunks => &pipelines.by_chunks[kind][0],
+                    Access::ScalarChunks => &pipelines.by_chunks[kind][1],
+                    access => &pipelines.by_kind[kind][access as usize],
+                };
                 (pipeline, &self.pieces[&piece])
             }
             Target::Batch { batch, .. } => (&pipelines.by_batch[batch].0, &self.batches[batch]),
@@ -128,11 +134,8 @@ impl Pipelines {
         let (kinds, _) = kinds(rules, &plan.pieces);
         let of_kind = |kind: &Kind| {
             // By every access: which ones a step needs depends on what is frozen, and a step compiles nothing.
-            let [vec4, vec4_offset, scalar] = Access::ALL.map(|access| {
-                let variant = rules.variant(kind.group, access, 1).stored(kind.storage);
-                let variant = variant.in_one_buffer(kind.in_one_buffer);
-                kernels.pipeline(of(variant.in_vec4_pairs(kind.in_vec4_pairs)))
-            });
+            let of_access = |access| kernels.pipeline(of(kind.variant(rules, access)));
+            let [vec4, vec4_offset, scalar] = Access::ALL.map(of_access);
             Ok([vec4?, vec4_offset?, scalar?])
         };
         let of_batch = |batch: &Batch| {
@@ -146,7 +149,26 @@ impl Pipelines {
         Ok(Self {
             by_kind: by_kind?,
             by_batch: by_batch?,
+            by_chunks: Vec::new(),
         })
+    }
+
+    /// Compiles the variants of a plan's kernels that are in chunks.
+    pub(super) fn add_chunks(
+        &mut self,
+        kernels: &Kernels,
+        rules: &dyn GroupRules,
+        plan: &Plan,
+        of: impl Fn(KernelVariant) -> KernelVariant,
+    ) -> Result<(), KernelError> {
+        let (kinds, _) = kinds(rules, &plan.pieces);
+        let of_kind = |kind: &Kind| {
+            let of_access = |access| kernels.pipeline(of(kind.variant(rules, access)));
+            let [vec4, scalar] = Access::CHUNKS.map(of_access);
+            Ok([vec4?, scalar?])
+        };
+        self.by_chunks = kinds.iter().map(of_kind).collect::<Result<_, _>>()?;
+        Ok(())
     }
 }
 
@@ -157,6 +179,15 @@ struct Kind {
     in_one_buffer: bool,
     in_vec4_pairs: bool,
     storage: Storage,
+}
+
+impl Kind {
+    /// The kernel that reaches the elements of such a piece by `access`.
+    fn variant(&self, rules: &dyn GroupRules, access: Access) -> KernelVariant {
+        let variant = rules.variant(self.group, access, 1).stored(self.storage);
+        let variant = variant.in_one_buffer(self.in_one_buffer);
+        variant.in_vec4_pairs(self.in_vec4_pairs)
+    }
 }
 
 /// The kinds of pieces, and of each piece which it is. A group without pieces has one too, so that what is wrong with its

@@ -1,6 +1,7 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
@@ -29,6 +30,8 @@ struct Inner {
     scalars_layout: Option<wgpu::BindGroupLayout>,
     /// The layout of a control's block.
     control_layout: wgpu::BindGroupLayout,
+    /// The layouts of a table of chunks, and of a control's blocks with one.
+    chunks_layouts: [wgpu::BindGroupLayout; 2],
     compiled: Mutex<Compiled>,
 }
 
@@ -86,13 +89,15 @@ impl Kernels {
             });
         }
         let path = ScalarPath::of(device);
-        let (scalars_layout, control_layout) = checked(device, || {
+        let (scalars_layout, control_layout, chunks_layouts) = checked(device, || {
             let layout = |label, bytes| dynamic_uniform_layout(device, label, bytes);
             let scalars = match path {
                 ScalarPath::Immediates => None,
                 ScalarPath::Uniforms => Some(layout("wgpu_optim.uniforms", Uniforms::MAX_BYTES)),
             };
-            (scalars, layout("wgpu_optim.control", CONTROL_BYTES))
+            let control = layout("wgpu_optim.control", CONTROL_BYTES);
+            let chunks = [1..2, 0..2].map(|bindings| chunks_layout(device, bindings));
+            (scalars, control, chunks)
         })
         .map_err(|error| KernelError::Device {
             kernel: KERNELS.to_owned(),
@@ -106,6 +111,7 @@ impl Kernels {
                 loss: LossWatch::new(device),
                 scalars_layout,
                 control_layout,
+                chunks_layouts,
                 compiled: Mutex::default(),
             }),
             limits: DeviceLimits::of(&device.limits(), device.adapter_info().device_type),
@@ -175,6 +181,16 @@ impl Kernels {
 
     pub(crate) fn control_layout(&self) -> &wgpu::BindGroupLayout {
         &self.inner.control_layout
+    }
+
+    /// The layout of a table of chunks, behind a control's blocks or not.
+    pub(crate) fn chunks_layout(&self, is_controlled: bool) -> &wgpu::BindGroupLayout {
+        &self.inner.chunks_layouts[usize::from(is_controlled)]
+    }
+
+    /// Whether the device binds enough storage buffers for kernels in chunks.
+    pub(crate) const fn can_chunk(&self) -> bool {
+        self.limits.max_storage_buffers >= 5
     }
 
     /// Whether one is a clone of the other. Devices of two instances cannot be told apart.
@@ -258,7 +274,10 @@ impl Inner {
                 source: wgpu::ShaderSource::Wgsl(source.into()),
             })
         });
-        let control = variant.is_controlled().then_some(&self.control_layout);
+        let control = match (variant.is_chunked(), variant.is_controlled()) {
+            (true, is_controlled) => Some(&self.chunks_layouts[usize::from(is_controlled)]),
+            (false, is_controlled) => is_controlled.then_some(&self.control_layout),
+        };
         let groups = [Some(&*layout), self.scalars_layout.as_ref(), control];
         let groups: Vec<_> = groups.into_iter().flatten().map(Some).collect();
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
@@ -335,6 +354,26 @@ impl Inner {
         });
         (pipeline, layout)
     }
+}
+
+/// A control's blocks and a table of chunks, or one of both.
+fn chunks_layout(device: &wgpu::Device, bindings: Range<u32>) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = bindings
+        .map(|binding| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: BindingKind::Read.ty(),
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("wgpu_optim.chunks"),
+        entries: &entries,
+    })
 }
 
 /// All parameters, then all gradients, then all states.

@@ -3,6 +3,7 @@
 mod arena;
 mod binding;
 mod bound;
+mod chunks;
 mod control;
 mod convert;
 mod device;

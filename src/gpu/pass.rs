@@ -13,11 +13,12 @@ pub(super) struct Call<'a> {
     pub(super) workgroups: [u32; 2],
 }
 
-/// A block of a buffer that says what a control has decided, by dynamic offset.
+/// A block of a buffer that says what a control has decided, by dynamic offset; or what kernels in chunks bind in its place.
+#[derive(Clone, Copy)]
 pub(super) struct Decision<'a> {
     pub(super) group: u32,
-    pub(super) blocks: &'a wgpu::BindGroup,
-    pub(super) offset_bytes: u32,
+    pub(super) bindings: &'a wgpu::BindGroup,
+    pub(super) offset_bytes: Option<u32>,
 }
 
 /// Records the copy that fills the ring, on devices without immediates: the scalars of so many calls.
@@ -52,7 +53,8 @@ pub(super) fn record<'a, S: AsRef<[u8]>>(
         }
         pass.set_bind_group(TENSORS_GROUP, call.tensors, &[]);
         if let Some(decision) = call.decision {
-            pass.set_bind_group(decision.group, decision.blocks, &[decision.offset_bytes]);
+            let offset = decision.offset_bytes.as_slice();
+            pass.set_bind_group(decision.group, decision.bindings, offset);
         }
         match ring {
             Some(ring) => ring.bind(pass, SCALARS_GROUP, index),

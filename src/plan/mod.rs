@@ -1,11 +1,13 @@
 //! Tensors x device limits -> dispatches. Pure numbers: needs no device, and property tests drive it with
 //! made-up limits.
 
+mod chunks;
 mod cut;
 mod error;
 
 use std::ops::Range;
 
+pub use chunks::{Chunk, Chunked};
 use cut::{Room, check_layout};
 pub use error::PlanError;
 
@@ -304,19 +306,38 @@ pub enum Access {
     /// modulo its unit: one element per invocation, or the two that may share a word where something is stored in 16
     /// bits.
     Scalar,
+    /// As [`Vec4Offset`](Self::Vec4Offset), in chunks: each workgroup looks up which elements are its.
+    Vec4Chunks,
+    /// As [`Scalar`](Self::Scalar), in chunks.
+    ScalarChunks,
 }
 
 impl Access {
-    /// Every access, in the order in which a step dispatches them.
+    /// Every access to one run of elements, in the order in which a step dispatches them.
     pub const ALL: [Self; 3] = [Self::Vec4, Self::Vec4Offset, Self::Scalar];
+
+    /// Both accesses in chunks.
+    pub const CHUNKS: [Self; 2] = [Self::Vec4Chunks, Self::ScalarChunks];
+
+    /// Whether workgroups look up which elements are theirs.
+    #[must_use]
+    pub const fn is_chunked(self) -> bool {
+        matches!(self, Self::Vec4Chunks | Self::ScalarChunks)
+    }
+
+    /// Whether elements are reached by the word.
+    #[must_use]
+    pub const fn is_scalar(self) -> bool {
+        matches!(self, Self::Scalar | Self::ScalarChunks)
+    }
 
     /// Elements per invocation over what is stored like this; the unit of a dispatch's positions and counts.
     #[must_use]
     pub fn unit_elems(self, storage: &Storage) -> u32 {
         match self {
-            Self::Vec4 | Self::Vec4Offset => storage.unit_elems(),
-            Self::Scalar if storage.is_f32() => 1,
-            Self::Scalar => 2,
+            _ if !self.is_scalar() => storage.unit_elems(),
+            _ if storage.is_f32() => 1,
+            _ => 2,
         }
     }
 }
@@ -342,11 +363,11 @@ pub struct Dispatch {
     pub target: Target,
     /// How it reaches its elements.
     pub access: Access,
-    /// First unit in the parameter window and in the first section of the state.
+    /// First unit in the parameter window and in the first section of the state; in chunks the first of these.
     pub first: u32,
     /// How much further on the first unit is in the gradient window, modulo 2^32; [`Access::Scalar`] counts elements.
     pub grads_shift: u32,
-    /// Number of units updated; in a batch, of the largest piece.
+    /// Number of units updated, or of chunks; in a batch, of the largest piece.
     pub count: u32,
     /// Units before the gap ([`Access::Scalar`] only).
     pub head: u32,
@@ -358,15 +379,17 @@ pub struct Dispatch {
     /// The elements that it may update, counted from the start of the parameter window. At either end a unit of two may
     /// hold one that it leaves as it is.
     pub elems: [u32; 2],
-    /// Workgroups in x and y: an invocation for each unit, or for two where a piece is in pairs of vec4.
+    /// Workgroups in x and y: an invocation for each unit, or for two where a piece is in pairs of vec4; a workgroup for each
+    /// chunk.
     pub workgroups: [u32; 2],
 }
 
 impl Dispatch {
-    /// Invocations in one row of the grid.
+    /// Invocations in one row of the grid, or workgroups where these have chunks.
     #[must_use]
     pub fn row(&self) -> u32 {
         let workgroup_size = match self.target {
+            _ if self.access.is_chunked() => 1,
             Target::Piece(_) => WORKGROUP_SIZE,
             Target::Batch { .. } => BATCH_WORKGROUP_SIZE,
         };
@@ -486,7 +509,17 @@ impl Plan {
         &self,
         class_of: impl Fn(usize) -> Option<C>,
     ) -> Vec<(Dispatch, C)> {
-        let mut dispatches = Vec::new();
+        self.dispatches_by(Chunked::Never, class_of).0
+    }
+
+    /// As [`dispatches`](Self::dispatches), but where a piece would take many of them it takes few in
+    /// [chunks](Access::Vec4Chunks), which come with the tensors' classes.
+    pub fn dispatches_by<C: Copy + PartialEq>(
+        &self,
+        chunked: Chunked,
+        class_of: impl Fn(usize) -> Option<C>,
+    ) -> (Vec<(Dispatch, C)>, Vec<Chunk<C>>) {
+        let (mut dispatches, mut chunks) = (Vec::new(), Vec::new());
         for (index, piece) in self.pieces.iter().enumerate() {
             if piece.is_absent {
                 continue;
@@ -494,22 +527,14 @@ impl Plan {
             if piece.batched && self.class_of_whole(piece, &class_of).is_some() {
                 continue;
             }
-            let parts = self.parts[piece.parts.clone()].iter();
-            let mut classed = parts.map(|part| (part, class_of(part.tensor))).peekable();
-            while let Some((part, class)) = classed.next() {
-                let mut last = part;
-                while let Some((next, _)) = classed.next_if(|(_, next)| *next == class) {
-                    last = next;
-                }
-                if let Some(class) = class {
-                    let end = last.start + last.numel() + last.padding;
-                    let mut start = part.start;
-                    while start < end {
-                        let stop = self.end_of_dispatch(piece, start, end);
-                        let covering = self.cover(index, start..stop).into_iter().flatten();
-                        dispatches.extend(covering.map(|dispatch| (dispatch, class)));
-                        start = stop;
-                    }
+            let spans = self.spans(piece, &class_of);
+            let spans = self.add_chunks(index, spans, chunked, &mut dispatches, &mut chunks);
+            for (Range { mut start, end }, class) in spans {
+                while start < end {
+                    let stop = self.end_of_dispatch(piece, start, end);
+                    let covering = self.cover(index, start..stop).into_iter().flatten();
+                    dispatches.extend(covering.map(|dispatch| (dispatch, class)));
+                    start = stop;
                 }
             }
         }
@@ -525,7 +550,27 @@ impl Plan {
                 }
             }
         }
-        dispatches
+        (dispatches, chunks)
+    }
+
+    /// The elements of a piece that take part: neighbours of one class together, with the padding between and behind them.
+    fn spans<C: Copy + PartialEq>(
+        &self,
+        piece: &Piece,
+        class_of: impl Fn(usize) -> Option<C>,
+    ) -> Vec<(Range<u32>, C)> {
+        let mut spans: Vec<(Range<u32>, C)> = Vec::new();
+        for part in &self.parts[piece.parts.clone()] {
+            let end = part.start + part.numel() + part.padding;
+            match (class_of(part.tensor), spans.last_mut()) {
+                (Some(class), Some((elems, last))) if *last == class && elems.end == part.start => {
+                    elems.end = end;
+                }
+                (Some(class), _) => spans.push((part.start..end, class)),
+                (None, _) => {}
+            }
+        }
+        spans
     }
 
     /// The most dispatches that a step can take, whatever the classes.

@@ -184,6 +184,15 @@ impl KernelVariant {
         !self.storage.is_f32()
     }
 
+    /// Whether workgroups look up which elements are theirs.
+    pub(crate) const fn is_chunked(&self) -> bool {
+        self.access.is_chunked()
+    }
+
+    const fn is_doubled(&self) -> bool {
+        self.in_vec4_pairs && !self.access.is_scalar() && !self.access.is_chunked()
+    }
+
     const fn is_batch(&self) -> bool {
         self.tensors > 1
     }
@@ -227,7 +236,7 @@ impl KernelVariant {
     /// The names that the templates know.
     fn scope(&self, path: ScalarPath) -> Scope {
         let named = |word: &'static str| move |name: &str| Scope::default().word(word, name);
-        let is_in_words = self.access == Access::Scalar;
+        let is_in_words = self.access.is_scalar();
         let is_in_halves = self.is_wide() && !is_in_words;
         let parts = ["low"].into_iter().chain(is_in_halves.then_some("high"));
         let clips = self.control.is_some_and(|control| control.clips_values);
@@ -255,9 +264,10 @@ impl KernelVariant {
             .flag("WIDE", self.is_wide())
             .flag("VECTORS", !is_in_words)
             .flag("PAIRS", is_in_words && self.is_wide())
-            .flag("OFFSET", is_in_words || self.access == Access::Vec4Offset)
+            .flag("OFFSET", is_in_words || self.access != Access::Vec4)
+            .flag("CHUNKS", self.access.is_chunked())
             .flag("BATCH", self.is_batch())
-            .flag("DOUBLED", self.in_vec4_pairs && !is_in_words)
+            .flag("DOUBLED", self.is_doubled())
             .flag("STOCHASTIC", self.storage.is_stochastic)
             .flag("MASTERS", self.storage.masters == Masters::F32)
             .flag("RESTS", self.storage.masters == Masters::Rest)
@@ -266,6 +276,7 @@ impl KernelVariant {
             .word("GROUP", path.control_group())
             .word("ACCESS", access)
             .word("ITEMS", self.items(self.storage.params.into()))
+            .word("ELEMS", self.access.unit_elems(&self.storage))
             .word("LANES", lanes)
             .list("PARTS", parts.map(named("PART")))
             .list("SCALARS", rule.scalars.iter().copied().map(named("SCALAR")))
@@ -330,6 +341,8 @@ impl KernelVariant {
         let suffix = match self.access {
             _ if self.is_batch() => "_batch",
             Access::Scalar => "_scalar",
+            Access::Vec4Chunks => "_chunks",
+            Access::ScalarChunks => "_scalar_chunks",
             Access::Vec4 | Access::Vec4Offset if self.in_vec4_pairs => "_vec4_pairs",
             Access::Vec4 | Access::Vec4Offset => "",
         };

@@ -68,12 +68,18 @@ fn constants(variant: &KernelVariant) -> PipelineConstants {
         .collect()
 }
 
+/// Every access to one tensor.
+fn alone() -> impl Iterator<Item = (Access, usize)> {
+    let accesses = Access::ALL.into_iter().chain(Access::CHUNKS);
+    accesses.map(|access| (access, 1))
+}
+
 #[test]
 fn every_variant_that_the_host_can_ask_for_is_valid() {
-    let alone = Access::ALL.map(|access| (access, 1));
+    let alone = alone();
     let batches = (2..=MAX_BATCH_PIECES as usize)
         .flat_map(|tensors| [Access::Vec4, Access::Scalar].map(|access| (access, tensors)));
-    let accesses: Vec<_> = alone.into_iter().chain(batches).collect();
+    let accesses: Vec<_> = alone.chain(batches).collect();
     for path in PATHS {
         let mut parsed = HashMap::new();
         for config in configs() {
@@ -201,6 +207,24 @@ fn the_bytes_per_element_are_those_that_the_shader_moves() {
                     assert_eq!(bytes_moved(&pairs, path), bytes, "{path:?} {pairs:?}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn chunks_move_the_bytes_of_the_step_and_an_entry_of_their_table() {
+    let configs = configs();
+    let slots = configs[0].slots();
+    for storage in [all_f32(&slots)].into_iter().chain(storages(&slots)) {
+        for access in Access::CHUNKS {
+            let variant = KernelVariant::new(&configs[0], access, 1).stored(storage);
+            // What is written by the word is read before.
+            if storage.is_stochastic || (access.is_scalar() && !storage.is_f32()) {
+                continue;
+            }
+            let elems = u64::from(access.unit_elems(&storage));
+            let expected = most_bytes(&storage) * elems + 16;
+            assert_eq!(bytes_moved(&variant, PATHS[0]), expected, "{variant:?}");
         }
     }
 }
@@ -472,9 +496,8 @@ fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
         Unaware.scalar_names().join(": f32, ")
     ));
     let of_rule = names(&of_rule.unwrap());
-    let alone = Access::ALL.map(|access| (access, 1));
     let batches = [(Access::Vec4, 3), (Access::Scalar, 2)];
-    let placed: Vec<_> = alone.into_iter().chain(batches).collect();
+    let placed: Vec<_> = alone().chain(batches).collect();
     let slots = Unaware.slots();
     let storages = storages(&slots).into_iter().chain([all_f32(&slots)]);
     for (index, storage) in storages.enumerate() {
@@ -482,11 +505,14 @@ fn no_name_of_the_frame_is_one_that_a_rule_may_want() {
             if *access == Access::Scalar && *tensors > 1 && !storage.is_f32() {
                 continue;
             }
+            if access.is_chunked() && storage.is_stochastic {
+                continue;
+            }
             {
                 let path = PATHS[(index + tensors) % 2];
                 let variant = KernelVariant::new(&Unaware, *access, *tensors).stored(storage);
                 let variant = variant.in_one_buffer(index % 4 < 2);
-                let in_pairs = storage.is_f32() && *tensors == 1 && *access != Access::Scalar;
+                let in_pairs = storage.is_f32() && *tensors == 1 && !access.is_scalar();
                 for variant in [
                     variant.clone(),
                     variant.clone().in_vec4_pairs(in_pairs),
@@ -526,7 +552,8 @@ fn every_override_is_one_that_the_host_sets() {
 #[test]
 fn the_workgroup_is_as_large_as_the_planner_thinks() {
     let config = &configs()[0];
-    let alone = Access::ALL.map(|access| KernelVariant::new(config, access, 1));
+    let variants = alone().map(|(access, _)| KernelVariant::new(config, access, 1));
+    let alone: Vec<_> = variants.collect();
     let pairs = alone[0].clone().in_vec4_pairs(true);
     let batches =
         [Access::Vec4, Access::Scalar].map(|access| KernelVariant::new(config, access, 2));

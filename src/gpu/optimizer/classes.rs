@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::gpu::bound::Bound;
-use crate::plan::{Dispatch, Plan, Target};
+use crate::plan::{Chunk, Chunked, Dispatch, Plan, Target};
 
 /// The dispatches of a step. Tensors share one if they are of one class: if they have the same key now.
 #[derive(Debug)]
@@ -12,8 +12,10 @@ pub(super) struct Classes<K> {
     classes: Vec<Class<K>>,
     /// Each with the index of its class.
     dispatches: Vec<(Dispatch, usize)>,
-    /// The revision of the tensors that they have been made of.
-    revision: Option<u64>,
+    /// The chunks of the dispatches that are in chunks, each with the index of its class.
+    chunks: Vec<Chunk<usize>>,
+    /// The revision of the tensors that they have been made of, and where they may be in chunks.
+    revision: Option<(u64, Chunked)>,
     /// Reused, so that a step allocates nothing.
     order: Vec<usize>,
 }
@@ -31,6 +33,7 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         Self {
             classes: Vec::new(),
             dispatches: Vec::new(),
+            chunks: Vec::new(),
             revision: None,
             order: Vec::new(),
         }
@@ -44,10 +47,12 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         revision: u64,
         plan: &Plan,
         tensors: usize,
+        chunked: Chunked,
         key_of: impl Fn(usize) -> Option<K>,
         progress_of: impl Fn(usize) -> P,
     ) -> bool {
-        if self.revision == Some(revision) && self.advance(&key_of) {
+        let revision = Some((revision, chunked));
+        if self.revision == revision && self.advance(&key_of) {
             return false;
         }
         let mut index_of = HashMap::new();
@@ -68,8 +73,9 @@ impl<K: Copy + Hash + Ord> Classes<K> {
             Some(class)
         };
         let of_tensors: Vec<_> = (0..tensors).map(&mut class_of).collect();
-        self.dispatches = plan.dispatches(|tensor| of_tensors[tensor]);
-        self.revision = Some(revision);
+        let class_of = |tensor: usize| of_tensors[tensor];
+        (self.dispatches, self.chunks) = plan.dispatches_by(chunked, class_of);
+        self.revision = revision;
         true
     }
 
@@ -115,6 +121,11 @@ impl<K: Copy + Hash + Ord> Classes<K> {
     /// The dispatches, each with the index of its class.
     pub(super) fn dispatches(&self) -> &[(Dispatch, usize)] {
         &self.dispatches
+    }
+
+    /// The chunks of those that are in chunks.
+    pub(super) fn chunks(&self) -> &[Chunk<usize>] {
+        &self.chunks
     }
 
     /// The number of classes.

@@ -7,6 +7,7 @@ use super::recorder::{FrameClass, Prepared, uniforms_of};
 use super::{GpuOptimizer, Recorder};
 use crate::control::{MAX_GROUP_NORMS, StepControl};
 use crate::gpu::bound::Pipelines;
+use crate::gpu::chunks::ChunkTable;
 use crate::gpu::control::sealed::Parts;
 use crate::gpu::control::{
     ControlContext, Counted, GpuControl, Mailbox, Norm, Report, ReportOf, StagedStep, TensorClip,
@@ -20,7 +21,7 @@ use crate::gpu::pass::{self, Call, Decision};
 use crate::gpu::rules::GroupRules;
 use crate::gpu::staged::Staged;
 use crate::gpu::submission::Submission;
-use crate::plan::Plan;
+use crate::plan::{Chunked, Plan};
 use crate::rules::Rule;
 use crate::state::Tensor;
 use crate::storage::Key;
@@ -112,6 +113,8 @@ pub(super) struct UnderControl {
     tensor_clip: Option<TensorClip>,
     /// For `select.wgsl`, and what that writes.
     places: Places,
+    /// The table of dispatches in chunks, where there may be some.
+    chunks: Option<ChunkTable>,
     classes: Classes<Class>,
 }
 
@@ -290,11 +293,18 @@ impl Recorder {
             Call {
                 pipeline,
                 tensors,
-                decision: Some(Decision {
-                    group,
-                    blocks: &under.places.block,
-                    offset_bytes: (*class as u64 * BLOCK_BYTES) as u32,
-                }),
+                decision: match &under.places.chunks {
+                    Some(bindings) if dispatch.access.is_chunked() => Some(Decision {
+                        group,
+                        bindings,
+                        offset_bytes: None,
+                    }),
+                    _ => Some(Decision {
+                        group,
+                        bindings: &under.places.block,
+                        offset_bytes: Some((*class as u64 * BLOCK_BYTES) as u32),
+                    }),
+                },
                 workgroups: dispatch.workgroups,
             }
         });
@@ -325,20 +335,30 @@ impl UnderControl {
         let (kernels, plan) = (&recorder.kernels, &recorder.plan);
         let clips_values = context.control.clips_values();
         let controlled = |variant: KernelVariant| variant.controlled(clips_values);
+        let mut pipelines = Pipelines::new(kernels, rules, plan, controlled)?;
+        let chunks = match plan.max_chunks() > 0 && kernels.can_chunk() {
+            true => {
+                pipelines.add_chunks(kernels, rules, plan, controlled)?;
+                Some(ChunkTable::new(kernels, plan)?)
+            }
+            false => None,
+        };
         let by_tensor = context.control.tensor_max_norm().is_some();
         let tensors = recorder.tensors.as_slice().len();
         let tensor_clip = by_tensor.then(|| TensorClip::new(kernels, context, tensors));
         let tensor_clip = tensor_clip.transpose()?;
         Ok(Self {
             control: context.identity.clone(),
-            pipelines: Pipelines::new(kernels, rules, plan, controlled)?,
+            pipelines,
             clips_values,
             norm: Norm::new(kernels, plan, &recorder.bound, &context.partials, by_tensor)?,
             norm_of: Vec::new(),
             places: checked(kernels.device(), || {
-                Places::new(kernels, context, counted, tensor_clip.as_ref(), [0; 2])
+                let clip = tensor_clip.as_ref();
+                Places::new(kernels, context, counted, clip, chunks.as_ref(), [0; 2])
             })?,
             tensor_clip,
+            chunks,
             classes: Classes::new(),
         })
     }
@@ -377,6 +397,9 @@ impl UnderControl {
         if let Some((clip, ranges)) = self.tensor_clip.as_mut().zip(self.norm.ranges()) {
             clip.prepare(device, encoder, context, staged, ranges)?;
         }
+        if let Some(chunks) = &mut self.chunks {
+            chunks.prepare(device, encoder, self.classes.chunks())?;
+        }
         self.places.inputs.record(device, encoder)
     }
 
@@ -410,7 +433,11 @@ impl UnderControl {
             (ledger.most(index), ledger.unread(index), history)
         };
         let classes = &mut self.classes;
-        if classes.refresh(revision, plan, tensors.len(), class_of, progress) {
+        let chunked = match self.chunks {
+            Some(_) => Chunked::Together,
+            None => Chunked::Never,
+        };
+        if classes.refresh(revision, plan, tensors.len(), chunked, class_of, progress) {
             classes.sort_by_pipeline(&recorder.bound, |class| class.frame.group);
             self.norm.refresh(plan, tensors.len(), takes_part);
         }
@@ -421,8 +448,9 @@ impl UnderControl {
         let places = &self.places;
         if places.inputs.buffer().size() < inputs_bytes || places.blocks.size() < blocks_bytes {
             let kernels = &recorder.kernels;
-            let (clip, bytes) = (self.tensor_clip.as_ref(), [inputs_bytes, blocks_bytes]);
-            let make = || Places::new(kernels, context, counted, clip, bytes);
+            let (clip, chunks) = (self.tensor_clip.as_ref(), self.chunks.as_ref());
+            let bytes = [inputs_bytes, blocks_bytes];
+            let make = || Places::new(kernels, context, counted, clip, chunks, bytes);
             self.places = checked(kernels.device(), make)?;
         }
         Ok(())
@@ -498,6 +526,8 @@ struct Places {
     select: wgpu::BindGroup,
     /// The block of a class, by dynamic offset.
     block: wgpu::BindGroup,
+    /// All blocks, with the table of dispatches in chunks.
+    chunks: Option<wgpu::BindGroup>,
 }
 
 impl Places {
@@ -506,6 +536,7 @@ impl Places {
         context: &ControlContext,
         counted: &wgpu::Buffer,
         tensor_clip: Option<&TensorClip>,
+        chunks: Option<&ChunkTable>,
         [inputs_bytes, blocks_bytes]: [u64; 2],
     ) -> Self {
         let device = kernels.device();
@@ -536,12 +567,14 @@ impl Places {
                 }),
             }],
         });
+        let chunks = chunks.map(|table| table.bind(kernels, Some(&blocks)));
         Self {
             inputs,
             blocks,
             check,
             select,
             block,
+            chunks,
         }
     }
 }

@@ -168,10 +168,15 @@ impl<R: Rule> GpuOptimizer<R> {
     /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by the steps recorded from now on,
     /// state and step count included.
     ///
+    /// Where neighbours in memory share a dispatch, as in an [`Arena`](crate::Arena), frozen ones among them do not split it
+    /// into more than a few: the first call compiles, once per device, a kernel that looks up which elements take part, and
+    /// allocates its table. Steps that are recorded into a pass without [`prepare`](Self::prepare) do split it.
+    ///
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
         if self.recorder.tensors.set_frozen(tensor, frozen)? {
+            self.recorder.build_chunks(&self.groups);
             self.recorder.set_stale();
         }
         Ok(())
@@ -207,14 +212,14 @@ impl<R: Rule> GpuOptimizer<R> {
     /// when it was recorded, in one encoder or in several submitted in that order.
     ///
     /// # Errors
-    /// [`StepError::Scalars`] on a device without immediates that is lost or out of memory; then nothing has
-    /// been recorded. With immediates a step cannot fail.
+    /// [`StepError::Scalars`] on a device that is lost or out of memory, where it has no immediates or many tensors are
+    /// frozen; then nothing has been recorded. Otherwise a step cannot fail.
     pub fn step(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), StepError> {
         self.recorder.step(&self.groups, encoder)
     }
 
     /// Records what the next [`record`](Self::record) needs before its pass begins: on a device without immediates
-    /// the copy of the scalars, else nothing.
+    /// the copy of the scalars, and where many tensors are frozen that of a table; else nothing.
     ///
     /// # Errors
     /// [`StepError::Scalars`] as [`step`](Self::step); then nothing has been recorded.

@@ -99,7 +99,7 @@ impl Recorder {
         }
         self.max_partials = Default::default();
         (self.plan, self.state, self.bound) = (plan, state, bound);
-        self.controlled = None;
+        (self.chunks, self.controlled) = (None, None);
         self.tensors.set_absent(&absent(&layouts));
         self.set_stale();
         Ok(())

@@ -6,18 +6,19 @@ use super::classes::Classes;
 use super::controlled::{DeviceCounts, UnderControl};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
+use crate::gpu::chunks::ChunkTable;
 use crate::gpu::control::StagedStep;
 use crate::gpu::error::{BuildError, StepError};
-use crate::gpu::error_scope::LOST;
+use crate::gpu::error_scope::{LOST, checked};
 use crate::gpu::fill::Fill;
 use crate::gpu::kernels::Kernels;
 use crate::gpu::ledger::Ledger;
 use crate::gpu::moves::Moves;
-use crate::gpu::pass::{self, Call};
+use crate::gpu::pass::{self, Call, Decision};
 use crate::gpu::rules::GroupRules;
 use crate::gpu::scalars::UniformRing;
 use crate::gpu::submission::{Fate, Submission, Submissions};
-use crate::plan::{Dispatch, Plan, Target};
+use crate::plan::{Chunked, Dispatch, Plan, Target};
 use crate::rules::Scalars;
 use crate::state::{Section, Tensor, Tensors};
 use crate::storage::Key;
@@ -40,6 +41,8 @@ pub struct Recorder {
     /// The kernel by which state is made of the parameters anew.
     pub(super) fill: Option<Fill>,
     classes: Classes<Class>,
+    /// What dispatches in chunks need, from the first frozen tensor on.
+    pub(super) chunks: Option<(ChunkTable, wgpu::BindGroup)>,
     /// How often tensors or counts have changed otherwise than by a step.
     pub(super) revision: u64,
     pub(super) prepared: Prepared,
@@ -124,6 +127,7 @@ impl Recorder {
             moves: Vec::new(),
             fill,
             classes: Classes::new(),
+            chunks: None,
             revision: 0,
             prepared: Prepared::Nothing,
             ring,
@@ -147,6 +151,23 @@ impl Recorder {
     pub(super) fn set_recounted(&mut self) {
         self.revision += 1;
         self.prepared = Prepared::Nothing;
+    }
+
+    /// Builds what steps need that leave tensors out, so that these do not split the dispatches of a piece into many.
+    pub(super) fn build_chunks(&mut self, rules: &dyn GroupRules) {
+        if self.chunks.is_some() || self.plan.max_chunks() == 0 || !self.kernels.can_chunk() {
+            return;
+        }
+        let (kernels, plan) = (&self.kernels, &self.plan);
+        let pipelines = &mut self.bound.pipelines;
+        let built = pipelines.add_chunks(kernels, rules, plan, |variant| variant);
+        let built = built.map_err(BuildError::from).and_then(|()| {
+            let table = ChunkTable::new(kernels, plan)?;
+            let bindings = checked(kernels.device(), || table.bind(kernels, None))?;
+            Ok((table, bindings))
+        });
+        // Where it cannot be built dispatches are split.
+        self.chunks = built.ok();
     }
 
     /// Takes over what has become of recorded steps, as far as that is known by now.
@@ -189,8 +210,8 @@ impl Recorder {
         rules: &dyn GroupRules,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<(), StepError> {
-        if self.ring.is_none() {
-            return self.refresh(rules);
+        if self.ring.is_none() && self.chunks.is_none() {
+            return self.refresh(rules, Chunked::Never);
         }
         let submission = self.submissions.of_encoder(encoder);
         self.prepare_for(rules, encoder, &submission)
@@ -202,8 +223,13 @@ impl Recorder {
         encoder: &mut wgpu::CommandEncoder,
         submission: &Submission,
     ) -> Result<(), StepError> {
-        self.refresh(rules)?;
-        if self.ring.is_some() && self.kernels.has_seen_loss() {
+        let chunked = match &self.chunks {
+            Some(_) => Chunked::ByClass,
+            None => Chunked::Never,
+        };
+        self.refresh(rules, chunked)?;
+        let copies = self.ring.is_some() || !self.classes.chunks().is_empty();
+        if copies && self.kernels.has_seen_loss() {
             return Err(StepError::Scalars {
                 message: LOST.to_owned(),
             });
@@ -213,6 +239,9 @@ impl Recorder {
         let uniforms_of = |call| uniforms(rules, tensors, ledger, plan, classes, call);
         let (device, calls) = (self.kernels.device(), classes.dispatches().len());
         pass::prepare(&mut self.ring, device, encoder, calls, uniforms_of)?;
+        if let Some((table, _)) = &mut self.chunks {
+            table.prepare(device, encoder, classes.chunks())?;
+        }
         self.prepared = Prepared::Step(submission.clone());
         Ok(())
     }
@@ -224,8 +253,9 @@ impl Recorder {
         pass: &mut wgpu::ComputePass<'_>,
     ) -> Result<(), StepError> {
         match &self.prepared {
-            _ if self.ring.is_none() => self.refresh(rules)?,
             Prepared::Step(prepared) if prepared.fate() != Fate::Dropped => {}
+            // Nobody has sent chunks.
+            _ if self.ring.is_none() => self.refresh(rules, Chunked::Never)?,
             _ => return Err(StepError::NotPrepared),
         }
         let submission = self.submissions.of_pass(pass);
@@ -242,13 +272,18 @@ impl Recorder {
     ) {
         self.record_moves(pass, &submission);
         let bound = &self.bound;
+        let chunks = self.chunks.as_ref().map(|(_, bindings)| Decision {
+            group: self.kernels.scalar_path().control_group(),
+            bindings,
+            offset_bytes: None,
+        });
         let dispatches = self.classes.dispatches().iter();
         let calls = dispatches.map(|(dispatch, _)| {
             let (pipeline, tensors) = bound.of_dispatch(&bound.pipelines, dispatch);
             Call {
                 pipeline,
                 tensors,
-                decision: None,
+                decision: chunks.filter(|_| dispatch.access.is_chunked()),
                 workgroups: dispatch.workgroups,
             }
         });
@@ -273,7 +308,7 @@ impl Recorder {
     }
 
     /// Makes sure that the host knows how many steps have been applied, and that the dispatches are those of the next step.
-    fn refresh(&mut self, rules: &dyn GroupRules) -> Result<(), StepError> {
+    fn refresh(&mut self, rules: &dyn GroupRules, chunked: Chunked) -> Result<(), StepError> {
         self.settle();
         if self.ledger.are_unread() {
             return Err(StepError::Unread);
@@ -288,7 +323,8 @@ impl Recorder {
         };
         let progress = |index| ledger.most(index);
         let classes = &mut self.classes;
-        if classes.refresh(self.revision, &self.plan, tensors.len(), class_of, progress) {
+        let (plan, count) = (&self.plan, tensors.len());
+        if classes.refresh(self.revision, plan, count, chunked, class_of, progress) {
             classes.sort_by_pipeline(&self.bound, |class| class.frame.group);
         }
         Ok(())

@@ -1,8 +1,14 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig};
+use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+use wgpu_optim::storage::Storage;
+use wgpu_optim::{
+    AdamConfig, AnyRule, Arena, ArenaError, DuplicateName, GpuControl, GpuOptimizer, Masters,
+    OPTIONAL_FEATURES, ParamGroups, Precision, Rule as _, SgdConfig, StepControl, StorageType,
+    TensorSpec,
+};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};
+use crate::stored::rounded;
 
 fn config() -> SgdConfig {
     SgdConfig::builder(0.05)
@@ -75,6 +81,108 @@ async fn every_size_in_one_dispatch() {
         let one = bench.wait(arena.download_params("20")).await.unwrap();
         let all = bench.wait(arena.download_all_params()).await.unwrap();
         assert_eq!(one, all[20]);
+    }
+}
+
+/// Every other tensor of an arena stays as it is, then others do: in few dispatches, each of its tensors as if it were alone,
+/// with a control that clips them one by one and without.
+async fn freeze_every_other(bench: &Bench, stored: (StorageType, Precision), is_controlled: bool) {
+    let ((of, precision), numels) = (stored, [5, 1000, 64, 1, 2049, 8]);
+    let numels: Vec<_> = numels.into_iter().cycle().take(60).collect();
+    let specs = numels.iter().enumerate();
+    let specs = specs.map(|(i, numel)| TensorSpec::new(i.to_string(), [*numel]).stored_as(of, of));
+    let arena = Arena::new(&bench.device, &bench.queue, specs).unwrap();
+    let of_seed =
+        |seed: usize| move |(i, n): (usize, &usize)| rounded(of, &values((seed + i) as u64, *n));
+    let start: Vec<_> = numels.iter().enumerate().map(of_seed(0)).collect();
+    arena.upload_all_params(&start).unwrap();
+    let config: AnyRule = AdamConfig::adamw(0.05).build().unwrap().into();
+    let groups = ParamGroups::new(config.clone()).with_precision(precision);
+    let mut optimizer =
+        GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
+    let storage = Storage::new(of, of, config.slots().kept_names(), &precision);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL).stored(storage);
+    let mut oracles: Vec<_> = start.iter().map(oracle).collect();
+    let control = StepControl::builder().tensor_max_norm(2.0).build().unwrap();
+    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut control = GpuControl::new(&bench.kernels, control).unwrap();
+    for step in 0..6 {
+        let is_frozen = |tensor: usize| match step {
+            0..2 => tensor % 2 == 1,
+            2..4 => (tensor / 3) % 2 == 0,
+            _ => false,
+        };
+        for tensor in 0..numels.len() {
+            optimizer
+                .set_frozen(&tensor.to_string(), is_frozen(tensor))
+                .unwrap();
+        }
+        let gradients: Vec<_> = numels
+            .iter()
+            .enumerate()
+            .map(of_seed(1000 * (step + 1)))
+            .collect();
+        arena.upload_all_grads(&gradients).unwrap();
+        let taking_part: Vec<_> = (0..numels.len())
+            .filter(|tensor| !is_frozen(*tensor))
+            .collect();
+        let mut encoder = bench.encoder();
+        if is_controlled {
+            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            let seen = taking_part
+                .iter()
+                .map(|tensor| ("default", &*gradients[*tensor]));
+            let decision = decisions.decide(&seen.collect::<Vec<_>>());
+            for (place, tensor) in taking_part.iter().enumerate() {
+                let factors = decision.of_tensor(place, "default");
+                oracles[*tensor].step_by(&config, &gradients[*tensor], &factors);
+            }
+            // Norms, their decision and that of tensors, and the step.
+            assert!(optimizer.dispatches() <= 6, "{}", optimizer.dispatches());
+        } else {
+            optimizer.step(&mut encoder).unwrap();
+            for tensor in &taking_part {
+                oracles[*tensor].step(&config, &gradients[*tensor]);
+            }
+            // Tensors of three counts, at the end.
+            assert!(optimizer.dispatches() <= 4, "{}", optimizer.dispatches());
+        }
+        bench.queue.submit([encoder.finish()]);
+    }
+    let all = bench.wait(arena.download_all_params()).await.unwrap();
+    let state = bench.wait(optimizer.state()).await.unwrap();
+    for (i, oracle) in oracles.iter().enumerate() {
+        let here = format!("tensor {i}, {of:?} {precision:?}, controlled: {is_controlled}");
+        oracle
+            .check_params(&all[i])
+            .unwrap_or_else(|e| panic!("{here}: {e}"));
+        for slot in state.tensors[i]
+            .slots
+            .iter()
+            .filter(|slot| slot.name.starts_with("exp"))
+        {
+            let checked = oracle.check_slot(&slot.name, &slot.values.to_f32());
+            checked.unwrap_or_else(|e| panic!("{here}: {e}"));
+        }
+    }
+}
+
+#[gpu_test]
+async fn frozen_tensors_leave_few_dispatches() {
+    for bench in Bench::both().await {
+        for masters in [Masters::F32, Masters::Rest, Masters::None] {
+            let precision = Precision {
+                masters,
+                ..Precision::default()
+            };
+            for is_controlled in [false, true] {
+                freeze_every_other(bench, (StorageType::Bf16, precision), is_controlled).await;
+            }
+        }
+        for is_controlled in [false, true] {
+            let f32s = (StorageType::F32, Precision::default());
+            freeze_every_other(bench, f32s, is_controlled).await;
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::iter::repeat_n;
 use wgpu_optim::plan::{
-    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
-    TensorLayout, WORKGROUP_SIZE, Window,
+    Access, BATCH_WORKGROUP_SIZE, Chunk, Chunked, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place,
+    Plan, Target, TensorLayout, WORKGROUP_SIZE, Window,
 };
 use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
@@ -116,6 +117,76 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
             taking_part
                 .map(|(_, piece)| (*piece, elements(*piece)))
                 .collect()
+        }
+    }
+}
+
+/// Where some tensors are left out and others are of two classes, chunks and the dispatches beside them reach every element
+/// that takes part once, in its class, few dispatches do, and no two workgroups write one word.
+fn check_chunks(plan: &Plan, limits: &DeviceLimits, left_out: &dyn Fn(usize) -> bool) {
+    let class_of = |tensor: usize| (!left_out(tensor)).then_some(tensor % 3 / 2);
+    for chunked in [Chunked::ByClass, Chunked::Together] {
+        let mut classes: Vec<Vec<Option<usize>>> = plan
+            .pieces
+            .iter()
+            .map(|piece| vec![None; piece.numel as usize])
+            .collect();
+        let (dispatches, chunks) = plan.dispatches_by(chunked, class_of);
+        assert!(chunks.len() as u64 <= plan.max_chunks());
+        assert!(dispatches.len() <= plan.dispatches(class_of).len());
+        for (dispatch, class) in &dispatches {
+            let mut update = |piece: usize, element: u64, class: usize| {
+                let before = classes[piece][element as usize].replace(class);
+                assert_eq!(before, None, "{dispatch:?} in {plan:?}");
+            };
+            if !dispatch.access.is_chunked() {
+                for (piece, elements) in updated(plan, dispatch) {
+                    let elements = elements.into_iter();
+                    elements.for_each(|element| update(piece, element, *class));
+                }
+                continue;
+            }
+            let Target::Piece(index) = dispatch.target else {
+                panic!("batches are not in chunks")
+            };
+            let piece = &plan.pieces[index];
+            let unit = piece.unit_elems(dispatch.access);
+            assert!(
+                dispatch
+                    .workgroups
+                    .iter()
+                    .all(|n| *n <= limits.max_workgroups_per_dimension)
+            );
+            assert!(dispatch.count <= dispatch.workgroups[0] * dispatch.workgroups[1]);
+            assert_eq!(dispatch.row(), dispatch.workgroups[0]);
+            let own = dispatch.first as usize..(dispatch.first + dispatch.count) as usize;
+            let mut numel = 0;
+            let mut words = HashSet::new();
+            for Chunk { elems, class: of } in &chunks[own] {
+                assert!(chunked == Chunked::Together || of == class);
+                let units = elems.start / unit..elems.end.div_ceil(unit);
+                assert!(units.len() as u32 <= WORKGROUP_SIZE && !elems.is_empty());
+                let is_whole = elems.start.is_multiple_of(unit) && elems.end.is_multiple_of(unit);
+                assert!(is_whole || dispatch.access.is_scalar());
+                assert!(units.into_iter().all(|unit| words.insert(unit)), "{plan:?}");
+                for elem in elems.clone() {
+                    update(index, u64::from(elem - piece.params.first_elem), *of);
+                }
+                numel += elems.len() as u64;
+            }
+            assert!(numel <= limits.max_dispatch_elems.max(1));
+            let per_shift = if dispatch.access.is_scalar() { 1 } else { unit };
+            let shift = dispatch.grads_shift.wrapping_mul(per_shift);
+            let apart = piece.grads.first_elem.wrapping_sub(piece.params.first_elem);
+            assert_eq!(shift, apart);
+            let section = piece.state.map_or(0, |state| state.section_elems);
+            assert_eq!(dispatch.section * per_shift, section);
+        }
+        for part in &plan.parts {
+            let range = part.start as usize..(part.start + part.numel()) as usize;
+            let expected = class_of(part.tensor);
+            let actual = &classes[part.piece][range];
+            assert!(actual.iter().all(|class| *class == expected), "{plan:?}");
         }
     }
 }
@@ -258,6 +329,7 @@ fn check_plan(
 
     check_batches(&plan, limits);
 
+    check_chunks(&plan, limits, left_out);
     let mut times: Vec<Vec<u8>> = plan
         .pieces
         .iter()
@@ -867,4 +939,26 @@ fn slow_adapters_have_a_ceiling_on_dispatches() {
         };
         assert_eq!(of, expected, "{device_type:?}");
     }
+}
+
+#[test]
+fn frozen_tensors_of_an_arena_split_no_dispatch_into_many() {
+    let tensors = contiguous(&[(1000, 24); 400], 0);
+    let limits = DeviceLimits {
+        max_binding_bytes: 1 << 30,
+        max_buffer_bytes: 1 << 30,
+        ..COMMON
+    };
+    let plan = check_plan(&tensors, &limits, &|tensor| tensor % 2 == 1);
+    let every_other = |tensor: usize| (tensor % 2 == 0).then_some(());
+    assert_eq!(plan.dispatches(every_other).len(), 200);
+    let (dispatches, chunks) = plan.dispatches_by(Chunked::ByClass, every_other);
+    assert_eq!((dispatches.len(), chunks.len()), (1, 200));
+    // Few runs, and all tensors of one class, take what they took.
+    let few = |tensor: usize| (tensor % 200 != 7).then_some(());
+    let (dispatches, chunks) = plan.dispatches_by(Chunked::Together, few);
+    assert_eq!((dispatches.len(), chunks.len()), (3, 0));
+    // Classes of their own are one dispatch together.
+    let (dispatches, chunks) = plan.dispatches_by(Chunked::Together, Some);
+    assert_eq!((dispatches.len(), chunks.len()), (1, 400));
 }
