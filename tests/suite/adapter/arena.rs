@@ -109,7 +109,7 @@ async fn freeze_every_other(bench: &Bench, stored: (StorageType, Precision), is_
     for step in 0..6 {
         let is_frozen = |tensor: usize| match step {
             0..2 => tensor % 2 == 1,
-            2..4 => (tensor / 3) % 2 == 0,
+            2..4 => (tensor / 3).is_multiple_of(2),
             _ => false,
         };
         for tensor in 0..numels.len() {

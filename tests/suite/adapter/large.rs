@@ -42,7 +42,7 @@ impl Repeating {
     fn check(&self, first: usize, params: &[f32], velocity: &[f32]) {
         let check = |oracle: &Oracle, (params, velocity): (&[f32], &[f32])| {
             oracle.check_params(params).unwrap();
-            oracle.check_velocity(&velocity).unwrap();
+            oracle.check_velocity(velocity).unwrap();
         };
         let first = first % PERIOD;
         let head = (PERIOD - first).min(params.len());

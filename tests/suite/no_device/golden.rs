@@ -34,7 +34,7 @@ fn every_library_stays_within_the_bound_in_single_precision() {
                 .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
             if let Some(velocity) = &after.velocity_f32 {
                 oracle
-                    .check_velocity(&velocity)
+                    .check_velocity(velocity)
                     .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
             }
         }

@@ -950,7 +950,7 @@ fn frozen_tensors_of_an_arena_split_no_dispatch_into_many() {
         ..COMMON
     };
     let plan = check_plan(&tensors, &limits, &|tensor| tensor % 2 == 1);
-    let every_other = |tensor: usize| (tensor % 2 == 0).then_some(());
+    let every_other = |tensor: usize| tensor.is_multiple_of(2).then_some(());
     assert_eq!(plan.dispatches(every_other).len(), 200);
     let (dispatches, chunks) = plan.dispatches_by(Chunked::ByClass, every_other);
     assert_eq!((dispatches.len(), chunks.len()), (1, 200));
