@@ -45,8 +45,12 @@ fn norms() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for of in StorageType::ALL {
         let piece = NormVariant::new(of);
-        let batch = piece.over_batch(BATCH, Access::Vec4);
-        for (variant, access) in [(piece, "vec4"), (batch, "batch_vec4")] {
+        let batch = |access| piece.over_batch(BATCH, access);
+        for (variant, access) in [
+            (piece, "vec4"),
+            (batch(Access::Vec4), "batch_vec4"),
+            (batch(Access::Scalar), "batch_scalar"),
+        ] {
             for (path, road) in ROADS {
                 kernels.push(Kernel {
                     name: format!("norm_{}.{access}.{road}", of.name()),
@@ -219,11 +223,10 @@ fn of_variant(
         ("batch_vec4", Access::Vec4, BATCH),
         ("batch_scalar", Access::Scalar, BATCH),
     ];
-    // Values of 16 bits share words, so a batch has no scalar one, and those with random bits are in none.
-    let accesses = match (storage.is_f32(), storage.is_stochastic) {
-        (true, _) => &accesses[..],
-        (false, false) => &accesses[..4],
-        (false, true) => &accesses[..3],
+    // What is rounded by random bits is in no batch.
+    let accesses = match storage.is_stochastic {
+        true => &accesses[..3],
+        false => &accesses[..],
     };
     for (access_name, access, tensors) in accesses.iter().copied() {
         for (path, path_name) in ROADS {

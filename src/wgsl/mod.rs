@@ -228,6 +228,7 @@ impl KernelVariant {
     fn scope(&self, path: ScalarPath) -> Scope {
         let named = |word: &'static str| move |name: &str| Scope::default().word(word, name);
         let is_in_words = self.access == Access::Scalar;
+        let in_pairs = self.is_wide() && is_in_words;
         let is_in_halves = self.is_wide() && !is_in_words;
         let parts = ["low"].into_iter().chain(is_in_halves.then_some("high"));
         let clips = self.control.is_some_and(|control| control.clips_values);
@@ -254,7 +255,8 @@ impl KernelVariant {
             .flag("CLIPS", clips)
             .flag("WIDE", self.is_wide())
             .flag("VECTORS", !is_in_words)
-            .flag("PAIRS", is_in_words && self.is_wide())
+            .flag("PAIRS", in_pairs)
+            .flag("SECTIONED", !in_pairs || self.is_batch())
             .flag("OFFSET", is_in_words || self.access == Access::Vec4Offset)
             .flag("BATCH", self.is_batch())
             .flag("DOUBLED", self.in_vec4_pairs && !is_in_words)
@@ -306,6 +308,7 @@ impl KernelVariant {
                 .word("NUMBER", number)
                 .word("ITEMS", self.items(codec))
                 .flag("STORED", array != "grads")
+                .flag("ALIGNED", array != "grads" || self.is_batch())
                 .flag("RANDOM", is_random);
             (codec, scope)
         };

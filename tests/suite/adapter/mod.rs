@@ -161,6 +161,17 @@ impl Bench {
         readback::upload(&self.device, &self.queue, buffer, 0, data).unwrap();
     }
 
+    /// A buffer of these bytes, which are whole words.
+    pub fn buffer_of_words(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.buffer(bytes.len() / 4);
+        self.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
+    pub async fn bytes(&self, buffer: &wgpu::Buffer) -> Vec<u8> {
+        bytemuck::cast_slice(&self.download(buffer).await).to_vec()
+    }
+
     /// Waits for a transfer, natively on this thread.
     pub async fn wait<F: Future>(&self, transfer: F) -> F::Output {
         #[cfg(target_arch = "wasm32")]

@@ -20,16 +20,9 @@ const SPARSE: usize = if cfg!(target_arch = "wasm32") { 4 } else { 1 };
 impl Bench {
     /// A buffer of whole words that starts with these bytes.
     fn buffer_of_bytes(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let words = bytes.len().next_multiple_of(4);
-        let buffer = self.buffer(words / 4);
         let mut whole = bytes.to_vec();
-        whole.resize(words, CANARY);
-        self.queue.write_buffer(&buffer, 0, &whole);
-        buffer
-    }
-
-    async fn bytes(&self, buffer: &wgpu::Buffer) -> Vec<u8> {
-        bytemuck::cast_slice(&self.download(buffer).await).to_vec()
+        whole.resize(bytes.len().next_multiple_of(4), CANARY);
+        self.buffer_of_words(&whole)
     }
 
     /// Bytes of one type, as another.

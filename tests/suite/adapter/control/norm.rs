@@ -38,7 +38,7 @@ async fn check_norm(bench: &Bench, of: StorageType, gap: usize, host: &[Vec<f32>
     }
     let words = |values: &[f32]| {
         let mut bytes = encode(of, values);
-        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0xff);
         bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
     };
     let joined_grads = bench.buffer_of(&words(&joined));
@@ -134,10 +134,7 @@ async fn what_is_not_finite_is_found_wherever_it_is() {
             let total = start + numels.iter().sum::<usize>();
             let params = bench.buffer(total);
             let grads = bench.buffer(total);
-            let others = [
-                (bench.buffer(24), bench.buffer(24)),
-                (bench.buffer(40), bench.buffer(40)),
-            ];
+            let others = [24, 40, 27, 13, 2].map(|n| (bench.buffer(n), bench.buffer(n)));
             let mut at = start as u64;
             let mut tensors = Vec::new();
             for (name, numel) in ["a", "b", "c"].into_iter().zip(numels) {
@@ -145,7 +142,7 @@ async fn what_is_not_finite_is_found_wherever_it_is() {
                 tensors.push(tensor.at(4 * at, of.bytes() * at));
                 at += numel as u64;
             }
-            for (name, (params, grads)) in ["d", "e"].into_iter().zip(&others) {
+            for (name, (params, grads)) in ["d", "e", "f", "g", "h"].into_iter().zip(&others) {
                 tensors.push(whole(name, params, grads));
             }
             let tensors: Vec<_> = tensors
