@@ -34,7 +34,7 @@
 //!
 //! ```
 //! # use wgpu_optim::{AdapterRequest, Gpu, readback};
-//! use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+//! use wgpu_optim::{GpuOptimizer, Kernels, Optimizer, SgdConfig, TensorBinding, wgpu};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
@@ -77,6 +77,7 @@ mod cpu;
 pub mod files;
 #[cfg(feature = "gpu")]
 mod gpu;
+mod optimizer;
 pub mod oracle;
 pub mod plan;
 mod rules;
@@ -100,6 +101,7 @@ pub use gpu::{
     readback,
 };
 pub use half;
+pub use optimizer::Optimizer;
 pub use plan::PlanError;
 pub use rules::*;
 pub use state::{

@@ -9,7 +9,8 @@ use burn_cubecl::cubecl::wgpu::WgpuServer;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
-    GpuOptimizer, Kernels, OptimizerState, ParamGroups, Rule, TensorBinding, TransferError, wgpu,
+    GpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule, TensorBinding,
+    TransferError, wgpu,
 };
 
 use crate::error::StepError;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, ConfigError, CpuOptimizer, GpuOptimizer, ParamGroups};
+use wgpu_optim::{AnyRule, CpuOptimizer, Optimizer, ParamGroups};
 
 use crate::cases::values;
 use crate::rule_cases::built;
@@ -29,31 +29,6 @@ pub struct Run {
     seed: u64,
     pub steps: Vec<Planned>,
 }
-
-/// What a run sets between steps, on CPU and GPU.
-pub trait Scheduled {
-    fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError>;
-    fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError>;
-    fn freeze(&mut self, tensor: &str, frozen: bool);
-}
-
-macro_rules! scheduled {
-    ($Optimizer:ident) => {
-        impl Scheduled for $Optimizer<AnyRule> {
-            fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-                self.set_lr(lr)
-            }
-            fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-                self.set_momentum(momentum)
-            }
-            fn freeze(&mut self, tensor: &str, frozen: bool) {
-                self.set_frozen(tensor, frozen).unwrap();
-            }
-        }
-    };
-}
-scheduled!(CpuOptimizer);
-scheduled!(GpuOptimizer);
 
 impl Run {
     /// The group of a tensor.
@@ -111,13 +86,13 @@ impl Run {
     }
 
     /// Sets what a step has of its own. Learning rates and momenta that one of the rules refuses change nothing.
-    pub fn prepare(&self, step: usize, optimizer: &mut impl Scheduled) {
+    pub fn prepare(&self, step: usize, optimizer: &mut impl Optimizer) {
         let planned = &self.steps[step];
         // Refused as a whole or not at all, on every device alike.
         let _ = optimizer.set_lr(planned.lr);
         let _ = optimizer.set_momentum(planned.momentum);
         for (name, frozen) in self.names().iter().zip(&planned.frozen) {
-            optimizer.freeze(name, *frozen);
+            optimizer.set_frozen(name, *frozen).unwrap();
         }
     }
 

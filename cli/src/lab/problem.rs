@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
+    AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer, Optimizer,
     OptimizerState, ParamGroups, Precision, Rule as _, Slot, StepControl, StorageType, TensorSpec,
     TensorValues, Twin as _, readback, wgpu,
 };

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use wgpu_optim::wgpu::{self, BufferUsages};
-use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, TensorBinding, readback};
+use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, TensorBinding, readback};
 
 use crate::settings::RuleSettings;
 use crate::terrain::{Domain, Terrain};

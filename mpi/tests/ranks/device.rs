@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, OptimizerState, ParamGroups,
-    Precision, SgdConfig, StepControl, StorageType, TensorSpec, TensorValues, readback,
+    AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, Optimizer, OptimizerState,
+    ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec, TensorValues,
+    readback,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

@@ -2,8 +2,8 @@
 
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType, TensorError,
-    TensorSpec, TensorValues,
+    Masters, Optimizer, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType,
+    TensorError, TensorSpec, TensorValues,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

@@ -1,8 +1,8 @@
 //! Steps over several ranks, beside those of one process: bit for bit on the CPU.
 
 use wgpu_optim::{
-    AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, ParamGroups, Precision,
-    SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec, TensorValues, Twin,
+    AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, Optimizer, ParamGroups,
+    Precision, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec, TensorValues, Twin,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

@@ -43,7 +43,8 @@ const NORMS: usize = MAX_GROUP_NORMS + 1;
 ///
 /// ```
 /// use wgpu_optim::{
-///     AdamConfig, AdapterRequest, Gpu, GpuControl, GpuOptimizer, Kernels, LossScale, StepControl, TensorBinding, readback,
+///     AdamConfig, AdapterRequest, Gpu, GpuControl, GpuOptimizer, Kernels, LossScale, Optimizer, StepControl, TensorBinding,
+///     readback,
 /// };
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig};
+use wgpu_optim::{
+    Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig,
+};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};

@@ -1,7 +1,7 @@
 //! Small tensors in different places share dispatches, and stay tensors of their own.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, TensorBinding, wgpu};
+use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, Optimizer, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};

@@ -1,7 +1,7 @@
 //! Steps under a control on a real adapter at the points that PyTorch printed.
 
 use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{GpuControl, GpuOptimizer};
+use wgpu_optim::{GpuControl, GpuOptimizer, Optimizer};
 
 use super::{Bench, gpu_test, whole};
 use crate::golden_control;

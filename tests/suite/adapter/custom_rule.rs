@@ -2,7 +2,8 @@
 
 use wgpu_optim::{
     AnyRule, Arena, BuildError, ConfigError, CpuOptimizer, GpuControl, GpuOptimizer, KernelError,
-    ParamGroups, Rule, Scalars, SgdConfig, Slot, Slots, Start, StepControl, Twin, rule_enum,
+    Optimizer, ParamGroups, Rule, Scalars, SgdConfig, Slot, Slots, Start, StepControl, Twin,
+    rule_enum,
 };
 
 use super::{Bench, gpu_test, whole};

@@ -2,7 +2,7 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Gpu, GpuOptimizer, OPTIONAL_FEATURES, ScalarPath, SgdConfig, TensorBinding, wgpu,
+    Gpu, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, ScalarPath, SgdConfig, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, open_gpu};

@@ -3,8 +3,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
     Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, LoadError,
-    OPTIONAL_FEATURES, ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState,
-    TransferError, wgpu,
+    OPTIONAL_FEATURES, Optimizer, ScalarPath, SgdConfig, SlotState, StateError, StepError,
+    TensorState, TransferError, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};

@@ -1,3 +1,4 @@
+use wgpu_optim::Optimizer;
 use wgpu_optim::oracle::Rounding;
 
 use super::{Bench, gpu_test};

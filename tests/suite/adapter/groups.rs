@@ -1,5 +1,5 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, GpuOptimizer};
+use wgpu_optim::{Arena, GpuOptimizer, Optimizer};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;

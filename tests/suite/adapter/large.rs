@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::plan::DeviceLimits;
-use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, wgpu};
 
 use super::{Bench, gpu, gpu_test};
 use crate::cases::values;

@@ -6,8 +6,8 @@ use std::{env, fs};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, StepError, TransferError, readback,
-    wgpu,
+    Arena, ArenaError, BuildError, GpuOptimizer, Optimizer, SgdConfig, StepError, TransferError,
+    readback, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};

@@ -1,7 +1,7 @@
 //! GPU against the oracle: every config, awkward sizes and offsets, canaries around every slice.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, configs, sizes, values};

@@ -4,7 +4,7 @@ use pollster::block_on;
 use proptest::prelude::*;
 use wgpu_optim::oracle::Rounding;
 #[cfg(feature = "safetensors")]
-use wgpu_optim::{Arena, GpuOptimizer};
+use wgpu_optim::{Arena, GpuOptimizer, Optimizer};
 
 use super::Bench;
 use crate::cases::values;

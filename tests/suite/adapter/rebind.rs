@@ -1,7 +1,9 @@
 //! Tensors that lie elsewhere at every step.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AdamConfig, AnyRule, GpuOptimizer, SgdConfig, SignumConfig, TensorBinding};
+use wgpu_optim::{
+    AdamConfig, AnyRule, GpuOptimizer, Optimizer, SgdConfig, SignumConfig, TensorBinding,
+};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;

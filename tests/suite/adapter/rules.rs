@@ -2,7 +2,8 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule, TensorBinding, wgpu,
+    AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, Rule,
+    TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};

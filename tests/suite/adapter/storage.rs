@@ -3,8 +3,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, bf16, f16, rest};
 use wgpu_optim::{
-    AnyRule, Converter, GpuControl, GpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig,
-    StepControl, StorageType, TensorBinding, wgpu,
+    AnyRule, Converter, GpuControl, GpuOptimizer, Masters, Optimizer, ParamGroups, Precision, Rule,
+    SgdConfig, StepControl, StorageType, TensorBinding, wgpu,
 };
 
 use super::control::rules;

@@ -3,8 +3,8 @@
 
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuControl, GpuOptimizer, OptimizerState, SgdConfig,
-    StepControl, TensorBinding, wgpu,
+    AdamConfig, AmsGrad, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState,
+    SgdConfig, StepControl, TensorBinding, wgpu,
 };
 
 use super::control::rules;

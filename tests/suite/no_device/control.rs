@@ -2,7 +2,8 @@
 
 use wgpu_optim::oracle::{ControlOracle, Rounding};
 use wgpu_optim::{
-    CpuControl, CpuOptimizer, GradNorm, LossScale, ParamGroups, SgdConfig, SliceError, StepControl,
+    CpuControl, CpuOptimizer, GradNorm, LossScale, Optimizer, ParamGroups, SgdConfig, SliceError,
+    StepControl,
 };
 
 use crate::test;

@@ -1,8 +1,8 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::reference::{sgd, sgd_plain};
 use wgpu_optim::{
-    Coefficients, CpuOptimizer, DuplicateName, OptimizerState, SgdConfig, SliceError, StateError,
-    StorageType, TensorError, TensorSpec, TensorState, Terms,
+    Coefficients, CpuOptimizer, DuplicateName, Optimizer, OptimizerState, SgdConfig, SliceError,
+    StateError, StorageType, TensorError, TensorSpec, TensorState, Terms,
 };
 
 use crate::cases::{LRS, configs, sizes, values};

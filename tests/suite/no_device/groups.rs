@@ -1,6 +1,6 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    ConfigError, CpuOptimizer, GroupError, ParamGroups, SgdConfig, SlotState, StateError,
+    ConfigError, CpuOptimizer, GroupError, Optimizer, ParamGroups, SgdConfig, SlotState, StateError,
 };
 
 use crate::cases::values;

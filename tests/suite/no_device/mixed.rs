@@ -4,8 +4,8 @@ use wgpu_optim::half::bf16;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
-    AnyRule, CpuOptimizer, Masters, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig, SgdConfig,
-    SliceError, SlotState, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+    AnyRule, CpuOptimizer, Masters, Optimizer, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig,
+    SgdConfig, SliceError, SlotState, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
     TensorValues as Values,
 };
 

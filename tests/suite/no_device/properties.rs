@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, CpuOptimizer, Terms};
+use wgpu_optim::{Coefficients, CpuOptimizer, Optimizer, Terms};
 
 #[cfg(feature = "safetensors")]
 use super::rules::{Reference, bits};

@@ -7,8 +7,8 @@ use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
 use wgpu_optim::storage::MASTER_PARAMS;
 use wgpu_optim::{
     AdamConfig, AdamForm, AmsGrad, AnyRule, CpuOptimizer, Masters, MomentumForm, NAdamConfig,
-    OptimizerState, ParamGroups, Precision, SgdConfig, StateFileError, StorageType, TensorSpec,
-    TensorValues, Twin,
+    Optimizer, OptimizerState, ParamGroups, Precision, SgdConfig, StateFileError, StorageType,
+    TensorSpec, TensorValues, Twin,
 };
 
 use super::groups::{TENSORS, groups, shapes};

@@ -3,8 +3,8 @@
 use serde_json::json;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, RulePreset,
-    StateError, Twin,
+    AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, Optimizer, ParamGroups, Rule,
+    RulePreset, StateError, Twin,
 };
 
 use crate::cases::{LRS, sizes, values};

@@ -3,7 +3,7 @@ use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::schedule::{
     OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
 };
-use wgpu_optim::{CpuOptimizer, MomentumForm, SgdConfig};
+use wgpu_optim::{CpuOptimizer, MomentumForm, Optimizer, SgdConfig};
 
 use crate::cases::{configs, values};
 use crate::test;

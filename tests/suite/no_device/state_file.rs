@@ -6,9 +6,10 @@ use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::half::bf16;
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ControlState, CpuOptimizer, Masters, OptimizerState, ParamGroups,
-    Precision, RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState, StateError,
-    StateFileError, StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin,
+    AdamConfig, AmsGrad, AnyRule, ControlState, CpuOptimizer, Masters, Optimizer, OptimizerState,
+    ParamGroups, Precision, RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState,
+    StateError, StateFileError, StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+    Twin,
 };
 
 use crate::cases::{configs, values};

@@ -1,6 +1,6 @@
 //! Every mistake in a list of tensors is named, and the next optimizer builds.
 
-use wgpu_optim::{BuildError, DuplicateName, PlanError, wgpu};
+use wgpu_optim::{BuildError, DuplicateName, Optimizer, PlanError, wgpu};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use allocation_counter::measure;
 use wgpu_optim::{
-    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, ScalarPath,
-    StepControl, StepError, TensorBinding, wgpu,
+    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, Optimizer,
+    ScalarPath, StepControl, StepError, TensorBinding, wgpu,
 };
 
 use super::{STORAGE, buffer, device, kernels};

@@ -2,8 +2,8 @@
 
 use allocation_counter::measure;
 use wgpu_optim::{
-    BuildError, DuplicateName, GpuOptimizer, ParamGroups, PlanError, Precision, RebindError,
-    SgdConfig, StorageType, TensorBinding, UnknownTensor,
+    BuildError, DuplicateName, GpuOptimizer, Optimizer, ParamGroups, PlanError, Precision,
+    RebindError, SgdConfig, StorageType, TensorBinding, UnknownTensor,
 };
 
 use super::{STORAGE, buffer, build, kernels, tensor};

@@ -1,6 +1,7 @@
 //! The steps that the device has applied, and what the host knows of them.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// A device that has had its turn: what it has counted arrives without anybody reading it.
 #[gpu_test]

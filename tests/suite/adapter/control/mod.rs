@@ -6,8 +6,8 @@ mod norm;
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
 use wgpu_optim::{
     AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LionConfig, LossScale,
-    NonFinite, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError, StorageType,
-    TensorBinding, wgpu,
+    NonFinite, Optimizer, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError,
+    StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};

@@ -1,6 +1,7 @@
 //! Norms of gradients and what is not finite among them, wherever they lie.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// Magnitudes over all that f32 has.
 fn of_any_magnitude(seed: u64, numel: usize) -> Vec<f32> {

@@ -12,8 +12,8 @@ use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Rounding, Textbook};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, Storage, rest};
 use wgpu_optim::{
     AnyRule, ControlRecord, ControlState, GpuControl, GpuOptimizer, LossScale, Masters,
-    OPTIONAL_FEATURES, OptimizerState, ParamGroups, Precision, Rule, ScalarPath, SgdConfig, Start,
-    StepControl, StepError, StorageType, TensorBinding, wgpu,
+    OPTIONAL_FEATURES, Optimizer, OptimizerState, ParamGroups, Precision, Rule, ScalarPath,
+    SgdConfig, Start, StepControl, StepError, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};

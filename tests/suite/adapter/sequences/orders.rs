@@ -1,6 +1,7 @@
 //! Orders of recorded, dropped and submitted steps that once came out wrong, each alone.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// egui's callbacks record into an encoder that egui drops where the window has no texture.
 #[gpu_test]
