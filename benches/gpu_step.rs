@@ -9,9 +9,9 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wgpu_optim::rules::sgd::Terms;
 use wgpu_optim::{
-    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, Terms, readback,
-    wgpu,
+    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback, wgpu,
 };
 
 fn gpu_step(criterion: &mut Criterion) {

@@ -5,7 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use wgpu_optim::{GpuOptimizer, Kernels, ScalarPath, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
 
 fn recording(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("recording");

@@ -1,9 +1,10 @@
 //! A rule of one's own, on the GPU and on the CPU: every element moves by the learning rate, against the sign of the
 //! average of its gradients. `cargo run --release --example custom_rule`
 
+use wgpu_optim::rules::{Scalars, Slot, Slots, Twin};
 use wgpu_optim::{
-    AdapterRequest, ConfigError, CpuOptimizer, Gpu, GpuOptimizer, Kernels, Rule, Scalars, Slot,
-    Slots, TensorBinding, Twin, readback,
+    AdapterRequest, ConfigError, CpuOptimizer, Gpu, GpuOptimizer, Kernels, Rule, TensorBinding,
+    readback,
 };
 
 #[derive(Clone, Debug, PartialEq)]

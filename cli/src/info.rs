@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use wgpu_optim::plan::{DeviceLimits, Plan};
-use wgpu_optim::{
-    Arena, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, TensorSpec, wgpu,
-};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{Arena, Masters, OPTIONAL_FEATURES, Precision, StorageType, TensorSpec, wgpu};
 use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};

@@ -5,7 +5,8 @@ use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use serde_json::{Map, Value};
-use wgpu_optim::{AnyRule, Rule as _, RulePreset};
+use wgpu_optim::rules::RulePreset;
+use wgpu_optim::{AnyRule, Rule as _};
 
 /// The rule of those who name none.
 const DEFAULT: &str = "sgd";
@@ -367,7 +368,9 @@ fn parse_assignment(text: &str) -> Result<(String, Value), String> {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use clap::Parser as _;
-    use wgpu_optim::{AdamConfig, AdamForm, AmsGrad, MomentumForm, SgdConfig};
+    use wgpu_optim::rules::sgd::MomentumForm;
+    use wgpu_optim::rules::{AdamForm, AmsGrad};
+    use wgpu_optim::{AdamConfig, SgdConfig};
 
     use super::*;
 

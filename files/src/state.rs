@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::{Recorded, SlotEntry, StateFileError, StateRecord};
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
-use wgpu_optim::{AnyRule, Recorded, Slot, SlotEntry, StateFileError, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, StorageType};
 
 use crate::at::Part;
 use crate::error::{FileError, SlotError};

@@ -3,10 +3,12 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::{AmsGrad, SgdConfigBuilder};
 use wgpu_optim::storage::{Rounding, Storage};
+use wgpu_optim::wgsl::{KernelVariant, NormVariant, ScalarPath};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, KernelVariant, Masters, MomentumForm, NormVariant, Precision,
-    RmsPropConfig, Rule, ScalarPath, SgdConfig, SgdConfigBuilder, StorageType,
+    AdamConfig, AnyRule, Masters, Precision, RmsPropConfig, Rule, SgdConfig, StorageType,
 };
 
 /// A shader with one of its entry points: what a compiler gets.

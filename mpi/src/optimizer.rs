@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use mpi::traits::Communicator;
+use wgpu_optim::control::{ControlRecord, GradNorm, Verdict};
+use wgpu_optim::cpu::SliceError;
+use wgpu_optim::rules::{Groups, Twin};
+use wgpu_optim::state::UnknownTensor;
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    Arena, ControlRecord, CpuControl, CpuOptimizer, GradNorm, Groups, Kernels, Optimizer,
-    OptimizerState, ParamGroups, Rule, SliceError, StepControl, StorageType, TensorSlice,
-    TensorSliceMut, TensorSpec, Twin, UnknownTensor, Verdict,
+    Arena, CpuControl, CpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule,
+    StepControl, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
 
 use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};

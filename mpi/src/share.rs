@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use wgpu_optim::wgpu;
+use wgpu_optim::control::GradNorm;
+use wgpu_optim::cpu::SliceError;
+use wgpu_optim::rules::Twin;
 use wgpu_optim::{
-    Arena, CpuOptimizer, GpuOptimizer, GradNorm, Kernels, Optimizer, OptimizerState, ParamGroups,
-    Rule, SliceError, StepControl, StorageType, TensorBinding, TensorSlice, TransferError, Twin,
-    readback,
+    Arena, CpuOptimizer, GpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule,
+    StepControl, StorageType, TensorBinding, TensorSlice, TransferError, readback, wgpu,
 };
 
 use crate::error::ShardError;

@@ -1,4 +1,4 @@
-//! The parallel CPU optimizer: the embedded default where there is no GPU.
+//! The optimizer on the CPU: [`CpuOptimizer`] steps slices in memory on all cores, [`CpuControl`] decides about its steps.
 
 mod control;
 mod error;
@@ -25,7 +25,7 @@ use values::Values;
 /// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of
 /// rayon's current pool. [`Optimizer`] has what is set and read between steps.
 ///
-/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::reference) for the momentum
+/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::rules::sgd::reference) for the momentum
 /// family): each element is computed by the same statements in the same order, whatever the number of threads.
 ///
 /// ```

@@ -1,5 +1,5 @@
-//! The oracle: every form in its own textbook words, in `f64`, not through the coefficients, and beside each
-//! value a bound on how far an `f32` computation of it may be off.
+//! The oracle: every rule as its textbook writes it, in `f64` and not through the coefficients, with a bound beside each
+//! value on how far an `f32` computation of it may be off.
 //!
 //! The bound is a running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
 //! sections 3.1 and 3.3). A term that passes through `n` roundings has a relative error of at most

@@ -1,4 +1,6 @@
-//! The text of the kernels: the WGSL of a rule with the frame around it. Needs no device.
+//! The text of the kernels: the WGSL of a rule with the frame around it.
+//!
+//! It needs no device. For tools, and for hosts other than wgpu: these types change with every version.
 
 mod error;
 mod norm;

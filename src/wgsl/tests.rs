@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 use super::scalars::{CONTROL_BYTES, CONTROL_SCALARS, FRAME_SCALARS, Uniforms, WIDE_SCALARS};
 use super::*;
 use crate::plan::MAX_BATCH_PIECES;
+use crate::rules::sgd::{MomentumForm, Terms};
 use crate::rules::{
-    AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
-    Slot, Slots, Terms,
+    AdamConfig, AmsGrad, AnyRule, ConfigError, RmsPropConfig, Scalars, SgdConfig, Slot, Slots,
 };
 use crate::storage::{Precision, Rounding};
 

@@ -1,8 +1,9 @@
 //! Trajectories printed by PyTorch, optax and Keras; `tests/golden/` says how.
 
 use serde::Deserialize;
+use wgpu_optim::SgdConfig;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
 
 /// One trajectory, in this crate's words.
 pub struct Golden {

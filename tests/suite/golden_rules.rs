@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, Rule as _, RulePreset, Start};
+use wgpu_optim::rules::{RulePreset, Start};
+use wgpu_optim::{AnyRule, Rule as _};
 
 /// One trajectory.
 #[derive(Deserialize)]

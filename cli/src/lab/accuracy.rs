@@ -3,7 +3,8 @@
 use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use super::args::AccuracyArgs;
 use crate::args::CommonArgs;

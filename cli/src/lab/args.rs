@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, ValueEnum};
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use super::problem::at_its_lr;
 use super::storage::StorageArgs;

@@ -2,12 +2,14 @@
 
 use anyhow::anyhow;
 use rayon::prelude::*;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
+use wgpu_optim::rules::{Slot, Twin as _};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer, Optimizer,
-    OptimizerState, ParamGroups, Precision, Rule as _, Slot, StepControl, StorageType, TensorSpec,
-    TensorValues, Twin as _, readback, wgpu,
+    OptimizerState, ParamGroups, Precision, Rule as _, StepControl, StorageType, TensorSpec,
+    readback, wgpu,
 };
 
 use crate::Failure;

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::Dtype;
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::StateRecord;
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST, Storage};
-use wgpu_optim::{AnyRule, Masters, Precision, Rule as _, Slot, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, Masters, Precision, Rule as _, StorageType};
 use wgpu_optim_files::{
     Model, Part, Place, SavedState, SavedTensor, Shard, SourceFile, storage_type,
 };

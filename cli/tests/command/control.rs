@@ -2,9 +2,11 @@
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use wgpu_optim::control::NonFinite;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::{
-    AnyRule, CpuControl, CpuOptimizer, Masters, NonFinite, ParamGroups, Precision, SgdConfig,
-    StepControl, StorageType, TensorSpec, TensorValues,
+    AnyRule, CpuControl, CpuOptimizer, Masters, ParamGroups, Precision, SgdConfig, StepControl,
+    StorageType, TensorSpec,
 };
 
 use crate::model::{Model, Tensor, Workspace, values};

@@ -5,7 +5,8 @@ use std::fs;
 
 use safetensors::Dtype;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, Recorded as _, RmsPropConfig, Rule as _, SgdConfig};
+use wgpu_optim::state::Recorded as _;
+use wgpu_optim::{AnyRule, RmsPropConfig, Rule as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};

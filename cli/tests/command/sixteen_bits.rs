@@ -4,10 +4,11 @@ use std::fs;
 
 use safetensors::Dtype;
 use serde_json::json;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, SgdConfig, StorageType,
-    TensorSpec, TensorValues,
+    TensorSpec,
 };
 
 use crate::DEVICES;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use eframe::egui::{self, ComboBox, DragValue, Slider, Ui, mutex::Mutex};
 use eframe::{CreationContext, egui_wgpu};
-use wgpu_optim::{MomentumForm, wgpu};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::wgpu;
 
 use crate::counts::Frame;
 use crate::landscape::{FEATURES, Landscape};

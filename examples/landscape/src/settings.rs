@@ -1,7 +1,8 @@
 //! What a person chooses: a terrain, how many balls, and a rule for each side.
 
-use wgpu_optim::physics::Particle;
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::sgd::physics::Particle;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use crate::terrain::Terrain;
 

@@ -329,7 +329,7 @@ fn settings_change_as_a_run_goes_on_and_wrong_ones_change_nothing() {
         friction: 100.0,
         ..RuleSettings::sgd(0.1, 0.9)
     };
-    settings.rules[1].form = wgpu_optim::MomentumForm::Particle;
+    settings.rules[1].form = wgpu_optim::rules::sgd::MomentumForm::Particle;
     settings.rules[0].lr = 0.5;
     assert!(stage.landscape.lock().apply(&settings).is_err());
     assert_eq!(

@@ -1,7 +1,8 @@
 //! The CPU twin: forward and backward of `model.wgsl` in the same order of statements, and the library's CPU optimizer.
 
 use anyhow::Result;
-use wgpu_optim::{AnyRule, ControlRecord, CpuControl, CpuOptimizer};
+use wgpu_optim::control::ControlRecord;
+use wgpu_optim::{AnyRule, CpuControl, CpuOptimizer};
 
 use crate::model::Layer;
 use crate::task::{Batch, Losses, Start, Task};

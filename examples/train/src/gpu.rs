@@ -3,10 +3,11 @@
 use std::cell::Cell;
 
 use anyhow::{Context as _, Result, bail};
+use wgpu_optim::control::ControlRecord;
 use wgpu_optim::readback::{block_on, download_blocking};
-use wgpu_optim::wgpu::{self, util::DeviceExt as _};
+use wgpu_optim::wgpu::util::DeviceExt as _;
 use wgpu_optim::{
-    AnyRule, Arena, ControlRecord, Gpu, GpuControl, GpuOptimizer, Kernels, StorageType, storage,
+    AnyRule, Arena, Gpu, GpuControl, GpuOptimizer, Kernels, StorageType, storage, wgpu,
 };
 
 use crate::task::{Batch, Losses, Start, Task};
@@ -265,7 +266,7 @@ impl EngineRun<'_> {
     /// If the device fails.
     pub fn grads(&self) -> Result<Vec<Vec<f32>>> {
         let (gpu, arena) = (&self.engine.gpu, &self.engine.arena);
-        let of = |tensor: &wgpu_optim::ArenaTensor| {
+        let of = |tensor: &wgpu_optim::gpu::ArenaTensor| {
             let (stored_as, numel) = (self.engine.gradients.stored_as, tensor.numel);
             let (buffer, offset) = (
                 &arena.grads()[tensor.buffer],

@@ -19,8 +19,9 @@ use train::picture;
 use train::report;
 use train::task::Task;
 use train::training::{Device, Gradients};
+use wgpu_optim::gpu::GpuError;
 use wgpu_optim::wgpu::Backends;
-use wgpu_optim::{AdapterRequest, Gpu, GpuError};
+use wgpu_optim::{AdapterRequest, Gpu};
 use wgpu_optim_cli::picture::to_png;
 
 /// Trains a small network to score red wines, by several rules from the same starts, on the GPU and on its CPU twin, and

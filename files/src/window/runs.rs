@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
-use wgpu_optim::{Slot, StorageType, storage};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::{StorageType, storage};
 
 use super::{Slice, Values};
 use crate::at::{At, Part};

@@ -17,10 +17,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
-use wgpu_optim::{
-    OptimizerState, Recorded, Rule as _, SlotEntry, SlotState, StateError, StateFileError,
-    StateRecord, TensorState,
-};
+use wgpu_optim::state::{Recorded, SlotEntry, SlotState, StateFileError, StateRecord, TensorState};
+use wgpu_optim::{OptimizerState, Rule as _, StateError};
 use wgpu_optim_files::{FileError, Model, NewFile, Outputs, SavedState, slot_entry};
 
 use crate::error::ShardError;

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use wgpu_optim::files::{Header, TensorEntry};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::{SlotEntry, StateRecord};
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
-use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, Rule as _, StorageType};
 use wgpu_optim_files::{At, Model, NewFile, Outputs, Part, SavedState, SavedTensor};
 
 use super::models::Tensor;

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
     AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, Optimizer, OptimizerState,
-    ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec, TensorValues,
-    readback,
+    ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec, readback,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

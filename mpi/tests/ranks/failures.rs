@@ -1,9 +1,9 @@
 //! Ranks that differ, and ranks that fail: everybody hears of it, and nothing has changed.
 
+use wgpu_optim::cpu::{SliceError, TensorError, TensorValues};
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, Optimizer, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType,
-    TensorError, TensorSpec, TensorValues,
+    Masters, Optimizer, ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

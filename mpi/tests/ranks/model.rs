@@ -1,7 +1,8 @@
 //! Models, and gradients that each rank can make for all.
 
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::half::{bf16, f16};
-use wgpu_optim::{StorageType, TensorSpec, TensorValues};
+use wgpu_optim::{StorageType, TensorSpec};
 
 /// Sizes that no number of ranks divides: nothing, less than there are ranks, less and more than alignment and buckets.
 pub const SHAPES: [&[usize]; 8] = [

@@ -1,8 +1,10 @@
 //! Steps over several ranks, beside those of one process: bit for bit on the CPU.
 
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::rules::Twin;
 use wgpu_optim::{
     AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, Optimizer, ParamGroups,
-    Precision, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec, TensorValues, Twin,
+    Precision, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -103,7 +105,7 @@ fn step_sharded<R: Twin>(
     optimizer: &mut ShardedOptimizer<CpuShare<R>>,
     params: &mut [TensorValues],
     grads: &[TensorValues],
-) -> Option<wgpu_optim::ControlRecord> {
+) -> Option<wgpu_optim::control::ControlRecord> {
     let mut params: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
     let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
     optimizer.step(&mut params, &grads).unwrap()

@@ -28,7 +28,7 @@ impl SgdConfig {
     /// The configuration of another form that visits the same points from the same start, as long as learning
     /// rate and momentum stay constant.
     ///
-    /// Two forms agree when `alpha`, `b` and the product `a*c` of their [`Coefficients`](crate::Coefficients)
+    /// Two forms agree when `alpha`, `b` and the product `a*c` of their [`Coefficients`](crate::rules::sgd::Coefficients)
     /// agree; the velocities differ by the factor between their `c`. From the heavy ball with `eta` and `mu`:
     ///
     /// | to | lr | momentum | velocity times |
@@ -40,7 +40,8 @@ impl SgdConfig {
     /// `time_step` is that of the particle form, and ignored by the others.
     ///
     /// ```
-    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    /// use wgpu_optim::rules::sgd::MomentumForm;
+    /// use wgpu_optim::SgdConfig;
     ///
     /// let heavy_ball = SgdConfig::builder(0.1).momentum(0.75).build()?;
     /// let averaged = heavy_ball.convert(MomentumForm::Ema, 1.0)?;

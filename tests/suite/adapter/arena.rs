@@ -1,7 +1,7 @@
+use wgpu_optim::gpu::ArenaError;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{
-    Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig,
-};
+use wgpu_optim::state::DuplicateName;
+use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};

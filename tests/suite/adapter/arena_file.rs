@@ -1,9 +1,9 @@
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use wgpu_optim::files::{Header, HeaderError};
+use wgpu_optim::gpu::{ArenaError, ArenaFileError};
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, ArenaFileError, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig,
-    StorageType, half, wgpu,
+    Arena, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig, StorageType, half, wgpu,
 };
 
 use super::{Bench, gpu_test};

@@ -1,8 +1,9 @@
 //! What only a browser does.
 
 use wasm_bindgen_test::wasm_bindgen_test;
+use wgpu_optim::gpu::GpuError;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AdapterRequest, Gpu, GpuError, SgdConfig, wgpu};
+use wgpu_optim::{AdapterRequest, Gpu, SgdConfig, wgpu};
 
 use super::transfers::every_transfer;
 use super::{Bench, gpu};

@@ -1,9 +1,8 @@
 //! Devices as engines open them: several at a time, and with limits of their own.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{
-    Gpu, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, ScalarPath, SgdConfig, TensorBinding, wgpu,
-};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{Gpu, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test, open_gpu};
 use crate::cases::{LRS, values};

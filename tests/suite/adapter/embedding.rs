@@ -1,10 +1,12 @@
 //! Inside somebody else's encoder.
 
+use wgpu_optim::gpu::{ArenaError, LoadError};
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::state::{SlotState, TensorState};
+use wgpu_optim::wgsl::{KernelError, ScalarPath};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, LoadError,
-    OPTIONAL_FEATURES, Optimizer, ScalarPath, SgdConfig, SlotState, StateError, StepError,
-    TensorState, TransferError, wgpu,
+    Arena, BuildError, GpuOptimizer, Kernels, OPTIONAL_FEATURES, Optimizer, SgdConfig, StateError,
+    StepError, TransferError, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};

@@ -4,10 +4,10 @@ use std::process::Command;
 use std::{env, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use wgpu_optim::gpu::ArenaError;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, Optimizer, SgdConfig, StepError, TransferError,
-    readback, wgpu,
+    Arena, BuildError, GpuOptimizer, Optimizer, SgdConfig, StepError, TransferError, readback, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};

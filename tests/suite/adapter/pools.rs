@@ -1,9 +1,10 @@
 //! Parameters and gradients in one buffer.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::plan::PlanError;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, BuildError, GpuOptimizer, PlanError, Rule as _, SgdConfig,
-    SignumConfig, TensorBinding,
+    AdamConfig, AnyRule, Arena, BuildError, GpuOptimizer, Rule as _, SgdConfig, SignumConfig,
+    TensorBinding,
 };
 
 use super::{Bench, gpu_test};

@@ -1,9 +1,10 @@
 //! Every rule on a real adapter: all slots of a piece in one buffer, whatever the tensors.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, Rule,
-    TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, Rule, TensorBinding,
+    wgpu,
 };
 
 use super::{Bench, gpu_test, whole};

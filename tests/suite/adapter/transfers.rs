@@ -3,9 +3,10 @@ use std::ops::Range;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use wgpu_optim::gpu::ArenaError;
 use wgpu_optim::oracle::{Oracle, Rounding};
 use wgpu_optim::readback::{download, download_regions, upload, upload_regions};
-use wgpu_optim::{Arena, ArenaError, GpuOptimizer, SgdConfig, TransferError, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, SgdConfig, TransferError, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;

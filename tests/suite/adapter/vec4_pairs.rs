@@ -2,9 +2,10 @@
 //! that it gets by default.
 
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState,
-    SgdConfig, StepControl, TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState, SgdConfig,
+    StepControl, TensorBinding, wgpu,
 };
 
 use super::control::rules;

@@ -1,9 +1,10 @@
 //! Steps under a control in memory, and the exact ones, at the points that PyTorch printed.
 
+use wgpu_optim::control::GradNorm;
+use wgpu_optim::cpu::SliceError;
 use wgpu_optim::oracle::{ControlOracle, Rounding};
 use wgpu_optim::{
-    CpuControl, CpuOptimizer, GradNorm, LossScale, Optimizer, ParamGroups, SgdConfig, SliceError,
-    StepControl,
+    CpuControl, CpuOptimizer, LossScale, Optimizer, ParamGroups, SgdConfig, StepControl,
 };
 
 use crate::test;

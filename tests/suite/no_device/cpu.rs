@@ -1,8 +1,10 @@
+use wgpu_optim::cpu::{SliceError, TensorError};
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::state::{DuplicateName, TensorState};
 use wgpu_optim::{
-    Coefficients, CpuOptimizer, DuplicateName, Optimizer, OptimizerState, SgdConfig, SliceError,
-    StateError, StorageType, TensorError, TensorSpec, TensorState, Terms,
+    CpuOptimizer, Optimizer, OptimizerState, SgdConfig, StateError, StorageType, TensorSpec,
 };
 
 use crate::cases::{LRS, configs, sizes, values};

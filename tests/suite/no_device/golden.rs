@@ -1,7 +1,7 @@
-use wgpu_optim::CpuOptimizer;
 use wgpu_optim::oracle::Rounding;
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, Optimizer, Terms};
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::{CpuOptimizer, Optimizer};
 
 use crate::golden::{all, pytorch};
 use crate::test;

@@ -1,7 +1,7 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{
-    ConfigError, CpuOptimizer, GroupError, Optimizer, ParamGroups, SgdConfig, SlotState, StateError,
-};
+use wgpu_optim::rules::GroupError;
+use wgpu_optim::state::SlotState;
+use wgpu_optim::{ConfigError, CpuOptimizer, Optimizer, ParamGroups, SgdConfig, StateError};
 
 use crate::cases::values;
 use crate::test;

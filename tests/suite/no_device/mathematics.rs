@@ -1,7 +1,8 @@
 //! What is known of momentum, as tests, each with its source.
 
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, MomentumForm, SgdConfig, Terms};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
 
 use crate::test;
 

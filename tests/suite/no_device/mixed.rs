@@ -1,12 +1,13 @@
 //! The CPU twin over tensors that are not stored as f32.
 
+use wgpu_optim::cpu::{SliceError, TensorValues as Values};
 use wgpu_optim::half::bf16;
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::state::SlotState;
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, Optimizer, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig,
-    SgdConfig, SliceError, SlotState, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
-    TensorValues as Values,
+    SgdConfig, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
 
 use crate::cases::{LRS, values};

@@ -1,10 +1,10 @@
 use proptest::prelude::*;
 use wgpu_optim::plan::{
-    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
-    TensorLayout, WORKGROUP_SIZE, Window,
+    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan,
+    PlanError, Target, TensorLayout, WORKGROUP_SIZE, Window,
 };
 use wgpu_optim::storage::Storage;
-use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
+use wgpu_optim::{Masters, Precision, StorageType, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
 const COMMON: DeviceLimits = DeviceLimits {

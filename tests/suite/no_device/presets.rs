@@ -1,8 +1,10 @@
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::rules::RulePreset;
+use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::{
     AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
-    LionConfig, MomentumForm, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, RulePreset,
-    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
+    LionConfig, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, ScheduleFreeAdamWConfig,
+    ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
 
 use crate::cases::values;

@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, CpuOptimizer, Optimizer, Terms};
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::{CpuOptimizer, Optimizer};
 
 #[cfg(feature = "safetensors")]
 use super::rules::{Reference, bits};

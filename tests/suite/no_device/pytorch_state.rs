@@ -2,13 +2,16 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::files::Dtype;
 use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::{AdamForm, AmsGrad, Twin};
+use wgpu_optim::state::StateFileError;
 use wgpu_optim::storage::MASTER_PARAMS;
 use wgpu_optim::{
-    AdamConfig, AdamForm, AmsGrad, AnyRule, CpuOptimizer, Masters, MomentumForm, NAdamConfig,
-    Optimizer, OptimizerState, ParamGroups, Precision, SgdConfig, StateFileError, StorageType,
-    TensorSpec, TensorValues, Twin,
+    AdamConfig, AnyRule, CpuOptimizer, Masters, NAdamConfig, Optimizer, OptimizerState,
+    ParamGroups, Precision, SgdConfig, StorageType, TensorSpec,
 };
 
 use super::groups::{TENSORS, groups, shapes};

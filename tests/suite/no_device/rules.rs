@@ -2,9 +2,9 @@
 
 use serde_json::json;
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::rules::{AmsGrad, RulePreset, Twin};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, Optimizer, ParamGroups, Rule,
-    RulePreset, StateError, Twin,
+    AdamConfig, AnyRule, ConfigError, CpuOptimizer, Optimizer, ParamGroups, Rule, StateError,
 };
 
 use crate::cases::{LRS, sizes, values};

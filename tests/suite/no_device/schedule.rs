@@ -1,9 +1,10 @@
 use serde_json::Value;
 use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::schedule::{
     OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
 };
-use wgpu_optim::{CpuOptimizer, MomentumForm, Optimizer, SgdConfig};
+use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig};
 
 use crate::cases::{configs, values};
 use crate::test;

@@ -2,14 +2,15 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use wgpu_optim::control::ControlState;
 use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::half::bf16;
+use wgpu_optim::rules::{AmsGrad, Twin};
+use wgpu_optim::state::{RecordError, Recorded, SlotEntry, SlotState, StateFileError, StateRecord};
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ControlState, CpuOptimizer, Masters, Optimizer, OptimizerState,
-    ParamGroups, Precision, RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState,
-    StateError, StateFileError, StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
-    Twin,
+    AdamConfig, AnyRule, CpuOptimizer, Masters, Optimizer, OptimizerState, ParamGroups, Precision,
+    Rule as _, SgdConfig, StateError, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
 
 use crate::cases::{configs, values};
@@ -375,7 +376,8 @@ struct Own {
 }
 
 mod own {
-    use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start, Twin};
+    use wgpu_optim::rules::{Scalars, Slot, Slots, Start, Twin};
+    use wgpu_optim::{ConfigError, Rule};
 
     use super::Own;
 
@@ -507,7 +509,7 @@ fn files_of_format_1_are_read() {
         .momentum(0.9)
         .decoupled_weight_decay(0.5)
         .maximize(true)
-        .form(wgpu_optim::MomentumForm::Ema)
+        .form(wgpu_optim::rules::sgd::MomentumForm::Ema)
         .build()
         .unwrap();
     assert_eq!((state.config, state.steps), (config, 3));

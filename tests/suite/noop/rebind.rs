@@ -1,9 +1,12 @@
 //! What may be bound anew, and what it costs.
 
 use allocation_counter::measure;
+use wgpu_optim::gpu::RebindError;
+use wgpu_optim::plan::PlanError;
+use wgpu_optim::state::{DuplicateName, UnknownTensor};
 use wgpu_optim::{
-    BuildError, DuplicateName, GpuOptimizer, Optimizer, ParamGroups, PlanError, Precision,
-    RebindError, SgdConfig, StorageType, TensorBinding, UnknownTensor,
+    BuildError, GpuOptimizer, Optimizer, ParamGroups, Precision, SgdConfig, StorageType,
+    TensorBinding,
 };
 
 use super::{STORAGE, buffer, build, kernels, tensor};

@@ -303,7 +303,7 @@ fn a_loss_scale_falls_grows_and_overflows_again() {
     let applied = records.iter().position(|record| !record.is_skipped);
     let later = &records[applied.unwrap()..];
     assert!(later.iter().any(|record| record.is_skipped));
-    let grows = |pair: &[wgpu_optim::ControlRecord]| pair[1].scale > pair[0].scale;
+    let grows = |pair: &[wgpu_optim::control::ControlRecord]| pair[1].scale > pair[0].scale;
     assert!(later.windows(2).any(grows));
     assert!(later.iter().any(|record| record.clip_factor < 1.0));
     let last = records.last().unwrap();

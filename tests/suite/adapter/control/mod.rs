@@ -3,11 +3,12 @@
 mod counts;
 mod norm;
 
+use wgpu_optim::control::{ControlRecord, NonFinite};
 use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ControlRecord, GpuControl, GpuOptimizer, LionConfig, LossScale,
-    NonFinite, Optimizer, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl, StepError,
-    StorageType, TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, LionConfig, LossScale, Optimizer,
+    ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};

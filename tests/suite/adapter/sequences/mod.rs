@@ -8,12 +8,15 @@ mod setup;
 
 use std::collections::VecDeque;
 
+use wgpu_optim::control::{ControlRecord, ControlState};
 use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Rounding, Textbook};
+use wgpu_optim::rules::Start;
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, Storage, rest};
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AnyRule, ControlRecord, ControlState, GpuControl, GpuOptimizer, LossScale, Masters,
-    OPTIONAL_FEATURES, Optimizer, OptimizerState, ParamGroups, Precision, Rule, ScalarPath,
-    SgdConfig, Start, StepControl, StepError, StorageType, TensorBinding, wgpu,
+    AnyRule, GpuControl, GpuOptimizer, LossScale, Masters, OPTIONAL_FEATURES, Optimizer,
+    OptimizerState, ParamGroups, Precision, Rule, SgdConfig, StepControl, StepError, StorageType,
+    TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
