@@ -28,7 +28,7 @@ impl Rule for SignDescent {
     fn scalar_names(&self) -> &'static [&'static str] { &["lr", "beta", "taken_in"] }
     fn phase(&self, _applied_steps: u64) -> u64 { 0 }
     fn scalars(&self, _phase: u64) -> Scalars { [self.lr as f32, self.beta as f32, (1.0 - self.beta) as f32].into() }
-    fn meaning(&self) -> String { self.stem().to_owned() }
+    fn state_kind(&self) -> String { self.stem().to_owned() }
     fn lr(&self) -> f64 { self.lr }
     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> { Ok(Self { lr, ..self.clone() }) }
     fn momentum(&self) -> Option<f64> { Some(self.beta) }

@@ -115,7 +115,8 @@ impl<R: Rule> Engine<R> {
                 let (params, grads) = (params.resource(), grads.resource());
                 let shape = tensor.shape.as_slice();
                 TensorBinding::new(&tensor.path, &params.buffer, &grads.buffer, shape)
-                    .at(params.offset, grads.offset)
+                    .params_at(params.offset)
+                    .grads_at(grads.offset)
             })
             .collect();
         let mut optimizer = match self.optimizer.take() {

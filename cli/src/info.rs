@@ -85,7 +85,8 @@ impl PlanReport {
     ) -> anyhow::Result<()> {
         let limits = adapter.limits();
         let specs = tensors.iter().cloned();
-        let specs = specs.map(|(name, shape)| TensorSpec::new(name, shape).stored_as(of, of));
+        let specs =
+            specs.map(|(name, shape)| TensorSpec::new(name, shape).params_type(of).grads_type(of));
         let layout = Arena::builder().layout(specs, &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
         let plan_with = |masters| {

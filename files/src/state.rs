@@ -332,9 +332,9 @@ fn join<R: Recorded>(
             return mixed("applied_steps");
         }
     }
-    for (tensor, meaning) in other.meanings {
-        let known = record.meanings.entry(tensor).or_insert(meaning.clone());
-        if *known != meaning {
+    for (tensor, kind) in other.state_kinds {
+        let known = record.state_kinds.entry(tensor).or_insert(kind.clone());
+        if *known != kind {
             return mixed("meanings");
         }
     }

@@ -98,7 +98,7 @@ pub fn state_file(input: &[u8]) {
                 .as_ref()
                 .is_some_and(|header| has_all_or_none(header, &record))
             && hyper.keeps_state()
-            && record.meanings.is_empty()
+            && record.state_kinds.is_empty()
             && !record.applied_steps.contains_key(RESERVED_NAME)
     });
     assert!(

@@ -258,7 +258,7 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
             .map(|(tensor, elems)| {
                 // Reduced gradients are f32, whatever they were sent as.
                 TensorSpec::new(&*tensor.name, [(elems.end - elems.start) as usize])
-                    .stored_as(tensor.params_type, StorageType::F32)
+                    .params_type(tensor.params_type)
             });
         let optimizer = CpuOptimizer::with_groups(groups, own);
         layout.with(optimizer.map(CpuShare).map_err(Into::into), sharding)
@@ -339,7 +339,8 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     ) -> Result<Self, ShardError> {
         let tensors = arena.bindings().into_iter().map(|binding| {
             TensorSpec::new(binding.name, binding.shape)
-                .stored_as(binding.params_type, binding.grads_type)
+                .params_type(binding.params_type)
+                .grads_type(binding.grads_type)
         });
         let layout = Layout::new(communicator, groups, tensors.collect(), sharding)?;
         let share = GpuShare::new(kernels, groups, arena, &layout.elems);

@@ -105,7 +105,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// use wgpu_optim::{CpuOptimizer, SgdConfig, StorageType, TensorSlice, TensorSliceMut, TensorSpec};
     ///
     /// let config = SgdConfig::builder(1e-3).build()?;
-    /// let weight = TensorSpec::new("weight", [2]).stored_as(StorageType::Bf16, StorageType::F32);
+    /// let weight = TensorSpec::new("weight", [2]).params_type(StorageType::Bf16);
     /// let mut optimizer = CpuOptimizer::new(config, [weight])?;
     /// let mut weight = [bf16::ONE; 2];
     /// for _ in 0..4 {

@@ -211,8 +211,8 @@ macro_rules! rule_enum {
                 match self { $( Self::$Variant(rule) => $crate::Rule::scalars(rule, phase), )+ }
             }
 
-            fn meaning(&self) -> ::std::string::String {
-                match self { $( Self::$Variant(rule) => $crate::Rule::meaning(rule), )+ }
+            fn state_kind(&self) -> ::std::string::String {
+                match self { $( Self::$Variant(rule) => $crate::Rule::state_kind(rule), )+ }
             }
 
             fn lr(&self) -> f64 {

@@ -190,8 +190,9 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
     fn scalars(&self, phase: u64) -> Scalars;
 
-    /// The meaning of the slots, by default the stem. A state made by a rule of another meaning is refused.
-    fn meaning(&self) -> String {
+    /// The kind of the state that the slots hold, by default the stem: what its values mean, and so who can go on with
+    /// them. A state of another kind is refused.
+    fn state_kind(&self) -> String {
         self.stem().to_owned()
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{AnyRule, CpuOptimizer, Optimizer, ParamGroups};
 
 use crate::cases::values;
@@ -97,7 +97,7 @@ impl Run {
     }
 
     /// The oracle of each tensor after the run.
-    pub fn oracles(&self, rounding: Rounding) -> Vec<Oracle<AnyRule>> {
+    pub fn oracles(&self, rounding: Roundoff) -> Vec<Oracle<AnyRule>> {
         let starts = self.starts();
         let mut oracles: Vec<_> = starts.iter().map(|p| Oracle::new(p, rounding)).collect();
         // What each group's rule is at each step, an optimizer of no elements says.

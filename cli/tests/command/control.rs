@@ -82,7 +82,9 @@ fn twin(
     };
     let specs = TENSORS.map(|(name, numel)| {
         let (params, grads) = (of(&params.tensors[name]), of(&grads.tensors[name]));
-        TensorSpec::new(name, [numel]).stored_as(params, grads)
+        TensorSpec::new(name, [numel])
+            .params_type(params)
+            .grads_type(grads)
     });
     let groups = ParamGroups::new(rule()).with_precision(Precision {
         masters: Masters::F32,

@@ -274,7 +274,8 @@ fn the_command_steps_as_the_cpu_optimizer() {
         let specs = grads.tensors.iter().map(|(name, grads)| {
             let params = &model.tensors[name];
             TensorSpec::new(name.clone(), params.shape.clone())
-                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+                .params_type(storage_type(params.dtype))
+                .grads_type(storage_type(grads.dtype))
         });
         let mut optimizer = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
         let names = || grads.tensors.keys();
@@ -479,7 +480,8 @@ fn rests_become_masters() {
         let specs = grads.tensors.iter().map(|(name, grads)| {
             let params = &model.tensors[name];
             TensorSpec::new(name.clone(), params.shape.clone())
-                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+                .params_type(storage_type(params.dtype))
+                .grads_type(storage_type(grads.dtype))
         });
         let mut optimizer = CpuOptimizer::with_groups(&groups, specs).unwrap();
         let names = grads.tensors.keys();

@@ -105,7 +105,7 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             config,
             steps,
             applied_steps,
-            meanings,
+            state_kinds,
             control,
         } = &saved.record;
         let known: HashSet<_> = self.tensors.iter().map(|tensor| &tensor.name).collect();
@@ -141,10 +141,10 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
                 name: name.clone(),
                 shape: vec![(elems.end - elems.start) as usize],
                 applied_steps: *steps,
-                meaning: meanings
+                state_kind: state_kinds
                     .get(name)
                     .cloned()
-                    .unwrap_or_else(|| config.meaning()),
+                    .unwrap_or_else(|| config.state_kind()),
                 slots,
             });
         }

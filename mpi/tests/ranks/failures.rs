@@ -122,7 +122,7 @@ fn what_shards_cannot_be_is_refused_on_every_rank() {
         };
         let groups = ParamGroups::new(SgdConfig::builder(0.1).build().unwrap());
         let groups = groups.with_precision(precision);
-        let half = TensorSpec::new("w", [9]).stored_as(StorageType::Bf16, StorageType::F32);
+        let half = TensorSpec::new("w", [9]).params_type(StorageType::Bf16);
         let error = ShardedOptimizer::on_cpu(world, &groups, [half], &Sharding::default());
         let error = error.map(drop).unwrap_err();
         assert!(

@@ -29,7 +29,9 @@ impl Model {
         let tensor = |(index, shape): (usize, &&[usize])| {
             let kind = ["weight", "bias"][index % 2];
             let (params, grads) = types[index % types.len()];
-            TensorSpec::new(format!("layer{index}.{kind}"), *shape).stored_as(params, grads)
+            TensorSpec::new(format!("layer{index}.{kind}"), *shape)
+                .params_type(params)
+                .grads_type(grads)
         };
         let tensors: Vec<_> = SHAPES.iter().enumerate().map(tensor).collect();
         let values = |(index, tensor): (usize, &TensorSpec)| {

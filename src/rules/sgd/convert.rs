@@ -5,7 +5,7 @@ use crate::rules::Real;
 
 /// A configuration of another form that visits the same points, and what becomes of a velocity.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Conversion {
+pub struct FormConversion {
     /// The configuration.
     pub config: SgdConfig,
     /// The factor by which a saved velocity has to be multiplied.
@@ -15,7 +15,7 @@ pub struct Conversion {
 /// No exact conversion between two forms.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("no exact conversion from the {from} form to the {to} form: {why}")]
-pub struct ConversionError {
+pub struct FormConversionError {
     /// The form of the configuration.
     pub from: MomentumForm,
     /// The form that was asked for.
@@ -51,11 +51,15 @@ impl SgdConfig {
     /// ```
     ///
     /// # Errors
-    /// [`ConversionError`] where no exact conversion exists: dampening, whose first step is an exception; Nesterov
+    /// [`FormConversionError`] where no exact conversion exists: dampening, whose first step is an exception; Nesterov
     /// momentum to a form that does not define it; a heavy ball without friction (`mu = 1`) to EMA; a learning
     /// rate of zero, which an lr-inside velocity cannot be scaled back from.
-    pub fn convert(&self, to: MomentumForm, time_step: f64) -> Result<Conversion, ConversionError> {
-        let refuse = |why| ConversionError {
+    pub fn convert(
+        &self,
+        to: MomentumForm,
+        time_step: f64,
+    ) -> Result<FormConversion, FormConversionError> {
+        let refuse = |why| FormConversionError {
             from: self.form(),
             to,
             why,
@@ -102,7 +106,7 @@ impl SgdConfig {
             })
             .build()
             .map_err(|_| refuse("the form does not define such a configuration"))?;
-        Ok(Conversion {
+        Ok(FormConversion {
             config,
             velocity_scale: velocity_over_heavy_ball(to, dt)
                 / velocity_over_heavy_ball(self.form(), self.time_step()),

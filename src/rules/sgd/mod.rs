@@ -15,7 +15,7 @@ use crate::rules::error::{check_below_one, check_range, unsupported};
 use crate::rules::{ConfigError, Hyperparameters, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
-pub use convert::{Conversion, ConversionError};
+pub use convert::{FormConversion, FormConversionError};
 
 /// Where the learning rate sits in the momentum recurrence.
 ///
@@ -232,7 +232,7 @@ impl Rule for SgdConfig {
         Coefficients::new(self, phase == 0).cast().to_scalars()
     }
 
-    fn meaning(&self) -> String {
+    fn state_kind(&self) -> String {
         self.form.to_string()
     }
 

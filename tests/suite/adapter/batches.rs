@@ -1,6 +1,6 @@
 //! Small tensors in different places share dispatches, and stay tensors of their own.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, Optimizer, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test};
@@ -68,13 +68,14 @@ async fn check(bench: &Bench, seed: u64) -> usize {
             let (params, grads) = (&params[slot.buffer], &grads[slot.buffer]);
             let offset_bytes = 4 * slot.start as u64;
             TensorBinding::new(&slot.name, params, grads, [slot.numel])
-                .at(offset_bytes, offset_bytes)
+                .params_at(offset_bytes)
+                .grads_at(offset_bytes)
         })
         .collect();
     let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups(), &tensors).unwrap();
     let mut oracles: Vec<_> = slots
         .iter()
-        .map(|slot| Oracle::new(&host_params[slot.buffer][slot.elems()], Rounding::WGSL))
+        .map(|slot| Oracle::new(&host_params[slot.buffer][slot.elems()], Roundoff::WGSL))
         .collect();
 
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -175,7 +176,7 @@ async fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
             1000usize.div_ceil((bound / 3).min(10))
         );
         for (index, (name, params, _)) in buffers.iter().enumerate() {
-            let mut oracle = Oracle::new(&values(index as u64, 1000), Rounding::WGSL);
+            let mut oracle = Oracle::new(&values(index as u64, 1000), Roundoff::WGSL);
             for _ in 0..2 {
                 oracle.step(&config, &values(7, 1000));
             }

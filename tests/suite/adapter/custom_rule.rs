@@ -70,7 +70,7 @@ impl Rule for Counting {
         [self.lr as f32].into()
     }
 
-    fn meaning(&self) -> String {
+    fn state_kind(&self) -> String {
         "counting".to_owned()
     }
 

@@ -2,7 +2,7 @@
 
 use wgpu_optim::cpu::{SliceError, TensorValues as Values};
 use wgpu_optim::half::bf16;
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::state::SlotState;
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
@@ -16,7 +16,9 @@ use crate::stored::{Stored, all};
 fn optimizer(config: &AnyRule, stored: &Stored, numels: &[usize]) -> CpuOptimizer<AnyRule> {
     let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
     let tensors = numels.iter().map(|numel| {
-        TensorSpec::new(numel.to_string(), [*numel]).stored_as(stored.params, stored.grads)
+        TensorSpec::new(numel.to_string(), [*numel])
+            .params_type(stored.params)
+            .grads_type(stored.grads)
     });
     CpuOptimizer::with_groups(&groups, tensors).unwrap()
 }
@@ -47,7 +49,7 @@ fn every_rule_over_every_way_to_store_stays_within_its_bound() {
             let mut oracles: Vec<_> = params
                 .iter()
                 .map(|params| {
-                    let oracle = Oracle::new(&params.to_f32(), Rounding::NEAREST);
+                    let oracle = Oracle::new(&params.to_f32(), Roundoff::NEAREST);
                     oracle.stored(stored.storage(slots))
                 })
                 .collect();
@@ -317,7 +319,7 @@ fn of_bf16(masters: Masters) -> ParamGroups<SgdConfig> {
 }
 
 fn bf16_optimizer(masters: Masters, numel: usize) -> CpuOptimizer {
-    let weight = TensorSpec::new("weight", [numel]).stored_as(StorageType::Bf16, StorageType::F32);
+    let weight = TensorSpec::new("weight", [numel]).params_type(StorageType::Bf16);
     CpuOptimizer::with_groups(&of_bf16(masters), [weight]).unwrap()
 }
 

@@ -121,14 +121,14 @@ fn groups_that_mix_rules_share_a_file() {
     ];
     assert!(keys.eq(expected));
     let record = StateRecord::<AnyRule>::of(&header).unwrap();
-    let meanings = record.meanings.iter();
+    let meanings = record.state_kinds.iter();
     assert!(meanings.eq([(&"embed.norm".to_owned(), &"amsgrad".to_owned())]));
     assert_eq!(record.to_metadata().unwrap(), header.metadata);
 
     let adamw = AnyRule::preset("adamw", None, 0.1).unwrap();
     let (_, file) = check_that_it_goes_on(&mixed(adamw.clone()));
     let record = StateRecord::<AnyRule>::of(&Header::of(&file).unwrap()).unwrap();
-    let meanings = record.meanings.values().collect::<Vec<_>>();
+    let meanings = record.state_kinds.values().collect::<Vec<_>>();
     assert_eq!(meanings, ["heavy-ball", "amsgrad"]);
 
     // Without groups the rule of a tensor is another one.
@@ -137,7 +137,7 @@ fn groups_that_mix_rules_share_a_file() {
     let mut alone = CpuOptimizer::new(adamw, shapes).unwrap();
     let refused = alone.load_state(&state);
     assert!(
-        matches!(&refused, Err(StateError::Meaning { tensor, .. }) if tensor == "a"),
+        matches!(&refused, Err(StateError::StateKind { tensor, .. }) if tensor == "a"),
         "{refused:?}"
     );
 }
@@ -156,7 +156,7 @@ fn masters_survive_a_file_and_go_on_bit_for_bit() {
             });
             let fresh = || {
                 let spec = TensorSpec::new("a", [3, 11]);
-                let spec = spec.stored_as(StorageType::Bf16, StorageType::F32);
+                let spec = spec.params_type(StorageType::Bf16);
                 CpuOptimizer::with_groups(&groups, [spec]).unwrap()
             };
             let grads = values(3, 33);
@@ -407,7 +407,7 @@ mod own {
             [self.lr as f32].into()
         }
 
-        fn meaning(&self) -> String {
+        fn state_kind(&self) -> String {
             "own".to_owned()
         }
 
@@ -518,7 +518,7 @@ fn files_of_format_1_are_read() {
     };
     assert_eq!((&*a.name, a.applied_steps, &*a.slots), ("a", 1, &[][..]));
     assert_eq!((&*b.name, b.applied_steps), ("layer.b", 3));
-    assert_eq!((&*b.shape, &*b.meaning), (&[2, 1][..], "ema"));
+    assert_eq!((&*b.shape, &*b.state_kind), (&[2, 1][..], "ema"));
     let velocity = SlotState {
         name: "momentum_buffer".to_owned(),
         values: vec![1.5, -0.25],
@@ -657,7 +657,7 @@ fn files_that_are_no_states_are_refused_by_name() {
     let mut other = metadata;
     other.insert("meanings".into(), r#"{"a":"adam"}"#.into());
     let state = read(&other, &[("a.exp_avg", Dtype::F32)]).unwrap();
-    assert_eq!(state.tensors[0].meaning, "adam");
+    assert_eq!(state.tensors[0].state_kind, "adam");
     assert_eq!(
         refused(&[("a.exp_avg", Dtype::I32)], &other),
         "tensor \"a\": the exp_avg is I32, expected F32"
@@ -721,7 +721,7 @@ fn a_momentum_that_has_gone_down_to_zero_survives_a_file() {
             let mut state = state();
             state.config = config.with_momentum(momentum).unwrap();
             for tensor in &mut state.tensors {
-                tensor.meaning = config.form().to_string();
+                tensor.state_kind = config.form().to_string();
             }
             let file = state.to_safetensors().unwrap();
             assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);

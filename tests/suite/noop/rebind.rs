@@ -143,7 +143,7 @@ fn a_tensor_that_is_stored_otherwise_or_moves_by_half_a_word_is_named() {
     });
     let at = |params_bytes, params_type| {
         let a = tensor("a", (params, params_bytes), (grads, 0), 10);
-        a.stored_as(params_type, StorageType::F32)
+        a.params_type(params_type)
     };
     let halves = |params_bytes| at(params_bytes, StorageType::Bf16);
     let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[halves(256)]).unwrap();

@@ -102,7 +102,7 @@ impl WideCopy {
         let slots = problem.config().slots().kept().count() as u32;
         let storage = problem.storage();
         let all = TensorSpec::new("all", [problem.numel().next_multiple_of(8)]);
-        let all = all.stored_as(storage.params, storage.grads);
+        let all = all.params_type(storage.params).grads_type(storage.grads);
         let arena = Arena::new(device, queue, [all])?;
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(NAME),

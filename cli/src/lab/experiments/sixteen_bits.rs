@@ -113,7 +113,7 @@ fn walk(method: Method) -> Result<Run> {
     let config = SgdConfig::builder(LR).build()?;
     let groups = ParamGroups::new(config).with_precision(method.precision());
     let tensor = TensorSpec::new("params", [PARAMS]);
-    let tensor = tensor.stored_as(StorageType::Bf16, StorageType::F32);
+    let tensor = tensor.params_type(StorageType::Bf16);
     let mut optimizer = CpuOptimizer::with_groups(&groups, [tensor])?;
     let mut params = vec![bf16::ONE; PARAMS];
     let grads = vec![GRADIENT; PARAMS];

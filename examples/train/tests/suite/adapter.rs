@@ -6,7 +6,7 @@ use train::cpu::Twin;
 use train::gpu::Engine;
 use train::task::Task;
 use train::training::{Device, Gradients, Run as _, train};
-use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Rounding, Textbook as _};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Roundoff, Textbook as _};
 use wgpu_optim::readback::block_on;
 use wgpu_optim::wgpu;
 use wgpu_optim::{AdapterRequest, AnyRule, CpuOptimizer, Gpu, Rule as _, StorageType};
@@ -50,7 +50,7 @@ fn gradients_stay_within_their_bound() {
         }
         let params = exactly(&run.params().unwrap());
         run.step().unwrap();
-        let at = Arithmetic::new(Rounding::WGSL);
+        let at = Arithmetic::new(Roundoff::WGSL);
         let bound = gradients(&task, &start.order, &params, task.batch(before), at);
         let loss = run.losses().unwrap().batches[before];
         assert_eq!(outside([&loss], [&bound.loss]), 0);
@@ -101,8 +101,8 @@ fn steps_along_a_run_stay_within_the_oracles_bound() {
                     let agreement = oracle.check_params(params);
                     agreement.unwrap_or_else(|error| panic!("step {step} of {rule:?}: {error}"));
                 };
-                expect(Rounding::WGSL, &after[index]);
-                expect(Rounding::NEAREST, &by_twin[index]);
+                expect(Roundoff::WGSL, &after[index]);
+                expect(Roundoff::NEAREST, &by_twin[index]);
             }
         }
     }
@@ -124,7 +124,7 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
     let twin = Twin::new(&task);
     let [plain, momentum, nesterov, _] = rules(0.01);
     for (rule, at_least) in [(plain, 40), (momentum, 20), (nesterov, 15)] {
-        let at = Arithmetic::new(Rounding::WGSL);
+        let at = Arithmetic::new(Roundoff::WGSL);
         let mut params = exactly(&start.params);
         let slots = rule.slots().len();
         let zeros = |values: &Vec<_>| vec![vec![Bounded::default(); slots]; values.len()];
@@ -152,7 +152,7 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
     }
 }
 
-/// Not a bound but what a run can be relied on for; the bounds are above. Rounding moves a parameter by 3e-6 a step at
+/// Not a bound but what a run can be relied on for; the bounds are above. Roundoff moves a parameter by 3e-6 a step at
 /// most (the first range of the analysis at this learning rate), which 130 steps add up to 4e-4. Where the loss curves
 /// upwards a step shrinks what differs, and along the few steepest directions, where it does not, the learning rate is far
 /// from where it would swing. So losses, whose slopes are of the order of one, agree to a thousandth.

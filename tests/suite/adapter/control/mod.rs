@@ -4,7 +4,7 @@ mod counts;
 mod norm;
 
 use wgpu_optim::control::{ControlRecord, NonFinite};
-use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
 use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
     AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, LionConfig, LossScale, Optimizer,
@@ -89,7 +89,7 @@ async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
         };
         let control = StepControl::builder().loss_scale(scale).build().unwrap();
         let mut control = bench.control(control);
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut scale = 8.0;
         for (step, poison) in [false, true, false, false, true, false]
             .into_iter()
@@ -162,9 +162,9 @@ async fn follow(bench: &Bench, rule: &AnyRule, control: StepControl, read_every:
     });
     let mut optimizer =
         GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &bindings).unwrap();
-    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
     let mut on_device = bench.control(control);
-    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Roundoff::WGSL);
     let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let mut applied = vec![0; numels.len()];
     let mut records = Vec::new();
@@ -323,7 +323,7 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
         let tensor = [whole("theta", &params, &grads)];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
         let mut on_device = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut encoder = bench.encoder();
         for (max_norm, scale, lr) in [(1.0, 2.0, 0.1), (0.25, 3.0, 0.01), (8.0, 1.0, 0.2)] {
             let mut control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
@@ -332,7 +332,7 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
             }
             let control = control.build().unwrap();
             let decision =
-                ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+                ControlOracle::new(&control, Roundoff::WGSL).decide(&[("default", &gradient)]);
             on_device.set_control(control);
             optimizer.set_lr(lr).unwrap();
             optimizer.step_with(&mut encoder, &mut on_device).unwrap();
@@ -504,7 +504,7 @@ async fn a_step_that_was_refused_leaves_nothing_behind() {
         bench.submit(|encoder| unread.step_with(encoder, &mut other).unwrap());
         let control = StepControl::builder().max_norm(1.0).build().unwrap();
         let decision =
-            ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+            ControlOracle::new(&control, Roundoff::WGSL).decide(&[("default", &gradient)]);
         let mut control = bench.control(control);
         let mut encoder = bench.encoder();
         let refused = control.step(&mut encoder, &mut [&mut fresh, &mut unread]);
@@ -517,7 +517,7 @@ async fn a_step_that_was_refused_leaves_nothing_behind() {
             decision.norm.low <= norm && norm <= decision.norm.high,
             "{norm}"
         );
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         oracle.step_by(&adamw(), &gradient, &decision.of_group("default"));
         let params = bench.download(&buffers[0].0).await;
         oracle.check_params(&params).unwrap();
@@ -581,11 +581,11 @@ async fn tensors_of_a_pool_move_under_a_control() {
             .map(|(name, numel)| (*name, vec![numel]));
         let mut optimizer = GpuOptimizer::unbound(&bench.kernels, &groups, shapes).unwrap();
         let control = StepControl::builder().max_norm(1.0).build().unwrap();
-        let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+        let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
         let mut control = bench.control(control);
         let mut oracles = start
             .each_ref()
-            .map(|start| Oracle::new(start, Rounding::WGSL));
+            .map(|start| Oracle::new(start, Roundoff::WGSL));
         let mut params = start.clone();
         for (step, order) in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [1, 0, 2]]
             .into_iter()
@@ -608,7 +608,9 @@ async fn tensors_of_a_pool_move_under_a_control() {
             let tensors: Vec<_> = (0..3)
                 .map(|i| {
                     let [params, grads] = places[i];
-                    TensorBinding::new(names[i], &buffer, &buffer, [numels[i]]).at(params, grads)
+                    TensorBinding::new(names[i], &buffer, &buffer, [numels[i]])
+                        .params_at(params)
+                        .grads_at(grads)
                 })
                 .collect();
             bench.submit(|encoder| {

@@ -9,7 +9,7 @@ mod setup;
 use std::collections::VecDeque;
 
 use wgpu_optim::control::{ControlRecord, ControlState};
-use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Rounding, Textbook};
+use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Roundoff, Textbook};
 use wgpu_optim::rules::Start;
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, Storage, rest};
 use wgpu_optim::wgsl::ScalarPath;
@@ -130,7 +130,7 @@ impl<'b, R: Textbook> Run<'b, R> {
         let places: Vec<_> = places.collect();
         let names: Vec<_> = (0..host.numels.len()).map(|i| format!("t{i}")).collect();
         let storage = setup.storage();
-        let oracle = |params: &Vec<f32>| Oracle::new(params, Rounding::WGSL).stored(storage);
+        let oracle = |params: &Vec<f32>| Oracle::new(params, Roundoff::WGSL).stored(storage);
         let model = Model {
             oracles: host.params.iter().map(oracle).collect(),
             made: vec![0; names.len()],
@@ -142,7 +142,7 @@ impl<'b, R: Textbook> Run<'b, R> {
         let optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups(setup), &bindings);
         let control = setup.control.as_ref().map(|control| {
             let on_device = GpuControl::new(&bench.kernels, control.clone()).unwrap();
-            (on_device, ControlOracle::new(control, Rounding::WGSL))
+            (on_device, ControlOracle::new(control, Roundoff::WGSL))
         });
         Self {
             bench,

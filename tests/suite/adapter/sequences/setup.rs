@@ -155,8 +155,10 @@ pub fn bindings<'a, R: Rule>(
             [stored.params, stored.grads].map(|of| of.bytes() * place.starts[tensor] as u64);
         let numel = host.numels[tensor];
         TensorBinding::new(&names[tensor], &place.params, &place.grads, [numel])
-            .stored_as(stored.params, stored.grads)
-            .at(params, grads)
+            .params_type(stored.params)
+            .grads_type(stored.grads)
+            .params_at(params)
+            .grads_at(grads)
     };
     present.map(binding).collect()
 }
