@@ -38,7 +38,7 @@ pub struct App {
     steps_per_frame: u32,
     /// Pauses after so many steps.
     stop_after: Option<u64>,
-    /// Of the settings as they are typed, until they are right.
+    /// The error in the settings as they are typed, until they are right.
     problem: Option<String>,
     is_told: Option<Listener>,
 }
@@ -76,7 +76,7 @@ pub fn wgpu_options(adapter: Option<String>) -> egui_wgpu::WgpuConfiguration {
 }
 
 impl App {
-    /// On the device that egui draws with.
+    /// Makes an app whose landscape is on the device that egui draws with.
     ///
     /// # Errors
     /// No device, or settings that it cannot have.
@@ -110,7 +110,7 @@ impl App {
         })
     }
 
-    /// So many steps a frame, and none after `stop_after` of them.
+    /// Returns the app with so many steps a frame, which pauses after `stop_after` steps in all.
     #[must_use]
     pub fn with_steps(mut self, steps_per_frame: u32, stop_after: Option<u64>) -> Self {
         (self.steps_per_frame, self.stop_after) = (steps_per_frame, stop_after);

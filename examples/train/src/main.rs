@@ -29,13 +29,13 @@ use wgpu_optim_cli::picture::to_png;
 #[derive(Debug, Parser)]
 #[command(name = "train")]
 struct Args {
-    /// Where to compute: auto is any adapter, a software one included, or else the CPU twin alone
+    /// Device to compute on: auto is any adapter, a software one included, or else the CPU twin alone
     #[arg(long, value_enum, default_value_t)]
     device: DeviceArg,
-    /// How often to go through the data
+    /// Number of passes over the data
     #[arg(long, value_name = "N", default_value_t = 160, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     epochs: u16,
-    /// How many seeds: each decides where to start and in which order the data come
+    /// Number of seeds: each decides the first parameters and the order in which the data come
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     seeds: u16,
     /// Rows in a batch
@@ -52,7 +52,7 @@ struct Args {
     /// says how many steps were skipped and how far the losses are from those of f32
     #[arg(long, value_enum, default_value_t)]
     gradients: GradientsArg,
-    /// Where to write train.svg, train.png and train.csv
+    /// Directory for train.svg, train.png and train.csv
     #[arg(long, value_name = "DIR", default_value = "pictures")]
     out: PathBuf,
 }
