@@ -1,7 +1,7 @@
 //! What recording a step costs the CPU, on a device that executes nothing.
 //!
 //! `cargo bench --bench recording`. `Device::noop` validates and tracks as any device does, so this is the
-//! price that an engine pays in its frame, on both roads of the scalars.
+//! price that an engine pays in its frame, on both paths of the scalars.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

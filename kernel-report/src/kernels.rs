@@ -55,9 +55,9 @@ fn norms() -> Vec<Kernel> {
         let piece = NormVariant::new(of);
         let batch = piece.over_batch(BATCH, Access::Vec4);
         for (variant, access) in [(piece, "vec4"), (batch, "batch_vec4")] {
-            for (path, road) in ROADS {
+            for (path, path_name) in PATHS {
                 kernels.push(Kernel {
-                    name: format!("norm_{}.{access}.{road}", of.name()),
+                    name: format!("norm_{}.{access}.{path_name}", of.name()),
                     wgsl: variant.source(path),
                     entry_point: NormVariant::ENTRY_POINT.to_owned(),
                     constants: Vec::new(),
@@ -106,7 +106,7 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
 /// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
 pub const BATCH: usize = 2;
 
-/// Every form and rule x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
+/// Every form and rule x access x path of the scalars, by names such as `heavy_ball.vec4.immediates`.
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     for (form, config) in forms()? {
@@ -175,7 +175,10 @@ fn storages() -> Vec<(&'static str, Storage)> {
     vec![
         ("bf16_grads", with(F32, Bf16, F32, Masters::None, nearest)),
         ("bf16_masters", with(Bf16, Bf16, F32, Masters::F32, nearest)),
-        ("bf16_rests", with(Bf16, Bf16, F32, Masters::Rest, nearest)),
+        (
+            "bf16_rests",
+            with(Bf16, Bf16, F32, Masters::LowBits, nearest),
+        ),
         ("bf16", with(Bf16, Bf16, Bf16, Masters::None, nearest)),
         ("bf16_random", with(Bf16, Bf16, Bf16, Masters::None, random)),
         ("f16_masters", with(F16, F16, F32, Masters::F32, nearest)),
@@ -191,7 +194,7 @@ fn of_storage(form: &str, rule: &impl Rule, storage: Storage) -> Vec<Kernel> {
     of_variant(form, rule, storage, |variant| variant)
 }
 
-const ROADS: [(ScalarPath, &str); 2] = [
+const PATHS: [(ScalarPath, &str); 2] = [
     (ScalarPath::Immediates, "immediates"),
     (ScalarPath::Uniforms, "uniforms"),
 ];
@@ -217,7 +220,7 @@ fn of_variant(
         (false, true) => &accesses[..3],
     };
     for (access_name, access, tensors) in accesses.iter().copied() {
-        for (path, path_name) in ROADS {
+        for (path, path_name) in PATHS {
             let variant = of(KernelVariant::new(rule, access, tensors).stored(storage));
             let name = format!("{form}.{access_name}.{path_name}");
             kernels.push(Kernel::new(name, rule, variant, &storage, path));

@@ -182,7 +182,7 @@ impl StepControl {
         }
     }
 
-    /// How many norms are told apart, as [`CpuControl::decide`](crate::CpuControl::decide) wants them.
+    /// The number of norms that are taken, as [`CpuControl::decide`](crate::CpuControl::decide) wants them.
     #[must_use]
     pub fn norms(&self) -> usize {
         self.groups.len() + 1

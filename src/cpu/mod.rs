@@ -1,4 +1,4 @@
-//! The optimizer on the CPU: [`CpuOptimizer`] steps slices in memory on all cores, [`CpuControl`] decides about its steps.
+//! The optimizer on the CPU: [`CpuOptimizer`] steps slices on all cores, and [`CpuControl`] decides about its steps.
 
 mod control;
 mod error;
@@ -25,8 +25,9 @@ use values::Values;
 /// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of
 /// rayon's current pool. [`Optimizer`] has what is set and read between steps.
 ///
-/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::rules::sgd::reference) for the momentum
-/// family): each element is computed by the same statements in the same order, whatever the number of threads.
+/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::rules::sgd::reference) for
+/// the momentum family): each element is computed by the same statements in the same order, whatever the number of
+/// threads.
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, SgdConfig};
@@ -207,7 +208,7 @@ impl<R: Twin> CpuOptimizer<R> {
         let slot_of = |index: usize, slot: usize| {
             let (tensor, values) = (&self.tensors.as_slice()[index], &self.state[index][slot]);
             match tensor.storage.masters {
-                Masters::Rest if slot == tensor.slots => values.rests(),
+                Masters::LowBits if slot == tensor.slots => values.rests(),
                 _ => values.to_vec(tensor.storage.state),
             }
         };
@@ -238,7 +239,7 @@ impl<R: Twin> CpuOptimizer<R> {
                     Some(masters) => values.set(StorageType::F32, masters.iter().copied()),
                     None => values.clear(),
                 },
-                (Masters::Rest, [values]) => match (masters, entry.slot(PARAMS_REST)) {
+                (Masters::LowBits, [values]) => match (masters, entry.slot(PARAMS_REST)) {
                     (Some(masters), _) => values.set_rests(rest::of_masters(masters)),
                     (None, Some(rests)) => values.set_rests(rest::of_values(rests)),
                     (None, None) => values.clear(),

@@ -60,7 +60,7 @@ impl Values {
             Masters::None => None,
             Masters::F32 => Some(Self::new(numel, StorageType::F32, 0.0, index)),
             // Nothing is left of what is a bf16.
-            Masters::Rest => Some(Self::new(numel, StorageType::Bf16, 0.0, index)),
+            Masters::LowBits => Some(Self::new(numel, StorageType::Bf16, 0.0, index)),
         }
     }
 

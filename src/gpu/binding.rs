@@ -7,13 +7,14 @@ use crate::storage::StorageType;
 /// One named tensor in buffers that the caller owns.
 ///
 /// The elements lie one after the other: `f32`, unless [`params_type`](Self::params_type) and
-/// [`grads_type`](Self::grads_type) say otherwise. Where they have 16 bits, a buffer reaches to the end of the four bytes
-/// that the last one lies in. Parameters are read and written, gradients only read. Both buffers need `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of another
+/// [`grads_type`](Self::grads_type) say otherwise. Where they have 16 bits, a buffer reaches to the end of the four
+/// bytes that the last one lies in. Parameters are read and written, gradients only read. Both buffers need
+/// `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of another
 /// `wgpu::Instance` from one of this). Several tensors may share a buffer, and a tensor's parameters and gradients may,
 /// as pools of engines have them; the parameters must not overlap each other or any tensor's gradients. In one buffer
 /// their bindings must not overlap either: the later of both starts behind the end of the other, on the device's
-/// `min_storage_buffer_offset_alignment`. The kernel then binds the gradients for writing, because WebGPU refuses a buffer
-/// that is bound for writing and for reading in one dispatch, and still never writes them.
+/// `min_storage_buffer_offset_alignment`. The kernel then binds the gradients for writing, because WebGPU refuses a
+/// buffer that is bound for writing and for reading in one dispatch, and still never writes them.
 #[derive(Clone, Debug)]
 pub struct TensorBinding<'a> {
     /// Name, used in errors and states; unique within an optimizer.

@@ -118,7 +118,7 @@ impl Element {
         match storage.masters {
             Masters::None => self.theta,
             Masters::F32 => self.theta.through(|value| storage.params.rounded(value)),
-            Masters::Rest => self.theta.through(|value| {
+            Masters::LowBits => self.theta.through(|value| {
                 let (half, _) = rest::split(value.to_bits());
                 half::bf16::from_bits(half).into()
             }),

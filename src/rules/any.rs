@@ -100,8 +100,8 @@ impl RulePreset {
     }
 }
 
-/// Makes an enum of rules that is a [`Rule`](crate::Rule) itself, and a [`Twin`](crate::rules::Twin): an optimizer and its
-/// groups then mix them.
+/// Makes an enum of rules that is a [`Rule`](crate::Rule) itself, and a [`Twin`](crate::rules::Twin): an optimizer and
+/// its groups then mix them.
 ///
 /// A variant holds a rule that is a `Twin`, a type for each; [`AnyRule`] stands for all of this crate's. Each becomes the
 /// enum by `From`, and in [`ParamGroups::with`](crate::ParamGroups::with) as it is. `Clone`, `Debug` and `PartialEq` are

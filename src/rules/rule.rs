@@ -154,8 +154,9 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// ```
 ///
 /// where `Scalars` has an `f32` for each of `scalar_names` and `State` a `vec4<f32>` for each of `slots`. A slot that is
-/// not kept is zero, and lost. Names that begin with `wo_` are the frame's; all others are the rule's to declare. Errors in it are a [`KernelError`](crate::wgsl::KernelError) when the optimizer is built, and
-/// count lines as it does. [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
+/// not kept is zero, and lost. Names that begin with `wo_` are the frame's; all others are the rule's to declare. Errors
+/// in it are a [`KernelError`](crate::wgsl::KernelError) when the optimizer is built, and count lines as it does.
+/// [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule",
     label = "expected a checked configuration, such as `AdamConfig`",

@@ -250,7 +250,7 @@ pub enum StateFileError {
         /// The kind of the rule's slots.
         state_kind: String,
     },
-    /// A tensor with [`Masters::Rest`](crate::Masters::Rest): PyTorch has nothing like a rest.
+    /// A tensor with [`Masters::LowBits`](crate::Masters::LowBits): PyTorch has nothing like a rest.
     #[error(
         "tensor {tensor:?}: the state holds its params_rest, which say nothing without the parameters, expected \
          master_params, which storage::rest::join makes of both, or none"

@@ -2,10 +2,10 @@
 //!
 //! A state file holds an F32 tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been
 //! stepped, masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)). Its metadata are
-//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
-//! count) and, where the slots of some tensors are of another kind than the rule's, `meanings` (a JSON map from their
-//! names to [`Rule::state_kind`](crate::Rule::state_kind)), and `control` (JSON of a [`ControlState`]) where the program has put one
-//! there. Files of format 1 are still read.
+//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name
+//! to count) and, where the slots of some tensors are of another kind than the rule's, `meanings` (a JSON map from their
+//! names to [`Rule::state_kind`](crate::Rule::state_kind)), and `control` (JSON of a [`ControlState`]) where the program
+//! has put one there. Files of format 1 are still read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -88,7 +88,8 @@ pub struct StateRecord<R = AnyRule> {
     pub steps: u64,
     /// How many steps have been applied to each tensor, by name. A tensor without slots is in it, too.
     pub applied_steps: BTreeMap<String, u64>,
-    /// The kind of the slots of those tensors whose group has a rule of another kind than `config`: `meanings` in the file.
+    /// The kind of the slots of those tensors whose group has a rule of another kind than `config`: `meanings` in the
+    /// file.
     pub state_kinds: BTreeMap<String, String>,
     /// The memory of the control of the optimizer's steps, if there is one.
     pub control: Option<ControlState>,

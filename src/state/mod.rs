@@ -392,7 +392,7 @@ impl Tensor {
             let is_masters = match self.storage.masters {
                 Masters::None => false,
                 Masters::F32 => slot.name == MASTER_PARAMS,
-                Masters::Rest => [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name),
+                Masters::LowBits => [MASTER_PARAMS, PARAMS_REST].contains(&&*slot.name),
             };
             if !is_masters && !kept().any(|kept| kept.name == slot.name) {
                 return Err(StateError::UnexpectedSlot {

@@ -255,7 +255,7 @@ impl KernelVariant {
             .flag("DOUBLED", self.in_vec4_pairs && !is_in_words)
             .flag("STOCHASTIC", self.storage.is_stochastic)
             .flag("MASTERS", self.storage.masters == Masters::F32)
-            .flag("RESTS", self.storage.masters == Masters::Rest)
+            .flag("RESTS", self.storage.masters == Masters::LowBits)
             .word("ENTRY", self.entry_point())
             .word("HOLDER", holder)
             .word("GROUP", path.control_group())
@@ -305,7 +305,7 @@ impl KernelVariant {
         };
         let mut sections = vec![(grads.name(), section("grads", "grads", grads, 0, 0))];
         // Rests are loaded and stored with the parameters.
-        if masters != Masters::Rest {
+        if masters != Masters::LowBits {
             sections.push((params.name(), section("params", "params", params, 0, 0)));
         }
         let mut first = 0;
@@ -317,7 +317,7 @@ impl KernelVariant {
         let (codec, of) = match masters {
             Masters::None => return sections,
             Masters::F32 => ("f32", StorageType::F32),
-            Masters::Rest => ("rest", StorageType::Bf16),
+            Masters::LowBits => ("rest", StorageType::Bf16),
         };
         sections.push((codec, section("masters", "state", of, first, 0)));
         sections

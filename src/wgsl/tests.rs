@@ -213,7 +213,7 @@ fn storages(slots: usize) -> BTreeSet<Storage> {
     for (params, grads) in pairs {
         for (state, masters) in types
             .into_iter()
-            .flat_map(|s| [Masters::None, Masters::F32, Masters::Rest].map(|m| (s, m)))
+            .flat_map(|s| [Masters::None, Masters::F32, Masters::LowBits].map(|m| (s, m)))
         {
             for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 0 }] {
                 let precision = Precision {

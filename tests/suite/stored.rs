@@ -20,7 +20,7 @@ impl Stored {
 /// Every way that differs for a rule with so many slots, but for that all of f32.
 pub fn all(slots: usize) -> Vec<Stored> {
     let (types, mut found) = (StorageType::ALL, Vec::<Stored>::new());
-    let masters = [Masters::None, Masters::F32, Masters::Rest];
+    let masters = [Masters::None, Masters::F32, Masters::LowBits];
     let roundings = [Rounding::Nearest, Rounding::Stochastic { seed: 11 }];
     for (params, grads, state) in types
         .iter()

@@ -32,7 +32,7 @@ impl Stored {
             .collect();
         match storage.masters {
             Masters::F32 => suffix += ", f32 masters",
-            Masters::Rest => suffix += ", rests",
+            Masters::LowBits => suffix += ", low bits",
             Masters::None => {}
         }
         suffix
@@ -65,7 +65,7 @@ pub enum MastersKind {
     #[default]
     F32,
     /// The 16 bits by which the F32 differs from BF16; for F16, the F32
-    Rest,
+    LowBits,
     /// Nothing beside the parameters
     None,
 }
@@ -97,7 +97,7 @@ impl StorageArgs {
                 state: self.state_dtype.into(),
                 masters: match self.masters {
                     MastersKind::F32 => Masters::F32,
-                    MastersKind::Rest => Masters::Rest,
+                    MastersKind::LowBits => Masters::LowBits,
                     MastersKind::None => Masters::None,
                 },
                 ..Precision::default()

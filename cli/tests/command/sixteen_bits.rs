@@ -500,7 +500,7 @@ fn rests_become_masters() {
     let workspace = Workspace::new();
     grads.write(&workspace.path("grads"));
     for device in DEVICES {
-        let [masters, rests] = [Masters::F32, Masters::Rest].map(|masters| {
+        let [masters, rests] = [Masters::F32, Masters::LowBits].map(|masters| {
             let (params, state) = step(masters);
             params.write(&workspace.path("params"));
             fs::write(workspace.path("state"), state).unwrap();

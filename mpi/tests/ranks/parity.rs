@@ -162,7 +162,7 @@ fn sixteen_bits_are_those_of_one_process() {
         (Bf16, StorageType::F32),
     ];
     on_ranks(&[1, 2, 3], |world| {
-        for masters in [Masters::F32, Masters::Rest, Masters::None] {
+        for masters in [Masters::F32, Masters::LowBits, Masters::None] {
             let precision = Precision {
                 masters,
                 ..Precision::default()

@@ -31,7 +31,7 @@ const VERDICT_WORDS: usize = 2 + 2 * NORMS;
 /// Bytes of a partial sum.
 const PARTIAL_BYTES: u64 = 16;
 
-/// Most norms that are told apart.
+/// The most norms that a control may take.
 const NORMS: usize = MAX_GROUP_NORMS + 1;
 
 /// The control of steps on the device: the kernels that decide, and their memory from step to step.

@@ -28,8 +28,9 @@ impl SgdConfig {
     /// The configuration of another form that visits the same points from the same start, as long as learning
     /// rate and momentum stay constant.
     ///
-    /// Two forms agree when `alpha`, `b` and the product `a*c` of their [`Coefficients`](crate::rules::sgd::Coefficients)
-    /// agree; the velocities differ by the factor between their `c`. From the heavy ball with `eta` and `mu`:
+    /// Two forms agree when `alpha`, `b` and the product `a*c` of their
+    /// [`Coefficients`](crate::rules::sgd::Coefficients) agree; the velocities differ by the factor between their `c`.
+    /// From the heavy ball with `eta` and `mu`:
     ///
     /// | to | lr | momentum | velocity times |
     /// |---|---|---|---|

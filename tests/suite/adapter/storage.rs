@@ -433,7 +433,7 @@ async fn masters_are_the_run_in_f32_bit_for_bit_and_rests_are_the_masters() {
         let nearest = masters.iter().map(|bits| bf16::nearest(*bits));
         let params: Vec<u16> = bytemuck::pod_collect_to_vec(&params);
         assert!(params.iter().copied().eq(nearest));
-        let with_rests = precision(Masters::Rest);
+        let with_rests = precision(Masters::LowBits);
         let (halves, rests) = run(bench, with_rests, StorageType::Bf16, &start, &grads).await;
         assert_eq!(rests, in_f32);
         let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&halves);

@@ -127,7 +127,7 @@ fn masters_are_the_run_in_f32_and_rests_are_the_masters() {
     let (start, grads) = start(&with(Masters::None), &numels);
     let mut in_f32 = start[0].to_f32();
     let mut reference = CpuOptimizer::new(config.clone(), [("4099", [4099])]).unwrap();
-    let mut runs = [Masters::F32, Masters::Rest]
+    let mut runs = [Masters::F32, Masters::LowBits]
         .map(|masters| (optimizer(&config, &with(masters), &numels), start.clone()));
     for _ in 0..20 {
         reference
@@ -174,7 +174,7 @@ fn what_is_too_small_for_bf16_adds_up_in_masters_and_in_the_mean() {
     let nearest = storage::Rounding::Nearest;
     assert_eq!(after(Masters::None, nearest), 1.0);
     // 1.1, and within half a unit in the last place of it.
-    for masters in [Masters::F32, Masters::Rest] {
+    for masters in [Masters::F32, Masters::LowBits] {
         assert!((after(masters, nearest) - 1.1).abs() <= 1.0 / 256.0);
     }
     let random = storage::Rounding::Stochastic { seed: 1 };
@@ -214,7 +214,7 @@ fn a_state_goes_on_where_it_was_and_masters_become_rests() {
     let (mut params, grads) = start(&with(Masters::F32), &[100]);
     let mut masters = optimizer(&config, &with(Masters::F32), &[100]);
     step(&mut masters, &mut params, &grads);
-    let mut rests = optimizer(&config, &with(Masters::Rest), &[100]);
+    let mut rests = optimizer(&config, &with(Masters::LowBits), &[100]);
     rests.load_state(&masters.state()).unwrap();
     let mut others = params.clone();
     step(&mut masters, &mut params, &grads);
@@ -246,7 +246,7 @@ fn masters_and_slots_are_loaded_without_each_other() {
             ..Precision::default()
         },
     };
-    for masters in [Masters::F32, Masters::Rest] {
+    for masters in [Masters::F32, Masters::LowBits] {
         let stored = with(masters);
         let (mut params, grads) = start(&stored, &[100]);
         let mut plain = optimizer(&sgd(0.0), &stored, &[100]);
@@ -345,7 +345,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
         name: MASTER_PARAMS.into(),
         values: masters.clone(),
     }];
-    let mut rests = bf16_optimizer(Masters::Rest, masters.len());
+    let mut rests = bf16_optimizer(Masters::LowBits, masters.len());
     rests.load_state(&state).unwrap();
     let zeros = vec![0.0; masters.len()];
     rests
@@ -366,7 +366,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
 /// A clamp by a program holds where it is said, for masters, rests and neither; and a pruned parameter is no NaN.
 #[test]
 fn parameters_that_a_program_writes_are_what_the_next_step_starts_from() {
-    for masters in [Masters::F32, Masters::Rest, Masters::None] {
+    for masters in [Masters::F32, Masters::LowBits, Masters::None] {
         let config = SgdConfig::builder(0.5).build().unwrap();
         let mut optimizer = bf16_optimizer(masters, 3);
         optimizer.set_lr(config.lr()).unwrap();

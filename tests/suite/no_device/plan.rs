@@ -58,7 +58,7 @@ fn storages() -> Vec<Storage> {
     let mut storages = Vec::new();
     for (params, grads) in types.iter().flat_map(|p| types.map(|g| (*p, g))) {
         for state in types {
-            for masters in [Masters::None, Masters::F32, Masters::Rest] {
+            for masters in [Masters::None, Masters::F32, Masters::LowBits] {
                 let precision = Precision {
                     state,
                     masters,
@@ -193,7 +193,7 @@ fn check_plan(
                 let state = piece.state.unwrap();
                 let elem_bytes = match layout.storage.masters {
                     Masters::F32 if slot == layout.slots => 4,
-                    Masters::Rest if slot == layout.slots => 2,
+                    Masters::LowBits if slot == layout.slots => 2,
                     _ => layout.storage.state.bytes(),
                 };
                 assert_eq!(state.elem_bytes(slot), elem_bytes);

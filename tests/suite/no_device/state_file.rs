@@ -149,7 +149,10 @@ fn masters_survive_a_file_and_go_on_bit_for_bit() {
     let adamw = AnyRule::preset("adamw", None, 1e-3).unwrap();
     let plain = SgdConfig::builder(1e-3).build().unwrap();
     for config in [momentum.into(), adamw, plain.into()] {
-        for (masters, slot) in [(Masters::F32, MASTER_PARAMS), (Masters::Rest, PARAMS_REST)] {
+        for (masters, slot) in [
+            (Masters::F32, MASTER_PARAMS),
+            (Masters::LowBits, PARAMS_REST),
+        ] {
             let groups = ParamGroups::new(config.clone()).with_precision(Precision {
                 masters,
                 ..Precision::default()

@@ -25,7 +25,7 @@ fn source(storage: &Storage, slots: u32) -> String {
     let masters = match storage.masters {
         Masters::None => 0,
         Masters::F32 => 2,
-        Masters::Rest => 1,
+        Masters::LowBits => 1,
     };
     // Of every array the vec4s of a unit: where each is.
     let unit_of = |array: &str, base: u32, vec4s: u32| -> Vec<String> {
@@ -205,7 +205,7 @@ mod tests {
             .flat_map(|p| StorageType::ALL.map(|g| (p, g)))
             .flat_map(|(p, g)| StorageType::ALL.map(|s| (p, g, s)))
         {
-            for (masters, slots) in [Masters::None, Masters::F32, Masters::Rest]
+            for (masters, slots) in [Masters::None, Masters::F32, Masters::LowBits]
                 .into_iter()
                 .flat_map(|masters| [0, 1, 2, 4].map(|slots| (masters, slots)))
             {

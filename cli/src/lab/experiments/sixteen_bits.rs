@@ -53,7 +53,7 @@ impl Method {
             Self::Nearest => (Masters::None, Rounding::Nearest),
             Self::Stochastic => (Masters::None, Rounding::Stochastic { seed: 0 }),
             Self::MastersF32 => (Masters::F32, Rounding::Nearest),
-            Self::MastersRest => (Masters::Rest, Rounding::Nearest),
+            Self::MastersRest => (Masters::LowBits, Rounding::Nearest),
         };
         Precision {
             state: StorageType::F32,

@@ -134,7 +134,7 @@ async fn edits_of_parameters_make_no_nan_and_stay() {
 #[gpu_test]
 async fn a_mask_after_every_step_makes_no_nan() {
     for bench in benches().await {
-        for masters in [Masters::Rest, Masters::F32, Masters::None] {
+        for masters in [Masters::LowBits, Masters::F32, Masters::None] {
             for zero in [0.0, -0.0] {
                 let numel = 1000;
                 let bf16 = |seed| encode(StorageType::Bf16, &values(seed, numel));

@@ -25,7 +25,7 @@ use crate::stored::{Stored, decode, encode, rounded};
 use rules::{Counted, Stairs};
 use setup::*;
 
-/// A device of its own for each road of the scalars: others who poll a device may be told first of what is done.
+/// A device of its own for each path of the scalars: others who poll a device may be told first of what is done.
 async fn benches() -> Vec<Bench> {
     let best = Bench::with(OPTIONAL_FEATURES).await;
     let uniforms = Bench::with(wgpu::Features::empty()).await;

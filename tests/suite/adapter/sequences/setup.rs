@@ -190,7 +190,7 @@ pub fn ways_to_store() -> [Stored; 8] {
     [
         stored(F32, F32, F32, Masters::None, Nearest),
         stored(Bf16, Bf16, F32, Masters::F32, Nearest),
-        stored(Bf16, F32, F32, Masters::Rest, Nearest),
+        stored(Bf16, F32, F32, Masters::LowBits, Nearest),
         stored(Bf16, Bf16, Bf16, Masters::None, Nearest),
         stored(Bf16, Bf16, F32, Masters::None, random),
         stored(F16, F16, F32, Masters::F32, Nearest),
