@@ -3,7 +3,7 @@
 use wasm_bindgen_test::wasm_bindgen_test;
 use wgpu_optim::gpu::GpuError;
 use wgpu_optim::oracle::{Oracle, Roundoff};
-use wgpu_optim::{AdapterRequest, Gpu, SgdConfig, wgpu};
+use wgpu_optim::{AdapterRequest, Gpu, Optimizer, SgdConfig, wgpu};
 
 use super::transfers::every_transfer;
 use super::{Bench, gpu};
