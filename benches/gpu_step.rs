@@ -9,9 +9,10 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wgpu_optim::rules::sgd::Terms;
 use wgpu_optim::{
     AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, StorageType, TensorBinding,
-    Terms, readback, wgpu,
+    readback, wgpu,
 };
 
 fn gpu_step(criterion: &mut Criterion) {
@@ -111,7 +112,9 @@ fn many_tensors(criterion: &mut Criterion) {
         let scattered: Vec<_> = buffers
             .iter()
             .map(|(name, params, grads)| {
-                TensorBinding::new(name, params, grads, [numel]).stored_as(of, of)
+                TensorBinding::new(name, params, grads, [numel])
+                    .params_type(of)
+                    .grads_type(of)
             })
             .collect();
         bench(case, gpu, &scattered);

@@ -1,5 +1,7 @@
-//! Tensors x device limits -> dispatches. Pure numbers: needs no device, and property tests drive it with
-//! made-up limits.
+//! The plan of a step: tensors and device limits become pieces of memory, batches and dispatches.
+//!
+//! It is arithmetic on numbers alone and needs no device. For tools, and for hosts other than wgpu: these types change with
+//! every version.
 
 mod cut;
 mod error;
@@ -245,7 +247,7 @@ impl Piece {
     }
 
     /// Invocations over all of it in a batch; the last may have one element where the others have two.
-    const fn batch_units(&self, access: Access) -> u32 {
+    fn batch_units(&self, access: Access) -> u32 {
         self.numel.div_ceil(self.unit_elems(access))
     }
 

@@ -1,4 +1,6 @@
-//! The text of the kernels: the WGSL of a rule with the frame around it. Needs no device.
+//! The text of the kernels: the WGSL of a rule with the frame around it.
+//!
+//! It needs no device. For tools, and for hosts other than wgpu: these types change with every version.
 
 mod error;
 mod norm;
@@ -262,7 +264,7 @@ impl KernelVariant {
             .flag("DOUBLED", self.in_vec4_pairs && !is_in_words)
             .flag("STOCHASTIC", self.storage.is_stochastic)
             .flag("MASTERS", self.storage.masters == Masters::F32)
-            .flag("RESTS", self.storage.masters == Masters::Rest)
+            .flag("RESTS", self.storage.masters == Masters::LowBits)
             .word("ENTRY", self.entry_point())
             .word("HOLDER", holder)
             .word("GROUP", path.control_group())
@@ -314,7 +316,7 @@ impl KernelVariant {
         };
         let mut sections = vec![section("grads", "grads", grads.into(), 0, 0)];
         // Low bits are loaded and stored with the parameters.
-        if masters != Masters::Rest {
+        if masters != Masters::LowBits {
             sections.push(section("params", "params", params.into(), 0, 0));
         }
         let slots = self.rule.kept().map(|slot| format!("slot_{slot}"));

@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 use super::scalars::{CONTROL_BYTES, CONTROL_SCALARS, FRAME_SCALARS, Uniforms, WIDE_SCALARS};
 use super::*;
 use crate::plan::MAX_BATCH_PIECES;
+use crate::rules::sgd::{MomentumForm, Terms};
 use crate::rules::{
-    AdamConfig, AmsGrad, AnyRule, ConfigError, MomentumForm, RmsPropConfig, Scalars, SgdConfig,
-    Slot, Slots, Terms,
+    AdamConfig, AmsGrad, AnyRule, ConfigError, RmsPropConfig, Scalars, SgdConfig, Slot, Slots,
 };
 use crate::storage::Rounding;
 
@@ -220,7 +220,7 @@ fn storages(slots: &Slots) -> BTreeSet<Storage> {
     for (params, grads) in pairs {
         for (state, masters) in types
             .into_iter()
-            .flat_map(|s| [Masters::None, Masters::F32, Masters::Rest].map(|m| (s, m)))
+            .flat_map(|s| [Masters::None, Masters::F32, Masters::LowBits].map(|m| (s, m)))
         {
             for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 0 }] {
                 let precision = Precision {

@@ -1,5 +1,7 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, ArenaError, DuplicateName, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig};
+use wgpu_optim::gpu::ArenaError;
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::state::DuplicateName;
+use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, sizes, values};
@@ -23,7 +25,7 @@ async fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
     let values_of = |(i, numel): (usize, &usize)| values(i as u64, *numel);
     let start: Vec<_> = sizes.iter().enumerate().map(values_of).collect();
     arena.upload_all_params(&start).unwrap();
-    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Roundoff::WGSL);
     let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
     for (step, lr) in LRS.into_iter().enumerate() {

@@ -1,10 +1,10 @@
 //! Small tensors in different places share dispatches, and stay tensors of their own.
 
-use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
-use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, rest};
+use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
+use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
-    AdamConfig, AnyRule, GpuControl, GpuOptimizer, Masters, OPTIONAL_FEATURES, ParamGroups,
-    Precision, Rule, SgdConfig, StepControl, StorageType, TensorBinding, wgpu,
+    AdamConfig, AnyRule, GpuControl, GpuOptimizer, Masters, OPTIONAL_FEATURES, Optimizer,
+    ParamGroups, Precision, Rule, SgdConfig, StepControl, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test};
@@ -73,13 +73,14 @@ async fn check(bench: &Bench, seed: u64) -> usize {
             let (params, grads) = (&params[slot.buffer], &grads[slot.buffer]);
             let offset_bytes = 4 * slot.start as u64;
             TensorBinding::new(&slot.name, params, grads, [slot.numel])
-                .at(offset_bytes, offset_bytes)
+                .params_at(offset_bytes)
+                .grads_at(offset_bytes)
         })
         .collect();
     let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups(), &tensors).unwrap();
     let mut oracles: Vec<_> = slots
         .iter()
-        .map(|slot| Oracle::new(&host_params[slot.buffer][slot.elems()], Rounding::WGSL))
+        .map(|slot| Oracle::new(&host_params[slot.buffer][slot.elems()], Roundoff::WGSL))
         .collect();
 
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -180,7 +181,7 @@ async fn a_thousand_scattered_tensors_take_a_dispatch_for_every_few() {
             1000usize.div_ceil((bound / 3).min(10))
         );
         for (index, (name, params, _)) in buffers.iter().enumerate() {
-            let mut oracle = Oracle::new(&values(index as u64, 1000), Rounding::WGSL);
+            let mut oracle = Oracle::new(&values(index as u64, 1000), Roundoff::WGSL);
             for _ in 0..2 {
                 oracle.step(&config, &values(7, 1000));
             }
@@ -286,8 +287,10 @@ async fn check_uneven(bench: &Bench, config: &AnyRule, stored: &Stored, is_contr
         let bind = |name, numel, at: usize| {
             let at = |of: StorageType| of.bytes() * at as u64;
             TensorBinding::new(name, &params[index], &grads[index], [numel])
-                .stored_as(stored.params, stored.grads)
-                .at(at(stored.params), at(stored.grads))
+                .params_type(stored.params)
+                .grads_type(stored.grads)
+                .params_at(at(stored.params))
+                .grads_at(at(stored.grads))
         };
         tensors.push(bind(name, UNEVEN[index], 0));
         let behind = start.behind[index].len();
@@ -301,13 +304,9 @@ async fn check_uneven(bench: &Bench, config: &AnyRule, stored: &Stored, is_contr
         .with_precision(stored.precision);
     let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &tensors).unwrap();
 
-    let slots = config.slots().kept().count();
-    let storage = stored.storage(slots);
-    let bindings = if slots > 0 || storage.masters != Masters::None {
-        3
-    } else {
-        2
-    };
+    let slots = config.slots();
+    let storage = stored.storage(&slots);
+    let bindings = if storage.state.is_empty() { 2 } else { 3 };
     let bound = bench.device.limits().max_storage_buffers_per_shader_stage as usize;
     let plan = optimizer.plan();
     let batched: usize = plan.batches.iter().map(|batch| batch.pieces.len()).sum();
@@ -318,14 +317,14 @@ async fn check_uneven(bench: &Bench, config: &AnyRule, stored: &Stored, is_contr
     let dispatches = plan.dispatches(|_| Some(())).len();
     assert_eq!(dispatches, of_ten + behind.count(), "{here}");
 
-    let oracle = |params: &Vec<f32>| Oracle::new(params, Rounding::WGSL).stored(storage);
+    let oracle = |params: &Vec<f32>| Oracle::new(params, Roundoff::WGSL).stored(storage);
     let mut oracles: Vec<_> = start.all().map(oracle).collect();
     // It clips at every step.
     let control = StepControl::builder().grad_scale(4.0).max_norm(2.0);
     let control = control.build().unwrap();
-    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
     let mut control = is_controlled.then(|| GpuControl::new(&bench.kernels, control).unwrap());
-    let mut rng = fastrand::Rng::with_seed(slots as u64);
+    let mut rng = fastrand::Rng::with_seed(slots.kept().count() as u64);
     for (step, lr) in LRS.into_iter().enumerate() {
         optimizer.set_lr(lr).unwrap();
         for (buffer, bytes) in grads.iter().zip(steps[step].bytes()) {
@@ -387,20 +386,19 @@ async fn check_uneven(bench: &Bench, config: &AnyRule, stored: &Stored, is_contr
         oracle.check_params(params).unwrap_or_else(fail);
         let mut states = state.tensors.iter();
         let state = states.find(|tensor| tensor.name == *name).unwrap();
-        let masters = usize::from(storage.masters != Masters::None);
-        assert_eq!(state.slots.len(), slots + masters);
+        assert_eq!(state.slots.len(), storage.state.len());
         for slot in &state.slots {
             match slot.name.as_str() {
-                MASTER_PARAMS => oracle.check_masters(&slot.values),
+                MASTER_PARAMS => oracle.check_masters(&slot.values.to_f32()),
                 PARAMS_REST => {
-                    let pairs = params.iter().zip(&slot.values);
+                    let pairs = params.iter().zip(slot.values.to_f32());
                     let masters = pairs.map(|(param, rest)| {
                         let half = (param.to_bits() >> 16) as u16;
-                        f32::from_bits(rest::join(half, *rest as u16))
+                        f32::from_bits(rest::join(half, rest as u16))
                     });
                     oracle.check_masters(&masters.collect::<Vec<_>>())
                 }
-                name => oracle.check_slot(name, &slot.values),
+                name => oracle.check_slot(name, &slot.values.to_f32()),
             }
             .unwrap_or_else(fail);
         }
@@ -425,12 +423,12 @@ async fn scattered_tensors_of_sixteen_bits_that_end_within_a_word_share_dispatch
     ];
     let cases = [
         (Bf16, Bf16, F32, Masters::F32),
-        (Bf16, F32, F32, Masters::Rest),
+        (Bf16, F32, F32, Masters::LowBits),
         (Bf16, Bf16, Bf16, Masters::None),
         (F32, Bf16, F32, Masters::None),
         (F16, F16, F16, Masters::None),
         (F16, F32, F32, Masters::F32),
-        (Bf16, F16, F16, Masters::Rest),
+        (Bf16, F16, F16, Masters::LowBits),
         (F32, F32, Bf16, Masters::None),
     ];
     for (road, bench) in Bench::both().await.enumerate() {
@@ -441,13 +439,13 @@ async fn scattered_tensors_of_sixteen_bits_that_end_within_a_word_share_dispatch
                 precision: Precision {
                     state,
                     masters,
-                    rounding: storage::Rounding::Nearest,
+                    ..Precision::default()
                 },
             };
             for (index, rule) in rules.iter().enumerate() {
                 // Each on one road with a control, and without on the other.
                 let is_controlled = (case + index + road) % 2 == 0;
-                let is_f32 = stored.storage(rule.slots().kept().count()).is_f32();
+                let is_f32 = stored.storage(&rule.slots()).is_f32();
                 if !is_f32 {
                     check_uneven(bench, rule, &stored, is_controlled).await;
                 }

@@ -43,9 +43,9 @@ mod vertices;
 
 use std::future::Future;
 
-use wgpu_optim::wgpu;
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuOptimizer, Kernels, ScalarPath, SgdConfig, TensorBinding, readback,
+    AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback, wgpu,
 };
 
 /// A test that waits for the device: on its thread, and in a browser as a page does.
@@ -74,7 +74,7 @@ fn request() -> AdapterRequest {
 
 /// The same adapter by an instance of its own.
 pub async fn adapter_of_its_own() -> wgpu::Adapter {
-    let mut adapters = wgpu_optim::adapters(request().backends).await;
+    let mut adapters = wgpu_optim::gpu::adapters(request().backends).await;
     let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
     adapters.swap_remove(request().best_first(&infos)[0])
 }

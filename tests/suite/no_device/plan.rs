@@ -1,11 +1,11 @@
 use proptest::prelude::*;
 use std::iter::repeat_n;
 use wgpu_optim::plan::{
-    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan, Target,
-    TensorLayout, WORKGROUP_SIZE, Window,
+    Access, BATCH_WORKGROUP_SIZE, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place, Plan,
+    PlanError, Target, TensorLayout, WORKGROUP_SIZE, Window,
 };
 use wgpu_optim::storage::{Codec, Storage};
-use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
+use wgpu_optim::{Masters, Precision, StorageType, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
 const COMMON: DeviceLimits = DeviceLimits {
@@ -67,7 +67,7 @@ fn storages() -> Vec<Storage> {
     let mut storages = Vec::new();
     for (params, grads) in types.iter().flat_map(|p| types.map(|g| (*p, g))) {
         for state in types {
-            for masters in [Masters::None, Masters::F32, Masters::Rest] {
+            for masters in [Masters::None, Masters::F32, Masters::LowBits] {
                 let precision = Precision {
                     state,
                     masters,
@@ -504,6 +504,10 @@ proptest! {
             storage,
             ..tensor(numel, params * storage.params.bytes(), grads * storage.grads.bytes())
         };
+        let of_group = |group: usize| Storage {
+            state: storage.state.iter().copied().take(1 + group).collect(),
+            ..storage
+        };
         let apart: Vec<_> = sizes
             .into_iter()
             .map(|(n, p, g, same)| stored(n, p, if same { p } else { g }))
@@ -517,7 +521,7 @@ proptest! {
             let at = (1 << 16) * index as u64;
             let mut layout = stored(*numel, at, at);
             (layout.params.buffer, layout.grads.buffer) = (*buffer, 5 + buffer);
-            (layout.group, layout.slots) = (*group, 1 + *group as u32);
+            (layout.group, layout.storage) = (*group, of_group(*group));
             small.push(layout);
         }
         check_plan(&small, &limits, &|tensor| batched[tensor].3);
@@ -530,10 +534,7 @@ proptest! {
                 let layout = TensorLayout {
                     padding_elems: *padding_elems,
                     group: *group,
-                    storage: Storage {
-                        state: storage.state.iter().copied().take(1 + *group % 3).collect(),
-                        ..storage
-                    },
+                    storage: of_group(*group),
                     ..stored(*numel, params, grads)
                 };
                 params += numel + padding_elems;
