@@ -9,9 +9,10 @@
 )]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wgpu_optim::rules::sgd::Terms;
 use wgpu_optim::{
-    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, Terms, readback,
-    wgpu,
+    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, StorageType, TensorBinding,
+    readback, wgpu,
 };
 
 fn gpu_step(criterion: &mut Criterion) {
@@ -47,7 +48,8 @@ fn gpu_step(criterion: &mut Criterion) {
 }
 
 /// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own, in batches and, on a
-/// device that binds too few buffers for them, each alone; beside as many dispatches of an empty kernel.
+/// device that binds too few buffers for them, each alone; beside as many dispatches of an empty kernel. In bf16, with
+/// masters in f32, one element more, so that none fills its last word.
 fn many_tensors(criterion: &mut Criterion) {
     const TENSORS: usize = 1000;
     const NUMEL: usize = 1000;
@@ -91,19 +93,29 @@ fn many_tensors(criterion: &mut Criterion) {
     let layout = names.iter().map(|name| (name.as_str(), vec![NUMEL]));
     let arena = Arena::new(device, queue, layout).unwrap();
     bench("arena", &gpu, &arena.bindings());
-    for (case, gpu) in [
-        ("scattered", &gpu),
-        ("scattered_alone", &gpu_of_few_bindings),
+    let alone = &gpu_of_few_bindings;
+    for (case, gpu, of, numel) in [
+        ("scattered", &gpu, StorageType::F32, NUMEL),
+        ("scattered_alone", alone, StorageType::F32, NUMEL),
+        ("scattered_bf16", &gpu, StorageType::Bf16, NUMEL + 1),
+        ("scattered_bf16_alone", alone, StorageType::Bf16, NUMEL + 1),
     ] {
-        let data = [0.01; NUMEL];
-        let buffer = || readback::storage_buffer(&gpu.device, &gpu.queue, "scattered", &data);
+        // About a hundredth, as an f32 and as two bf16.
+        let data = vec![f32::from_bits(0x3c23_3c23); numel];
+        let words = (numel * of.bytes() as usize).div_ceil(4);
+        let data = &data[..words];
+        let buffer = || readback::storage_buffer(&gpu.device, &gpu.queue, "scattered", data);
         let buffers: Vec<_> = names
             .iter()
             .map(|name| (name, buffer().unwrap(), buffer().unwrap()))
             .collect();
         let scattered: Vec<_> = buffers
             .iter()
-            .map(|(name, params, grads)| TensorBinding::new(name, params, grads, [NUMEL]))
+            .map(|(name, params, grads)| {
+                TensorBinding::new(name, params, grads, [numel])
+                    .params_type(of)
+                    .grads_type(of)
+            })
             .collect();
         bench(case, gpu, &scattered);
     }

@@ -1,11 +1,12 @@
 //! What recording a step costs the CPU, on a device that executes nothing.
 //!
 //! `cargo bench --bench recording`. `Device::noop` validates and tracks as any device does, so this is the
-//! price that an engine pays in its frame, on both roads of the scalars.
+//! price that an engine pays in its frame, on both paths of the scalars.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use wgpu_optim::{GpuOptimizer, Kernels, ScalarPath, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
 
 fn recording(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("recording");

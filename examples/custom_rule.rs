@@ -1,9 +1,10 @@
 //! A rule of one's own, on the GPU and on the CPU: every element moves by the learning rate, against the sign of the
 //! average of its gradients. `cargo run --release --example custom_rule`
 
+use wgpu_optim::rules::{Scalars, Slot, Slots, Twin};
 use wgpu_optim::{
-    AdapterRequest, ConfigError, CpuOptimizer, Gpu, GpuOptimizer, Kernels, Rule, Scalars, Slot,
-    Slots, TensorBinding, Twin, readback,
+    AdapterRequest, ConfigError, CpuOptimizer, Gpu, GpuOptimizer, Kernels, Rule, TensorBinding,
+    readback,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +28,7 @@ impl Rule for SignDescent {
     fn scalar_names(&self) -> &'static [&'static str] { &["lr", "beta", "taken_in"] }
     fn phase(&self, _applied_steps: u64) -> u64 { 0 }
     fn scalars(&self, _phase: u64) -> Scalars { [self.lr as f32, self.beta as f32, (1.0 - self.beta) as f32].into() }
-    fn meaning(&self) -> String { self.stem().to_owned() }
+    fn state_kind(&self) -> String { self.stem().to_owned() }
     fn lr(&self) -> f64 { self.lr }
     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> { Ok(Self { lr, ..self.clone() }) }
     fn momentum(&self) -> Option<f64> { Some(self.beta) }

@@ -7,34 +7,46 @@
 //! ```
 //!
 //! over tensors of any number and size, on any Vulkan, Metal or DX12 GPU, recorded into an encoder that the
-//! caller owns, with a twin on the CPU and an `f64` oracle that proves every result.
+//! caller owns, with a twin on the CPU and an `f64` oracle that bounds the error of every result.
 //!
 //! # Where to look
 //!
-//! - [`SgdConfig`] says which update of the momentum family; it compiles to [`Coefficients`], the six numbers above.
-//!   [`AdamConfig`] is Adam, AdamW and AMSGrad; [`NAdamConfig`], [`RAdamConfig`], [`AdamaxConfig`], [`RmsPropConfig`],
-//!   [`AdagradConfig`], [`AdadeltaConfig`], [`LionConfig`], [`SignumConfig`], [`ScheduleFreeSgdConfig`],
-//!   [`ScheduleFreeAdamWConfig`], [`AdaBeliefConfig`], [`YogiConfig`] and [`RpropConfig`] are what their names say. Each is
-//!   a [`Rule`], which optimizers, groups and states are generic over; [`AnyRule`] is any of them, by name and library.
-//! - [`GpuOptimizer`] records it: built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
-//! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name.
-//! - [`Arena`] lays many tensors out so that one dispatch updates them all.
-//! - [`CpuOptimizer`] applies it to slices on all cores.
-//! - [`storage`] is how values lie in memory: `f32`, `bf16` or `f16`, masters, rounding. [`Precision`] says it per
-//!   parameter group, [`Converter`] converts on the device.
+//! The root has what most programs name:
+//!
+//! - [`GpuOptimizer`] records a step: it is built from [`Kernels`] (once per device) and a list of [`TensorBinding`]s.
+//!   [`CpuOptimizer`] makes the same step over slices, on all cores. [`Optimizer`] is the trait of both: learning rates,
+//!   momentum, frozen tensors and step counts.
+//! - [`SgdConfig`] is the momentum family, [`AdamConfig`] is Adam, AdamW and AMSGrad; [`NAdamConfig`], [`RAdamConfig`],
+//!   [`AdamaxConfig`], [`RmsPropConfig`], [`AdagradConfig`], [`AdadeltaConfig`], [`LionConfig`], [`SignumConfig`],
+//!   [`ScheduleFreeSgdConfig`], [`ScheduleFreeAdamWConfig`], [`AdaBeliefConfig`], [`YogiConfig`] and [`RpropConfig`] are
+//!   what their names say. Each is a [`Rule`], which optimizers, groups and states are generic over. [`AnyRule`] is any of
+//!   them, and [`AnyRule::preset`] finds one by its name and the library that you come from.
+//! - [`ParamGroups`] gives tensors hyper-parameters of their own, by name, and a [`Precision`]: [`StorageType`]s and
+//!   [`Masters`].
 //! - [`StepControl`] says what is done to gradients before a step: unscaled, clipped, the step skipped where they are not
 //!   finite. [`GpuControl`] decides it on the device, [`CpuControl`] in memory.
-//! - [`plan`] turns tensors and device limits into dispatches; [`readback`] moves data; [`Gpu`] opens a device
-//!   for programs that have none.
-//! - [`RulePreset`] is a rule as the library has it that you come from, [`AnyRule::preset`] finds one, [`physics`] after mass and friction, [`schedule`]
-//!   gives learning rate and momentum per step.
-//! - [`mod@reference`] is the momentum family's CPU twin, [`oracle`] the textbook in double precision with bounds.
+//! - [`Arena`] lays many tensors out so that one dispatch updates them all, [`Converter`] converts values on the device,
+//!   [`readback`] moves them, and [`Gpu`] opens a device for programs that have none.
+//!
+//! The modules have the rest:
+//!
+//! | module | content |
+//! |---|---|
+//! | [`rules`] | builders of configurations, presets, and what a rule of one's own is made of; [`rules::sgd`]: momentum forms, their [coefficients](rules::sgd::Coefficients) and conversion, [mass and friction](rules::sgd::physics) |
+//! | [`schedule`] | learning rate and momentum per step |
+//! | [`control`] | records and state of a control, norms of gradients over several processes |
+//! | [`storage`] | how values of 16 and 32 bits lie in memory and are rounded |
+//! | [`gpu`], [`cpu`] | everything about devices, arenas and transfers; everything about slices |
+//! | [`state`] | what optimizers remember, and its form in files |
+//! | [`files`] | headers and indexes of safetensors files |
+//! | [`oracle`] | every rule in double precision, with bounds on the error of an `f32` step |
+//! | [`plan`], [`wgsl`] | how tensors become dispatches and rules become kernels, for tools and for hosts other than wgpu; they change with every version |
 //!
 //! # Embedding
 //!
 //! ```
 //! # use wgpu_optim::{AdapterRequest, Gpu, readback};
-//! use wgpu_optim::{GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+//! use wgpu_optim::{GpuOptimizer, Kernels, Optimizer, SgdConfig, TensorBinding, wgpu};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
@@ -72,45 +84,44 @@
 )]
 
 pub mod control;
-mod cpu;
+pub mod cpu;
 #[cfg(feature = "safetensors")]
 pub mod files;
 #[cfg(feature = "gpu")]
-mod gpu;
+pub mod gpu;
+mod optimizer;
 pub mod oracle;
 pub mod plan;
-mod rules;
-mod state;
+pub mod rules;
+pub mod schedule;
+pub mod state;
 pub mod storage;
-mod wgsl;
+pub mod wgsl;
 
-pub use control::{
-    ControlRecord, ControlState, GradNorm, GradNorms, LossScale, NonFinite, StepControl, Verdict,
-};
-pub use cpu::{
-    CpuControl, CpuOptimizer, SliceError, TensorError, TensorSlice, TensorSliceMut, TensorValues,
-};
-#[cfg(all(feature = "gpu", feature = "safetensors"))]
-pub use gpu::ArenaFileError;
+#[doc(inline)]
+pub use control::{LossScale, StepControl};
+#[doc(inline)]
+pub use cpu::{CpuControl, CpuOptimizer, TensorSlice, TensorSliceMut};
 #[cfg(feature = "gpu")]
+#[doc(inline)]
 pub use gpu::{
-    AdapterRequest, Arena, ArenaBuffer, ArenaBuilder, ArenaError, ArenaLayout, ArenaTensor,
-    BuildError, Controlled, Converter, Gpu, GpuControl, GpuError, GpuOptimizer, Kernels, LoadError,
-    OPTIONAL_FEATURES, RebindError, StateSlice, StepError, TensorBinding, TransferError, adapters,
-    readback,
+    AdapterRequest, Arena, BuildError, Converter, Gpu, GpuControl, GpuOptimizer, Kernels,
+    OPTIONAL_FEATURES, StepError, TensorBinding, TransferError, readback,
 };
 pub use half;
-pub use plan::PlanError;
-pub use rules::*;
-pub use state::{
-    DuplicateName, OptimizerState, SlotState, StateError, TensorSpec, TensorState, UnknownTensor,
+pub use optimizer::Optimizer;
+#[doc(inline)]
+pub use rules::{
+    AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
+    LionConfig, NAdamConfig, ParamGroups, RAdamConfig, RmsPropConfig, RpropConfig, Rule,
+    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
-#[cfg(feature = "safetensors")]
-pub use state::{RecordError, Recorded, SlotEntry, StateFileError, StateRecord};
+#[doc(inline)]
+pub use state::{OptimizerState, StateError, TensorSpec};
+#[doc(inline)]
 pub use storage::{Masters, Precision, StorageType};
 #[cfg(feature = "gpu")]
 pub use wgpu;
-pub use wgsl::{KernelError, KernelVariant, NormVariant, ScalarPath};
 
 /// The README's examples are compiled and run as tests.
 #[cfg(doctest)]

@@ -9,7 +9,8 @@ use burn_cubecl::cubecl::wgpu::WgpuServer;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::readback::block_on;
 use wgpu_optim::{
-    GpuOptimizer, Kernels, OptimizerState, ParamGroups, Rule, TensorBinding, TransferError, wgpu,
+    GpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule, TensorBinding,
+    TransferError, wgpu,
 };
 
 use crate::error::StepError;
@@ -114,7 +115,8 @@ impl<R: Rule> Engine<R> {
                 let (params, grads) = (params.resource(), grads.resource());
                 let shape = tensor.shape.as_slice();
                 TensorBinding::new(&tensor.path, &params.buffer, &grads.buffer, shape)
-                    .at(params.offset, grads.offset)
+                    .params_at(params.offset)
+                    .grads_at(grads.offset)
             })
             .collect();
         let mut optimizer = match self.optimizer.take() {

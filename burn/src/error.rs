@@ -1,7 +1,9 @@
 //! Errors of a device and of a step.
 
 use burn::tensor::DType;
-use wgpu_optim::{BuildError, ConfigError, KernelError, LoadError, RebindError, TransferError};
+use wgpu_optim::gpu::{LoadError, RebindError};
+use wgpu_optim::wgsl::KernelError;
+use wgpu_optim::{BuildError, ConfigError, TransferError};
 
 /// A device that cannot be shared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,10 +26,10 @@ pub struct Args {
 /// Options that every command takes.
 #[derive(Debug, ClapArgs)]
 pub struct CommonArgs {
-    /// Where to compute: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
+    /// Device to compute on: auto is a hardware GPU, else the CPU twin; gpu is any adapter, a software one included
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) device: DeviceArg,
-    /// Only this adapter: its number in `info`, or else text in its name
+    /// Use this adapter only: its number in `info`, or else text in its name
     #[arg(long, global = true, value_name = "NUMBER|TEXT")]
     pub adapter: Option<String>,
     /// Print one JSON document on stdout and nothing else there
@@ -66,29 +66,30 @@ pub enum Command {
 #[derive(Debug, ClapArgs)]
 #[command(mut_arg("lr", |lr| lr.required(true)))]
 pub struct StepArgs {
-    /// Parameters, a safetensors file or the .index.json of several
+    /// Parameters to update, a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     pub params: PathBuf,
-    /// Gradients, likewise; a parameter without a gradient is frozen. A pseudo-gradient is old minus new parameters:
-    /// where yours is new minus old, add --maximize
+    /// Gradients, a safetensors file or the .index.json of several; a parameter without a gradient is frozen. A
+    /// pseudo-gradient is old minus new parameters: where yours is new minus old, add --maximize
     #[arg(long, value_name = "FILE")]
     pub grads: PathBuf,
-    /// State that an earlier step wrote; without it, a fresh start
+    /// State that an earlier step wrote; without it, the optimizer starts afresh
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
-    /// Where to write the updated parameters; may be --params itself. An .index.json if --params is one
+    /// File for the updated parameters; may be --params itself. An .index.json if --params is one
     #[arg(long, value_name = "FILE")]
     pub out_params: PathBuf,
-    /// Where to write the state for the next step; may be --state itself. For an .index.json, in as many files as --params
+    /// File for the state of the next step; may be --state itself. For an .index.json, in as many files as --params
     #[arg(long, value_name = "FILE")]
     pub out_state: PathBuf,
-    /// Without --state, start afresh even if --out-state holds a state already, which is then lost
+    /// Start afresh without --state even if --out-state holds a state already, which is then lost
     #[arg(long)]
     pub overwrite_state: bool,
-    /// How many times to apply the same gradient
+    /// Number of times that the gradient is applied
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
-    /// What the gradients were multiplied by, as by the loss scale of mixed precision: they are divided by it first
+    /// Factor that the gradients were multiplied by, as by the loss scale of mixed precision: they are divided by it
+    /// first
     #[arg(long, value_name = "S")]
     pub grad_scale: Option<f64>,
     /// Clip by the norm of all gradients together, which are read twice: where it is larger than X, they are scaled down
@@ -98,21 +99,21 @@ pub struct StepArgs {
     /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
     #[arg(long, value_name = "X")]
     pub clip_value: Option<f64>,
-    /// What to do if a gradient is infinite or NaN, or if the step would leave such a parameter or state: refuse the step,
-    /// skip it (the outputs are the inputs), or apply it
+    /// Answer to a gradient that is infinite or NaN, or to a step that would leave such a parameter or state: refuse
+    /// the step, skip it (the outputs are the inputs), or apply it
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub nonfinite: NonFinite,
     /// Leave tensors whose gradient holds integers or booleans as they are, instead of refusing the step
     #[arg(long)]
     pub skip_non_float: bool,
-    /// How exactly BF16 and F16 parameters are remembered between steps: f32 keeps masters in the state, which are what
-    /// is stepped; none keeps the parameters as they are rounded
+    /// Memory of BF16 and F16 parameters between steps: f32 keeps masters in the state, which are what is stepped; none
+    /// keeps the parameters as they are rounded
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub masters: MastersArg,
-    /// How parameters are rounded with --masters none [default: nearest]
+    /// Rounding of parameters with --masters none [default: nearest]
     #[arg(long, value_name = "HOW", value_enum)]
     pub rounding: Option<RoundingArg>,
-    /// What the random bits of --rounding stochastic start from [default: 0]
+    /// Seed of the random bits of --rounding stochastic [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     #[command(flatten)]
@@ -149,7 +150,7 @@ impl StepArgs {
         Ok(control.build()?)
     }
 
-    /// How 16-bit parameters are remembered, and rounded.
+    /// The precision with which 16-bit parameters are remembered and rounded.
     pub fn precision(&self) -> anyhow::Result<Precision> {
         let masters = match self.masters {
             MastersArg::F32 => Masters::F32,
@@ -193,7 +194,7 @@ pub enum MastersArg {
     None,
 }
 
-/// How a parameter is rounded to 16 bits.
+/// The rounding of a parameter to 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RoundingArg {
@@ -214,7 +215,7 @@ pub enum NonFinite {
 
 #[derive(Debug, ClapArgs)]
 pub struct InfoArgs {
-    /// Also plan a step over the F32 tensors of this safetensors file, laid out in an arena
+    /// Plan a step over the F32 tensors of this safetensors file, too, laid out in an arena
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
 }

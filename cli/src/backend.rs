@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
-use wgpu_optim::wgpu;
-use wgpu_optim::{AdapterRequest, AnyRule, Gpu, GpuError, Kernels};
+use wgpu_optim::gpu::GpuError;
+use wgpu_optim::{AdapterRequest, AnyRule, Gpu, Kernels, wgpu};
 use wgpu_optim_files::window::{Engine, OnCpu, OnGpu};
 
 use crate::Failure;
@@ -171,8 +171,9 @@ impl Adapters {
     /// Lists the adapters on the backends of `WGPU_BACKEND`, else on Vulkan, Metal and DX12.
     pub fn of_this_machine() -> Result<Self> {
         let backends = backends()?;
-        let found =
-            without_complaint_of_wayland(|| pollster::block_on(wgpu_optim::adapters(backends)));
+        let found = without_complaint_of_wayland(|| {
+            pollster::block_on(wgpu_optim::gpu::adapters(backends))
+        });
         let infos: Vec<_> = found.iter().map(wgpu::Adapter::get_info).collect();
         let about = (0..).map(|number| Adapter::new(number, &infos));
         Ok(Self(found.into_iter().zip(about).collect()))

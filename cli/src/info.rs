@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 use wgpu_optim::plan::{DeviceLimits, Plan};
-use wgpu_optim::{
-    Arena, Masters, OPTIONAL_FEATURES, Precision, ScalarPath, StorageType, TensorSpec, wgpu,
-};
-use wgpu_optim::{Slot, Slots};
+use wgpu_optim::rules::{Slot, Slots};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{Arena, Masters, OPTIONAL_FEATURES, Precision, StorageType, TensorSpec, wgpu};
 use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};
@@ -87,7 +86,8 @@ impl PlanReport {
     ) -> anyhow::Result<()> {
         let limits = adapter.limits();
         let specs = tensors.iter().cloned();
-        let specs = specs.map(|(name, shape)| TensorSpec::new(name, shape).stored_as(of, of));
+        let specs =
+            specs.map(|(name, shape)| TensorSpec::new(name, shape).params_type(of).grads_type(of));
         let layout = Arena::builder().layout(specs, &limits)?;
         let limits = DeviceLimits::of(&limits, adapter.get_info().device_type);
         let slots = Slots::from([Slot::new("momentum_buffer")]);

@@ -1,11 +1,13 @@
-//! Which update rule, as it is typed: a name, the library whose version and defaults it has, and what is to be
-//! different. No rule is known here; what there is comes from the library's presets, and what each has from its fields.
+//! The choice of an update rule, as it is typed: a name, the library whose version and defaults it has, and the fields
+//! that differ. No rule is known here; the names come from the library's presets, and the flags that a rule takes from
+//! its fields.
 
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
 use serde_json::{Map, Value};
-use wgpu_optim::{AnyRule, Rule as _, RulePreset};
+use wgpu_optim::rules::RulePreset;
+use wgpu_optim::{AnyRule, Rule as _};
 
 /// The rule of those who name none.
 const DEFAULT: &str = "sgd";
@@ -19,17 +21,17 @@ const LR: &str = "lr";
 const COUPLED: &str = "weight_decay";
 const DECOUPLED: &str = "decoupled_weight_decay";
 
-/// One rule.
+/// A rule as it is typed.
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct RuleArgs {
-    /// The update rule
+    /// Update rule
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
     pub rule: Option<String>,
-    /// The form of the rule, where it has several, in place of a preset's: of sgd, for one, heavy-ball, ema, lr-inside
-    /// or particle
+    /// Form of the rule, where it has several, in place of a preset's: of sgd, for one, heavy-ball, ema, lr-inside or
+    /// particle
     #[arg(long, value_name = "FORM", conflicts_with = "preset", help_heading = HEADING)]
     pub form: Option<String>,
-    /// Its hyper-parameters.
+    /// The hyper-parameters that differ from the preset's.
     #[command(flatten)]
     pub fields: FieldArgs,
 }
@@ -66,8 +68,9 @@ pub struct FieldArgs {
     /// Learning rate; where it may be left out, at most 0.1, and less where that would cancel parameters
     #[arg(long, value_name = "X")]
     pub lr: Option<f64>,
-    /// The rule as this library has it, its defaults included: pytorch, optax, keras, schedulefree, or a form of it (of
-    /// sgd, for one, optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch's unless it has none
+    /// Library whose version of the rule it is, with its defaults: pytorch, optax, keras, schedulefree, or a form of it
+    /// (of sgd, for one, optax-sgd, optax-trace, optax-ema, tensorflow-js and sutskever-2013); PyTorch unless it has
+    /// none
     #[arg(long, value_name = "LIBRARY")]
     pub preset: Option<String>,
     /// Momentum; zero is none
@@ -79,10 +82,11 @@ pub struct FieldArgs {
     /// Nesterov momentum
     #[arg(long)]
     pub nesterov: bool,
-    /// Weight decay: joins the gradient (L2), unless --decoupled, or the preset's multiplies the parameters anyway
+    /// Weight decay, which joins the gradient (L2), unless --decoupled, or the preset's multiplies the parameters
+    /// anyway
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub weight_decay: Option<f64>,
-    /// Weight decay multiplies the parameters by 1 - lr*X before the step instead
+    /// Let weight decay multiply the parameters by 1 - lr*X before the step instead
     #[arg(long)]
     pub decoupled: bool,
     /// Ascend instead of descend: for gradients of what is to grow, and for pseudo-gradients of new minus old
@@ -95,13 +99,13 @@ pub struct FieldArgs {
     /// Decay of the average of the gradient
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub beta1: Option<f64>,
-    /// Decay of the average of its square
+    /// Decay of the average of the gradient's square
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub beta2: Option<f64>,
-    /// What keeps a divisor from zero
+    /// Epsilon that keeps a divisor from zero
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub eps: Option<f64>,
-    /// The same under the root
+    /// Epsilon under the root of a divisor
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub eps_root: Option<f64>,
     /// Divide by the largest average so far: of-average (without a value) or of-corrected
@@ -122,13 +126,13 @@ pub struct FieldArgs {
     /// Decay of the momentum from step to step
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub momentum_decay: Option<f64>,
-    /// What the sums of squares start as
+    /// Start of the sums of squares
     #[arg(long, value_name = "X", value_parser = parse_finite)]
     pub initial_accumulator: Option<f64>,
     /// Steps over which the learning rate grows to its full size
     #[arg(long, value_name = "N")]
     pub warmup_steps: Option<u64>,
-    /// Any other field of the rule by its name in state files: eps_in_sqrt=true, say
+    /// Set any other field of the rule by its name in state files: eps_in_sqrt=true, say
     #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = parse_assignment)]
     pub others: Vec<(String, Value)>,
 }
@@ -367,7 +371,9 @@ fn parse_assignment(text: &str) -> Result<(String, Value), String> {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
     use clap::Parser as _;
-    use wgpu_optim::{AdamConfig, AdamForm, AmsGrad, MomentumForm, SgdConfig};
+    use wgpu_optim::rules::sgd::MomentumForm;
+    use wgpu_optim::rules::{AdamForm, AmsGrad};
+    use wgpu_optim::{AdamConfig, SgdConfig};
 
     use super::*;
 
@@ -393,7 +399,7 @@ mod tests {
         }
     }
 
-    /// Every flag that sets a field of its own name, with a value that any rule may have.
+    /// The flags that set a field of their own name, with a value that any rule may have.
     fn samples() -> Vec<(&'static str, String, Value)> {
         let number = |field, value: f64| (field, format!(" {value}"), Value::from(value));
         let switch = |field| (field, String::new(), Value::Bool(true));

@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use wgpu_optim::files::{HeaderError, IndexError};
-use wgpu_optim::{
-    ArenaError, BuildError, StateFileError, StepError, StorageType, UnknownTensor, wgpu,
-};
+use wgpu_optim::gpu::ArenaError;
+use wgpu_optim::state::{StateFileError, UnknownTensor};
+use wgpu_optim::{BuildError, StepError, StorageType, wgpu};
 
 /// A file that cannot be read or written, or does not hold what it has to.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::{Recorded, SlotEntry, StateFileError, StateRecord};
 use wgpu_optim::storage::{Codec, MASTER_PARAMS, PARAMS_REST, SectionValues};
-use wgpu_optim::{AnyRule, Recorded, Slot, SlotEntry, StateFileError, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, StorageType};
 
 use crate::at::Part;
 use crate::error::{FileError, SlotError};
@@ -340,9 +342,9 @@ fn join<R: Recorded>(
             return mixed("applied_steps");
         }
     }
-    for (tensor, meaning) in other.meanings {
-        let known = record.meanings.entry(tensor).or_insert(meaning.clone());
-        if *known != meaning {
+    for (tensor, kind) in other.state_kinds {
+        let known = record.state_kinds.entry(tensor).or_insert(kind.clone());
+        if *known != kind {
             return mixed("meanings");
         }
     }

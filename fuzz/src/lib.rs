@@ -18,7 +18,9 @@ mod workspace;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu_optim::files::{Dtype, Header, TensorEntry};
-use wgpu_optim::{AdamConfig, AmsGrad, AnyRule, Rule as _, SgdConfig, SlotEntry, StateRecord};
+use wgpu_optim::rules::AmsGrad;
+use wgpu_optim::state::{SlotEntry, StateRecord};
+use wgpu_optim::{AdamConfig, AnyRule, Rule as _, SgdConfig};
 
 use file::{f32_file, of_text, sections};
 use workspace::{Files, Hyper, Workspace, is_of_form};
@@ -96,7 +98,7 @@ pub fn state_file(input: &[u8]) {
                 .as_ref()
                 .is_some_and(|header| has_all_or_none(header, &record))
             && hyper.keeps_state()
-            && record.meanings.is_empty()
+            && record.state_kinds.is_empty()
             && !record.applied_steps.contains_key(RESERVED_NAME)
     });
     assert!(

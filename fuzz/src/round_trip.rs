@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use wgpu_optim::files::{Header, Index, is_content_hash};
-use wgpu_optim::{AnyRule, OptimizerState, Rule as _, StateRecord};
+use wgpu_optim::state::StateRecord;
+use wgpu_optim::{AnyRule, OptimizerState, Rule as _};
 
 use crate::STEPPED;
 

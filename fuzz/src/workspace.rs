@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use tempfile::TempDir;
-use wgpu_optim::{AnyRule, Rule as _, StateRecord};
+use wgpu_optim::state::StateRecord;
+use wgpu_optim::{AnyRule, Rule as _};
 
 use crate::process::run;
 

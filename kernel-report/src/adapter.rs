@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use statrs::statistics::{Data, OrderStatistics as _};
-use wgpu_optim::wgpu::{self, util::DeviceExt as _};
-use wgpu_optim::{AdapterRequest, Gpu, ScalarPath, readback};
+use wgpu_optim::wgpu::util::DeviceExt as _;
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{AdapterRequest, Gpu, readback, wgpu};
 
 use crate::candidates::{self, Candidate};
 use crate::kernels::Kernel;

@@ -1,8 +1,9 @@
 //! Variants of the momentum kernel that could have been the default, made from the real source by substitution.
 
 use anyhow::{Context as _, Result, ensure};
+use wgpu_optim::SgdConfig;
 use wgpu_optim::plan::{Access, WORKGROUP_SIZE};
-use wgpu_optim::{KernelVariant, ScalarPath, SgdConfig};
+use wgpu_optim::wgsl::{KernelVariant, ScalarPath};
 
 use crate::kernels::Kernel;
 

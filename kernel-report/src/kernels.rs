@@ -3,10 +3,12 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wgpu_optim::plan::Access;
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::{AmsGrad, SgdConfigBuilder};
 use wgpu_optim::storage::{Rounding, Storage};
+use wgpu_optim::wgsl::{KernelVariant, NormVariant, ScalarPath};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, KernelVariant, Masters, MomentumForm, NormVariant, Precision,
-    RmsPropConfig, Rule, ScalarPath, SgdConfig, SgdConfigBuilder, StorageType,
+    AdamConfig, AnyRule, Masters, Precision, RmsPropConfig, Rule, SgdConfig, StorageType,
 };
 
 /// A shader with one of its entry points: what a compiler gets.
@@ -45,11 +47,15 @@ fn norms() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for of in StorageType::ALL {
         let piece = NormVariant::new(of);
-        let batch = piece.over_batch(BATCH, Access::Vec4);
-        for (variant, access) in [(piece, "vec4"), (batch, "batch_vec4")] {
-            for (path, road) in ROADS {
+        let batch = |access| piece.over_batch(BATCH, access);
+        for (variant, access) in [
+            (piece, "vec4"),
+            (batch(Access::Vec4), "batch_vec4"),
+            (batch(Access::Scalar), "batch_scalar"),
+        ] {
+            for (path, path_name) in PATHS {
                 kernels.push(Kernel {
-                    name: format!("norm_{}.{access}.{road}", of.name()),
+                    name: format!("norm_{}.{access}.{path_name}", of.name()),
                     wgsl: variant.source(path),
                     entry_point: NormVariant::ENTRY_POINT.to_owned(),
                     constants: Vec::new(),
@@ -97,7 +103,7 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
 /// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
 pub const BATCH: usize = 2;
 
-/// Every form and rule x access x road of the scalars, by names such as `heavy_ball.vec4.immediates`.
+/// Every form and rule x access x path of the scalars, by names such as `heavy_ball.vec4.immediates`.
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     for (form, config) in forms()? {
@@ -181,7 +187,10 @@ fn storages() -> Vec<(&'static str, Stored)> {
     vec![
         ("bf16_grads", with(F32, Bf16, F32, Masters::None, nearest)),
         ("bf16_masters", with(Bf16, Bf16, F32, Masters::F32, nearest)),
-        ("bf16_rests", with(Bf16, Bf16, F32, Masters::Rest, nearest)),
+        (
+            "bf16_rests",
+            with(Bf16, Bf16, F32, Masters::LowBits, nearest),
+        ),
         ("bf16", with(Bf16, Bf16, Bf16, Masters::None, nearest)),
         ("bf16_random", with(Bf16, Bf16, Bf16, Masters::None, random)),
         ("f16_masters", with(F16, F16, F32, Masters::F32, nearest)),
@@ -193,7 +202,7 @@ fn of_rule(form: &str, rule: &impl Rule) -> Vec<Kernel> {
     of_variant(form, rule, &Stored::default(), |variant| variant)
 }
 
-const ROADS: [(ScalarPath, &str); 2] = [
+const PATHS: [(ScalarPath, &str); 2] = [
     (ScalarPath::Immediates, "immediates"),
     (ScalarPath::Uniforms, "uniforms"),
 ];
@@ -219,14 +228,13 @@ fn of_variant(
         ("batch_vec4", Access::Vec4, BATCH),
         ("batch_scalar", Access::Scalar, BATCH),
     ];
-    // Values of 16 bits share words, so a batch has no scalar one, and those with random bits are in none.
-    let accesses = match (storage.is_f32(), storage.is_stochastic) {
-        (true, _) => &accesses[..],
-        (false, false) => &accesses[..4],
-        (false, true) => &accesses[..3],
+    // What is rounded by random bits is in no batch.
+    let accesses = match storage.is_stochastic {
+        true => &accesses[..3],
+        false => &accesses[..],
     };
     for (access_name, access, tensors) in accesses.iter().copied() {
-        for (path, path_name) in ROADS {
+        for (path, path_name) in PATHS {
             let variant = of(KernelVariant::new(rule, access, tensors).stored(storage));
             let name = format!("{form}.{access_name}.{path_name}");
             kernels.push(Kernel::new(name, variant, path));

@@ -1,5 +1,5 @@
-//! What real GPU compilers and software adapters make of the kernels, and of variants of them: `cargo xtask isa` and
-//! `cargo xtask variants`.
+//! Measurements of the kernels, and of variants of them, on real GPU compilers and software adapters: `cargo xtask isa`
+//! and `cargo xtask variants`.
 
 mod adapter;
 mod candidates;
@@ -15,9 +15,9 @@ use clap::Parser;
 
 #[derive(Debug, Parser)]
 enum Command {
-    /// The kernels as machine code for AMD GPUs, which need not be there
+    /// Compiles the kernels to machine code for AMD GPUs, which need not be there
     Isa(isa::IsaArgs),
-    /// Candidates for the momentum kernel side by side
+    /// Measures candidates for the momentum kernel side by side
     Variants(variants::VariantsArgs),
     /// Compiles on this process's driver, for another process of this program
     #[command(name = radv::CHILD, hide = true)]

@@ -21,7 +21,7 @@ pub struct VariantsArgs {
     /// Measure on the adapter of another Vulkan driver too, by its description for the loader
     #[arg(long, value_name = "JSON")]
     also: Vec<PathBuf>,
-    /// Only the candidates with this text in their names
+    /// Measure only the candidates with this text in their names
     #[arg(
         long,
         value_name = "TEXT",

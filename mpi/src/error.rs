@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use wgpu_optim::{
-    BuildError, ConfigError, GroupError, LoadError, SliceError, StateError, StepError, TensorError,
-    TransferError, UnknownTensor,
-};
+use wgpu_optim::cpu::{SliceError, TensorError};
+use wgpu_optim::gpu::LoadError;
+use wgpu_optim::rules::GroupError;
+use wgpu_optim::state::UnknownTensor;
+use wgpu_optim::{BuildError, ConfigError, StateError, StepError, TransferError};
 use wgpu_optim_files::FileError;
 
 /// A failure of a sharded optimizer. Unless a variant says otherwise, every rank gets an error at the same call, and

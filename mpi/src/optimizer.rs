@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use mpi::traits::Communicator;
+use wgpu_optim::control::{ControlRecord, GradNorm, GradNorms, Verdict};
+use wgpu_optim::cpu::SliceError;
+use wgpu_optim::rules::{Groups, Twin};
+use wgpu_optim::state::UnknownTensor;
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    Arena, ConfigError, ControlRecord, CpuControl, CpuOptimizer, GradNorm, GradNorms, GroupError,
-    Kernels, OptimizerState, ParamGroups, Rule, SliceError, StepControl, StorageType, TensorSlice,
-    TensorSliceMut, TensorSpec, Twin, UnknownTensor, Verdict,
+    Arena, CpuControl, CpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule,
+    StepControl, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
 
 use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
@@ -259,7 +262,7 @@ impl<R: Twin> ShardedOptimizer<CpuShare<R>> {
             .map(|(tensor, elems)| {
                 // Reduced gradients are f32, whatever they were sent as.
                 TensorSpec::new(&*tensor.name, [(elems.end - elems.start) as usize])
-                    .stored_as(tensor.params_type, StorageType::F32)
+                    .params_type(tensor.params_type)
             });
         let optimizer = CpuOptimizer::with_groups(groups, own);
         layout.with(optimizer.map(CpuShare).map_err(Into::into), sharding)
@@ -343,7 +346,8 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
     ) -> Result<Self, ShardError> {
         let tensors = arena.bindings().into_iter().map(|binding| {
             TensorSpec::new(binding.name, binding.shape)
-                .stored_as(binding.params_type, binding.grads_type)
+                .params_type(binding.params_type)
+                .grads_type(binding.grads_type)
         });
         let layout = Layout::new(communicator, groups, tensors.collect(), sharding)?;
         let share = GpuShare::new(kernels, groups, arena, &layout.elems);
@@ -432,62 +436,6 @@ impl<S: Share> ShardedOptimizer<S> {
         Ok(record)
     }
 
-    /// The configuration of a group, with the hyper-parameters of the next step; of tensors that no other takes it is
-    /// `default`.
-    #[must_use]
-    pub fn group_config(&self, group: &str) -> Option<&S::Rule> {
-        self.share.group_config(group)
-    }
-
-    /// Sets the learning rate of the steps to come, as [`CpuOptimizer::set_lr`]; on every rank alike, before its next step.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if it cannot be used; then every learning rate is as it was.
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.share.set_lr(lr)
-    }
-
-    /// Sets the learning rate of one group, likewise.
-    ///
-    /// # Errors
-    /// [`GroupError`] if there is no such group, or it cannot be used.
-    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
-        self.share.set_group_lr(group, lr)
-    }
-
-    /// Sets the momentum of the steps to come, as [`CpuOptimizer::set_momentum`], likewise.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if it cannot be used.
-    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.share.set_momentum(momentum)
-    }
-
-    /// Freezes a tensor or lets it go on, on every rank alike, before its next step. Of a frozen tensor nothing is exchanged.
-    ///
-    /// # Errors
-    /// [`UnknownTensor`] if no tensor has this name.
-    pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        self.share.set_frozen(tensor, frozen)?;
-        let tensors = self.tensors.iter().zip(&mut self.buckets.tensors);
-        for (_, stored) in { tensors }.filter(|(known, _)| known.name == tensor) {
-            stored.is_frozen = frozen;
-        }
-        Ok(())
-    }
-
-    /// How many steps have been made, whatever was frozen or skipped: the position in a schedule.
-    #[must_use]
-    pub const fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    /// How many steps have been applied to a tensor.
-    #[must_use]
-    pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
-        self.share.applied_steps(tensor)
-    }
-
     /// The loss scale of the next step: 1 without a control.
     #[must_use]
     pub fn loss_scale(&self) -> f32 {
@@ -548,7 +496,7 @@ impl<S: Share> ShardedOptimizer<S> {
         let mut terms = Terms::default();
         terms.add("the number of steps made", self.steps.to_string());
         for group in &self.groups {
-            let config = self.share.group_config(group);
+            let config = self.group_config(group);
             terms.add(format!("group {group:?}"), format!("{config:?}"));
         }
         for (tensor, stored) in self.tensors.iter().zip(&self.buckets.tensors) {
@@ -590,5 +538,36 @@ impl<S: Share> ShardedOptimizer<S> {
             ..GradNorms::default()
         });
         Ok(Some(control.decide(&of_ranks.collect::<Vec<_>>())))
+    }
+}
+
+/// Setters are called on every rank alike, before its next step. Nothing is exchanged for a frozen tensor. A step that a
+/// control skips counts as made.
+impl<S: Share> Optimizer for ShardedOptimizer<S> {
+    type Rule = S::Rule;
+
+    fn groups(&self) -> &Groups<S::Rule> {
+        self.share.optimizer().groups()
+    }
+
+    fn groups_mut(&mut self) -> &mut Groups<S::Rule> {
+        self.share.optimizer_mut().groups_mut()
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn applied_steps(&self, tensor: &str) -> Option<u64> {
+        self.share.optimizer().applied_steps(tensor)
+    }
+
+    fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        self.share.optimizer_mut().set_frozen(tensor, frozen)?;
+        let tensors = self.tensors.iter().zip(&mut self.buckets.tensors);
+        for (_, stored) in { tensors }.filter(|(known, _)| known.name == tensor) {
+            stored.is_frozen = frozen;
+        }
+        Ok(())
     }
 }

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use wgpu_optim::wgpu;
+use wgpu_optim::control::GradNorm;
+use wgpu_optim::cpu::SliceError;
+use wgpu_optim::rules::Twin;
 use wgpu_optim::{
-    Arena, ConfigError, CpuOptimizer, GpuOptimizer, GradNorm, GroupError, Kernels, OptimizerState,
-    ParamGroups, Rule, SliceError, StepControl, StorageType, TensorBinding, TensorSlice,
-    TransferError, Twin, UnknownTensor, readback,
+    Arena, CpuOptimizer, GpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule,
+    StepControl, StorageType, TensorBinding, TensorSlice, TransferError, readback, wgpu,
 };
 
 use crate::error::ShardError;
@@ -24,13 +25,10 @@ pub(crate) mod sealed {
     /// The functions that both kinds of shares have.
     pub trait Share {
         type Rule: Rule;
+        type Optimizer: Optimizer<Rule = Self::Rule>;
 
-        fn group_config(&self, group: &str) -> Option<&Self::Rule>;
-        fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError>;
-        fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError>;
-        fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError>;
-        fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor>;
-        fn applied_steps(&self, tensor: &str) -> Option<u64>;
+        fn optimizer(&self) -> &Self::Optimizer;
+        fn optimizer_mut(&mut self) -> &mut Self::Optimizer;
         fn state(&self) -> Result<OptimizerState<Self::Rule>, ShardError>;
         fn load_state(&mut self, state: &OptimizerState<Self::Rule>) -> Result<(), ShardError>;
 
@@ -44,44 +42,13 @@ pub(crate) mod sealed {
     }
 }
 
-macro_rules! delegate {
-    () => {
-        type Rule = R;
-
-        fn group_config(&self, group: &str) -> Option<&R> {
-            self.optimizer().group_config(group)
-        }
-
-        fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-            self.optimizer_mut().set_lr(lr)
-        }
-
-        fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
-            self.optimizer_mut().set_group_lr(group, lr)
-        }
-
-        fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-            self.optimizer_mut().set_momentum(momentum)
-        }
-
-        fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-            self.optimizer_mut().set_frozen(tensor, frozen)
-        }
-
-        fn applied_steps(&self, tensor: &str) -> Option<u64> {
-            self.optimizer().applied_steps(tensor)
-        }
-
-        fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), ShardError> {
-            Ok(self.optimizer_mut().load_state(state)?)
-        }
-    };
-}
-
 /// A rank's share on the CPU.
 pub struct CpuShare<R: Twin>(pub(crate) CpuOptimizer<R>);
 
-impl<R: Twin> CpuShare<R> {
+impl<R: Twin> sealed::Share for CpuShare<R> {
+    type Rule = R;
+    type Optimizer = CpuOptimizer<R>;
+
     fn optimizer(&self) -> &CpuOptimizer<R> {
         &self.0
     }
@@ -89,13 +56,13 @@ impl<R: Twin> CpuShare<R> {
     fn optimizer_mut(&mut self) -> &mut CpuOptimizer<R> {
         &mut self.0
     }
-}
-
-impl<R: Twin> sealed::Share for CpuShare<R> {
-    delegate!();
 
     fn state(&self) -> Result<OptimizerState<R>, ShardError> {
         Ok(self.0.state())
+    }
+
+    fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), ShardError> {
+        Ok(self.0.load_state(state)?)
     }
 
     fn grad_norms(
@@ -200,14 +167,6 @@ impl<R: Rule> GpuShare<R> {
         })
     }
 
-    fn optimizer(&self) -> &GpuOptimizer<R> {
-        &self.optimizer
-    }
-
-    fn optimizer_mut(&mut self) -> &mut GpuOptimizer<R> {
-        &mut self.optimizer
-    }
-
     pub(crate) fn dispatches(&self) -> usize {
         self.optimizer.dispatches()
     }
@@ -249,11 +208,24 @@ impl<R: Rule> GpuShare<R> {
 }
 
 impl<R: Rule> sealed::Share for GpuShare<R> {
-    delegate!();
+    type Rule = R;
+    type Optimizer = GpuOptimizer<R>;
+
+    fn optimizer(&self) -> &GpuOptimizer<R> {
+        &self.optimizer
+    }
+
+    fn optimizer_mut(&mut self) -> &mut GpuOptimizer<R> {
+        &mut self.optimizer
+    }
 
     fn state(&self) -> Result<OptimizerState<R>, ShardError> {
         let state = self.optimizer.state();
         Ok(readback::block_on(self.whole.kernels.device(), state)?)
+    }
+
+    fn load_state(&mut self, state: &OptimizerState<R>) -> Result<(), ShardError> {
+        Ok(self.optimizer.load_state(state)?)
     }
 
     fn grad_norms(

@@ -15,7 +15,7 @@ struct wo_Uniforms {
     row: u32,
     // Which norm its gradients are part of.
     norm: u32,
-    // Batches only: bit i says whether tensor i takes part.
+    // Batches only: bit i says whether tensor i takes part, and bit 16 + i whether it has an odd number of elements.
     tensor_mask: u32,
     // Whether an earlier dispatch has sums in the same places, to which these are added.
     adds: u32,
@@ -87,10 +87,22 @@ fn words_of(item: Item) -> vec4<u32> {
     return vec4(item, 0u, 0u, 0u);
 //# end
 }
-
 //# for TENSORS
+
 @group(0) @binding(TENSOR) var<storage, read> grads_TENSOR: array<Item>;
+
+fn item_of_TENSOR(i: u32) -> Item {
+//# if HALVES
+    // The half behind an odd number of elements is somebody else's.
+    let is_odd = (wo_k.tensor_mask & (0x10000u << u32(TENSOR))) != 0u;
+    let is_cut = is_odd && i + 1u == arrayLength(&grads_TENSOR);
+    return grads_TENSOR[i] & select(0xffffffffu, 0xffffu, is_cut);
+//# else
+    return grads_TENSOR[i];
 //# end
+}
+//# end
+
 @group(0) @binding(PARTIALS) var<storage, read_write> partials: array<vec4<u32>>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -105,7 +117,7 @@ fn norm(
     if (wo_k.tensor_mask & (1u << u32(TENSOR))) != 0u {
         let run = run_of(0u, arrayLength(&grads_TENSOR), group, groups);
         for (var i = run.x + lane % GROUP; i < run.y; i += GROUP) {
-            add_middle_words(&sums, words_of(grads_TENSOR[i]));
+            add_middle_words(&sums, words_of(item_of_TENSOR(i)));
         }
     }
 //# end
@@ -115,7 +127,7 @@ fn norm(
         if (wo_k.tensor_mask & (1u << u32(TENSOR))) != 0u {
             let run = run_of(0u, arrayLength(&grads_TENSOR), group, groups);
             for (var i = run.x + lane % GROUP; i < run.y; i += GROUP) {
-                add_any_words(&sums, words_of(grads_TENSOR[i]));
+                add_any_words(&sums, words_of(item_of_TENSOR(i)));
             }
         }
 //# end

@@ -38,7 +38,7 @@ struct wo_Uniforms {
     // Where items are words: after `head` units, `gap` units are skipped.
     head: u32,
     gap: u32,
-    // Batches only: bit i says whether tensor i is updated.
+    // Batches only: bit i says whether tensor i is updated, and bit 16 + i whether it has an odd number of elements.
     tensor_mask: u32,
     // From one slot of the state to the next: in units, or elements where items are words.
     section: u32,

@@ -50,6 +50,13 @@ fn wo_store_state_TENSOR(at: wo_Place, s: wo_States) {
 //# end
 //# if BATCH
 
+//# if PAIRS
+// Where a unit of a tensor lies, if that has so many, the last of one element or two. Sections start on 16 bytes.
+fn wo_place_of(unit: u32, units: u32, is_odd: bool) -> wo_Place {
+    let is_pair = !is_odd || unit + 1u < units;
+    return wo_Place(unit, 2u * unit, vec2(true, is_pair), (units + 3u) & ~3u);
+}
+//# else
 // Where a unit of a tensor lies, if that has so many. Sections start on 16 bytes.
 fn wo_place_of(unit: u32, units: u32) -> wo_Place {
 //# if VECTORS
@@ -58,18 +65,28 @@ fn wo_place_of(unit: u32, units: u32) -> wo_Place {
     return wo_Place(unit, (units + 3u) & ~3u);
 //# end
 }
+//# end
 //# for TENSORS
 
 // A tensor of a batch fills its bindings, so their length is its own.
 fn wo_units_of_TENSOR() -> u32 {
+//# if PAIRS
+    return (arrayLength(&wo_params_TENSOR) + ITEMS - 1u) / ITEMS;
+//# else
     return arrayLength(&wo_params_TENSOR) / ITEMS;
+//# end
 }
 
 fn wo_tensor_TENSOR(unit: u32) {
     if (wo_k.tensor_mask & (1u << u32(TENSOR))) == 0u || unit >= wo_units_of_TENSOR() {
         return;
     }
+//# if PAIRS
+    let is_odd = (wo_k.tensor_mask & (0x10000u << u32(TENSOR))) != 0u;
+    let at = wo_place_of(unit, wo_units_of_TENSOR(), is_odd);
+//# else
     let at = wo_place_of(unit, wo_units_of_TENSOR());
+//# end
     let theta = wo_load_theta_TENSOR(at);
     let g = wo_load_grads_TENSOR(at);
     var s = wo_load_state_TENSOR(at);

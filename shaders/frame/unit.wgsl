@@ -32,7 +32,8 @@ struct wo_Place {
     // The first element, and which of both are the dispatch's to write.
     element: u32,
     mine: vec2<bool>,
-//# else
+//# end
+//# if SECTIONED
     // Units from one section of the state to the next.
     section: u32,
 //# end
@@ -46,10 +47,10 @@ struct wo_Place {
 
 // Where a section begins before which so many items lie for each unit.
 fn wo_start_of(first: u32, at: wo_Place) -> u32 {
-//# if PAIRS
+//# if SECTIONED
+    return first * at.section;
+//# else
     // Counted in elements, and read where it is needed: AMD's compilers take more registers if it is read before.
     return first * (wo_k.section / 2u);
-//# else
-    return first * at.section;
 //# end
 }

@@ -20,7 +20,7 @@ fn wo_load_SECTION_TENSOR(at: wo_Place) -> wo_Unit {
     let words = wo_ARRAY_TENSOR[START + at.unit];
     return wo_Unit(wo_unpack_CODEC(words.xy), wo_unpack_CODEC(words.zw));
 //# else
-//# if STORED
+//# if ALIGNED
     let word = wo_ARRAY_TENSOR[START + at.unit];
 //# else
     // Gradients may begin in the middle of a word.

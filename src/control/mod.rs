@@ -91,7 +91,7 @@ struct GroupClip {
 /// A checked description of what is done to gradients before they are applied.
 ///
 /// ```
-/// use wgpu_optim::{CpuControl, CpuOptimizer, LossScale, SgdConfig, StepControl};
+/// use wgpu_optim::{CpuControl, CpuOptimizer, LossScale, Optimizer, SgdConfig, StepControl};
 ///
 /// let control = StepControl::builder().max_norm(1.0).loss_scale(LossScale::default()).build()?;
 /// let mut control = CpuControl::new(control);
@@ -183,7 +183,7 @@ impl StepControl {
         }
     }
 
-    /// How many norms are told apart, as [`CpuControl::decide`](crate::CpuControl::decide) wants them.
+    /// The number of norms that are taken, as [`CpuControl::decide`](crate::CpuControl::decide) wants them.
     #[must_use]
     pub fn norms(&self) -> usize {
         self.groups.len() + 1

@@ -10,7 +10,7 @@ const LANES: usize = 16;
 /// them are finite.
 ///
 /// ```
-/// use wgpu_optim::GradNorm;
+/// use wgpu_optim::control::GradNorm;
 ///
 /// let mut norm = GradNorm::default();
 /// norm.add(&[3e30, 0.0]);

@@ -108,7 +108,7 @@ impl CpuControl {
 
 impl<R: Twin> CpuOptimizer<R> {
     /// One step under a control: as [`step`](Self::step), unless a gradient is not finite, and with what the control does
-    /// to gradients before. A step that is skipped writes nothing and counts only in [`steps`](Self::steps).
+    /// to gradients before. A step that is skipped writes nothing and counts only in [`steps`](crate::Optimizer::steps).
     ///
     /// # Errors
     /// As [`step`](Self::step), and [`SliceError::UnknownGroup`] if the control clips a group that the optimizer does not

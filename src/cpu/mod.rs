@@ -1,4 +1,4 @@
-//! The parallel CPU optimizer: the embedded default where there is no GPU.
+//! The optimizer on the CPU: [`CpuOptimizer`] steps slices on all cores, and [`CpuControl`] decides about its steps.
 
 mod control;
 mod error;
@@ -8,8 +8,9 @@ mod stored;
 mod values;
 
 use crate::control::Factors;
+use crate::optimizer::Optimizer;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Twin};
+use crate::rules::{Groups, ParamGroups, Twin};
 use crate::state::{
     Counts, OptimizerState, Section, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
 };
@@ -22,10 +23,11 @@ pub use slices::{TensorSlice, TensorSliceMut, TensorValues};
 use values::Values;
 
 /// The update of a [`Twin`] over slices in memory, on the calling thread and, where there is enough to do, on those of
-/// rayon's current pool.
+/// rayon's current pool. [`Optimizer`] has what is set and read between steps.
 ///
-/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::reference) for the momentum
-/// family): each element is computed by the same statements in the same order, whatever the number of threads.
+/// Bit for bit the same results as the rule's twin on one thread ([`reference`](mod@crate::rules::sgd::reference) for
+/// the momentum family): each element is computed by the same statements in the same order, whatever the number of
+/// threads.
 ///
 /// ```
 /// use wgpu_optim::{CpuOptimizer, SgdConfig};
@@ -90,66 +92,6 @@ impl<R: Twin> CpuOptimizer<R> {
         })
     }
 
-    /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
-    /// several.
-    #[must_use]
-    pub fn config(&self) -> &R {
-        self.groups.default_config()
-    }
-
-    /// The configuration of one group.
-    #[must_use]
-    pub fn group_config(&self, group: &str) -> Option<&R> {
-        self.groups.by_name(group)
-    }
-
-    /// Sets the learning rate of the steps to come, in every group by its ratio to the default group's. A group
-    /// without a ratio ([`ParamGroups::with`]) keeps its own.
-    ///
-    /// # Errors
-    /// [`ConfigError`] as [`Rule::with_lr`](crate::Rule::with_lr); every learning rate stays as it was.
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.groups.set_lr(lr)
-    }
-
-    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
-    ///
-    /// # Errors
-    /// [`GroupError`] if there is no such group, or as [`Rule::with_lr`](crate::Rule::with_lr); the learning rate stays as it was.
-    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
-        self.groups.set_group_lr(group, lr)
-    }
-
-    /// Sets the momentum of the steps to come, in every group that has momentum; of Adam that is `beta1`.
-    ///
-    /// # Errors
-    /// [`ConfigError`] as [`Rule::with_momentum`](crate::Rule::with_momentum); every momentum stays as it was.
-    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.groups.set_momentum(momentum)
-    }
-
-    /// How many steps have been applied, whatever was frozen: the position in a schedule.
-    #[must_use]
-    pub fn steps(&self) -> u64 {
-        self.counts.steps
-    }
-
-    /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by a step, state and step count
-    /// included.
-    ///
-    /// # Errors
-    /// [`UnknownTensor`] if no tensor has this name.
-    pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        self.tensors.set_frozen(tensor, frozen).map(drop)
-    }
-
-    /// How many steps have been applied to a tensor.
-    #[must_use]
-    pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
-        let index = self.tensors.index_of(tensor)?;
-        Some(self.counts.applied[index])
-    }
-
     /// Applies one step: `params[i]` moves by `grads[i]`, in the order in which the tensors were given.
     ///
     /// # Errors
@@ -166,7 +108,7 @@ impl<R: Twin> CpuOptimizer<R> {
     /// use wgpu_optim::{CpuOptimizer, SgdConfig, StorageType, TensorSlice, TensorSliceMut, TensorSpec};
     ///
     /// let config = SgdConfig::builder(1e-3).build()?;
-    /// let weight = TensorSpec::new("weight", [2]).stored_as(StorageType::Bf16, StorageType::F32);
+    /// let weight = TensorSpec::new("weight", [2]).params_type(StorageType::Bf16);
     /// let mut optimizer = CpuOptimizer::new(config, [weight])?;
     /// let mut weight = [bf16::ONE; 2];
     /// for _ in 0..4 {
@@ -297,6 +239,31 @@ impl<R: Twin> CpuOptimizer<R> {
         let tensors = self.tensors.as_slice().iter();
         let expected = tensors.map(|tensor| (&*tensor.name, expected(tensor), tensor.numel));
         SliceError::check(role, expected, slices)
+    }
+}
+
+impl<R: Twin> Optimizer for CpuOptimizer<R> {
+    type Rule = R;
+
+    fn groups(&self) -> &Groups<R> {
+        &self.groups
+    }
+
+    fn groups_mut(&mut self) -> &mut Groups<R> {
+        &mut self.groups
+    }
+
+    fn steps(&self) -> u64 {
+        self.counts.steps
+    }
+
+    fn applied_steps(&self, tensor: &str) -> Option<u64> {
+        let index = self.tensors.index_of(tensor)?;
+        Some(self.counts.applied[index])
+    }
+
+    fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        self.tensors.set_frozen(tensor, frozen).map(drop)
     }
 }
 

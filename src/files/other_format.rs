@@ -1,8 +1,8 @@
-//! Formats of files that are no safetensors files, told by how they start.
+//! Formats of files that are no safetensors files, recognized by their first bytes.
 
 use std::fmt;
 
-/// Bytes from which a format is told.
+/// Bytes by which a format is recognized.
 pub(super) const START_BYTES: u64 = 72;
 
 /// A format in which models are kept, too, or what somebody gets in place of a file. Its text says what can be done.

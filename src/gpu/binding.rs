@@ -6,14 +6,15 @@ use crate::storage::StorageType;
 
 /// One named tensor in buffers that the caller owns.
 ///
-/// The elements are `f32`, or what [`stored_as`](Self::stored_as) says, one after the other. Those of 16 bits are bound by
-/// the word: a buffer has to reach to the end of the word that the last one lies in. Parameters are read and written, gradients only read. Both buffers need
+/// The elements lie one after the other: `f32`, unless [`params_type`](Self::params_type) and
+/// [`grads_type`](Self::grads_type) say otherwise. Where they have 16 bits, a buffer reaches to the end of the four
+/// bytes that the last one lies in. Parameters are read and written, gradients only read. Both buffers need
 /// `BufferUsages::STORAGE` and belong to the device of the kernels (wgpu cannot tell a buffer of another
 /// `wgpu::Instance` from one of this). Several tensors may share a buffer, and a tensor's parameters and gradients may,
 /// as pools of engines have them; the parameters must not overlap each other or any tensor's gradients. In one buffer
 /// their bindings must not overlap either: the later of both starts behind the end of the other, on the device's
-/// `min_storage_buffer_offset_alignment`. The kernel then binds the gradients for writing, because WebGPU refuses a buffer
-/// that is bound for writing and for reading in one dispatch, and still never writes them.
+/// `min_storage_buffer_offset_alignment`. The kernel then binds the gradients for writing, because WebGPU refuses a
+/// buffer that is bound for writing and for reading in one dispatch, and still never writes them.
 #[derive(Clone, Debug)]
 pub struct TensorBinding<'a> {
     /// Name, used in errors and states; unique within an optimizer.
@@ -59,19 +60,31 @@ impl<'a> TensorBinding<'a> {
         }
     }
 
-    /// Returns the tensor with other types of parameters and gradients.
+    /// Returns the tensor with parameters of another storage type.
     #[must_use]
-    pub fn stored_as(mut self, params_type: StorageType, grads_type: StorageType) -> Self {
+    pub const fn params_type(mut self, params_type: StorageType) -> Self {
         self.params_type = params_type;
+        self
+    }
+
+    /// Returns the tensor with gradients of another storage type.
+    #[must_use]
+    pub const fn grads_type(mut self, grads_type: StorageType) -> Self {
         self.grads_type = grads_type;
         self
     }
 
-    /// Returns the tensor at other byte offsets, multiples of an element's.
+    /// Returns the tensor with its first parameter at another byte offset, a multiple of an element's.
     #[must_use]
-    pub fn at(mut self, params_offset_bytes: u64, grads_offset_bytes: u64) -> Self {
-        self.params_offset_bytes = params_offset_bytes;
-        self.grads_offset_bytes = grads_offset_bytes;
+    pub const fn params_at(mut self, offset_bytes: u64) -> Self {
+        self.params_offset_bytes = offset_bytes;
+        self
+    }
+
+    /// Returns the tensor with its first gradient at another byte offset, a multiple of an element's.
+    #[must_use]
+    pub const fn grads_at(mut self, offset_bytes: u64) -> Self {
+        self.grads_offset_bytes = offset_bytes;
         self
     }
 
@@ -90,7 +103,9 @@ impl<'a> TensorBinding<'a> {
 
     /// The tensor's name, shape and types, wherever it lies.
     pub(crate) fn spec(&self) -> TensorSpec {
-        TensorSpec::new(self.name, self.shape.clone()).stored_as(self.params_type, self.grads_type)
+        TensorSpec::new(self.name, self.shape.clone())
+            .params_type(self.params_type)
+            .grads_type(self.grads_type)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::storage::{Masters, Precision};
 /// let half = readback::storage_buffer(&device, &queue, "half", &[0.0; 2])?;
 ///
 /// let conversion = TensorBinding::new("weight", &half, &weight, [4]);
-/// let conversion = conversion.stored_as(StorageType::Bf16, StorageType::F32);
+/// let conversion = conversion.params_type(StorageType::Bf16);
 /// let mut converter = Converter::new(&Kernels::new(&device, &queue)?, &[conversion])?;
 /// let mut encoder = device.create_command_encoder(&Default::default());
 /// converter.record(&mut encoder)?;

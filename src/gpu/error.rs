@@ -196,7 +196,7 @@ pub enum StepError {
          let the device catch up (poll it) and step again"
     )]
     TooFarAhead {
-        /// The last such step, by its number in [`ControlRecord`](crate::ControlRecord).
+        /// The last such step, by its number in [`ControlRecord`](crate::control::ControlRecord).
         step: u64,
     },
     /// The control clips a parameter group that none of the optimizers has.

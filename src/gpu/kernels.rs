@@ -74,7 +74,7 @@ impl BindingKind {
 }
 
 impl Kernels {
-    /// Prepares the kernels for `device` and its `queue`, with the scalars on the best road that the device
+    /// Prepares the kernels for `device` and its `queue`, with the scalars on the best path that the device
     /// offers. Submits nothing.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Kernels {
         &self.inner.queue
     }
 
-    /// The road that the scalars of a step take on this device.
+    /// The path that the scalars of a step take on this device.
     #[must_use]
     pub fn scalar_path(&self) -> ScalarPath {
         self.inner.path

@@ -1,4 +1,4 @@
-//! On the device: which one, kernels and bindings, the arena, the optimizer, and transfers.
+//! The optimizer on the GPU: devices, kernels, tensor bindings, arenas, steps and their control, and transfers.
 
 mod arena;
 mod binding;

@@ -5,7 +5,7 @@ use crate::rules::{Groups, Rule, Scalars, Slots};
 use crate::storage::Rounding;
 use crate::wgsl::KernelVariant;
 
-/// The rules of parameter groups. A group is told by its index, the default group first.
+/// The rules of parameter groups. A group is known by its index, the default group first.
 pub trait GroupRules {
     /// The number of groups.
     fn groups(&self) -> usize;

@@ -1,6 +1,6 @@
 //! Running error analysis: values with the ranges of their `f32` twins, and the operations on them.
 
-use super::Rounding;
+use super::Roundoff;
 
 /// The smallest normal number: smaller ones may be flushed to zero.
 const TINY: f64 = f32::MIN_POSITIVE as f64;
@@ -130,12 +130,12 @@ impl Bounded {
 /// Sums of terms of either sign are bounded by the sum of their magnitudes, so that the bound holds in whatever order a
 /// compiler adds, and fusing a product into a sum only removes a rounding.
 #[derive(Clone, Copy, Debug)]
-pub struct Arithmetic(pub(super) Rounding);
+pub struct Arithmetic(pub(super) Roundoff);
 
 impl Arithmetic {
     /// That which rounds so.
     #[must_use]
-    pub const fn new(rounding: Rounding) -> Self {
+    pub const fn new(rounding: Roundoff) -> Self {
         Self(rounding)
     }
 
@@ -150,7 +150,7 @@ impl Arithmetic {
         match value {
             0.0 => sure,
             _ if value.abs() == 1.0 => sure,
-            _ => widened(sure, Rounding::NEAREST.gamma(1)),
+            _ => widened(sure, Roundoff::NEAREST.gamma(1)),
         }
     }
 
@@ -198,7 +198,7 @@ impl Arithmetic {
         let of = |x: f64, y: f64| (1.0 - c) * x + c * y;
         // The scalar, the difference and the product round the one, the sum both.
         let moved = c * (x.reach() + y.reach());
-        let scalar = Rounding::NEAREST.gamma(1) * moved + TINY;
+        let scalar = Roundoff::NEAREST.gamma(1) * moved + TINY;
         let off = scalar + self.0.gamma(2) * moved + self.0.gamma(1) * (x.reach() + moved) + TINY;
         let is_zero = x.reach() == 0.0 && y.reach() == 0.0;
         let off = if is_zero { 0.0 } else { off };
@@ -289,7 +289,7 @@ mod tests {
     /// Every operation on every pair of awkward numbers, in `f32` as it rounds here.
     #[test]
     fn what_f32_computes_lies_in_the_range() {
-        let at = Arithmetic(Rounding::NEAREST);
+        let at = Arithmetic(Roundoff::NEAREST);
         let numbers = [
             0.0, 1.0, -1.0, 0.1, -0.3, 7.7, 1e-30, -2e-20, 3e17, 1e-40_f32,
         ];
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn what_is_not_certain_is_in_the_range() {
-        let at = Arithmetic(Rounding::NEAREST);
+        let at = Arithmetic(Roundoff::NEAREST);
         let about_zero = Bounded {
             exact: 1e-9,
             low: -1e-8,

@@ -1,19 +1,19 @@
 //! The control of gradients, in PyTorch's words, with the ranges in which its `f32` twins may be.
 
-use super::{Arithmetic, Bounded, Rounding};
+use super::{Arithmetic, Bounded, Roundoff};
 use crate::control::{NORM_EPS, NonFinite, SCALES, StepControl};
 
 /// A control's exact decisions.
 ///
 /// ```
-/// use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+/// use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
 /// use wgpu_optim::{CpuControl, CpuOptimizer, SgdConfig, StepControl};
 ///
 /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;
 /// let control = StepControl::builder().max_norm(1.0).build()?;
 /// let (mut params, grads) = ([0.3, -0.7], [3.0, 4.0]);
-/// let mut oracle = Oracle::new(&params, Rounding::NEAREST);
-/// let mut decisions = ControlOracle::new(&control, Rounding::NEAREST);
+/// let mut oracle = Oracle::new(&params, Roundoff::NEAREST);
+/// let mut decisions = ControlOracle::new(&control, Roundoff::NEAREST);
 /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
 /// let mut control = CpuControl::new(control);
 /// for _ in 0..10 {
@@ -28,7 +28,7 @@ use crate::control::{NORM_EPS, NonFinite, SCALES, StepControl};
 #[derive(Clone, Debug)]
 pub struct ControlOracle {
     control: StepControl,
-    rounding: Rounding,
+    rounding: Roundoff,
     scale: f64,
     growth_tracker: u32,
 }
@@ -62,7 +62,7 @@ pub struct GradFactors {
 impl ControlOracle {
     /// Before its first step.
     #[must_use]
-    pub fn new(control: &StepControl, rounding: Rounding) -> Self {
+    pub fn new(control: &StepControl, rounding: Roundoff) -> Self {
         Self {
             control: control.clone(),
             rounding,

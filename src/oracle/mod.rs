@@ -1,5 +1,5 @@
-//! The oracle: every form in its own textbook words, in `f64`, not through the coefficients, and beside each
-//! value a bound on how far an `f32` computation of it may be off.
+//! The oracle: every rule as its textbook writes it, in `f64` and not through the coefficients, with a bound beside each
+//! value on how far an `f32` computation of it may be off.
 //!
 //! The bound is a running error analysis (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
 //! sections 3.1 and 3.3). A term that passes through `n` roundings has a relative error of at most
@@ -40,7 +40,7 @@ use crate::storage::{MASTER_PARAMS, Masters, Storage, StorageType, rest};
 
 /// How the arithmetic under test rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rounding {
+pub struct Roundoff {
     /// Largest relative error of a sum, a difference or a product.
     unit: f64,
     /// How many of these a quotient is worth.
@@ -49,7 +49,7 @@ pub struct Rounding {
     root: u32,
 }
 
-impl Rounding {
+impl Roundoff {
     /// To nearest, as Rust computes on a CPU: half an ULP, `2^-24`.
     pub const NEAREST: Self = Self {
         unit: 1.0 / (1u32 << 24) as f64,
@@ -120,14 +120,14 @@ impl Element {
         match storage.masters {
             Masters::None => self.theta,
             Masters::F32 => self.theta.through(|value| storage.params.rounded(value)),
-            Masters::Rest => self.theta.through(|value| {
+            Masters::LowBits => self.theta.through(|value| {
                 let (half, _) = rest::split(value.to_bits());
                 half::bf16::from_bits(half).into()
             }),
         }
     }
 
-    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Rounding, grad: Bounded) {
+    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Roundoff, grad: Bounded) {
         let mut theta = self.theta.exact;
         let mut slots = self.slots.map(|slot| slot.exact);
         rule.follow(step, &mut theta, &mut slots, grad.exact);
@@ -143,14 +143,14 @@ impl Element {
 /// The exact trajectory of one tensor.
 ///
 /// ```
-/// use wgpu_optim::oracle::{Oracle, Rounding};
+/// use wgpu_optim::oracle::{Oracle, Roundoff};
 /// use wgpu_optim::{AdamConfig, CpuOptimizer};
 ///
 /// let config = AdamConfig::adamw(0.1).build()?;
 /// let mut params = [0.3, -0.7];
 /// let grads = [0.2, 0.1];
 ///
-/// let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+/// let mut oracle = Oracle::new(&params, Roundoff::NEAREST);
 /// let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
 /// for _ in 0..10 {
 ///     optimizer.step(&mut [&mut params], &[&grads])?;
@@ -163,7 +163,7 @@ impl Element {
 #[derive(Clone, Debug)]
 pub struct Oracle<R = SgdConfig> {
     elements: Vec<Element>,
-    rounding: Rounding,
+    rounding: Roundoff,
     applied_steps: u64,
     /// The bounds of the last step; their order is that of the slots' values.
     slots: Option<Slots>,
@@ -174,7 +174,7 @@ pub struct Oracle<R = SgdConfig> {
 impl<R: Textbook> Oracle<R> {
     /// Starts from these parameters, with the slots as they start.
     #[must_use]
-    pub fn new(params: &[f32], rounding: Rounding) -> Self {
+    pub fn new(params: &[f32], rounding: Roundoff) -> Self {
         let at = |theta: &f32| Element {
             theta: Bounded::exactly(*theta),
             slots: [Bounded::default(); MAX_SLOTS],
@@ -190,7 +190,7 @@ impl<R: Textbook> Oracle<R> {
     }
 
     /// Makes an oracle of values that are stored like this: each is rounded when it is stored, in the exact trajectory as in its
-    /// twin's range. Rounding to the nearest never falls where its argument rises, so a range goes to the range between
+    /// twin's range. Roundoff to the nearest never falls where its argument rises, so a range goes to the range between
     /// its rounded ends; random bits reach the next value on either side. The parameters are those of 16 bits as `f32`.
     #[must_use]
     pub fn stored(mut self, storage: Storage) -> Self {
@@ -200,7 +200,7 @@ impl<R: Textbook> Oracle<R> {
 
     /// Starts from these parameters and the state that a rule of this configuration left of them.
     #[must_use]
-    pub fn resume(config: &R, params: &[f32], state: &TensorState, rounding: Rounding) -> Self {
+    pub fn resume(config: &R, params: &[f32], state: &TensorState, rounding: Roundoff) -> Self {
         let mut oracle = Self::new(params, rounding);
         oracle.start(config);
         oracle.applied_steps = state.applied_steps;
@@ -492,15 +492,15 @@ mod tests {
     fn the_textbook_and_the_kernels_statements_are_one_function() {
         for preset in AnyRule::presets() {
             let rule = preset.config(0.05).unwrap();
-            let mut oracle = Oracle::new(&[0.7, -1.3, 0.02], Rounding::NEAREST);
+            let mut oracle = Oracle::new(&[0.7, -1.3, 0.02], Roundoff::NEAREST);
             oracle.start(&rule);
             for step in 1..=12 {
                 for (index, element) in oracle.elements.iter_mut().enumerate() {
                     let mut bounded = *element;
                     let grad = (0.3 * step as f32 + index as f32).sin();
-                    let (at, of_grad) = (Arithmetic(Rounding::NEAREST), Bounded::exactly(grad));
+                    let (at, of_grad) = (Arithmetic(Roundoff::NEAREST), Bounded::exactly(grad));
                     rule.bound(step, at, &mut bounded.theta, &mut bounded.slots, of_grad);
-                    element.step(&rule, step, Rounding::NEAREST, of_grad);
+                    element.step(&rule, step, Roundoff::NEAREST, of_grad);
                     let pairs = [(element.theta, bounded.theta)].into_iter();
                     for (exact, statements) in
                         pairs.chain(element.slots.into_iter().zip(bounded.slots))

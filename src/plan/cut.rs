@@ -192,11 +192,10 @@ impl Plan {
             let Some(access) = piece.batch_access() else {
                 return false;
             };
-            let units = piece.numel / piece.unit_elems(access);
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
             !piece.is_absent
                 && first_elems == 0
-                && units <= room
+                && piece.batch_units(access) <= room
                 && piece.numel <= MAX_BATCHED_ELEMS
         };
         let kind = |piece: &Piece| {
@@ -234,8 +233,13 @@ impl Plan {
                 for piece in batch {
                     self.pieces[*piece].batched = true;
                 }
-                let pieces = batch.to_vec();
-                self.batches.push(Batch { pieces, access });
+                let is_odd = |piece: &usize| self.pieces[*piece].numel % 2;
+                let odd = (0..).zip(batch).map(|(bit, piece)| is_odd(piece) << bit);
+                self.batches.push(Batch {
+                    odd: odd.sum(),
+                    pieces: batch.to_vec(),
+                    access,
+                });
             }
             waiting = rest;
         }

@@ -1,5 +1,7 @@
-//! Tensors x device limits -> dispatches. Pure numbers: needs no device, and property tests drive it with
-//! made-up limits.
+//! The plan of a step: tensors and device limits become pieces of memory, batches and dispatches.
+//!
+//! It is arithmetic on numbers alone and needs no device. For tools, and for hosts other than wgpu: these types change with
+//! every version.
 
 mod chunks;
 mod cut;
@@ -237,13 +239,18 @@ impl Piece {
     /// How a batch reaches its elements, if it can be in one: a batch leaves no ends to a second dispatch, and has one
     /// key to random bits.
     fn batch_access(&self) -> Option<Access> {
-        if self.storage.is_stochastic {
-            None
-        } else if self.numel.is_multiple_of(self.storage.unit_elems()) {
-            Some(Access::Vec4)
+        let fills_units = self.numel.is_multiple_of(self.storage.unit_elems());
+        let access = if fills_units {
+            Access::Vec4
         } else {
-            self.storage.is_f32().then_some(Access::Scalar)
-        }
+            Access::Scalar
+        };
+        (!self.storage.is_stochastic).then_some(access)
+    }
+
+    /// Invocations over all of it in a batch; the last may have one element where the others have two.
+    fn batch_units(&self, access: Access) -> u32 {
+        self.numel.div_ceil(self.unit_elems(access))
     }
 
     /// Whether parameters and gradients lie in one buffer, which a dispatch then binds for writing throughout: WebGPU
@@ -270,6 +277,15 @@ pub struct Batch {
     pub pieces: Vec<usize>,
     /// How it reaches their elements, [`Access::Vec4`] or [`Access::Scalar`].
     pub access: Access,
+    /// Bit i says whether piece i has an odd number of elements, so that the last of two that share a word is not its own.
+    pub odd: u32,
+}
+
+impl Batch {
+    /// The bits that kernels read: which pieces take part, and from bit 16 on which are of an odd number of elements.
+    pub(crate) const fn tensor_mask(&self, mask: u32) -> u32 {
+        mask | self.odd << 16
+    }
 }
 
 /// The elements of one tensor in one piece.
@@ -609,10 +625,10 @@ impl Plan {
 
     /// The dispatch over some pieces of a batch.
     fn over_batch(&self, batch: usize, mask: u32) -> Dispatch {
-        let Batch { pieces, access } = &self.batches[batch];
+        let Batch { pieces, access, .. } = &self.batches[batch];
         // They are sorted by size.
         let largest = &self.pieces[pieces[mask.ilog2() as usize]];
-        let count = largest.numel / largest.unit_elems(*access);
+        let count = largest.batch_units(*access);
         Dispatch {
             target: Target::Batch { batch, mask },
             access: *access,

@@ -190,7 +190,7 @@ impl ElementRule for AdamConfig {
         ]
     }
 
-    fn meaning(&self) -> &'static str {
+    fn state_kind(&self) -> &'static str {
         match self.amsgrad {
             AmsGrad::Off => "adam",
             AmsGrad::OfAverage => "amsgrad",

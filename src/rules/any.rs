@@ -100,17 +100,16 @@ impl RulePreset {
     }
 }
 
-/// Makes an enum of rules that is a [`Rule`](crate::Rule) itself, and a [`Twin`](crate::Twin): an optimizer and its
-/// groups then mix them.
+/// Makes an enum of rules that is a [`Rule`](crate::Rule) itself, and a [`Twin`](crate::rules::Twin): an optimizer and
+/// its groups then mix them.
 ///
 /// A variant holds a rule that is a `Twin`, a type for each; [`AnyRule`] stands for all of this crate's. Each becomes the
 /// enum by `From`, and in [`ParamGroups::with`](crate::ParamGroups::with) as it is. `Clone`, `Debug` and `PartialEq` are
 /// derived.
 ///
 /// ```
-/// use wgpu_optim::{
-///     AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, Scalars, Slots, Twin, rule_enum,
-/// };
+/// use wgpu_optim::rules::{Scalars, Slots, Twin};
+/// use wgpu_optim::{AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, rule_enum};
 ///
 /// /// Moves every element by the learning rate, whatever its gradient.
 /// #[derive(Clone, Debug, PartialEq)]
@@ -176,7 +175,7 @@ macro_rules! rule_enum {
                 }
             }
 
-            impl $crate::IntoRule<$Enum> for $Rule {
+            impl $crate::rules::IntoRule<$Enum> for $Rule {
                 fn into_rule(self) -> $Enum {
                     $Enum::$Variant(self)
                 }
@@ -188,7 +187,7 @@ macro_rules! rule_enum {
                 match self { $( Self::$Variant(rule) => $crate::Rule::stem(rule), )+ }
             }
 
-            fn slots(&self) -> $crate::Slots {
+            fn slots(&self) -> $crate::rules::Slots {
                 match self { $( Self::$Variant(rule) => $crate::Rule::slots(rule), )+ }
             }
 
@@ -208,12 +207,12 @@ macro_rules! rule_enum {
                 match self { $( Self::$Variant(rule) => $crate::Rule::phase(rule, applied_steps), )+ }
             }
 
-            fn scalars(&self, phase: u64) -> $crate::Scalars {
+            fn scalars(&self, phase: u64) -> $crate::rules::Scalars {
                 match self { $( Self::$Variant(rule) => $crate::Rule::scalars(rule, phase), )+ }
             }
 
-            fn meaning(&self) -> ::std::string::String {
-                match self { $( Self::$Variant(rule) => $crate::Rule::meaning(rule), )+ }
+            fn state_kind(&self) -> ::std::string::String {
+                match self { $( Self::$Variant(rule) => $crate::Rule::state_kind(rule), )+ }
             }
 
             fn lr(&self) -> f64 {
@@ -237,13 +236,13 @@ macro_rules! rule_enum {
             }
         }
 
-        impl $crate::Twin for $Enum {
-            fn step(&self, scalars: &$crate::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => $crate::Twin::step(rule, scalars, params, state, grads), )+ }
+        impl $crate::rules::Twin for $Enum {
+            fn step(&self, scalars: &$crate::rules::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => $crate::rules::Twin::step(rule, scalars, params, state, grads), )+ }
             }
 
-            fn step_in_turn(&self, scalars: &$crate::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-                match self { $( Self::$Variant(rule) => $crate::Twin::step_in_turn(rule, scalars, params, state, grads), )+ }
+            fn step_in_turn(&self, scalars: &$crate::rules::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+                match self { $( Self::$Variant(rule) => $crate::rules::Twin::step_in_turn(rule, scalars, params, state, grads), )+ }
             }
         }
     };

@@ -79,7 +79,7 @@ pub(super) trait ElementRule: Hyperparameters {
         Self::STEM
     }
 
-    fn meaning(&self) -> &'static str {
+    fn state_kind(&self) -> &'static str {
         self.stem()
     }
 
@@ -119,8 +119,8 @@ impl<R: ElementRule> Rule for R {
         self.coefficients(phase).into()
     }
 
-    fn meaning(&self) -> String {
-        ElementRule::meaning(self).to_owned()
+    fn state_kind(&self) -> String {
+        ElementRule::state_kind(self).to_owned()
     }
 
     fn lr(&self) -> f64 {

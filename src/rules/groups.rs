@@ -13,7 +13,7 @@ const DEFAULT: &str = "default";
 /// no velocity. So may rules, by [`AnyRule`](crate::AnyRule).
 ///
 /// ```
-/// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
+/// use wgpu_optim::{CpuOptimizer, Optimizer, ParamGroups, SgdConfig};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let decay = SgdConfig::builder(0.1).momentum(0.9).weight_decay(0.01);
@@ -56,7 +56,7 @@ impl<R: Rule> ParamGroups<R> {
     /// is zero and this one's is not, there is no ratio, and only `set_group_lr` changes this one:
     ///
     /// ```
-    /// use wgpu_optim::{CpuOptimizer, ParamGroups, SgdConfig};
+    /// use wgpu_optim::{CpuOptimizer, Optimizer, ParamGroups, SgdConfig};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let groups = ParamGroups::new(SgdConfig::builder(0.0).build()?)
@@ -194,9 +194,10 @@ struct Group<R> {
     precision: Precision,
 }
 
-/// The groups of an optimizer with their hyper-parameters of the next step; the default group first.
+/// The parameter groups of an optimizer with their hyper-parameters of the next step; the default group first. They are
+/// read and set by the methods of [`Optimizer`](crate::Optimizer).
 #[derive(Clone, Debug)]
-pub(crate) struct Groups<R>(Vec<Group<R>>);
+pub struct Groups<R>(Vec<Group<R>>);
 
 impl<R: Rule> Groups<R> {
     /// The default group's configuration.

@@ -1,4 +1,9 @@
-//! Rules: checked configurations, and the scalars and terms that they compile to.
+//! Optimizer rules: checked configurations with their builders and presets, parameter groups, and the traits by which a
+//! program adds a rule of its own.
+//!
+//! Configurations, [`Rule`], [`AnyRule`] and [`ParamGroups`] are at the root of the crate, too. A rule of one's own
+//! implements [`Rule`], and [`Twin`] to run on the CPU; [`rule_enum`](crate::rule_enum) lets it share an optimizer with
+//! other rules.
 
 mod adabelief;
 mod adadelta;
@@ -18,11 +23,10 @@ mod real;
 mod rmsprop;
 mod rprop;
 mod rule;
-pub mod schedule;
 mod schedule_free;
 mod schedule_free_adamw;
 mod schedule_free_sgd;
-pub(crate) mod sgd;
+pub mod sgd;
 mod signum;
 mod yogi;
 
@@ -58,8 +62,7 @@ pub use adamax::{AdamaxConfig, AdamaxConfigBuilder};
 pub use any::{AnyRule, KnownRule, RulePreset};
 use elementwise::Hyperparameters;
 pub use error::{ConfigError, GroupError, UnknownSlot};
-pub(crate) use groups::Groups;
-pub use groups::ParamGroups;
+pub use groups::{Groups, ParamGroups};
 pub use lion::{LionConfig, LionConfigBuilder};
 pub use nadam::{NAdamConfig, NAdamConfigBuilder};
 pub use radam::{RAdamConfig, RAdamConfigBuilder};
@@ -69,9 +72,6 @@ pub use rprop::{RpropConfig, RpropConfigBuilder};
 pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Start, Twin};
 pub use schedule_free_adamw::{ScheduleFreeAdamWConfig, ScheduleFreeAdamWConfigBuilder};
 pub use schedule_free_sgd::{ScheduleFreeSgdConfig, ScheduleFreeSgdConfigBuilder};
-pub use sgd::{
-    Coefficients, Conversion, ConversionError, MomentumForm, SgdConfig, SgdConfigBuilder, Terms,
-    physics, reference,
-};
+pub use sgd::{SgdConfig, SgdConfigBuilder};
 pub use signum::{SignumConfig, SignumConfigBuilder};
 pub use yogi::{YogiConfig, YogiConfigBuilder};

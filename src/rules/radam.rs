@@ -1,4 +1,4 @@
-//! RAdam: Adam that waits until its variance can be told.
+//! RAdam: Adam that waits until its variance can be estimated.
 
 use super::config::{config, scalars};
 use super::decay::DecayTwin;
@@ -77,7 +77,7 @@ impl RAdamConfig {
         Ok(())
     }
 
-    /// The factor that rectifies the variance of the step, once that can be told.
+    /// The factor that rectifies the variance of the step, once that can be estimated.
     fn rectification(&self, t: f64) -> Option<f64> {
         let of_t = self.beta2.powf(t);
         let most = 2.0 / (1.0 - self.beta2) - 1.0;

@@ -134,7 +134,7 @@ impl ElementRule for RmsPropConfig {
     }
 
     /// The momentum buffer holds updates, or what the learning rate multiplies.
-    fn meaning(&self) -> &'static str {
+    fn state_kind(&self) -> &'static str {
         match self.momentum != 0.0 && self.lr_inside {
             true => "rmsprop-lr-inside",
             false => "rmsprop",

@@ -157,8 +157,9 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// ```
 ///
 /// where `Scalars` has an `f32` for each of `scalar_names` and `State` a `vec4<f32>` for each of `slots`. A slot that is
-/// not kept is zero, and lost. Names that begin with `wo_` are the frame's; all others are the rule's to declare. Errors in it are a [`KernelError`](crate::KernelError) when the optimizer is built, and
-/// count lines as it does. [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
+/// not kept is zero, and lost. Names that begin with `wo_` are the frame's; all others are the rule's to declare. Errors
+/// in it are a [`KernelError`](crate::wgsl::KernelError) when the optimizer is built, and count lines as it does.
+/// [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule",
     label = "expected a checked configuration, such as `AdamConfig`",
@@ -193,8 +194,9 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// The scalars of the step of a [`phase`](Self::phase), computed in `f64` and rounded once.
     fn scalars(&self, phase: u64) -> Scalars;
 
-    /// The meaning of the slots, by default the stem. A state made by a rule of another meaning is refused.
-    fn meaning(&self) -> String {
+    /// The kind of the state that the slots hold, by default the stem: what its values mean, and so who can go on with
+    /// them. A state of another kind is refused.
+    fn state_kind(&self) -> String {
         self.stem().to_owned()
     }
 

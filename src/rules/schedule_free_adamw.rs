@@ -89,8 +89,8 @@ impl ScheduleFreeAdamWConfig {
 
     /// The parameters to evaluate with, the average of the points so far: `(theta - (1 - beta1)*z) / beta1`, from the
     /// parameters that are stepped and the slot `z` of their state
-    /// ([`TensorState::slot`](crate::TensorState::slot); before the first step there is none, and the parameters are the
-    /// average). Both of one length.
+    /// ([`TensorState::slot`](crate::state::TensorState::slot); before the first step there is none, and the parameters
+    /// are the average). Both of one length.
     #[must_use]
     pub fn averaged_params(&self, params: &[f32], z: &[f32]) -> Vec<f32> {
         averaged(self.beta1, params, z)

@@ -19,12 +19,12 @@ pub struct DuplicateName {
 pub enum StateError {
     /// The state was made by another rule or form of it; its slots mean something else.
     #[error("tensor {tensor:?}: the state is of the {actual} form, expected {expected}")]
-    Meaning {
+    StateKind {
         /// The tensor.
         tensor: String,
-        /// The meaning of the optimizer's slots.
+        /// The kind of the optimizer's slots.
         expected: String,
-        /// The meaning of the state's slots.
+        /// The kind of the state's slots.
         actual: String,
     },
     /// A tensor that the optimizer does not have.
@@ -167,7 +167,7 @@ pub enum StateFileError {
         /// The tensor.
         tensor: String,
     },
-    /// A slot, or a meaning of one, without a step count.
+    /// A slot, or the kind of one, without a step count.
     #[error("not a state file: tensor {tensor:?} has no applied step count")]
     MissingCount {
         /// The tensor.
@@ -255,12 +255,12 @@ pub enum StateFileError {
         actual: f32,
     },
     /// A rule that PyTorch does not have, or not in this form.
-    #[error("torch.optim has no {meaning}, or not as it is configured here")]
+    #[error("torch.optim has no {state_kind}, or not as it is configured here")]
     NotPyTorchs {
-        /// The meaning of the rule's slots.
-        meaning: String,
+        /// The kind of the rule's slots.
+        state_kind: String,
     },
-    /// A tensor with [`Masters::Rest`](crate::Masters::Rest): PyTorch has nothing like a rest.
+    /// A tensor with [`Masters::LowBits`](crate::Masters::LowBits): PyTorch has nothing like a rest.
     #[error(
         "tensor {tensor:?}: the state holds its params_rest, which say nothing without the parameters, expected \
          master_params, which storage::rest::join makes of both, or none"
@@ -273,12 +273,12 @@ pub enum StateFileError {
     #[error(
         "tensor {tensor:?}: the state is of the {actual} form, expected {expected} as the default group"
     )]
-    OtherMeaning {
+    OtherStateKind {
         /// The tensor.
         tensor: String,
-        /// The meaning of the default group's slots.
+        /// The kind of the default group's slots.
         expected: String,
-        /// The meaning of the tensor's slots.
+        /// The kind of the tensor's slots.
         actual: String,
     },
 }

@@ -3,10 +3,10 @@
 //! A state file holds a tensor `TENSOR.SLOT`, of the tensor's shape, for each slot of each tensor that has been stepped,
 //! masters of 16-bit parameters included ([`Masters::slot`](crate::Masters::slot)): F32, BF16 or F16 as it is stored, and
 //! U16 for the low bits of masters, which older files hold as whole numbers in F32. Its metadata are
-//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name to
-//! count) and, where the slots of some tensors mean something else than the rule's, `meanings` (a JSON map from their
-//! names to [`Rule::meaning`](crate::Rule::meaning)), and `control` (JSON of a [`ControlState`]) where the program has put one
-//! there. Files of format 1 are still read.
+//! `format_version`, `rule` (the configuration, by [`Recorded`]), `steps`, `applied_steps` (a JSON map from tensor name
+//! to count) and, where the slots of some tensors are of another kind than the rule's, `meanings` (a JSON map from their
+//! names to [`Rule::state_kind`](crate::Rule::state_kind)), and `control` (JSON of a [`ControlState`]) where the program
+//! has put one there. Files of format 1 are still read.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -89,8 +89,9 @@ pub struct StateRecord<R = AnyRule> {
     pub steps: u64,
     /// How many steps have been applied to each tensor, by name. A tensor without slots is in it, too.
     pub applied_steps: BTreeMap<String, u64>,
-    /// The meaning of the slots of those tensors whose group has a rule of another meaning than `config`.
-    pub meanings: BTreeMap<String, String>,
+    /// The kind of the slots of those tensors whose group has a rule of another kind than `config`: `meanings` in the
+    /// file.
+    pub state_kinds: BTreeMap<String, String>,
     /// The memory of the control of the optimizer's steps, if there is one.
     pub control: Option<ControlState>,
 }
@@ -107,8 +108,8 @@ impl<R: Recorded> StateRecord<R> {
             ("steps", self.steps.to_string()),
             ("applied_steps", serde_json::to_string(&self.applied_steps)?),
         ];
-        if !self.meanings.is_empty() {
-            entries.push(("meanings", serde_json::to_string(&self.meanings)?));
+        if !self.state_kinds.is_empty() {
+            entries.push(("meanings", serde_json::to_string(&self.state_kinds)?));
         }
         if let Some(control) = &self.control {
             entries.push((CONTROL, serde_json::to_string(control)?));
@@ -159,16 +160,16 @@ impl<R: Recorded> StateRecord<R> {
             return Err(malformed("meanings", message));
         }
         let control = metadata(header, CONTROL).map(control).transpose()?;
-        let own = config.meaning();
+        let own = config.state_kind();
         let others = meanings.0.into_iter();
         let record = Self {
             control,
             config,
             steps,
             applied_steps: counts.0.into_iter().collect(),
-            meanings: others.filter(|(_, meaning)| *meaning != own).collect(),
+            state_kinds: others.filter(|(_, kind)| *kind != own).collect(),
         };
-        for tensor in record.meanings.keys() {
+        for tensor in record.state_kinds.keys() {
             record.check_count(tensor)?;
         }
         record.check_slots(header)?;
@@ -202,12 +203,12 @@ impl<R: Recorded> StateRecord<R> {
         }
     }
 
-    /// Whether the rule may keep this slot, or the tensor its masters there. Of another group's rule only the meaning is
-    /// known, and an optimizer that loads the state asks that rule.
+    /// Whether the rule may keep this slot, or the tensor its masters there. Of another group's rule only the kind of
+    /// its slots is known, and an optimizer that loads the state asks that rule.
     fn check_slot(&self, slots: &Slots, tensor: &str, slot: &str) -> Result<(), StateFileError> {
         let is_known = slots.iter().any(|known| known.name == slot);
         let is_masters = [MASTER_PARAMS, PARAMS_REST].contains(&slot);
-        if is_known || is_masters || self.meanings.contains_key(tensor) {
+        if is_known || is_masters || self.state_kinds.contains_key(tensor) {
             return Ok(());
         }
         let expected: Vec<_> = slots.iter().map(|slot| slot.name).collect();
@@ -261,12 +262,12 @@ impl<R: Recorded> OptimizerState<R> {
     /// # Errors
     /// [`StateFileError::DuplicateCount`] if a tensor's name comes twice.
     pub fn record(&self) -> Result<StateRecord<R>, StateFileError> {
-        let own = self.config.meaning();
+        let own = self.config.state_kind();
         let mut record = StateRecord {
             config: self.config.clone(),
             steps: self.steps,
             applied_steps: BTreeMap::new(),
-            meanings: BTreeMap::new(),
+            state_kinds: BTreeMap::new(),
             control: self.control,
         };
         for tensor in &self.tensors {
@@ -277,8 +278,10 @@ impl<R: Recorded> OptimizerState<R> {
                     tensor: name.clone(),
                 });
             }
-            if tensor.meaning != own {
-                record.meanings.insert(name.clone(), tensor.meaning.clone());
+            if tensor.state_kind != own {
+                record
+                    .state_kinds
+                    .insert(name.clone(), tensor.state_kind.clone());
             }
         }
         Ok(record)
@@ -294,14 +297,14 @@ impl<R: Recorded> OptimizerState<R> {
             config,
             steps,
             applied_steps,
-            meanings,
+            state_kinds,
             control,
         } = StateRecord::<R>::of(&header)?;
         let mut slots: HashMap<&str, Vec<SlotEntry<'_>>> = HashMap::new();
         for slot in SlotEntry::all_in(&header) {
             slots.entry(slot.tensor).or_default().push(slot);
         }
-        let (own, order) = (config.meaning(), config.slots());
+        let (own, order) = (config.state_kind(), config.slots());
         let place_of = |slot: &SlotEntry<'_>| {
             let place = order.iter().position(|known| known.name == slot.slot);
             place.unwrap_or(order.len())
@@ -322,7 +325,7 @@ impl<R: Recorded> OptimizerState<R> {
                     .first()
                     .map_or_else(Vec::new, |slot| slot.entry.shape.clone()),
                 applied_steps,
-                meaning: meanings.get(&name).unwrap_or(&own).clone(),
+                state_kind: state_kinds.get(&name).unwrap_or(&own).clone(),
                 name,
             })
         };

@@ -38,8 +38,8 @@ pub struct TensorState {
     pub shape: Vec<usize>,
     /// How many steps have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
-    /// The meaning of its slots, by [`Rule::meaning`] of its group's rule.
-    pub meaning: String,
+    /// The kind of its slots: [`Rule::state_kind`] of its group's rule.
+    pub state_kind: String,
     /// The slots that its rule keeps, in the rule's order; none before its first applied step. A file does not say the
     /// order of another group's rule; from there they come in alphabetical order.
     pub slots: Vec<SlotState>,
@@ -126,14 +126,18 @@ impl TensorSpec {
         }
     }
 
-    /// Returns the tensor with other types of parameters and gradients.
+    /// Returns the tensor with parameters of another storage type.
     #[must_use]
-    pub fn stored_as(self, params_type: StorageType, grads_type: StorageType) -> Self {
-        Self {
-            params_type,
-            grads_type,
-            ..self
-        }
+    pub const fn params_type(mut self, params_type: StorageType) -> Self {
+        self.params_type = params_type;
+        self
+    }
+
+    /// Returns the tensor with gradients of another storage type.
+    #[must_use]
+    pub const fn grads_type(mut self, grads_type: StorageType) -> Self {
+        self.grads_type = grads_type;
+        self
     }
 }
 
@@ -273,7 +277,7 @@ impl Tensors {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
                 applied_steps,
-                meaning: config.meaning(),
+                state_kind: config.state_kind(),
                 slots: sections.filter_map(slot_state).collect(),
             }
         };
@@ -380,12 +384,12 @@ impl Tensor {
     /// missing, whatever else is.
     fn check(&self, entry: &TensorState, config: &impl Rule) -> Result<(), StateError> {
         let tensor = || self.name.clone();
-        let expected = config.meaning();
-        if entry.meaning != expected {
-            return Err(StateError::Meaning {
+        let expected = config.state_kind();
+        if entry.state_kind != expected {
+            return Err(StateError::StateKind {
                 tensor: tensor(),
                 expected,
-                actual: entry.meaning.clone(),
+                actual: entry.state_kind.clone(),
             });
         }
         let slots = config.slots();

@@ -94,15 +94,15 @@ impl<R: Rule + Into<AnyRule>> OptimizerState<R> {
         let rule: AnyRule = self.config.clone().into();
         // Also where there is no tensor.
         scalars_of(&rule, 0)?;
-        let expected = rule.meaning();
+        let expected = rule.state_kind();
         let mut scalars = Vec::new();
         let mut slots = Vec::new();
         for (index, tensor) in self.tensors.iter().enumerate() {
-            if tensor.meaning != expected {
-                return Err(StateFileError::OtherMeaning {
+            if tensor.state_kind != expected {
+                return Err(StateFileError::OtherStateKind {
                     tensor: tensor.name.clone(),
                     expected,
-                    actual: tensor.meaning.clone(),
+                    actual: tensor.state_kind.clone(),
                 });
             }
             if tensor.slot(PARAMS_REST).is_some() {
@@ -152,7 +152,7 @@ impl Found<'_> {
             name: self.tensor.clone(),
             shape,
             applied_steps: 0,
-            meaning: rule.meaning(),
+            state_kind: rule.state_kind(),
             slots: Vec::new(),
         };
         let slots = rule.slots();
@@ -267,7 +267,7 @@ fn scalars_of(
 ) -> Result<Vec<(&'static str, f64)>, StateFileError> {
     let scalars = rule.pytorch_scalars(applied_steps);
     scalars.ok_or_else(|| StateFileError::NotPyTorchs {
-        meaning: rule.meaning(),
+        state_kind: rule.state_kind(),
     })
 }
 

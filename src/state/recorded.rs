@@ -7,7 +7,8 @@ use crate::rules::{AnyRule, Rule, every_rule};
 /// this crate are some; a rule of the user's own becomes one, in JSON or not.
 ///
 /// ```
-/// use wgpu_optim::{AdamConfig, AnyRule, Recorded, SgdConfig};
+/// use wgpu_optim::state::Recorded;
+/// use wgpu_optim::{AdamConfig, AnyRule, SgdConfig};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = SgdConfig::builder(0.1).momentum(0.9).build()?;

@@ -7,7 +7,7 @@
 //! | [`Precision`] of 16-bit parameters | bytes per element beside gradients and slots | what is lost |
 //! |---|---|---|
 //! | [`Masters::F32`] | 10, at a tensor's first step 8 | nothing: the parameters are the masters, rounded |
-//! | [`Masters::Rest`], bf16 only | 8 | nothing |
+//! | [`Masters::LowBits`], bf16 only | 8 | nothing |
 //! | [`Masters::None`], [`Rounding::Nearest`] | 4 | updates below half a unit in the last place |
 //! | [`Masters::None`], [`Rounding::Stochastic`] | 4 | nothing in the mean |
 
@@ -137,18 +137,18 @@ pub enum Masters {
     /// so by `params_changed` of its optimizer, or the next step undoes it.
     #[default]
     F32,
-    /// By the sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
+    /// As the low sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
     /// another bf16, the parameter is the larger of both in magnitude. f16, which leaves more than sixteen bits, has
     /// masters in `f32`. Parameters that a program writes are what the next step starts from, give or take less than half
     /// a unit in the last place, or exactly after `params_changed`.
-    Rest,
+    LowBits,
 }
 
 /// The slot of a state that holds [`Masters::F32`].
 pub const MASTER_PARAMS: &str = "master_params";
 
-/// The slot of a state that holds [`Masters::Rest`]: whole numbers below 2^16, the lower halves of the masters' bits. With
-/// a parameter each makes up a master by [`rest::join`].
+/// The slot of a state that holds [`Masters::LowBits`]: whole numbers below 2^16, the lower halves of the masters' bits.
+/// With a parameter each makes up a master by [`rest::join`].
 pub const PARAMS_REST: &str = "params_rest";
 
 impl Masters {
@@ -158,7 +158,7 @@ impl Masters {
         match self {
             Self::None => "",
             Self::F32 => MASTER_PARAMS,
-            Self::Rest => PARAMS_REST,
+            Self::LowBits => PARAMS_REST,
         }
     }
 
@@ -168,7 +168,7 @@ impl Masters {
         match self {
             Self::None => None,
             Self::F32 => Some(Codec::F32),
-            Self::Rest => Some(Codec::LowBits),
+            Self::LowBits => Some(Codec::LowBits),
         }
     }
 }
@@ -288,7 +288,7 @@ impl Storage {
     ) -> Self {
         let masters = match (params, precision.masters) {
             (StorageType::F32, _) => Masters::None,
-            (StorageType::F16, Masters::Rest) => Masters::F32,
+            (StorageType::F16, Masters::LowBits) => Masters::F32,
             (_, masters) => masters,
         };
         let slots = slots.into_iter().take(MAX_SLOTS);
@@ -341,7 +341,7 @@ impl Storage {
     pub fn bytes_per_elem(&self) -> u64 {
         let accesses = match self.masters {
             Masters::F32 => 1,
-            Masters::None | Masters::Rest => 2,
+            Masters::None | Masters::LowBits => 2,
         };
         accesses * self.params.bytes() + self.grads.bytes() + 2 * self.state_bytes()
     }

@@ -1,4 +1,6 @@
-//! The text of the kernels: the WGSL of a rule with the frame around it. Needs no device.
+//! The text of the kernels: the WGSL of a rule with the frame around it.
+//!
+//! It needs no device. For tools, and for hosts other than wgpu: these types change with every version.
 
 mod error;
 mod norm;
@@ -237,6 +239,7 @@ impl KernelVariant {
     fn scope(&self, path: ScalarPath) -> Scope {
         let named = |word: &'static str| move |name: &str| Scope::default().word(word, name);
         let is_in_words = self.access.is_scalar();
+        let in_pairs = self.is_wide() && is_in_words;
         let is_in_halves = self.is_wide() && !is_in_words;
         let parts = ["low"].into_iter().chain(is_in_halves.then_some("high"));
         let clips = self.control.is_some_and(|control| control.clips_values);
@@ -263,14 +266,15 @@ impl KernelVariant {
             .flag("CLIPS", clips)
             .flag("WIDE", self.is_wide())
             .flag("VECTORS", !is_in_words)
-            .flag("PAIRS", is_in_words && self.is_wide())
+            .flag("PAIRS", in_pairs)
+            .flag("SECTIONED", !in_pairs || self.is_batch())
             .flag("OFFSET", is_in_words || self.access != Access::Vec4)
             .flag("CHUNKS", self.access.is_chunked())
             .flag("BATCH", self.is_batch())
             .flag("DOUBLED", self.is_doubled())
             .flag("STOCHASTIC", self.storage.is_stochastic)
             .flag("MASTERS", self.storage.masters == Masters::F32)
-            .flag("RESTS", self.storage.masters == Masters::Rest)
+            .flag("RESTS", self.storage.masters == Masters::LowBits)
             .word("ENTRY", self.entry_point())
             .word("HOLDER", holder)
             .word("GROUP", path.control_group())
@@ -317,12 +321,13 @@ impl KernelVariant {
                 .word("NUMBER", number)
                 .word("ITEMS", self.items(codec))
                 .flag("STORED", array != "grads")
+                .flag("ALIGNED", array != "grads" || self.is_batch())
                 .flag("RANDOM", is_random);
             (codec, scope)
         };
         let mut sections = vec![section("grads", "grads", grads.into(), 0, 0)];
         // Low bits are loaded and stored with the parameters.
-        if masters != Masters::Rest {
+        if masters != Masters::LowBits {
             sections.push(section("params", "params", params.into(), 0, 0));
         }
         let slots = self.rule.kept().map(|slot| format!("slot_{slot}"));

@@ -39,13 +39,19 @@ impl NormVariant {
         let is_half = self.grads != StorageType::F32;
         let (tensors, access) = self.batch.unwrap_or((0, Access::Vec4));
         let tensor = |tensor| Scope::default().word("TENSOR", tensor);
-        let parts: &[&str] = if is_half { &["low", "high"] } else { &["low"] };
+        let is_in_words = access == Access::Scalar;
+        // A word alone holds two of four.
+        let parts: &[&str] = match is_half && !is_in_words {
+            true => &["low", "high"],
+            false => &["low"],
+        };
         let part = |part: &&str| Scope::default().word("PART", part);
         let scope = Scope::default()
             .flag("IMMEDIATES", path == ScalarPath::Immediates)
             .flag("HALF", is_half)
             .flag("BATCH", self.batch.is_some())
-            .flag("VECTORS", access != Access::Scalar)
+            .flag("VECTORS", !is_in_words)
+            .flag("HALVES", is_half && is_in_words)
             .word("CODEC", self.grads.name())
             .word("ELEMS", 16 / self.grads.bytes())
             .word("PARTIALS", tensors)

@@ -1,6 +1,6 @@
 //! The scalars of a step as the kernels read them: names, order and bytes.
 
-use crate::plan::{Dispatch, Target};
+use crate::plan::Dispatch;
 use crate::rules::{MAX_SCALARS, Scalars};
 use crate::storage::Key;
 
@@ -81,11 +81,12 @@ impl Uniforms {
         ((scalars + FRAME_SCALARS.len() + wide) * size_of::<u32>()) as u32
     }
 
-    pub(crate) fn new(scalars: &Scalars, dispatch: &Dispatch, wide: Option<WideScalars>) -> Self {
-        let mask = match dispatch.target {
-            Target::Piece(_) => 0,
-            Target::Batch { mask, .. } => mask,
-        };
+    pub(crate) fn new(
+        scalars: &Scalars,
+        dispatch: &Dispatch,
+        tensor_mask: u32,
+        wide: Option<WideScalars>,
+    ) -> Self {
         let frame = [
             dispatch.first,
             dispatch.grads_shift,
@@ -93,7 +94,7 @@ impl Uniforms {
             dispatch.row(),
             dispatch.head,
             dispatch.gap,
-            mask,
+            tensor_mask,
             dispatch.section,
         ];
         let mut uniforms = Self {

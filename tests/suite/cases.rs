@@ -1,6 +1,7 @@
 //! The configurations, sizes and values that the tests of every tier share.
 
-use wgpu_optim::{MomentumForm, SgdConfig};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::rules::sgd::MomentumForm;
 
 /// One config for every combination of form, Nesterov, dampening, decay and direction that is allowed.
 pub fn configs() -> Vec<SgdConfig> {

@@ -1,8 +1,9 @@
 //! Trajectories printed by PyTorch, optax and Keras; `tests/golden/` says how.
 
 use serde::Deserialize;
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{MomentumForm, SgdConfig};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::sgd::MomentumForm;
 
 /// One trajectory, in this crate's words.
 pub struct Golden {
@@ -27,7 +28,7 @@ pub struct After {
 
 impl Golden {
     /// The exact trajectory: the oracle after each step, frozen steps left out.
-    pub fn oracles(&self, rounding: Rounding) -> Vec<Oracle> {
+    pub fn oracles(&self, rounding: Roundoff) -> Vec<Oracle> {
         let mut oracle = Oracle::new(&self.start, rounding);
         (0..self.grads.len())
             .map(|step| {

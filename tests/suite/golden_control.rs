@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use wgpu_optim::control::ControlState;
-use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Rounding};
-use wgpu_optim::{
-    AnyRule, ControlRecord, LossScale, NonFinite, OptimizerState, ParamGroups, Rule as _,
-    StepControl,
-};
+use wgpu_optim::control::{ControlRecord, ControlState, NonFinite};
+use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Roundoff};
+use wgpu_optim::{AnyRule, LossScale, OptimizerState, ParamGroups, Rule as _, StepControl};
 
 use crate::golden_rules::rule_of;
 
@@ -158,7 +155,7 @@ impl Golden {
     }
 
     /// What is exact after each step.
-    pub fn expected(&self, rounding: Rounding) -> Vec<Expected> {
+    pub fn expected(&self, rounding: Roundoff) -> Vec<Expected> {
         let mut control = ControlOracle::new(&self.control(), rounding);
         let start = |(_, start)| Oracle::new(start, rounding);
         let mut oracles: Vec<_> = self.tensors().map(start).collect();

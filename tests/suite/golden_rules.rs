@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, Rule as _, RulePreset, Start};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::{RulePreset, Start};
+use wgpu_optim::{AnyRule, Rule as _};
 
 /// One trajectory.
 #[derive(Deserialize)]
@@ -41,7 +42,7 @@ impl Golden {
     }
 
     /// The exact trajectory: the oracle after each step, frozen steps left out.
-    pub fn oracles(&self, rounding: Rounding) -> Vec<Oracle<AnyRule>> {
+    pub fn oracles(&self, rounding: Roundoff) -> Vec<Oracle<AnyRule>> {
         let config = self.config();
         let mut oracle = Oracle::new(&self.theta0, rounding);
         let steps = self.grads.iter().zip(&self.lr).enumerate();

@@ -1,7 +1,8 @@
 //! Random runs of an optimizer over one tensor.
 
 use proptest::prelude::*;
-use wgpu_optim::{MomentumForm, SgdConfig};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::rules::sgd::MomentumForm;
 
 use crate::cases::values;
 

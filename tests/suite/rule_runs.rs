@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, ConfigError, CpuOptimizer, GpuOptimizer, ParamGroups};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::{AnyRule, CpuOptimizer, Optimizer, ParamGroups};
 
 use crate::cases::values;
 use crate::rule_cases::built;
@@ -29,31 +29,6 @@ pub struct Run {
     seed: u64,
     pub steps: Vec<Planned>,
 }
-
-/// What a run sets between steps, on CPU and GPU.
-pub trait Scheduled {
-    fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError>;
-    fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError>;
-    fn freeze(&mut self, tensor: &str, frozen: bool);
-}
-
-macro_rules! scheduled {
-    ($Optimizer:ident) => {
-        impl Scheduled for $Optimizer<AnyRule> {
-            fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-                self.set_lr(lr)
-            }
-            fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-                self.set_momentum(momentum)
-            }
-            fn freeze(&mut self, tensor: &str, frozen: bool) {
-                self.set_frozen(tensor, frozen).unwrap();
-            }
-        }
-    };
-}
-scheduled!(CpuOptimizer);
-scheduled!(GpuOptimizer);
 
 impl Run {
     /// The group of a tensor.
@@ -111,18 +86,18 @@ impl Run {
     }
 
     /// Sets what a step has of its own. Learning rates and momenta that one of the rules refuses change nothing.
-    pub fn prepare(&self, step: usize, optimizer: &mut impl Scheduled) {
+    pub fn prepare(&self, step: usize, optimizer: &mut impl Optimizer) {
         let planned = &self.steps[step];
         // Refused as a whole or not at all, on every device alike.
         let _ = optimizer.set_lr(planned.lr);
         let _ = optimizer.set_momentum(planned.momentum);
         for (name, frozen) in self.names().iter().zip(&planned.frozen) {
-            optimizer.freeze(name, *frozen);
+            optimizer.set_frozen(name, *frozen).unwrap();
         }
     }
 
     /// The oracle of each tensor after the run.
-    pub fn oracles(&self, rounding: Rounding) -> Vec<Oracle<AnyRule>> {
+    pub fn oracles(&self, rounding: Roundoff) -> Vec<Oracle<AnyRule>> {
         let starts = self.starts();
         let mut oracles: Vec<_> = starts.iter().map(|p| Oracle::new(p, rounding)).collect();
         // What each group's rule is at each step, an optimizer of no elements says.

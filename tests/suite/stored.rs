@@ -1,7 +1,8 @@
 //! Tensors that are not stored as f32, for the tests of every tier.
 
+use wgpu_optim::rules::Slots;
 use wgpu_optim::storage::{Rounding, Storage};
-use wgpu_optim::{Masters, Precision, Slots, StorageType, half};
+use wgpu_optim::{Masters, Precision, StorageType, half};
 
 /// How a tensor is given, and how its group remembers it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +38,7 @@ pub fn all(slots: &Slots) -> Vec<Stored> {
             found.push(stored);
         }
     };
-    let masters = [Masters::None, Masters::F32, Masters::Rest];
+    let masters = [Masters::None, Masters::F32, Masters::LowBits];
     let roundings = [Rounding::Nearest, Rounding::Stochastic { seed: 11 }];
     for (params, grads, state) in types
         .iter()

@@ -23,11 +23,11 @@ use adapter::Tests;
 
 #[derive(Debug, Parser)]
 enum Task {
-    /// Everything that has to hold: format, lints, docs, tests, the README's commands
+    /// Runs everything that has to hold: format, lints, docs, tests, the README's commands
     Ci,
     /// Makes sure of an adapter, installing Mesa's software one on Debian and Ubuntu, and runs every test
     Test {
-        /// Also run the adapter tests on the GL backend and on SwiftShader, where they are there
+        /// Run the adapter tests on the GL backend and on SwiftShader, too, where they are there
         #[arg(long)]
         all_adapters: bool,
     },
@@ -45,7 +45,7 @@ enum Task {
     },
     /// Feeds made-up files to the readers and to `step`, every fuzz target in turn; installs cargo-fuzz if it is not there
     Fuzz {
-        /// How long to run each target
+        /// Seconds for each target
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u32,
     },
@@ -54,16 +54,16 @@ enum Task {
     Targets,
     /// Runs the library's tests in headless Chromium, which is installed on Debian if it is missing
     WebTest {
-        /// Only tests whose names hold this
+        /// Run only tests whose names hold this
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Builds the page of examples/landscape into target/web/landscape
     Web {
-        /// Also serve it to this machine's browsers
+        /// Serve it to this machine's browsers, too
         #[arg(long)]
         serve: bool,
-        /// Where to serve it
+        /// Port to serve it on
         #[arg(long, value_name = "N", default_value_t = 8080)]
         port: u16,
     },
@@ -169,7 +169,7 @@ fn ci(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// What runs in browsers and on other platforms. A browser keeps one core busy at most, so what only compiles does so beside
+/// Checks for browsers and other platforms. A browser keeps one core busy at most, so what only compiles does so beside
 /// it.
 fn elsewhere(shell: &Shell) -> Result<()> {
     let [windows, macos] = targets::DESKTOPS;
@@ -211,8 +211,8 @@ fn where_it_can_run(
     }
 }
 
-/// Every test, those of the command on the one that users get: packages that only tests need switch on features of packages
-/// that both have.
+/// Runs every test, those of the command on the one that users get: packages that only tests need switch on features of
+/// packages that both have.
 fn test_as_released(shell: &Shell) -> Result<()> {
     kernel_report::build(shell)?;
     let target =

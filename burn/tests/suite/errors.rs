@@ -4,7 +4,8 @@ use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use wgpu_optim_burn::wgpu_optim::{LoadError, ParamGroups, SgdConfig, StateError};
+use wgpu_optim_burn::wgpu_optim::gpu::LoadError;
+use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
 use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
 
 use crate::{MATRIX, Odd, gpu, momentum, tensor, values};

@@ -16,7 +16,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Shape, Tensor, TensorData};
 use wgpu_optim_burn::SharedDevice;
-use wgpu_optim_burn::wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim_burn::wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim_burn::wgpu_optim::{AdamConfig, AnyRule, SgdConfig};
 
 /// burn's device with autodiff, and what is shared of it.
@@ -133,7 +133,7 @@ struct Oracles(Vec<Oracle<AnyRule>>);
 
 impl Oracles {
     fn new(module: &Odd) -> Self {
-        let oracle = |params: &Vec<f32>| Oracle::new(params, Rounding::WGSL);
+        let oracle = |params: &Vec<f32>| Oracle::new(params, Roundoff::WGSL);
         Self(module.host().iter().map(oracle).collect())
     }
 

@@ -2,8 +2,9 @@
 
 use anyhow::anyhow;
 use serde::Serialize;
-use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::oracle::Roundoff;
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use super::args::AccuracyArgs;
 use crate::args::CommonArgs;
@@ -139,7 +140,7 @@ impl Row {
                 let needed = OnGpu::bytes(open, &problem) + problem.check_bytes() + in_transit;
                 check_memory(needed)?;
                 OnGpu::new(open, &problem)
-                    .and_then(|mut stepper| check(&mut stepper, Rounding::WGSL))
+                    .and_then(|mut stepper| check(&mut stepper, Roundoff::WGSL))
                     .map(Some)
             }
             Backend::Cpu => Ok(None),
@@ -151,8 +152,8 @@ impl Row {
                 None
             }
         };
-        let reference = check(&mut OnReference::new(&problem), Rounding::NEAREST)?;
-        let cpu = check(&mut OnCpu::new(&problem)?, Rounding::NEAREST)?;
+        let reference = check(&mut OnReference::new(&problem), Roundoff::NEAREST)?;
+        let cpu = check(&mut OnCpu::new(&problem)?, Roundoff::NEAREST)?;
         Ok(Self {
             rule: rule.to_owned(),
             reference,

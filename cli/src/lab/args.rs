@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args as ClapArgs, ValueEnum};
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use super::problem::at_its_lr;
 use super::storage::StorageArgs;
@@ -41,25 +42,25 @@ pub struct BenchArgs {
     /// Forms of momentum to measure, before the rules
     #[arg(long, value_name = "FORM,...", value_delimiter = ',', value_enum)]
     pub form: Vec<BenchForm>,
-    /// Every adapter of this machine, not only the best
+    /// Measure every adapter of this machine, not only the best
     #[arg(long)]
     pub all_adapters: bool,
     /// Leave the data in the caches; without this, copies of it are cycled past them
     #[arg(long)]
     pub hot_caches: bool,
-    /// Also time steps under a control: the gradients' norm, clipping by it, and skipping what is not finite
+    /// Time steps under a control, too: the gradients' norm, clipping by it, and skipping what is not finite
     #[arg(long)]
     pub control: bool,
     /// Longest time to spend on each size and rule; less, where every median is known to 2% before
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
     pub seconds: f64,
-    /// Also write the table as CSV
+    /// Write the table as CSV, too
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// Also draw milliseconds against elements; by its name an .svg or a .png
+    /// Draw milliseconds against elements, too; by its name an .svg or a .png
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
-    /// Say what is slower than in a report that --json has printed before
+    /// Compare with a report that --json has printed before, and say what is slower
     #[arg(long, value_name = "OLD.json")]
     pub compare: Option<PathBuf>,
     #[command(flatten)]

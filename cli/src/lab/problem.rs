@@ -2,12 +2,14 @@
 
 use anyhow::anyhow;
 use rayon::prelude::*;
-use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Rounding};
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::oracle::{Agreement, Disagreement, Oracle, Roundoff};
+use wgpu_optim::rules::{Slot, Twin as _};
 use wgpu_optim::storage::{Codec, Storage};
 use wgpu_optim::{
-    AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
-    OptimizerState, ParamGroups, Precision, Rule as _, Slot, StepControl, StorageType, TensorSpec,
-    TensorValues, Twin as _, readback, wgpu,
+    AnyRule, Arena, ConfigError, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer, Optimizer,
+    OptimizerState, ParamGroups, Precision, Rule as _, StepControl, StorageType, TensorSpec,
+    readback, wgpu,
 };
 
 use crate::Failure;
@@ -40,7 +42,7 @@ pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
     let grads = [1.0, 0.5, -0.5, -1.0].map(|share| share * LARGEST_GRAD);
     let mut rule = rule.with_lr(LR)?;
     for _ in 0..f64::MANTISSA_DIGITS {
-        let mut oracle = Oracle::new(&start, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&start, Roundoff::NEAREST);
         let mut worst = 0.0f64;
         for lr in CHECKED_LRS {
             oracle.step(&rule.with_lr(lr * rule.lr())?, &grads);
@@ -180,7 +182,9 @@ impl Problem {
         let Storage { params, grads, .. } = self.storage();
         let sizes = self.sizes.iter().enumerate();
         sizes.map(move |(index, numel)| {
-            TensorSpec::new(index.to_string(), [*numel]).stored_as(params, grads)
+            TensorSpec::new(index.to_string(), [*numel])
+                .params_type(params)
+                .grads_type(grads)
         })
     }
 
@@ -207,7 +211,7 @@ impl Problem {
     pub fn check(
         &self,
         stepper: &mut dyn Stepper,
-        rounding: Rounding,
+        rounding: Roundoff,
     ) -> Result<Agreement, Failure> {
         for lr in self.checked_lrs() {
             stepper.step(lr)?;
@@ -215,7 +219,7 @@ impl Problem {
         self.compare(&stepper.results()?, rounding)
     }
 
-    fn compare<'r>(&self, results: &'r Results, rounding: Rounding) -> Result<Agreement, Failure> {
+    fn compare<'r>(&self, results: &'r Results, rounding: Roundoff) -> Result<Agreement, Failure> {
         let configs = self
             .checked_lrs()
             .into_iter()
@@ -500,11 +504,11 @@ mod tests {
     fn one_wrong_element_is_found() {
         let problem = problem("adamw", vec![70_000, 30_001]);
         let mut stepper = OnReference::new(&problem);
-        let right = problem.check(&mut stepper, Rounding::NEAREST).unwrap();
+        let right = problem.check(&mut stepper, Roundoff::NEAREST).unwrap();
         assert!(right.worst_ulp > 0.0 && right.worst_ulp < 10.0, "{right:?}");
         let mut results = stepper.results().unwrap();
         let is_wrong = |results: &Results| {
-            let compared = problem.compare(results, Rounding::NEAREST);
+            let compared = problem.compare(results, Roundoff::NEAREST);
             matches!(compared, Err(Failure::Wrong(e)) if e.to_string().contains("wrong results"))
         };
         assert!(!is_wrong(&results));
@@ -527,7 +531,7 @@ mod tests {
             let config = at_a_gentle_lr(&preset.config(LR).unwrap()).unwrap();
             let problem = Problem::new(config, vec![1000]);
             let mut stepper = OnReference::new(&problem);
-            problem.check(&mut stepper, Rounding::NEAREST).unwrap();
+            problem.check(&mut stepper, Roundoff::NEAREST).unwrap();
             for (start, params) in problem.start.iter().zip(stepper.results.params) {
                 let moved = (params - start).abs();
                 assert!(0.0 < moved && moved < 0.3, "{preset:?} moves by {moved}");

@@ -1,10 +1,11 @@
-//! How tensors are stored, as it is typed.
+//! The storage of tensors, as it is typed.
 
 use clap::{Args as ClapArgs, ValueEnum};
+use wgpu_optim::rules::Slots;
 use wgpu_optim::storage::{Codec, Storage};
-use wgpu_optim::{Masters, Precision, Slots, StorageType};
+use wgpu_optim::{Masters, Precision, StorageType};
 
-/// How the tensors of a measurement are given, and how they are remembered.
+/// The storage of the tensors of a measurement, and the precision with which they are remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stored {
     pub params: StorageType,
@@ -33,7 +34,7 @@ impl Stored {
             .collect();
         match storage.masters {
             Masters::F32 => suffix += ", f32 masters",
-            Masters::Rest => suffix += ", rests",
+            Masters::LowBits => suffix += ", low bits",
             Masters::None => {}
         }
         suffix
@@ -65,31 +66,31 @@ pub enum MastersKind {
     /// The parameters as F32
     #[default]
     F32,
-    /// Of BF16, the 16 bits that they leave of the F32; of F16, the F32
-    Rest,
-    /// Nothing
+    /// The 16 bits by which the F32 differs from BF16; for F16, the F32
+    LowBits,
+    /// Nothing beside the parameters
     None,
 }
 
 #[derive(Clone, Debug, Default, ClapArgs)]
 #[command(next_help_heading = "Storage")]
 pub struct StorageArgs {
-    /// What the parameters are stored as [default: f32, or as in --model]
+    /// Storage type of the parameters [default: f32, or as in --model]
     #[arg(long, value_name = "DTYPE", value_enum)]
     pub params_dtype: Option<Dtype>,
-    /// What the gradients are stored as [default: f32, or as the parameters in --model]
+    /// Storage type of the gradients [default: f32, or as the parameters in --model]
     #[arg(long, value_name = "DTYPE", value_enum)]
     pub grads_dtype: Option<Dtype>,
-    /// What the rule's state is stored as
+    /// Storage type of the rule's state
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t)]
     pub state_dtype: Dtype,
-    /// What is remembered of parameters of 16 bits
+    /// Memory of 16-bit parameters beside themselves
     #[arg(long, value_name = "KIND", value_enum, default_value_t)]
     pub masters: MastersKind,
 }
 
 impl StorageArgs {
-    /// `of` is what parameters and gradients are stored as where nothing is said.
+    /// The storage that was typed; `of` is the type of parameters and gradients where none was.
     pub fn stored(&self, of: StorageType) -> Stored {
         Stored {
             params: self.params_dtype.map_or(of, Into::into),
@@ -98,7 +99,7 @@ impl StorageArgs {
                 state: self.state_dtype.into(),
                 masters: match self.masters {
                     MastersKind::F32 => Masters::F32,
-                    MastersKind::Rest => Masters::Rest,
+                    MastersKind::LowBits => Masters::LowBits,
                     MastersKind::None => Masters::None,
                 },
                 ..Precision::default()

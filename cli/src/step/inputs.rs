@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::Dtype;
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::StateRecord;
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST, Storage};
-use wgpu_optim::{AnyRule, Masters, Precision, Rule as _, Slot, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, Masters, Precision, Rule as _, StorageType};
 use wgpu_optim_files::{
     Model, Part, Place, SavedState, SavedTensor, Shard, SourceFile, storage_type,
 };
@@ -246,12 +248,12 @@ impl State {
     fn open(path: &Path, params: &Model, config: &AnyRule) -> Result<Self> {
         let saved = SavedState::new(Model::open(path)?)?;
         let record: &StateRecord = &saved.record;
-        let (expected, actual) = (config.meaning(), record.config.meaning());
+        let (expected, actual) = (config.state_kind(), record.config.state_kind());
         ensure!(
             actual == expected,
             "it was made by the {actual} form, expected {expected}"
         );
-        if let Some((tensor, actual)) = record.meanings.first_key_value() {
+        if let Some((tensor, actual)) = record.state_kinds.first_key_value() {
             bail!("tensor {tensor:?} was made by the {actual} form, expected {expected}");
         }
         for name in record.applied_steps.keys() {
@@ -319,7 +321,7 @@ pub fn record_after(
         steps: steps.saturating_add(repeat),
         applied_steps,
         // A state of several is refused.
-        meanings: BTreeMap::new(),
+        state_kinds: BTreeMap::new(),
         control: before.and_then(|before| before.control),
     }
 }

@@ -12,7 +12,9 @@ mod threads;
 use std::time::Instant;
 
 use anyhow::Result;
-use wgpu_optim::{AnyRule, CpuControl, GradNorms, Precision, StateRecord, Verdict};
+use wgpu_optim::control::{GradNorms, Verdict};
+use wgpu_optim::state::StateRecord;
+use wgpu_optim::{AnyRule, CpuControl, Precision};
 use wgpu_optim_files::Outputs;
 
 use crate::args::{CommonArgs, NonFinite, StepArgs};

@@ -3,7 +3,7 @@
 use std::slice::from_ref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use wgpu_optim::GradNorm;
+use wgpu_optim::control::GradNorm;
 use wgpu_optim_files::window::{Reader, runs};
 
 use super::inputs::Inputs;

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::{SlotEntry, StateRecord};
 use wgpu_optim::storage::Codec;
-use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord};
+use wgpu_optim::{AnyRule, Rule as _};
 use wgpu_optim_files::window::{ELEM_BYTES, Slice};
 use wgpu_optim_files::{At, FileError, Layout, NewFile, Outputs, Part, is_index};
 

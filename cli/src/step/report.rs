@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use anyhow::anyhow;
 use serde::Serialize;
+use wgpu_optim::Precision;
+use wgpu_optim::control::Verdict;
 use wgpu_optim::storage::Rounding;
-use wgpu_optim::{Precision, Verdict};
 
 use super::inputs::{Pairing, Updated};
 use super::stream::NonFiniteElems;

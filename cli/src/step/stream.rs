@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
+use wgpu_optim::control::Verdict;
 use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
-use wgpu_optim::{AnyRule, Rule as _, StorageType, Verdict};
+use wgpu_optim::{AnyRule, Rule as _, StorageType};
 use wgpu_optim_files::window::{Engine, NotRounded, Reader, Run, Slice, Values, Writer, runs};
 use wgpu_optim_files::{Outputs, Part};
 

@@ -2,9 +2,11 @@
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use wgpu_optim::control::NonFinite;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::{
-    AnyRule, CpuControl, CpuOptimizer, Masters, NonFinite, ParamGroups, Precision, SgdConfig,
-    StepControl, StorageType, TensorSpec, TensorValues,
+    AnyRule, CpuControl, CpuOptimizer, Masters, ParamGroups, Precision, SgdConfig, StepControl,
+    StorageType, TensorSpec,
 };
 
 use crate::model::{Model, Tensor, Workspace, values};
@@ -80,7 +82,9 @@ fn twin(
     };
     let specs = TENSORS.map(|(name, numel)| {
         let (params, grads) = (of(&params.tensors[name]), of(&grads.tensors[name]));
-        TensorSpec::new(name, [numel]).stored_as(params, grads)
+        TensorSpec::new(name, [numel])
+            .params_type(params)
+            .grads_type(grads)
     });
     let groups = ParamGroups::new(rule()).with_precision(Precision {
         masters: Masters::F32,

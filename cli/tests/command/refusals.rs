@@ -3,7 +3,8 @@
 use std::fs;
 
 use safetensors::Dtype;
-use wgpu_optim::{AdamConfig, Recorded as _};
+use wgpu_optim::AdamConfig;
+use wgpu_optim::state::Recorded as _;
 
 use crate::model::{Model, Tensor, Workspace};
 use crate::{wgpu_optim, without_driver};

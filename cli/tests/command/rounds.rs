@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use safetensors::Dtype;
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AnyRule, Recorded as _, RmsPropConfig, Rule as _, SgdConfig};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::state::Recorded as _;
+use wgpu_optim::{AnyRule, RmsPropConfig, Rule as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
@@ -88,9 +89,9 @@ fn check(device: &str, start: &Model) {
 /// Runs all rounds through the command and compares every element after each.
 fn check_rule(device: &str, start: &Model, config: &AnyRule, flags: &str) {
     let rounding = if device == "cpu" {
-        Rounding::NEAREST
+        Roundoff::NEAREST
     } else {
-        Rounding::WGSL
+        Roundoff::WGSL
     };
     let workspace = Workspace::new();
     start.write(&workspace.path("params"));

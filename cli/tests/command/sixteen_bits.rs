@@ -4,10 +4,11 @@ use std::fs;
 
 use safetensors::Dtype;
 use serde_json::json;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, SgdConfig, StorageType,
-    TensorSpec, TensorValues,
+    TensorSpec,
 };
 
 use crate::DEVICES;
@@ -273,7 +274,8 @@ fn the_command_steps_as_the_cpu_optimizer() {
         let specs = grads.tensors.iter().map(|(name, grads)| {
             let params = &model.tensors[name];
             TensorSpec::new(name.clone(), params.shape.clone())
-                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+                .params_type(storage_type(params.dtype))
+                .grads_type(storage_type(grads.dtype))
         });
         let mut optimizer = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
         let names = || grads.tensors.keys();
@@ -478,7 +480,8 @@ fn rests_become_masters() {
         let specs = grads.tensors.iter().map(|(name, grads)| {
             let params = &model.tensors[name];
             TensorSpec::new(name.clone(), params.shape.clone())
-                .stored_as(storage_type(params.dtype), storage_type(grads.dtype))
+                .params_type(storage_type(params.dtype))
+                .grads_type(storage_type(grads.dtype))
         });
         let mut optimizer = CpuOptimizer::with_groups(&groups, specs).unwrap();
         let names = grads.tensors.keys();
@@ -497,7 +500,7 @@ fn rests_become_masters() {
     let workspace = Workspace::new();
     grads.write(&workspace.path("grads"));
     for device in DEVICES {
-        let [masters, rests] = [Masters::F32, Masters::Rest].map(|masters| {
+        let [masters, rests] = [Masters::F32, Masters::LowBits].map(|masters| {
             let (params, state) = step(masters);
             params.write(&workspace.path("params"));
             fs::write(workspace.path("state"), state).unwrap();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use eframe::egui::{self, ComboBox, DragValue, Slider, Ui, mutex::Mutex};
 use eframe::{CreationContext, egui_wgpu};
-use wgpu_optim::{MomentumForm, wgpu};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::wgpu;
 
 use crate::counts::Frame;
 use crate::landscape::{FEATURES, Landscape};
@@ -37,7 +38,7 @@ pub struct App {
     steps_per_frame: u32,
     /// Pauses after so many steps.
     stop_after: Option<u64>,
-    /// Of the settings as they are typed, until they are right.
+    /// The error in the settings as they are typed, until they are right.
     problem: Option<String>,
     is_told: Option<Listener>,
 }
@@ -75,7 +76,7 @@ pub fn wgpu_options(adapter: Option<String>) -> egui_wgpu::WgpuConfiguration {
 }
 
 impl App {
-    /// On the device that egui draws with.
+    /// Makes an app whose landscape is on the device that egui draws with.
     ///
     /// # Errors
     /// No device, or settings that it cannot have.
@@ -109,7 +110,7 @@ impl App {
         })
     }
 
-    /// So many steps a frame, and none after `stop_after` of them.
+    /// Returns the app with so many steps a frame, which pauses after `stop_after` steps in all.
     #[must_use]
     pub fn with_steps(mut self, steps_per_frame: u32, stop_after: Option<u64>) -> Self {
         (self.steps_per_frame, self.stop_after) = (steps_per_frame, stop_after);

@@ -16,7 +16,7 @@ pub const SPEED_SAMPLE: u32 = 65_536;
 /// Workgroups that add up partial counts.
 pub const COUNT_GROUPS: u32 = 64;
 
-/// What `shaders/count.wgsl` adds up.
+/// The sums of `shaders/count.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Count {
@@ -39,13 +39,13 @@ struct Counted {
 /// A side in figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Figures {
-    /// Of the balls that have not escaped.
+    /// The mean height of the balls that have not escaped.
     pub mean_height: f64,
-    /// Distance per step, of the first [`SPEED_SAMPLE`] balls.
+    /// The distance per step of the first [`SPEED_SAMPLE`] balls, their mean.
     pub mean_speed: f64,
-    /// Of all balls, those in the deepest valley.
+    /// The share of all balls that are in the deepest valley.
     pub deepest_share: f64,
-    /// Of all balls, those that are further than four half widths of the domain away.
+    /// The share of all balls that are further than four half widths of the domain away.
     pub escaped_share: f64,
 }
 
@@ -66,14 +66,14 @@ impl Counted {
     }
 }
 
-/// How long a frame's parts took on the device, in milliseconds.
+/// The time that a frame's parts took on the device, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Times {
-    /// What writes the gradients.
+    /// The pass that writes the gradients.
     pub slopes: f64,
     /// The optimizers of both sides.
     pub step: f64,
-    /// What adds up the figures.
+    /// The pass that adds up the figures.
     pub counts: f64,
     /// Terrain and balls.
     pub drawing: f64,
@@ -86,25 +86,25 @@ impl Times {
     }
 }
 
-/// What is known of a frame.
+/// The figures of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Frame {
     /// Steps since the start.
     pub steps: u64,
     /// Left and right.
     pub sides: [Figures; 2],
-    /// None where the device has no timestamps that tell.
+    /// The times of the passes; [`None`] where the device has no timestamps of single passes.
     pub times: Option<Times>,
 }
 
 /// The passes of a frame that are timed, two timestamps each.
 #[derive(Clone, Copy)]
 pub enum Pass {
-    /// What writes the gradients.
+    /// The pass that writes the gradients.
     Slopes,
     /// The optimizers of both sides.
     Step,
-    /// What adds up the figures.
+    /// The pass that adds up the figures.
     Counts,
     /// Terrain and balls.
     Drawing,
@@ -123,7 +123,7 @@ pub struct Telemetry {
     nanoseconds_per_tick: f64,
     slots: Vec<Slot>,
     newest: Option<Frame>,
-    /// Of how many that were started; what is on its way of an earlier one is not shown.
+    /// The number of runs started so far; figures of an earlier run that are still on their way are not shown.
     run: u64,
 }
 
@@ -169,7 +169,7 @@ fn buffer(device: &wgpu::Device, label: &str, size: u64, usage: BufferUsages) ->
 }
 
 impl Telemetry {
-    /// For both sides of one landscape.
+    /// Makes the telemetry of both sides of a landscape.
     pub fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         // A software adapter writes the timestamps of several passes when it flushes them, all at once.
         let has_timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
@@ -198,7 +198,7 @@ impl Telemetry {
         }
     }
 
-    /// Where a compute pass puts its timestamps.
+    /// The timestamps that a compute pass writes.
     pub fn compute(&self, pass: Pass) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
         let first = 2 * pass as u32;
         self.queries
@@ -210,7 +210,7 @@ impl Telemetry {
             })
     }
 
-    /// Where the render pass puts its own.
+    /// The timestamps that the render pass writes.
     pub fn drawing(&self) -> Option<wgpu::RenderPassTimestampWrites<'_>> {
         let first = 2 * Pass::Drawing as u32;
         self.queries

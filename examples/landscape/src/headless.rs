@@ -1,4 +1,4 @@
-//! The same frames without a window: PNGs, an animation and the figures as CSV.
+//! Runs without a window: the same frames as PNGs, an animation, and the figures as CSV.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ use crate::scene::Camera;
 use crate::settings::Settings;
 use crate::stage::Stage;
 
-/// What is drawn, and where it goes.
+/// The content of a recording, and its place.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// After the one of the start.
+    /// The number of frames after that of the start.
     pub frames: u32,
-    /// How far a frame is from the one before.
+    /// The number of steps from one frame to the next.
     pub steps_per_frame: u32,
     /// A PNG, and a picture of the animation, each so many frames.
     pub every: u32,
-    /// In pixels.
+    /// The size of a picture in pixels.
     pub size: [u32; 2],
     /// A directory, made if it is not there.
     pub out: PathBuf,

@@ -11,7 +11,7 @@ use crate::scene::{Camera, Scene};
 use crate::settings::Settings;
 use crate::terrain::Terrain;
 
-/// What an engine's device should have, where its adapter offers it.
+/// The features that an engine's device should have, where its adapter offers them.
 pub const FEATURES: wgpu::Features = OPTIONAL_FEATURES.union(wgpu::Features::TIMESTAMP_QUERY);
 
 /// A million balls and their landscape.
@@ -46,7 +46,7 @@ struct Size {
     side: u32,
 }
 
-/// What depends on the terrain alone.
+/// The pipelines that depend on the terrain alone.
 struct Pipelines {
     slope: wgpu::ComputePipeline,
     partial: wgpu::ComputePipeline,
@@ -56,7 +56,7 @@ struct Pipelines {
 }
 
 impl Landscape {
-    /// How many balls a side may have on this device, at most 16 million: each side's positions are bound as one.
+    /// The most balls that a side may have on this device, at most 16 million: each side's positions are bound as one.
     pub fn most_balls(device: &wgpu::Device) -> u32 {
         let limits = device.limits();
         let bytes = limits
@@ -93,7 +93,7 @@ impl Landscape {
         })
     }
 
-    /// What it follows from.
+    /// The settings that the landscape follows.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -256,7 +256,7 @@ impl Landscape {
         self.failure.as_deref()
     }
 
-    /// What is known of the newest frame that the device has finished. Waits for nothing.
+    /// The figures of the newest frame that the device has finished. Waits for nothing.
     pub fn newest(&mut self) -> Option<Frame> {
         self.telemetry.newest()
     }

@@ -17,36 +17,36 @@ mod native {
         /// hills, fractal, ravine, rosenbrock, himmelblau or saddle
         #[arg(long, default_value = "hills", value_parser = terrain)]
         terrain: Terrain,
-        /// On each side
+        /// Number of balls on each side
         #[arg(long, default_value_t = 1_000_000)]
         balls: u32,
-        /// Of the places where balls start
+        /// Seed of the places where balls start
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Left and right: sgd, adam, lion or any other rule of `wgpu-optim`
+        /// Rules of the left and the right side: sgd, adam, lion or any other rule of `wgpu-optim`
         #[arg(long, num_args = 2, value_delimiter = ',', default_values = ["sgd", "sgd"], value_parser = rule_name)]
         rules: Vec<&'static str>,
-        /// Left and right, of sgd
+        /// Momentum of the left and the right side, for sgd
         #[arg(long, num_args = 2, value_delimiter = ',', default_values_t = [0.0, 0.9])]
         momentum: Vec<f64>,
-        /// Left and right; the terrain's own by default
+        /// Learning rates of the left and the right side; the terrain's own by default
         #[arg(long, num_args = 2, value_delimiter = ',')]
         lr: Vec<f64>,
         #[arg(long, default_value_t = 1)]
         steps_per_frame: u32,
-        /// No window: pictures, an animation and the figures
+        /// Open no window, but write pictures, an animation and the figures
         #[arg(long, requires = "out")]
         headless: bool,
-        /// How many frames; without `--headless` it pauses there
+        /// Number of frames; without `--headless` the window pauses there
         #[arg(long)]
         frames: Option<u32>,
-        /// Where the pictures go
+        /// Directory for the pictures
         #[arg(long, value_name = "DIR", requires = "headless")]
         out: Option<PathBuf>,
-        /// A picture each so many frames
+        /// Frames from one picture to the next
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
         every: u32,
-        /// Pixels of a picture
+        /// Size of a picture in pixels: width, height
         #[arg(long, num_args = 2, value_delimiter = ',', default_values_t = [1280, 640])]
         size: Vec<u32>,
         /// Text in the adapter's name

@@ -12,7 +12,7 @@ use crate::app::{self, App};
 use crate::settings::Settings;
 use crate::terrain::Terrain;
 
-/// How many balls a page starts with on each side.
+/// The number of balls that a page starts with on each side.
 const BALLS: u32 = 100_000;
 
 /// Starts the program in the canvas, or says on the page why not.
@@ -71,7 +71,7 @@ async fn run(document: &Document) -> Result<()> {
     })
 }
 
-/// What the address asks for.
+/// Reads the settings and the number of steps from the page's address.
 fn asked(location: &Location) -> Result<(Settings, Option<u64>)> {
     let value = |name: &str| {
         location

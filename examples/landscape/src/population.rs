@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use wgpu_optim::wgpu::{self, BufferUsages};
-use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, TensorBinding, readback};
+use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, TensorBinding, readback};
 
 use crate::settings::RuleSettings;
 use crate::terrain::{Domain, Terrain};
@@ -60,8 +60,8 @@ impl Population {
         Ok(())
     }
 
-    /// What it takes to go on under another rule from where the balls are. Another learning rate or momentum keeps what
-    /// they remember; anything else lets them start from rest.
+    /// Prepares another rule that goes on from where the balls are. Another learning rate or momentum keeps what they
+    /// remember; anything else lets them start from rest.
     pub fn change(&self, kernels: &Kernels, numel: usize, rule: &RuleSettings) -> Result<Change> {
         rule.config()?;
         let old = &self.rule;
@@ -98,13 +98,13 @@ impl Population {
     }
 }
 
-/// Another rule, checked, and the optimizer for it where that has to be another one.
+/// A change to another rule, checked, with a new optimizer where the old one cannot take it.
 pub struct Change {
     optimizer: Option<GpuOptimizer<AnyRule>>,
     rule: RuleSettings,
 }
 
-/// All balls are one tensor.
+/// Makes the optimizer of all balls, which are one tensor.
 fn optimizer(
     kernels: &Kernels,
     params: &wgpu::Buffer,
@@ -116,7 +116,8 @@ fn optimizer(
     Ok(GpuOptimizer::new(kernels, rule.config()?, &[balls])?)
 }
 
-/// Where balls start: anywhere in the domain. On the saddle beside its crest, from where plain descent takes long.
+/// The points where balls start: anywhere in the domain. On the saddle they lie beside its crest, from where plain
+/// descent takes long.
 pub fn starts(terrain: Terrain, balls: u32, seed: u64) -> Vec<f32> {
     let mut random = fastrand::Rng::with_seed(seed);
     let Domain { centre, half_width } = terrain.domain();

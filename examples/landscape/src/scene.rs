@@ -8,7 +8,7 @@ use wgpu_optim::wgpu::VertexStepMode::{Instance, Vertex};
 
 use crate::terrain::Terrain;
 
-/// From where both sides are seen.
+/// The point from which both sides are seen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Camera {
     /// Around the vertical, in radians.
@@ -55,7 +55,7 @@ const PAPER: wgpu::Color = wgpu::Color {
 
 const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
 const DEPTH: wgpu::TextureFormat = wgpu::TextureFormat::Depth32Float;
-/// As in `shaders/scene.wgsl`.
+/// Cells along a side of the terrain's grid, as in `shaders/scene.wgsl`.
 const CELLS: u32 = 192;
 
 /// More balls than that are drawn as points.
@@ -102,7 +102,7 @@ struct Picture {
 }
 
 impl Scene {
-    /// To be painted into textures of this format.
+    /// Makes a scene that is painted into textures of this format.
     pub fn new(device: &wgpu::Device, target: wgpu::TextureFormat, terrain: Terrain) -> Self {
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("landscape.view"),

@@ -1,20 +1,21 @@
-//! What a person chooses: a terrain, how many balls, and a rule for each side.
+//! The settings that a person chooses: a terrain, a number of balls, and a rule for each side.
 
-use wgpu_optim::physics::Particle;
-use wgpu_optim::{AnyRule, ConfigError, MomentumForm, SgdConfig};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::sgd::physics::Particle;
+use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use crate::terrain::Terrain;
 
 /// Everything that a run follows from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// What the balls roll on.
+    /// The terrain that the balls roll on.
     pub terrain: Terrain,
-    /// On each side.
+    /// The number of balls on each side.
     pub balls: u32,
-    /// Of the places where balls start, the same on both sides.
+    /// The seed of the places where balls start, the same on both sides.
     pub seed: u64,
-    /// Left and right.
+    /// The rules of the left and the right side.
     pub rules: [RuleSettings; 2],
 }
 
@@ -38,17 +39,17 @@ pub struct RuleSettings {
     pub rule: &'static str,
     /// Learning rate.
     pub lr: f64,
-    /// Of `sgd` alone.
+    /// The form of `sgd`; no other rule has one.
     pub form: MomentumForm,
-    /// Of `sgd` alone.
+    /// The momentum of `sgd`; no other rule reads it.
     pub momentum: f64,
-    /// Of `sgd` alone.
+    /// Whether the momentum of `sgd` is Nesterov's.
     pub nesterov: bool,
-    /// Of its particle form, which has it in place of `lr` and `momentum`.
+    /// The mass in the particle form, which has it in place of `lr` and `momentum`.
     pub mass: f64,
-    /// Of the particle form.
+    /// The friction in the particle form.
     pub friction: f64,
-    /// Of the particle form.
+    /// The time step in the particle form.
     pub time_step: f64,
 }
 
@@ -77,7 +78,7 @@ impl RuleSettings {
         names
     }
 
-    /// Whether it is said by mass and friction.
+    /// Whether the rule is given by mass and friction.
     pub fn is_particle(&self) -> bool {
         self.rule == Self::SGD && self.form == MomentumForm::Particle
     }
@@ -103,7 +104,7 @@ impl RuleSettings {
         AnyRule::preset(self.rule, None, self.lr)
     }
 
-    /// In a line, as a heading.
+    /// The rule in a line, as a heading.
     pub fn title(&self) -> String {
         if self.is_particle() {
             let Self {

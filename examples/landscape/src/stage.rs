@@ -17,11 +17,11 @@ use crate::view::{self, SharedLandscape};
 
 const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
 
-/// It owns device and queue, and submits once a frame, as egui does in a window.
+/// An engine without a window: it owns device and queue, and submits once a frame, as egui does in a window.
 pub struct Stage {
-    /// The engine's.
+    /// The engine's device.
     pub gpu: Gpu,
-    /// What it draws.
+    /// The landscape that it draws.
     pub landscape: SharedLandscape,
     context: egui::Context,
     renderer: Renderer,
@@ -35,7 +35,7 @@ pub struct Stage {
 ///
 /// Where there is none (the window is being resized, or hidden), egui drops it and submits nothing.
 pub struct Recorded {
-    /// The engine's, with what the simulation has recorded.
+    /// The engine's encoder, with what the simulation has recorded.
     pub encoder: wgpu::CommandEncoder,
     others: Vec<wgpu::CommandBuffer>,
     shapes: Vec<egui::ClippedPrimitive>,
@@ -43,7 +43,7 @@ pub struct Recorded {
 }
 
 impl Stage {
-    /// On the best adapter that fits, pictures of this size in pixels.
+    /// Makes a stage on the best adapter that fits, whose pictures have this size in pixels.
     ///
     /// # Errors
     /// No adapter, or settings that it cannot have.
@@ -165,7 +165,7 @@ impl Stage {
         submitted
     }
 
-    /// What the last frame showed.
+    /// The picture of the last frame.
     ///
     /// # Errors
     /// The device is lost.
@@ -217,8 +217,8 @@ impl Stage {
         Ok(())
     }
 
-    /// How long the parts of a frame take, each submitted and waited for by itself: medians of nine rounds. The balls move
-    /// on.
+    /// The time that the parts of a frame take, each submitted and waited for by itself: medians of nine rounds. The
+    /// balls move on.
     ///
     /// # Errors
     /// The device is lost.
@@ -257,7 +257,7 @@ impl Stage {
         })
     }
 
-    /// What is known of the last frame, waited for.
+    /// Waits for the figures of the last frame.
     ///
     /// # Errors
     /// The device is lost.

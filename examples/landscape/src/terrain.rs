@@ -12,7 +12,7 @@ use num_traits::Float;
 pub trait Real: Float + From<f32> {}
 impl<T: Float + From<f32>> Real for T {}
 
-/// What the balls roll on.
+/// A surface that the balls roll on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Terrain {
     /// A long valley, 25 times as steep across as along.
@@ -69,7 +69,7 @@ impl Terrain {
         Self::Saddle,
     ];
 
-    /// In small letters, as it is typed.
+    /// The name in lower case, as it is typed.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ravine => "ravine",
@@ -86,7 +86,7 @@ impl Terrain {
         Self::ALL.into_iter().find(|terrain| terrain.name() == name)
     }
 
-    /// Where balls start, and what is drawn: everywhere at most `half_width` from `centre` in x and in y.
+    /// The square in which balls start and which is drawn: everywhere at most `half_width` from `centre` in x and in y.
     pub const fn domain(self) -> Domain {
         let (centre, half_width) = match self {
             Self::Ravine | Self::Saddle => ([0.0, 0.0], 2.0),
@@ -126,7 +126,7 @@ impl Terrain {
         }
     }
 
-    /// How far from a deepest point a ball still is in the deepest valley.
+    /// The distance from a deepest point within which a ball is in the deepest valley.
     pub const fn valley_radius(self) -> f64 {
         match self {
             Self::Ravine | Self::Saddle => 0.1,
@@ -224,7 +224,7 @@ impl Terrain {
         }
     }
 
-    /// Whether a point is in the deepest valley, or in one of several.
+    /// Whether a point is in a deepest valley: a terrain may have several.
     pub fn is_deepest(self, x: f64, y: f64) -> bool {
         let near = |[a, b]: &[f64; 2]| (x - a).hypot(y - b) < self.valley_radius();
         self.deepest().iter().any(near)
@@ -269,7 +269,7 @@ impl Terrain {
 pub struct Domain {
     /// x and y.
     pub centre: [f64; 2],
-    /// Of either side.
+    /// Half the length of a side.
     pub half_width: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Both sides in an egui frame: where the engine's encoder meets the simulation.
+//! The simulation in an egui frame: here the engine's encoder meets the steps of both sides.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ struct FrameShape {
     landscape: SharedLandscape,
     camera: Camera,
     steps: u32,
-    /// In pixels.
+    /// The size in pixels.
     size: [u32; 2],
 }
 

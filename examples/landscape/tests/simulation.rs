@@ -38,9 +38,9 @@ fn figures_after(stage: &mut Stage, frames: u32) -> [Figures; 2] {
 /// Half an ULP of 1.
 const U: f64 = f32::EPSILON as f64 / 2.0;
 
-/// How far slopes in `f32` may be from the exact ones of a terrain, anywhere in its domain: at most forty roundings in a
-/// row, a division's 2.5 ULP among them, none of a value larger than the largest term of the sum. Terms of like size that
-/// are summed fifteen times are in the factor.
+/// The most by which slopes in `f32` may differ from the exact ones of a terrain, anywhere in its domain: at most forty
+/// roundings in a row, a division's 2.5 ULP among them, none of a value larger than the largest term of the sum. Terms
+/// of like size that are summed fifteen times are in the factor.
 fn slope_bound(terrain: Terrain) -> f64 {
     let Domain { centre, half_width } = terrain.domain();
     let x = centre[0].abs() + half_width;
@@ -206,7 +206,7 @@ fn a_run_repeats_itself_and_starts_again() {
     assert_eq!(figures, figures_after(&mut self::stage(&settings), 20));
 }
 
-/// What an engine does with a frame that it has recorded.
+/// The fate of a frame that an engine has recorded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     Presented,
@@ -231,7 +231,7 @@ impl Fate {
     }
 }
 
-/// What settings do between frames, dropped ones or not.
+/// Changes settings between frames, dropped ones or not.
 fn meddle(stage: &mut Stage, frame: u32) {
     let mut landscape = stage.landscape.lock();
     let mut settings = landscape.settings().clone();
@@ -329,7 +329,7 @@ fn settings_change_as_a_run_goes_on_and_wrong_ones_change_nothing() {
         friction: 100.0,
         ..RuleSettings::sgd(0.1, 0.9)
     };
-    settings.rules[1].form = wgpu_optim::MomentumForm::Particle;
+    settings.rules[1].form = wgpu_optim::rules::sgd::MomentumForm::Particle;
     settings.rules[0].lr = 0.5;
     assert!(stage.landscape.lock().apply(&settings).is_err());
     assert_eq!(

@@ -1,4 +1,4 @@
-//! All contenders from the same starts on every device: how many steps and seconds each takes to the same loss.
+//! The comparison of all contenders from the same starts on every device: steps and seconds to the same loss.
 
 use anyhow::{Context as _, Result};
 use indicatif::ProgressBar;
@@ -7,14 +7,14 @@ use crate::contender::Contender;
 use crate::task::{Losses, Start, Task};
 use crate::training::{Device, train};
 
-/// What was measured.
+/// The measurements of all contenders.
 #[derive(Clone, Debug)]
 pub struct Comparison {
     /// The least loss that the first contender reaches from every start.
     pub target: f32,
-    /// What was computed on.
+    /// The names of the devices.
     pub devices: Vec<String>,
-    /// Contender by contender.
+    /// The contenders' measurements, in their order.
     pub contenders: Vec<Measured>,
     /// Steps from one evaluation to the next.
     pub steps_per_epoch: usize,
@@ -23,18 +23,18 @@ pub struct Comparison {
 /// A contender's runs.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// What it is called.
+    /// The contender's name.
     pub label: String,
-    /// Its learning rate.
+    /// The contender's learning rate.
     pub lr: f64,
-    /// By device, then by start.
+    /// The runs by device, then by start.
     pub runs: Vec<Vec<MeasuredRun>>,
 }
 
 /// A run from one start.
 #[derive(Clone, Debug)]
 pub struct MeasuredRun {
-    /// Of the whole run.
+    /// The losses of the whole run.
     pub losses: Losses,
     /// Steps until the target is reached, if it ever is.
     pub steps: Option<usize>,

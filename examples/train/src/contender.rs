@@ -23,7 +23,7 @@ const FIRST_LRS: [f64; 7] = [
     1.0,
 ];
 const CLOSER: [f64; 2] = [2.0, std::f64::consts::SQRT_2];
-/// How many learning rates are tried for a rule.
+/// The number of learning rates that are tried for a rule.
 const TRIED: usize = FIRST_LRS.len() + 2 * CLOSER.len();
 
 /// A rule by name, as it is typed: `NAME[:LIBRARY][@LR]`.
@@ -31,13 +31,13 @@ const TRIED: usize = FIRST_LRS.len() + 2 * CLOSER.len();
 pub struct Contender {
     /// `plain`, `momentum`, `nesterov`, or a rule of [`AnyRule::preset`].
     pub name: String,
-    /// Of the preset.
+    /// The library that the preset is of.
     pub library: Option<String>,
-    /// Where its learning rate comes from.
+    /// The source of its learning rate.
     pub lr: Lr,
 }
 
-/// Where a learning rate comes from.
+/// The source of a learning rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Lr {
     /// The best one of those tried.
@@ -93,7 +93,7 @@ impl Contender {
         })
     }
 
-    /// What it is called.
+    /// The contender's name, as pictures and tables have it.
     #[must_use]
     pub fn label(&self) -> String {
         match (self.name.to_lowercase().as_str(), &self.library) {
@@ -106,7 +106,7 @@ impl Contender {
     }
 }
 
-/// How many runs [`learning_rates`] takes at most.
+/// The most runs that [`learning_rates`] takes.
 #[must_use]
 pub fn runs_of_sweep(contenders: &[Contender], starts: usize) -> usize {
     let tuned = contenders.iter().filter(|c| c.lr == Lr::Best).count();

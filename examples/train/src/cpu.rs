@@ -1,7 +1,8 @@
 //! The CPU twin: forward and backward of `model.wgsl` in the same order of statements, and the library's CPU optimizer.
 
 use anyhow::Result;
-use wgpu_optim::{AnyRule, ControlRecord, CpuControl, CpuOptimizer};
+use wgpu_optim::control::ControlRecord;
+use wgpu_optim::{AnyRule, CpuControl, CpuOptimizer};
 
 use crate::model::Layer;
 use crate::task::{Batch, Losses, Start, Task};
@@ -18,13 +19,13 @@ pub struct Twin<'t> {
 }
 
 impl<'t> Twin<'t> {
-    /// Of this task.
+    /// Makes the twin of a task.
     #[must_use]
     pub fn new(task: &'t Task) -> Self {
         Self::with_gradients(task, Gradients::default())
     }
 
-    /// The same with gradients like these.
+    /// Makes the twin of a task with gradients that are stored and controlled otherwise.
     #[must_use]
     pub const fn with_gradients(task: &'t Task, gradients: Gradients) -> Self {
         Self { task, gradients }
@@ -75,7 +76,7 @@ pub struct TwinRun<'d> {
     optimizer: CpuOptimizer<AnyRule>,
     gradients: &'d Gradients,
     control: Option<CpuControl>,
-    /// Of the last step.
+    /// The control's record of the last step.
     record: Option<ControlRecord>,
     /// Losses, by the slots of their batches.
     slots: Vec<f32>,
@@ -150,18 +151,18 @@ impl Run for TwinRun<'_> {
 pub struct Network<'d> {
     task: &'d Task,
     order: &'d [u32],
-    /// In the model's order.
+    /// The parameters, in the model's order.
     pub params: Vec<Vec<f32>>,
-    /// Likewise.
+    /// The gradients, likewise.
     pub grads: Vec<Vec<f32>>,
-    /// By layer, row by row: what comes out of it.
+    /// The outputs of each layer, row by row.
     activations: Vec<Vec<f32>>,
-    /// By layer, row by row: the gradient of the loss by what the layer sums up.
+    /// The gradients of the loss by the sums of each layer, row by row.
     deltas: Vec<Vec<f32>>,
 }
 
 impl<'d> Network<'d> {
-    /// With the parameters of this start.
+    /// Makes a network with the parameters of a start.
     #[must_use]
     pub fn new(task: &'d Task, start: &'d Start) -> Self {
         let rows = task.data.rows();
@@ -215,7 +216,7 @@ impl<'d> Network<'d> {
         self.task.data.row(self.order[batch.first as usize + row])
     }
 
-    /// What comes into a layer.
+    /// The inputs of a layer.
     fn inputs(&self, layer: usize, batch: Batch, row: usize) -> &[f32] {
         let Layer { inputs, .. } = self.task.model.layers[layer];
         match layer {

@@ -3,9 +3,9 @@
 
 use fastrand::Rng;
 
-/// One row in so many is held out.
+/// The share of rows that is held out: one in so many.
 const HELD_OUT: usize = 5;
-/// Of the split, which is the same for all runs.
+/// The seed of the split, which is the same for all runs.
 const SPLIT_SEED: u64 = 2009;
 
 /// Rows of features and, in the last column, what is to be predicted; each column has mean 0 and variance 1 over the
@@ -14,7 +14,7 @@ const SPLIT_SEED: u64 = 2009;
 pub struct Dataset {
     /// Numbers in a row.
     pub columns: usize,
-    /// How many rows, from the first, are to train on. The others are held out.
+    /// The number of rows to train on, which come first. The others are held out.
     pub train_rows: usize,
     /// Row by row.
     pub values: Vec<f32>,
@@ -38,7 +38,7 @@ impl Dataset {
         Self::standardized(&rows, train_rows)
     }
 
-    /// These rows, of which the first are to train on: only they say what is subtracted and divided by.
+    /// A dataset of these rows, of which the first are to train on: means and variances are theirs alone.
     #[must_use]
     pub fn standardized(rows: &[Vec<f64>], train_rows: usize) -> Self {
         let columns = rows.first().map_or(0, Vec::len);
@@ -66,13 +66,13 @@ impl Dataset {
         self.columns - 1
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     #[must_use]
     pub const fn rows(&self) -> usize {
         self.values.len() / self.columns
     }
 
-    /// One row.
+    /// The values of a row.
     #[must_use]
     pub fn row(&self, row: u32) -> &[f32] {
         &self.values[row as usize * self.columns..][..self.columns]

@@ -3,16 +3,17 @@
 use std::cell::Cell;
 
 use anyhow::{Context as _, Result, bail};
+use wgpu_optim::control::ControlRecord;
 use wgpu_optim::readback::{block_on, download_blocking};
-use wgpu_optim::wgpu::{self, util::DeviceExt as _};
+use wgpu_optim::wgpu::util::DeviceExt as _;
 use wgpu_optim::{
-    AnyRule, Arena, ControlRecord, Gpu, GpuControl, GpuOptimizer, Kernels, StorageType, storage,
+    AnyRule, Arena, Gpu, GpuControl, GpuOptimizer, Kernels, StorageType, storage, wgpu,
 };
 
 use crate::task::{Batch, Losses, Start, Task};
 use crate::training::{Device, Gradients, Outcome, Run};
 
-/// As in `model.wgsl`.
+/// Invocations in a workgroup, as in `model.wgsl`.
 const WORKGROUP_SIZE: u32 = 64;
 
 /// A device with a task on it: all that runs share.
@@ -34,10 +35,10 @@ pub struct Engine<'t> {
     submissions: Cell<usize>,
 }
 
-/// What the model's kernels read and write beside the arena.
+/// The buffers that the model's kernels read and write beside the arena.
 #[derive(Debug)]
 struct Buffers {
-    /// Every batch there will be, so that the loop has nothing to upload.
+    /// All batches of a run, so that the loop has nothing to upload.
     batches: wgpu::Buffer,
     dataset: wgpu::Buffer,
     order: wgpu::Buffer,
@@ -48,7 +49,7 @@ struct Buffers {
     no_scale: wgpu::Buffer,
 }
 
-/// What a layer needs of the shader.
+/// The pipelines of a layer, and the sizes that their dispatches need.
 #[derive(Debug)]
 struct LayerPipelines {
     forward: wgpu::ComputePipeline,
@@ -68,7 +69,7 @@ impl<'t> Engine<'t> {
         Self::with_gradients(gpu, task, Gradients::default())
     }
 
-    /// The same with gradients like these.
+    /// Makes an engine whose gradients are stored and controlled otherwise.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -126,7 +127,7 @@ impl<'t> Engine<'t> {
         &self.gpu
     }
 
-    /// How often runs have submitted work.
+    /// The number of submissions of all runs.
     #[must_use]
     pub fn submissions(&self) -> usize {
         self.submissions.get()
@@ -167,7 +168,7 @@ impl<'t> Engine<'t> {
         })
     }
 
-    /// In the order of `model.wgsl`.
+    /// Binds the buffers in the order of `model.wgsl`.
     fn bind(&self, scale: &wgpu::Buffer) -> wgpu::BindGroup {
         let (buffers, arena) = (&self.buffers, &self.arena);
         let batch = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -247,13 +248,14 @@ pub struct EngineRun<'e> {
 }
 
 impl EngineRun<'_> {
-    /// What steps.
+    /// The optimizer of the run.
     #[must_use]
     pub const fn optimizer(&self) -> &GpuOptimizer<AnyRule> {
         &self.optimizer
     }
 
-    /// What the controlled steps came to, as far as it has arrived; where the device is behind, the last ones are missing.
+    /// The records of the controlled steps, as far as they have arrived; where the device is behind, the last ones are
+    /// missing.
     #[must_use]
     pub fn records(&self) -> &[ControlRecord] {
         &self.records
@@ -265,7 +267,7 @@ impl EngineRun<'_> {
     /// If the device fails.
     pub fn grads(&self) -> Result<Vec<Vec<f32>>> {
         let (gpu, arena) = (&self.engine.gpu, &self.engine.arena);
-        let of = |tensor: &wgpu_optim::ArenaTensor| {
+        let of = |tensor: &wgpu_optim::gpu::ArenaTensor| {
             let (stored_as, numel) = (self.engine.gradients.stored_as, tensor.numel);
             let (buffer, offset) = (
                 &arena.grads()[tensor.buffer],
@@ -328,7 +330,8 @@ impl EngineRun<'_> {
         }
     }
 
-    /// What has arrived: nothing is waited for. The optimizer learns by it, too, how many of its steps were applied.
+    /// Takes over the records that have arrived, and waits for none. The optimizer learns by it, too, how many of its
+    /// steps were applied.
     fn read_records(&mut self) {
         if let Some(control) = &mut self.control {
             self.records.extend(control.read());
@@ -337,7 +340,7 @@ impl EngineRun<'_> {
 }
 
 impl Run for EngineRun<'_> {
-    /// One encoder, one submit; nothing is uploaded and nothing read back.
+    /// Records a step in one encoder and submits it once; nothing is uploaded and nothing read back.
     fn step(&mut self) -> Result<()> {
         let (engine, task) = (self.engine, self.engine.task);
         let mut encoder = engine.encoder();
@@ -458,7 +461,8 @@ impl Buffers {
     }
 }
 
-/// In the order of `model.wgsl`: a batch, what is read, what is written, the loss scale.
+/// The layout of the bindings, in the order of `model.wgsl`: a batch, buffers to read, buffers to write, the loss
+/// scale.
 fn bindings_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     let read = wgpu::BufferBindingType::Storage { read_only: true };
     let write = wgpu::BufferBindingType::Storage { read_only: false };
@@ -483,7 +487,7 @@ fn bindings_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     })
 }
 
-/// Those of each layer, and of the loss behind the last.
+/// Makes the pipelines of each layer and that of the loss.
 fn pipelines(
     device: &wgpu::Device,
     layout: &wgpu::BindGroupLayout,

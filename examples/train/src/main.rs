@@ -19,8 +19,9 @@ use train::picture;
 use train::report;
 use train::task::Task;
 use train::training::{Device, Gradients};
+use wgpu_optim::gpu::GpuError;
 use wgpu_optim::wgpu::Backends;
-use wgpu_optim::{AdapterRequest, Gpu, GpuError};
+use wgpu_optim::{AdapterRequest, Gpu};
 use wgpu_optim_cli::picture::to_png;
 
 /// Trains a small network to score red wines, by several rules from the same starts, on the GPU and on its CPU twin, and
@@ -28,13 +29,13 @@ use wgpu_optim_cli::picture::to_png;
 #[derive(Debug, Parser)]
 #[command(name = "train")]
 struct Args {
-    /// Where to compute: auto is any adapter, a software one included, or else the CPU twin alone
+    /// Device to compute on: auto is any adapter, a software one included, or else the CPU twin alone
     #[arg(long, value_enum, default_value_t)]
     device: DeviceArg,
-    /// How often to go through the data
+    /// Number of passes over the data
     #[arg(long, value_name = "N", default_value_t = 160, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     epochs: u16,
-    /// How many seeds: each decides where to start and in which order the data come
+    /// Number of seeds: each decides the first parameters and the order in which the data come
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     seeds: u16,
     /// Rows in a batch
@@ -51,7 +52,7 @@ struct Args {
     /// says how many steps were skipped and how far the losses are from those of f32
     #[arg(long, value_enum, default_value_t)]
     gradients: GradientsArg,
-    /// Where to write train.svg, train.png and train.csv
+    /// Directory for train.svg, train.png and train.csv
     #[arg(long, value_name = "DIR", default_value = "pictures")]
     out: PathBuf,
 }

@@ -10,27 +10,27 @@ use crate::training::{Device, Outcome, train};
 /// A contender's runs on one device.
 #[derive(Clone, Debug)]
 pub struct Mixed {
-    /// What the contender is called.
+    /// The contender's name.
     pub label: String,
-    /// What was computed on.
+    /// The device's name.
     pub device: String,
-    /// By start.
+    /// The runs, by start.
     pub runs: Vec<MixedRun>,
 }
 
 /// A run from one start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MixedRun {
-    /// What its control came to.
+    /// The outcome of its control.
     pub outcome: Outcome,
     /// The training loss at its end.
     pub loss: f32,
-    /// That of the run whose gradients are `f32`, clipped alike and never skipped.
+    /// The training loss at the end of the run whose gradients are `f32`, clipped alike and never skipped.
     pub loss_f32: f32,
 }
 
 impl MixedRun {
-    /// How far the losses are apart, as a share of that of `f32`.
+    /// The distance of the losses, as a share of that of `f32`.
     #[must_use]
     pub fn apart(&self) -> f32 {
         (self.loss - self.loss_f32).abs() / self.loss_f32

@@ -14,12 +14,12 @@ pub struct Layer {
 /// Layers, each the input of the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// From the data to the prediction.
+    /// The layers from the data to the prediction.
     pub layers: Vec<Layer>,
 }
 
 impl Model {
-    /// From so many features through hidden layers of these widths to one number.
+    /// A model from so many features through hidden layers of these widths to one number.
     #[must_use]
     pub fn new(features: usize, hidden: &[usize]) -> Self {
         let outputs = hidden.iter().copied().chain([1]);
@@ -67,7 +67,7 @@ impl Model {
             .collect()
     }
 
-    /// How many parameters there are.
+    /// The number of parameters.
     #[must_use]
     pub fn numel(&self) -> usize {
         let layers = self.layers.iter();

@@ -1,4 +1,4 @@
-//! What was measured, as a picture.
+//! The measurements as a picture.
 
 use anyhow::Result;
 use wgpu_optim_cli::picture::{self, Axis, Curve, Note, Picture, RGBColor, Side, Stroke, sheet};
@@ -94,7 +94,7 @@ fn losses(run: &MeasuredRun) -> impl Iterator<Item = f64> {
     run.losses.train.iter().copied().map(f64::from)
 }
 
-/// What the second rule makes of the first one's task.
+/// The title: the steps and seconds of the second rule beside those of the first.
 fn title(comparison: &Comparison) -> String {
     match comparison.contenders.as_slice() {
         [first, second, ..] if second.steps().is_finite() => format!(
@@ -108,7 +108,7 @@ fn title(comparison: &Comparison) -> String {
     }
 }
 
-/// As on paper that shines through.
+/// A colour as on paper that shines through.
 fn faint(RGBColor(r, g, b): RGBColor) -> RGBColor {
     let mixed = |channel: u8| (u16::from(channel) / 4 + 191) as u8;
     RGBColor(mixed(r), mixed(g), mixed(b))

@@ -1,4 +1,4 @@
-//! What was measured, as a table and as rows.
+//! The measurements as a table and as rows.
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
@@ -20,7 +20,7 @@ struct Row<'c> {
     held_out_loss: f32,
 }
 
-/// What was measured, for a person.
+/// A table of the measurements, for a person.
 #[must_use]
 pub fn text(task: &Task, comparison: &Comparison) -> String {
     let mut text = format!(
@@ -83,7 +83,7 @@ fn table(comparison: &Comparison) -> Table {
     table
 }
 
-/// What gradients of 16 bits came to, for a person; medians over the starts.
+/// A table of the runs with gradients of 16 bits, for a person; medians over the starts.
 #[must_use]
 pub fn mixed_text(task: &Task, mixed: &[Mixed]) -> String {
     let mut table = Table::new();
@@ -135,7 +135,7 @@ pub(crate) fn short(number: f64) -> String {
         .map_or(digits, |rounded| rounded.to_string())
 }
 
-/// Every loss of every run, as a table of comma-separated values.
+/// A table of every loss of every run, as comma-separated values.
 ///
 /// # Errors
 /// If it cannot be written.

@@ -1,4 +1,4 @@
-//! What is trained, on what, and in which order: the same for every rule and every device.
+//! The task: model, data and order of the rows, the same for every rule and every device.
 
 use bytemuck::{Pod, Zeroable};
 use fastrand::Rng;
@@ -9,13 +9,13 @@ use crate::model::Model;
 /// A network, its data, and how often to go through them.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// What is learnt from.
+    /// The data.
     pub data: Dataset,
-    /// What learns.
+    /// The network.
     pub model: Model,
     /// Rows in a batch; the last one of an epoch has what is left.
     pub batch_rows: usize,
-    /// How often to go through the rows to train on.
+    /// The number of passes over the rows to train on.
     pub epochs: usize,
 }
 
@@ -23,44 +23,44 @@ pub struct Task {
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Batch {
-    /// Where its rows start in the order.
+    /// The index of its first row in the order.
     pub first: u32,
-    /// How many they are.
+    /// The number of its rows.
     pub rows: u32,
-    /// Where its loss goes.
+    /// The index of its loss.
     pub slot: u32,
-    /// What the error of a row weighs in the gradient of the mean square, beside the loss scale.
+    /// The weight of a row's error in the gradient of the mean square, beside the loss scale.
     pub error_weight: f32,
 }
 
-/// What a seed decides.
+/// A start, which follows from a seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
     /// Parameters to start from, in the model's order.
     pub params: Vec<Vec<f32>>,
-    /// Every row once, then each epoch's rows as they come: what [`Batch::first`] points into.
+    /// The indices of the rows: each once, then those of each epoch as they come. [`Batch::first`] points into it.
     pub order: Vec<u32>,
 }
 
-/// What was measured of a run.
+/// The losses of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// Of each batch, before its step.
+    /// The loss of each batch, before its step.
     pub batches: Vec<f32>,
-    /// Of all rows to train on, at the start and after each epoch; empty where nobody asked.
+    /// The loss over all rows to train on, at the start and after each epoch; empty where nobody asked.
     pub train: Vec<f32>,
-    /// Of all rows held out, likewise.
+    /// The loss over all rows held out, likewise.
     pub held_out: Vec<f32>,
 }
 
 impl Task {
-    /// How many steps an epoch takes.
+    /// The number of steps of an epoch.
     #[must_use]
     pub const fn steps_per_epoch(&self) -> usize {
         self.data.train_rows.div_ceil(self.batch_rows)
     }
 
-    /// How many steps there are.
+    /// The number of steps in all.
     #[must_use]
     pub const fn steps(&self) -> usize {
         self.steps_per_epoch() * self.epochs
@@ -89,7 +89,7 @@ impl Task {
         Batch::new(first, self.batch_rows.min(trained - start), step)
     }
 
-    /// All rows to train on and all that are held out, after so many epochs.
+    /// Two batches after so many epochs: all rows to train on, and all that are held out.
     #[must_use]
     pub fn evaluation(&self, epoch: usize) -> [Batch; 2] {
         let slot = self.steps() + 2 * epoch;
@@ -100,7 +100,7 @@ impl Task {
         ]
     }
 
-    /// Every batch, by its slot.
+    /// The batches of all steps and evaluations, by slot.
     pub fn batches(&self) -> impl Iterator<Item = Batch> {
         let steps = (0..self.steps()).map(|step| self.batch(step));
         steps.chain((0..=self.epochs).flat_map(|epoch| self.evaluation(epoch)))

@@ -7,12 +7,12 @@ use wgpu_optim::{AnyRule, ConfigError, LossScale, StepControl, StorageType};
 
 use crate::task::{Losses, Start};
 
-/// How gradients are stored, and what stands between them and a step.
+/// The storage of gradients, and their treatment before a step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gradients {
-    /// What the backward pass rounds them to: `f32` or `f16`.
+    /// The type that the backward pass rounds them to: `f32` or `f16`.
     pub stored_as: StorageType,
-    /// Without one the loss has no scale and every step is applied.
+    /// The control of the steps. Without one the loss has no scale and every step is applied.
     pub control: Option<StepControl>,
 }
 
@@ -20,7 +20,7 @@ impl Gradients {
     /// The most that their norm may be.
     pub const MAX_NORM: f64 = 0.5;
 
-    /// Of 32 bits, clipped by their norm: what [`f16`](Self::f16) is compared with.
+    /// Gradients of 32 bits, clipped by their norm, to compare [`f16`](Self::f16) with.
     ///
     /// # Errors
     /// None: all numbers are in range.
@@ -32,7 +32,8 @@ impl Gradients {
         })
     }
 
-    /// Of 16 bits, under a loss scale that starts too high and soon grows too high again, and clipped by their norm.
+    /// Gradients of 16 bits, under a loss scale that starts too high and soon grows too high again, and clipped by
+    /// their norm.
     ///
     /// # Errors
     /// None: all numbers are in range.
@@ -50,18 +51,18 @@ impl Gradients {
     }
 }
 
-/// What a control came to.
+/// The outcome of a control.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
-    /// How many steps were skipped.
+    /// The number of steps that were skipped.
     pub skipped: u64,
     /// The loss scale of the last step.
     pub scale: f32,
 }
 
-/// What can train.
+/// A device that can train.
 pub trait Device {
-    /// What it is.
+    /// The device's name.
     fn name(&self) -> &str;
 
     /// Starts over with a rule. With `evaluates` the run measures its loss at the start and after each epoch.
@@ -90,27 +91,27 @@ pub trait Run {
     /// If the device fails.
     fn wait(&mut self) -> Result<()>;
 
-    /// What was measured so far.
+    /// The losses so far.
     ///
     /// # Errors
     /// If the device fails.
     fn losses(&self) -> Result<Losses>;
 
-    /// What the control came to, if there is one.
+    /// The outcome of the control, if there is one.
     ///
     /// # Errors
     /// If the device fails.
     fn outcome(&self) -> Result<Option<Outcome>>;
 }
 
-/// What came out of a run.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Trained {
-    /// What was measured.
+    /// The losses of the run.
     pub losses: Losses,
-    /// Of the control, if there was one.
+    /// The outcome of the control, if there was one.
     pub outcome: Option<Outcome>,
-    /// From the first step's recording to the last one's end.
+    /// The seconds from the first step's recording to the last one's end.
     pub seconds: f64,
 }
 

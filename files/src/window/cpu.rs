@@ -1,7 +1,8 @@
 //! Windows on the CPU twin.
 
 use rayon::prelude::*;
-use wgpu_optim::{AnyRule, Rule as _, Twin as _};
+use wgpu_optim::rules::Twin as _;
+use wgpu_optim::{AnyRule, Rule as _};
 
 use super::{Engine, Values};
 use crate::error::EngineError;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::mpsc;
 
-use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Kernels, Rule as _, Slot, wgpu};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::{AnyRule, Arena, GpuOptimizer, Kernels, Rule as _, wgpu};
 
 use super::{ELEM_BYTES, Engine, Values};
 use crate::error::EngineError;

@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::slice::from_ref;
 
+use wgpu_optim::StorageType;
+use wgpu_optim::rules::Slot;
 use wgpu_optim::storage::{self, Codec, SectionValues};
-use wgpu_optim::{Slot, StorageType};
 
 use super::{Slice, Values};
 use crate::at::{At, Part};

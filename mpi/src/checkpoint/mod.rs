@@ -17,11 +17,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use wgpu_optim::files::{Dtype, Header};
+use wgpu_optim::state::{Recorded, SlotEntry, SlotState, StateFileError, StateRecord, TensorState};
 use wgpu_optim::storage::Codec;
-use wgpu_optim::{
-    OptimizerState, Recorded, Rule as _, SlotEntry, SlotState, StateError, StateFileError,
-    StateRecord, TensorState,
-};
+use wgpu_optim::{OptimizerState, Rule as _, StateError};
 use wgpu_optim_files::{FileError, Model, NewFile, Outputs, SavedState, slot_entry};
 
 use crate::error::ShardError;
@@ -108,7 +106,7 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
             config,
             steps,
             applied_steps,
-            meanings,
+            state_kinds,
             control,
         } = &saved.record;
         let known: HashSet<_> = self.tensors.iter().map(|tensor| &tensor.name).collect();
@@ -142,10 +140,10 @@ impl<S: Share<Rule: Recorded>> ShardedOptimizer<S> {
                 name: name.clone(),
                 shape: vec![(elems.end - elems.start) as usize],
                 applied_steps: *steps,
-                meaning: meanings
+                state_kind: state_kinds
                     .get(name)
                     .cloned()
-                    .unwrap_or_else(|| config.meaning()),
+                    .unwrap_or_else(|| config.state_kind()),
                 slots,
             });
         }

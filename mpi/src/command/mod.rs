@@ -30,27 +30,28 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One round of DiLoCo or federated averaging: the last global model moves by the mean of what it is more than each
-    /// rank's local model, by an outer optimizer whose state is kept in shards. Of {rank} in a path each rank makes its number
+    /// Make a round of DiLoCo or federated averaging: the last global model moves by the mean of what it is more than
+    /// each rank's local model, by an outer optimizer whose state is kept in shards. Each rank replaces {rank} in a
+    /// path by its number
     Round(RoundArgs),
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(mut_arg("lr", |lr| lr.required(true)))]
 struct RoundArgs {
-    /// The model that this rank has trained since the last round: a safetensors file or the .index.json of several
+    /// Model that this rank has trained since the last round: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     local: PathBuf,
-    /// The global model that it started from, the same on every rank, likewise
+    /// Global model that it started from, the same on every rank: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     global: PathBuf,
-    /// The outer state that an earlier round wrote, on a disk that all ranks see; without it, a fresh start
+    /// Outer state that an earlier round wrote, on a disk that all ranks see; without it, the optimizer starts afresh
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Where each rank writes the new global model; may be an input. An .index.json if --global is one
+    /// File for each rank's copy of the new global model; may be an input. An .index.json if --global is one
     #[arg(long, value_name = "FILE")]
     out_global: PathBuf,
-    /// The index of the outer state for the next round, on a disk that all ranks see; may be --state. Its name ends in
+    /// Index of the outer state for the next round, on a disk that all ranks see; may be --state. Its name ends in
     /// .index.json, and each rank's shard lies beside it
     #[arg(long, value_name = "FILE")]
     out_state: PathBuf,
@@ -63,7 +64,7 @@ struct RoundArgs {
         default_value = "1"
     )]
     weight: Vec<f64>,
-    /// About how many bytes are on their way between ranks at a time
+    /// Bytes that are on their way between ranks at a time, roughly
     #[arg(long, value_name = "N", default_value_t = 16 << 20, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     bucket_bytes: u64,
     #[command(flatten)]
@@ -71,7 +72,7 @@ struct RoundArgs {
 }
 
 impl RoundArgs {
-    /// Its paths as a rank has them.
+    /// The arguments with paths as a rank has them.
     fn of_rank(mut self, rank: usize) -> Self {
         let own = |path: &Path| match path.to_str() {
             Some(path) => path.replace("{rank}", &rank.to_string()).into(),

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use wgpu_optim::files::{Header, TensorEntry};
+use wgpu_optim::rules::Slot;
+use wgpu_optim::state::{SlotEntry, StateRecord};
 use wgpu_optim::storage::{Codec, MASTER_PARAMS, PARAMS_REST};
-use wgpu_optim::{AnyRule, Rule as _, Slot, SlotEntry, StateRecord, StorageType};
+use wgpu_optim::{AnyRule, Rule as _, StorageType};
 use wgpu_optim_files::{At, Model, NewFile, Outputs, Part, SavedState, SavedTensor};
 
 use super::models::Tensor;
@@ -36,9 +38,9 @@ impl State {
         let before: Option<SavedState> = path.map(open).transpose()?;
         let slots: Vec<_> = config.slots().kept().copied().collect();
         if let Some(before) = &before {
-            let (expected, actual) = (config.meaning(), before.record.config.meaning());
+            let (expected, actual) = (config.state_kind(), before.record.config.state_kind());
             ensure!(
-                actual == expected && before.record.meanings.is_empty(),
+                actual == expected && before.record.state_kinds.is_empty(),
                 "the state was made by the {actual} form, expected {expected}"
             );
             for name in before.record.applied_steps.keys() {
@@ -64,7 +66,7 @@ impl State {
                 config,
                 steps: steps.saturating_add(1),
                 applied_steps: applied_steps.collect(),
-                meanings: BTreeMap::new(),
+                state_kinds: BTreeMap::new(),
                 control: before.as_ref().and_then(|before| before.record.control),
             },
             slots,

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::{
-    AdamConfig, CpuOptimizer, LossScale, OptimizerState, ParamGroups, SgdConfig, StepControl,
-    StorageType, TensorSlice, TensorSpec, TensorValues,
+    AdamConfig, CpuOptimizer, LossScale, Optimizer, OptimizerState, ParamGroups, SgdConfig,
+    StepControl, StorageType, TensorSlice, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::*;

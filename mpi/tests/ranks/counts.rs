@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use wgpu_optim::{
-    AdamConfig, Masters, ParamGroups, SgdConfig, StepControl, StorageType, TensorValues,
-};
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::{AdamConfig, Masters, ParamGroups, SgdConfig, StepControl, StorageType};
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
 use wgpu_optim_mpi::{ALIGN_ELEMS, ShardedOptimizer, Sharding};
 

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::oracle::{Oracle, Roundoff, Textbook};
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, OptimizerState, ParamGroups,
-    Precision, SgdConfig, StepControl, StorageType, TensorSpec, TensorValues, readback,
+    AdamConfig, AdapterRequest, Arena, Gpu, Kernels, Masters, Optimizer, OptimizerState,
+    ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec, readback,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -41,7 +42,9 @@ fn run<R: Textbook>(
     let kernels = Kernels::new(device, queue).unwrap();
     let model = Model::new(7, &[types]);
     let layout = model.tensors.iter().map(|tensor| {
-        TensorSpec::new(tensor.name.clone(), tensor.shape.clone()).stored_as(types.0, types.1)
+        TensorSpec::new(tensor.name.clone(), tensor.shape.clone())
+            .params_type(types.0)
+            .grads_type(types.1)
     });
     let arena = Arena::new(device, queue, layout).unwrap();
     let params: Vec<_> = model.params.iter().map(TensorValues::to_f32).collect();
@@ -60,7 +63,7 @@ fn run<R: Textbook>(
         Storage::new(types.0, StorageType::F32, slots.kept_names(), precision)
     };
     let oracle_of = |name: &str, params: &[f32]| {
-        Oracle::<R>::new(params, Rounding::WGSL).stored(storage_of(name))
+        Oracle::<R>::new(params, Roundoff::WGSL).stored(storage_of(name))
     };
     let own_elems = |index: usize| {
         let elems = optimizer.shares().of_tensor(rank, index);

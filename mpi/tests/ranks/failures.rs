@@ -1,9 +1,9 @@
 //! Ranks that differ, and ranks that fail: everybody hears of it, and nothing has changed.
 
+use wgpu_optim::cpu::{SliceError, TensorError, TensorValues};
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, ParamGroups, Precision, SgdConfig, SliceError, StepControl, StorageType, TensorError,
-    TensorSpec, TensorValues,
+    Masters, Optimizer, ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -122,7 +122,7 @@ fn what_shards_cannot_be_is_refused_on_every_rank() {
         };
         let groups = ParamGroups::new(SgdConfig::builder(0.1).build().unwrap());
         let groups = groups.with_precision(precision);
-        let half = TensorSpec::new("w", [9]).stored_as(StorageType::Bf16, StorageType::F32);
+        let half = TensorSpec::new("w", [9]).params_type(StorageType::Bf16);
         let error = ShardedOptimizer::on_cpu(world, &groups, [half], &Sharding::default());
         let error = error.map(drop).unwrap_err();
         assert!(

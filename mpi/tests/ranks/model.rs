@@ -1,7 +1,8 @@
 //! Models, and gradients that each rank can make for all.
 
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::half::{bf16, f16};
-use wgpu_optim::{StorageType, TensorSpec, TensorValues};
+use wgpu_optim::{StorageType, TensorSpec};
 
 /// Sizes that no number of ranks divides: nothing, less than there are ranks, less and more than alignment and buckets.
 pub const SHAPES: [&[usize]; 8] = [
@@ -28,7 +29,9 @@ impl Model {
         let tensor = |(index, shape): (usize, &&[usize])| {
             let kind = ["weight", "bias"][index % 2];
             let (params, grads) = types[index % types.len()];
-            TensorSpec::new(format!("layer{index}.{kind}"), *shape).stored_as(params, grads)
+            TensorSpec::new(format!("layer{index}.{kind}"), *shape)
+                .params_type(params)
+                .grads_type(grads)
         };
         let tensors: Vec<_> = SHAPES.iter().enumerate().map(tensor).collect();
         let values = |(index, tensor): (usize, &TensorSpec)| {

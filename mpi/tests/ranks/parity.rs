@@ -1,8 +1,10 @@
 //! Steps over several ranks, beside those of one process: bit for bit on the CPU.
 
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::rules::Twin;
 use wgpu_optim::{
-    AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, ParamGroups, Precision,
-    SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec, TensorValues, Twin,
+    AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, Optimizer, ParamGroups,
+    Precision, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -102,7 +104,7 @@ fn step_sharded<R: Twin>(
     optimizer: &mut ShardedOptimizer<CpuShare<R>>,
     params: &mut [TensorValues],
     grads: &[TensorValues],
-) -> Option<wgpu_optim::ControlRecord> {
+) -> Option<wgpu_optim::control::ControlRecord> {
     let mut params: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
     let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
     optimizer.step(&mut params, &grads).unwrap()
@@ -159,7 +161,7 @@ fn sixteen_bits_are_those_of_one_process() {
         (Bf16, StorageType::F32),
     ];
     on_ranks(&[1, 2, 3], |world| {
-        for masters in [Masters::F32, Masters::Rest, Masters::None] {
+        for masters in [Masters::F32, Masters::LowBits, Masters::None] {
             let precision = Precision {
                 masters,
                 ..Precision::default()

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use wgpu_optim::{
-    AdamConfig, CpuOptimizer, Rule, SgdConfig, StorageType, TensorSlice, TensorSpec, TensorValues,
-    Twin,
-};
+use wgpu_optim::cpu::TensorValues;
+use wgpu_optim::rules::Twin;
+use wgpu_optim::{AdamConfig, CpuOptimizer, Rule, SgdConfig, StorageType, TensorSlice, TensorSpec};
 
 use crate::model::{Model, numel};
 use crate::{alone, mpirun};

@@ -32,7 +32,7 @@ impl ArenaBuilder<'_> {
                 continue;
             };
             let spec = TensorSpec::new(name, tensor.shape.clone());
-            specs.push(spec.stored_as(params_type, StorageType::F32));
+            specs.push(spec.params_type(params_type));
             contents.push(Cow::Borrowed(header.data(file, tensor)));
         }
         let mut arena = self.build(device, queue, specs)?;

@@ -110,7 +110,7 @@ impl ArenaLayout {
 /// let config = SgdConfig::builder(0.1).momentum(0.9);
 /// let groups = ParamGroups::new(config.weight_decay(0.01).build()?)
 ///     .with("no_decay", config.build()?, |name| name.ends_with("bias"))?;
-/// let weight = |name| TensorSpec::new(name, [64, 64]).stored_as(StorageType::Bf16, StorageType::F32);
+/// let weight = |name| TensorSpec::new(name, [64, 64]).params_type(StorageType::Bf16);
 /// let tensors = [weight("0.weight"), TensorSpec::new("0.bias", [64]), weight("1.weight")];
 ///
 /// let arena = Arena::builder().groups(&groups).build(&device, &queue, tensors)?;

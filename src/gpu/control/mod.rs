@@ -33,7 +33,7 @@ const VERDICT_WORDS: usize = 2 + 2 * NORMS;
 /// Bytes of a partial sum.
 const PARTIAL_BYTES: u64 = 16;
 
-/// Most norms that are told apart.
+/// The most norms that a control may take.
 const NORMS: usize = MAX_GROUP_NORMS + 1;
 
 /// The control of steps on the device: the kernels that decide, and their memory from step to step.
@@ -45,7 +45,8 @@ const NORMS: usize = MAX_GROUP_NORMS + 1;
 ///
 /// ```
 /// use wgpu_optim::{
-///     AdamConfig, AdapterRequest, Gpu, GpuControl, GpuOptimizer, Kernels, LossScale, StepControl, TensorBinding, readback,
+///     AdamConfig, AdapterRequest, Gpu, GpuControl, GpuOptimizer, Kernels, LossScale, Optimizer, StepControl, TensorBinding,
+///     readback,
 /// };
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

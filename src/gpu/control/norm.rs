@@ -327,7 +327,7 @@ impl Norm {
                     partial: self.partials,
                     adds: false,
                     group,
-                    tensor_mask: mask,
+                    tensor_mask: batch.tensor_mask(mask),
                 };
                 self.add(part, None);
             }

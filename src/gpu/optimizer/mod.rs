@@ -11,9 +11,10 @@ use std::fmt;
 use crate::gpu::binding::TensorBinding;
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::kernels::Kernels;
+use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{ConfigError, GroupError, Groups, ParamGroups, Rule};
+use crate::rules::{Groups, ParamGroups, Rule};
 use crate::state::{TensorSpec, Tensors, UnknownTensor};
 use crate::wgsl::check_scalars;
 use crate::wgsl::signature::check_signature;
@@ -23,7 +24,8 @@ pub use transfer::StateSlice;
 
 /// The update of a [`Rule`] over tensors on the GPU, recorded into the caller's encoder.
 ///
-/// Holds the state (a velocity, say) and the applied-step counts. [`step`](Self::step) records; it never submits, polls,
+/// Holds the state (a velocity, say) and the applied-step counts; [`Optimizer`] has what is set and read between steps.
+/// [`step`](Self::step) records; it never submits, polls,
 /// maps, compiles, or allocates GPU memory after the first step.
 ///
 /// A step whose encoder is dropped, or finished and its command buffer dropped, has never happened: parameters, state,
@@ -117,82 +119,6 @@ impl<R: Rule> GpuOptimizer<R> {
         })
     }
 
-    /// The configuration, with the hyper-parameters of the next step; that of the default group where there are
-    /// several.
-    #[must_use]
-    pub fn config(&self) -> &R {
-        self.groups.default_config()
-    }
-
-    /// The configuration of one group.
-    #[must_use]
-    pub fn group_config(&self, group: &str) -> Option<&R> {
-        self.groups.by_name(group)
-    }
-
-    /// Sets the learning rate of the steps recorded from now on, in every group by its ratio to the default group's.
-    /// A group without a ratio ([`ParamGroups::with`]) keeps its own.
-    ///
-    /// # Errors
-    /// [`ConfigError`] as [`Rule::with_lr`]; every learning rate stays as it was.
-    pub fn set_lr(&mut self, lr: f64) -> Result<(), ConfigError> {
-        self.recorder.prepared = Prepared::Nothing;
-        self.groups.set_lr(lr)
-    }
-
-    /// Sets the learning rate of one group, until [`set_lr`](Self::set_lr) sets it again by its ratio.
-    ///
-    /// # Errors
-    /// [`GroupError`] if there is no such group, or as [`Rule::with_lr`]; the learning rate stays as it was.
-    pub fn set_group_lr(&mut self, group: &str, lr: f64) -> Result<(), GroupError> {
-        self.recorder.prepared = Prepared::Nothing;
-        self.groups.set_group_lr(group, lr)
-    }
-
-    /// Sets the momentum of the steps recorded from now on, in every group that has momentum; of Adam that is `beta1`.
-    ///
-    /// # Errors
-    /// [`ConfigError`] as [`Rule::with_momentum`]; every momentum stays as it was.
-    pub fn set_momentum(&mut self, momentum: f64) -> Result<(), ConfigError> {
-        self.recorder.prepared = Prepared::Nothing;
-        self.groups.set_momentum(momentum)
-    }
-
-    /// How many steps have been recorded, whatever was frozen: the position in a schedule. One whose encoder was dropped
-    /// does not count.
-    #[must_use]
-    pub fn steps(&self) -> u64 {
-        self.recorder.ledger.steps()
-    }
-
-    /// Freezes a tensor, or lets it go on: a frozen tensor is left as it is by the steps recorded from now on,
-    /// state and step count included.
-    ///
-    /// Where neighbours in memory share a dispatch, as in an [`Arena`](crate::Arena), frozen ones among them do not split it
-    /// into more than a few: the first call compiles, once per device, a kernel that looks up which elements take part, and
-    /// allocates its table. Steps that are recorded into a pass without [`prepare`](Self::prepare) do split it.
-    ///
-    /// # Errors
-    /// [`UnknownTensor`] if no tensor has this name.
-    pub fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
-        if self.recorder.tensors.set_frozen(tensor, frozen)? {
-            self.recorder.build_chunks(&self.groups);
-            self.recorder.set_stale();
-        }
-        Ok(())
-    }
-
-    /// How many steps have been applied to a tensor: those recorded, without those whose encoder was dropped, and of those
-    /// under a control the ones that are known to have been applied, by what has been read so far
-    /// ([`GpuControl::read`](crate::GpuControl::read), later steps, [`state`](Self::state)).
-    #[must_use]
-    pub fn applied_steps(&self, tensor: &str) -> Option<u64> {
-        let recorder = &self.recorder;
-        let index = recorder.tensors.index_of(tensor)?;
-        let report = recorder.device_counts.report_of(index);
-        Some(recorder.ledger.known_by(index, report))
-    }
-
     /// How the tensors are cut into pieces.
     #[must_use]
     pub const fn plan(&self) -> &Plan {
@@ -238,6 +164,43 @@ impl<R: Rule> GpuOptimizer<R> {
     /// a step under a control has been prepared since; then nothing has been recorded.
     pub fn record(&mut self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), StepError> {
         self.recorder.record(&self.groups, pass)
+    }
+}
+
+impl<R: Rule> Optimizer for GpuOptimizer<R> {
+    type Rule = R;
+
+    fn groups(&self) -> &Groups<R> {
+        &self.groups
+    }
+
+    fn groups_mut(&mut self) -> &mut Groups<R> {
+        self.recorder.prepared = Prepared::Nothing;
+        &mut self.groups
+    }
+
+    fn steps(&self) -> u64 {
+        self.recorder.ledger.steps()
+    }
+
+    fn applied_steps(&self, tensor: &str) -> Option<u64> {
+        let recorder = &self.recorder;
+        let index = recorder.tensors.index_of(tensor)?;
+        let report = recorder.device_counts.report_of(index);
+        Some(recorder.ledger.known_by(index, report))
+    }
+
+    /// Freezes a tensor, or lets it go on, from the next recorded step on.
+    ///
+    /// Where neighbours in memory share a dispatch, as in an [`Arena`](crate::Arena), frozen ones among them do not split it
+    /// into more than a few: the first call compiles, once per device, a kernel that looks up which elements take part, and
+    /// allocates its table. Steps that are recorded into a pass without [`prepare`](Self::prepare) do split it.
+    fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor> {
+        if self.recorder.tensors.set_frozen(tensor, frozen)? {
+            self.recorder.build_chunks(&self.groups);
+            self.recorder.set_stale();
+        }
+        Ok(())
     }
 }
 

@@ -367,9 +367,12 @@ pub(super) fn uniforms_of(
     dispatch: &Dispatch,
     tensor: Option<usize>,
 ) -> Uniforms {
-    let piece = match dispatch.target {
-        Target::Piece(piece) => piece,
-        Target::Batch { batch, .. } => plan.batches[batch].pieces[0],
+    let (piece, tensor_mask) = match dispatch.target {
+        Target::Piece(piece) => (piece, 0),
+        Target::Batch { batch, mask } => {
+            let batch = &plan.batches[batch];
+            (batch.pieces[0], batch.tensor_mask(mask))
+        }
     };
     let piece = &plan.pieces[piece];
     let wide = (!piece.storage.is_f32()).then(|| {
@@ -384,5 +387,5 @@ pub(super) fn uniforms_of(
             key,
         }
     });
-    Uniforms::new(scalars, dispatch, wide)
+    Uniforms::new(scalars, dispatch, tensor_mask, wide)
 }

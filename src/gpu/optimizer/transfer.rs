@@ -106,7 +106,7 @@ impl<R: Rule> GpuOptimizer<R> {
     /// # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
     /// let params = readback::storage_buffer(&device, &queue, "params", &[0.0; 4])?; // eight bf16
     /// let grads = readback::storage_buffer(&device, &queue, "grads", &[1.0; 8])?;
-    /// let weight = TensorBinding::new("weight", &params, &grads, [8]).stored_as(StorageType::Bf16, StorageType::F32);
+    /// let weight = TensorBinding::new("weight", &params, &grads, [8]).params_type(StorageType::Bf16);
     /// let mut optimizer =
     ///     GpuOptimizer::new(&Kernels::new(&device, &queue)?, SgdConfig::builder(0.25).build()?, &[weight])?;
     ///

@@ -5,7 +5,7 @@ use crate::rules::Real;
 
 /// A configuration of another form that visits the same points, and what becomes of a velocity.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Conversion {
+pub struct FormConversion {
     /// The configuration.
     pub config: SgdConfig,
     /// The factor by which a saved velocity has to be multiplied.
@@ -15,7 +15,7 @@ pub struct Conversion {
 /// No exact conversion between two forms.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("no exact conversion from the {from} form to the {to} form: {why}")]
-pub struct ConversionError {
+pub struct FormConversionError {
     /// The form of the configuration.
     pub from: MomentumForm,
     /// The form that was asked for.
@@ -28,8 +28,9 @@ impl SgdConfig {
     /// The configuration of another form that visits the same points from the same start, as long as learning
     /// rate and momentum stay constant.
     ///
-    /// Two forms agree when `alpha`, `b` and the product `a*c` of their [`Coefficients`](crate::Coefficients)
-    /// agree; the velocities differ by the factor between their `c`. From the heavy ball with `eta` and `mu`:
+    /// Two forms agree when `alpha`, `b` and the product `a*c` of their
+    /// [`Coefficients`](crate::rules::sgd::Coefficients) agree; the velocities differ by the factor between their `c`.
+    /// From the heavy ball with `eta` and `mu`:
     ///
     /// | to | lr | momentum | velocity times |
     /// |---|---|---|---|
@@ -40,7 +41,8 @@ impl SgdConfig {
     /// `time_step` is that of the particle form, and ignored by the others.
     ///
     /// ```
-    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    /// use wgpu_optim::rules::sgd::MomentumForm;
+    /// use wgpu_optim::SgdConfig;
     ///
     /// let heavy_ball = SgdConfig::builder(0.1).momentum(0.75).build()?;
     /// let averaged = heavy_ball.convert(MomentumForm::Ema, 1.0)?;
@@ -50,11 +52,15 @@ impl SgdConfig {
     /// ```
     ///
     /// # Errors
-    /// [`ConversionError`] where no exact conversion exists: dampening, whose first step is an exception; Nesterov
+    /// [`FormConversionError`] where no exact conversion exists: dampening, whose first step is an exception; Nesterov
     /// momentum to a form that does not define it; a heavy ball without friction (`mu = 1`) to EMA; a learning
     /// rate of zero, which an lr-inside velocity cannot be scaled back from.
-    pub fn convert(&self, to: MomentumForm, time_step: f64) -> Result<Conversion, ConversionError> {
-        let refuse = |why| ConversionError {
+    pub fn convert(
+        &self,
+        to: MomentumForm,
+        time_step: f64,
+    ) -> Result<FormConversion, FormConversionError> {
+        let refuse = |why| FormConversionError {
             from: self.form(),
             to,
             why,
@@ -101,7 +107,7 @@ impl SgdConfig {
             })
             .build()
             .map_err(|_| refuse("the form does not define such a configuration"))?;
-        Ok(Conversion {
+        Ok(FormConversion {
             config,
             velocity_scale: velocity_over_heavy_ball(to, dt)
                 / velocity_over_heavy_ball(self.form(), self.time_step()),

@@ -15,7 +15,7 @@ use crate::rules::error::{check_below_one, check_range, unsupported};
 use crate::rules::{ConfigError, Hyperparameters, Real, Rule, Scalars, Slot, Slots, Twin};
 
 pub use coefficients::{Coefficients, Terms};
-pub use convert::{Conversion, ConversionError};
+pub use convert::{FormConversion, FormConversionError};
 
 /// Where the learning rate sits in the momentum recurrence.
 ///
@@ -39,7 +39,7 @@ pub enum MomentumForm {
     /// `v <- mu*v - eta*d; theta <- theta + v`: the velocity holds updates. Sutskever et al. 2013, Keras.
     LrInside,
     /// `v <- mu*v - (eta/dt)*d; theta <- theta + dt*v`: the velocity of a particle, in distance per time; see
-    /// [`Particle`](crate::physics::Particle) for mass and friction. With `dt = 1` the same as `LrInside`.
+    /// [`Particle`](crate::rules::sgd::physics::Particle) for mass and friction. With `dt = 1` the same as `LrInside`.
     Particle,
 }
 
@@ -86,7 +86,8 @@ config! {
     /// for a normal `f32` is zero there, so that a schedule may decay for as long as it likes.
     ///
     /// ```
-    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    /// use wgpu_optim::rules::sgd::MomentumForm;
+    /// use wgpu_optim::SgdConfig;
     ///
     /// let config = SgdConfig::builder(0.1).momentum(0.9).nesterov(true).build()?;
     /// assert_eq!(config.form(), MomentumForm::HeavyBall);
@@ -231,7 +232,7 @@ impl Rule for SgdConfig {
         Coefficients::new(self, phase == 0).cast().to_scalars()
     }
 
-    fn meaning(&self) -> String {
+    fn state_kind(&self) -> String {
         self.form.to_string()
     }
 

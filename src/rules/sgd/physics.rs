@@ -47,7 +47,7 @@ use crate::rules::ConfigError;
 /// Units are the caller's; `friction` is force per velocity, `force_scale` force per slope.
 ///
 /// ```
-/// use wgpu_optim::physics::Particle;
+/// use wgpu_optim::rules::sgd::physics::Particle;
 ///
 /// let particle = Particle { mass: 2.0, friction: 0.5, time_step: 0.4, force_scale: 1.0 };
 /// let config = particle.config()?;
@@ -112,7 +112,8 @@ impl Particle {
     /// follow.
     ///
     /// ```
-    /// use wgpu_optim::{SgdConfig, physics::Particle};
+    /// use wgpu_optim::rules::sgd::physics::Particle;
+    /// use wgpu_optim::SgdConfig;
     ///
     /// let config = SgdConfig::builder(0.5).momentum(0.75).build()?;
     /// let particle = Particle::of(&config, 2.0, 1.0);

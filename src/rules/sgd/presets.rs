@@ -38,7 +38,8 @@ impl SgdConfig {
     /// <https://keras.io/api/optimizers/sgd/>
     ///
     /// ```
-    /// use wgpu_optim::{MomentumForm, SgdConfig};
+    /// use wgpu_optim::rules::sgd::MomentumForm;
+    /// use wgpu_optim::SgdConfig;
     ///
     /// let config = SgdConfig::keras(0.1).momentum(0.9).nesterov(true).build()?;
     /// assert_eq!(config.form(), MomentumForm::LrInside);

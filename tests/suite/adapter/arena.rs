@@ -1,9 +1,10 @@
-use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+use wgpu_optim::gpu::ArenaError;
+use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
+use wgpu_optim::state::DuplicateName;
 use wgpu_optim::storage::Storage;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ArenaError, DuplicateName, GpuControl, GpuOptimizer, Masters,
-    OPTIONAL_FEATURES, ParamGroups, Precision, Rule as _, SgdConfig, StepControl, StorageType,
-    TensorSpec,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Masters, OPTIONAL_FEATURES, Optimizer,
+    ParamGroups, Precision, Rule as _, SgdConfig, StepControl, StorageType, TensorSpec,
 };
 
 use super::{Bench, gpu_test};
@@ -29,7 +30,7 @@ async fn check(bench: &Bench, sizes: &[usize]) -> (Arena, GpuOptimizer) {
     let values_of = |(i, numel): (usize, &usize)| values(i as u64, *numel);
     let start: Vec<_> = sizes.iter().enumerate().map(values_of).collect();
     arena.upload_all_params(&start).unwrap();
-    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Roundoff::WGSL);
     let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &arena.bindings()).unwrap();
     for (step, lr) in LRS.into_iter().enumerate() {
@@ -90,7 +91,11 @@ async fn freeze_every_other(bench: &Bench, stored: (StorageType, Precision), is_
     let ((of, precision), numels) = (stored, [5, 1000, 64, 1, 2049, 8]);
     let numels: Vec<_> = numels.into_iter().cycle().take(60).collect();
     let specs = numels.iter().enumerate();
-    let specs = specs.map(|(i, numel)| TensorSpec::new(i.to_string(), [*numel]).stored_as(of, of));
+    let specs = specs.map(|(i, numel)| {
+        TensorSpec::new(i.to_string(), [*numel])
+            .params_type(of)
+            .grads_type(of)
+    });
     let arena = Arena::new(&bench.device, &bench.queue, specs).unwrap();
     let of_seed =
         |seed: usize| move |(i, n): (usize, &usize)| rounded(of, &values((seed + i) as u64, *n));
@@ -101,10 +106,10 @@ async fn freeze_every_other(bench: &Bench, stored: (StorageType, Precision), is_
     let mut optimizer =
         GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
     let storage = Storage::new(of, of, config.slots().kept_names(), &precision);
-    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL).stored(storage);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Roundoff::WGSL).stored(storage);
     let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let control = StepControl::builder().tensor_max_norm(2.0).build().unwrap();
-    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
     let mut control = GpuControl::new(&bench.kernels, control).unwrap();
     for step in 0..6 {
         let is_frozen = |tensor: usize| match step {
@@ -170,7 +175,7 @@ async fn freeze_every_other(bench: &Bench, stored: (StorageType, Precision), is_
 #[gpu_test]
 async fn frozen_tensors_leave_few_dispatches() {
     for bench in Bench::both().await {
-        for masters in [Masters::F32, Masters::Rest, Masters::None] {
+        for masters in [Masters::F32, Masters::LowBits, Masters::None] {
             let precision = Precision {
                 masters,
                 ..Precision::default()

@@ -1,9 +1,9 @@
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use wgpu_optim::files::{Header, HeaderError};
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::gpu::{ArenaError, ArenaFileError};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{
-    Arena, ArenaError, ArenaFileError, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig,
-    StorageType, half, wgpu,
+    Arena, GpuOptimizer, OPTIONAL_FEATURES, ParamGroups, SgdConfig, StorageType, half, wgpu,
 };
 
 use super::{Bench, gpu_test};
@@ -81,7 +81,7 @@ async fn an_arena_from_a_file_steps_and_goes_back_into_one() {
                 (view.dtype(), view.shape()),
                 (Dtype::F32, &tensor.shape[..])
             );
-            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
             oracle.step(&config(), grads);
             let params: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
             oracle.check_params(&params).unwrap();
@@ -155,7 +155,7 @@ async fn files_keep_their_types_both_ways() {
         for (index, tensor) in arena.tensors().iter().enumerate() {
             let dtype = stepped.tensor(&tensor.name).unwrap().dtype();
             assert_eq!(dtype, tensor.params_type.into());
-            let mut oracle = Oracle::new(starts[index], Rounding::WGSL);
+            let mut oracle = Oracle::new(starts[index], Roundoff::WGSL);
             oracle.step(&config(), &grads[index]);
             let params = bench.wait(arena.download_params(&tensor.name)).await;
             let params = params.unwrap();

@@ -1,8 +1,9 @@
 //! What only a browser does.
 
 use wasm_bindgen_test::wasm_bindgen_test;
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AdapterRequest, Gpu, GpuError, SgdConfig, wgpu};
+use wgpu_optim::gpu::GpuError;
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::{AdapterRequest, Gpu, Optimizer, SgdConfig, wgpu};
 
 use super::transfers::every_transfer;
 use super::{Bench, gpu};
@@ -55,7 +56,7 @@ async fn many_steps_of_one_turn_each_see_their_own_lr() {
     let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
     let config = SgdConfig::builder(0.1).momentum(0.5).build().unwrap();
     let mut optimizer = bench.optimizer(config, &params, &grads);
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     for step in 0..50 {
         optimizer.set_lr(0.1 / f64::from(step + 1)).unwrap();
         bench.step(&mut optimizer);

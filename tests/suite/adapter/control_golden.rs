@@ -1,7 +1,7 @@
 //! Steps under a control on a real adapter at the points that PyTorch printed.
 
-use wgpu_optim::oracle::Rounding;
-use wgpu_optim::{GpuControl, GpuOptimizer};
+use wgpu_optim::oracle::Roundoff;
+use wgpu_optim::{GpuControl, GpuOptimizer, Optimizer};
 
 use super::{Bench, gpu_test, whole};
 use crate::golden_control;
@@ -22,7 +22,7 @@ async fn the_device_decides_as_pytorch_does() {
             let mut optimizer =
                 GpuOptimizer::with_groups(&bench.kernels, &groups, &tensors).unwrap();
             let mut control = GpuControl::new(&bench.kernels, golden.control()).unwrap();
-            for (step, expected) in golden.expected(Rounding::WGSL).iter().enumerate() {
+            for (step, expected) in golden.expected(Roundoff::WGSL).iter().enumerate() {
                 optimizer.set_lr(golden.steps[step].lr).unwrap();
                 for (name, _) in golden.tensors() {
                     let is_frozen = golden.is_frozen(step, name);

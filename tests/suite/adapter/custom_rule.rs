@@ -1,8 +1,10 @@
 //! Rules that are not the library's.
 
+use wgpu_optim::rules::{Scalars, Slot, Slots, Start, Twin};
+use wgpu_optim::wgsl::KernelError;
 use wgpu_optim::{
-    AnyRule, Arena, BuildError, ConfigError, CpuOptimizer, GpuControl, GpuOptimizer, KernelError,
-    ParamGroups, Rule, Scalars, SgdConfig, Slot, Slots, Start, StepControl, Twin, rule_enum,
+    AnyRule, Arena, BuildError, ConfigError, CpuOptimizer, GpuControl, GpuOptimizer, Optimizer,
+    ParamGroups, Rule, SgdConfig, StepControl, rule_enum,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -68,7 +70,7 @@ impl Rule for Counting {
         [self.lr as f32].into()
     }
 
-    fn meaning(&self) -> String {
+    fn state_kind(&self) -> String {
         "counting".to_owned()
     }
 

@@ -1,9 +1,8 @@
 //! Devices as engines open them: several at a time, and with limits of their own.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{
-    Gpu, GpuOptimizer, OPTIONAL_FEATURES, ScalarPath, SgdConfig, TensorBinding, wgpu,
-};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::wgsl::ScalarPath;
+use wgpu_optim::{Gpu, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test, open_gpu};
 use crate::cases::{LRS, values};
@@ -22,7 +21,7 @@ async fn step_side_by_side(benches: &[Bench]) {
     let buffers_of = |(seed, bench): (usize, &Bench)| {
         let (start, gradient) = (values(seed as u64, numel), values(50 + seed as u64, numel));
         let buffers = (bench.buffer_of(&start), bench.buffer_of(&gradient));
-        (Oracle::new(&start, Rounding::WGSL), gradient, buffers)
+        (Oracle::new(&start, Roundoff::WGSL), gradient, buffers)
     };
     let mut runs: Vec<_> = benches.iter().enumerate().map(buffers_of).collect();
     let optimizer_of = |(index, bench): (usize, &Bench)| {
@@ -103,7 +102,9 @@ async fn an_engines_own_limits_are_kept() {
         let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
         let names = ["a", "b", "c", "d"];
         let binding = |(name, (p, g, numel)): (&'static str, (usize, usize, usize))| {
-            TensorBinding::new(name, &params, &grads, [numel]).at(4 * p as u64, 4 * g as u64)
+            TensorBinding::new(name, &params, &grads, [numel])
+                .params_at(4 * p as u64)
+                .grads_at(4 * g as u64)
         };
         let tensors: Vec<_> = names.into_iter().zip(TENSORS).map(binding).collect();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(0.9), &tensors).unwrap();
@@ -123,7 +124,7 @@ async fn an_engines_own_limits_are_kept() {
         let after = bench.download(&params).await;
         let mut expected_untouched = start.clone();
         for (index, (p, g, numel)) in TENSORS.into_iter().enumerate() {
-            let mut oracle = Oracle::new(&start[p..p + numel], Rounding::WGSL);
+            let mut oracle = Oracle::new(&start[p..p + numel], Roundoff::WGSL);
             for lr in LRS {
                 let config = config(0.9).with_lr(lr).unwrap();
                 oracle.step(&config, &gradient[g..g + numel]);

@@ -1,10 +1,12 @@
 //! Inside somebody else's encoder.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::gpu::{ArenaError, LoadError};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::state::{SlotState, TensorState};
+use wgpu_optim::wgsl::{KernelError, ScalarPath};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, KernelError, Kernels, LoadError,
-    OPTIONAL_FEATURES, ScalarPath, SgdConfig, SlotState, StateError, StepError, TensorState,
-    TransferError, wgpu,
+    Arena, BuildError, GpuOptimizer, Kernels, OPTIONAL_FEATURES, Optimizer, SgdConfig, StateError,
+    StepError, TransferError, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};
@@ -26,7 +28,7 @@ async fn steps_recorded_into_one_encoder_each_see_their_own_lr() {
             let params = bench.buffer_of(&start);
             let grads = bench.buffer_of(&gradient);
             let mut optimizer = bench.optimizer(config(), &params, &grads);
-            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
             let mut encoder = bench.encoder();
             for lr in lrs {
                 optimizer.set_lr(lr).unwrap();
@@ -46,7 +48,7 @@ async fn steps_in_encoders_submitted_together_each_see_their_own_lr() {
         let params = bench.buffer_of(&start);
         let grads = bench.buffer_of(&gradient);
         let mut optimizer = bench.optimizer(config(), &params, &grads);
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut recorded = Vec::new();
         for lr in [0.1, 0.01, 0.3] {
             let mut encoder = bench.encoder();
@@ -76,7 +78,7 @@ async fn what_the_caller_records_around_a_step_sees_the_right_values() {
         encoder.clear_buffer(&params, 0, None);
         bench.queue.submit([encoder.finish()]);
 
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         oracle.step(&config(), &gradient);
         oracle.check_params(&bench.download(&after).await).unwrap();
         assert_eq!(bench.download(&params).await, vec![0.0; 64]);
@@ -94,7 +96,7 @@ async fn a_frozen_tensor_is_left_alone_and_starts_undampened() {
             whole("b", &buffers[1].0, &buffers[1].1),
         ];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config(), &tensors).unwrap();
-        let mut oracles = [(); 2].map(|()| Oracle::new(&start, Rounding::WGSL));
+        let mut oracles = [(); 2].map(|()| Oracle::new(&start, Roundoff::WGSL));
         for frozen in [true, false, true, false] {
             optimizer.set_frozen("b", frozen).unwrap();
             bench.step(&mut optimizer);
@@ -126,11 +128,11 @@ async fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
 
         let mut resumed = bench.optimizer(config(), &params, &grads);
         let mut foreign = state.clone();
-        foreign.tensors[0].meaning = "ema".into();
+        foreign.tensors[0].state_kind = "ema".into();
         let refused = resumed.load_state(&foreign);
         assert!(matches!(
             refused,
-            Err(LoadError::State(StateError::Meaning { .. }))
+            Err(LoadError::State(StateError::StateKind { .. }))
         ));
         assert_eq!(resumed.applied_steps("theta"), Some(0));
 
@@ -156,7 +158,7 @@ async fn a_step_goes_into_a_pass_that_the_caller_has_open() {
         let params = bench.buffer_of(&start);
         let grads = bench.buffer_of(&gradient);
         let mut optimizer = bench.optimizer(config(), &params, &grads);
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         for lr in [0.1, 0.02] {
             let mut encoder = bench.encoder();
             optimizer.set_lr(lr).unwrap();
@@ -198,7 +200,7 @@ async fn two_optimizers_share_pipelines_and_do_not_meet() {
     }
     bench.queue.submit([encoder.finish()]);
     for (params, start) in &buffers {
-        let mut oracle = Oracle::new(start, Rounding::WGSL);
+        let mut oracle = Oracle::new(start, Roundoff::WGSL);
         oracle.step(&config(), &gradient);
         oracle.check_params(&bench.download(params).await).unwrap();
     }
@@ -278,7 +280,7 @@ async fn bench_still_works(bench: &Bench, params: &wgpu::Buffer, grads: &wgpu::B
     bench.upload(params, &start);
     bench.upload(grads, &gradient);
     bench.step(&mut bench.optimizer(config(), params, grads));
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     oracle.step(&config(), &gradient);
     oracle.check_params(&bench.download(params).await).unwrap();
 }
@@ -389,7 +391,7 @@ async fn velocities_are_saved_and_replaced_in_an_encoder_of_the_callers() {
                 }],
                 ..state.tensors[tensor].clone()
             };
-            let mut oracle = Oracle::resume(&config(), &before[tensor], &state, Rounding::WGSL);
+            let mut oracle = Oracle::resume(&config(), &before[tensor], &state, Roundoff::WGSL);
             oracle.step(&config(), &gradients[tensor]);
             oracle.check_params(&stepped[0][tensor]).unwrap();
         };

@@ -1,4 +1,5 @@
-use wgpu_optim::oracle::Rounding;
+use wgpu_optim::Optimizer;
+use wgpu_optim::oracle::Roundoff;
 
 use super::{Bench, gpu_test};
 use crate::golden::all;
@@ -10,7 +11,7 @@ async fn the_gpu_follows_every_library() {
             let params = bench.buffer_of(&golden.start);
             let grads = bench.buffer(golden.start.len());
             let mut optimizer = bench.optimizer(golden.config, &params, &grads);
-            for (step, oracle) in golden.oracles(Rounding::WGSL).iter().enumerate() {
+            for (step, oracle) in golden.oracles(Roundoff::WGSL).iter().enumerate() {
                 bench.upload(&grads, &golden.grads[step]);
                 optimizer
                     .set_frozen("theta", golden.frozen_steps.contains(&step))

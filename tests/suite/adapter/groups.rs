@@ -1,5 +1,5 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{Arena, GpuOptimizer};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::{Arena, GpuOptimizer, Optimizer};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;
@@ -12,7 +12,7 @@ async fn check(bench: &Bench, arena: &Arena) -> usize {
     for (name, numel) in TENSORS {
         let start = values(numel as u64, numel);
         arena.upload_params(name, &start).unwrap();
-        oracles.push(Oracle::new(&start, Rounding::WGSL));
+        oracles.push(Oracle::new(&start, Roundoff::WGSL));
     }
     let mut optimizer =
         GpuOptimizer::with_groups(&bench.kernels, &groups(), &arena.bindings()).unwrap();
@@ -94,7 +94,7 @@ async fn a_group_without_a_ratio_steps_at_its_own_learning_rate() {
         let groups = groups_without_a_ratio(0.0);
         let mut optimizer =
             GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
-        let mut oracles = start.each_ref().map(|s| Oracle::new(s, Rounding::WGSL));
+        let mut oracles = start.each_ref().map(|s| Oracle::new(s, Roundoff::WGSL));
         for (lr, of_biases) in [(0.0, 1.6e-4), (0.1, 1.6e-4), (0.2, 0.3)] {
             optimizer.set_group_lr("biases", of_biases).unwrap();
             optimizer.set_lr(lr).unwrap();

@@ -1,9 +1,9 @@
 //! Past one binding: one large tensor, and an arena of many.
 
 use rayon::prelude::*;
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::plan::DeviceLimits;
-use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, wgpu};
 
 use super::{Bench, gpu, gpu_test};
 use crate::cases::values;
@@ -67,7 +67,7 @@ impl Repeating {
 }
 
 fn oracle(config: &SgdConfig, start: &[f32], gradient: &[f32]) -> Oracle {
-    let mut oracle = Oracle::new(start, Rounding::WGSL);
+    let mut oracle = Oracle::new(start, Roundoff::WGSL);
     for lr in LRS {
         oracle.step(&config.with_lr(lr).unwrap(), gradient);
     }

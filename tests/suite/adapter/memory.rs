@@ -4,10 +4,10 @@ use std::process::Command;
 use std::{env, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::gpu::ArenaError;
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{
-    Arena, ArenaError, BuildError, GpuOptimizer, SgdConfig, StepError, TransferError, readback,
-    wgpu,
+    Arena, BuildError, GpuOptimizer, Optimizer, SgdConfig, StepError, TransferError, readback, wgpu,
 };
 
 use super::{Bench, gpu, gpu_test, whole};
@@ -144,7 +144,7 @@ async fn while_building() {
     for large in ["a", "b"] {
         optimizer.set_frozen(large, true).unwrap();
     }
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     for _ in 0..3 {
         bench.step(&mut optimizer);
         oracle.step(&config, &gradient);
@@ -177,7 +177,7 @@ async fn while_recording() {
     ];
     let mut optimizer = GpuOptimizer::new(&kernels, config, &tensors).unwrap();
     optimizer.set_frozen("large", true).unwrap();
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     for enough in [false, true, false, true] {
         let mut encoder = bench.encoder();
         if enough {

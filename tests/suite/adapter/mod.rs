@@ -43,9 +43,9 @@ mod vertices;
 
 use std::future::Future;
 
-use wgpu_optim::wgpu;
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuOptimizer, Kernels, ScalarPath, SgdConfig, TensorBinding, readback,
+    AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback, wgpu,
 };
 
 /// A test that waits for the device: on its thread, and in a browser as a page does.
@@ -74,7 +74,7 @@ fn request() -> AdapterRequest {
 
 /// The same adapter by an instance of its own.
 pub async fn adapter_of_its_own() -> wgpu::Adapter {
-    let mut adapters = wgpu_optim::adapters(request().backends).await;
+    let mut adapters = wgpu_optim::gpu::adapters(request().backends).await;
     let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
     adapters.swap_remove(request().best_first(&infos)[0])
 }
@@ -159,6 +159,17 @@ impl Bench {
 
     pub fn upload(&self, buffer: &wgpu::Buffer, data: &[f32]) {
         readback::upload(&self.device, &self.queue, buffer, 0, data).unwrap();
+    }
+
+    /// A buffer of these bytes, which are whole words.
+    pub fn buffer_of_words(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.buffer(bytes.len() / 4);
+        self.queue.write_buffer(&buffer, 0, bytes);
+        buffer
+    }
+
+    pub async fn bytes(&self, buffer: &wgpu::Buffer) -> Vec<u8> {
+        bytemuck::cast_slice(&self.download(buffer).await).to_vec()
     }
 
     /// Waits for a transfer, natively on this thread.

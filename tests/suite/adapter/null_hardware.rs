@@ -4,7 +4,8 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-use wgpu_optim::{AdapterRequest, Gpu, GpuError, wgpu};
+use wgpu_optim::gpu::GpuError;
+use wgpu_optim::{AdapterRequest, Gpu, wgpu};
 
 /// Names this module's process among the test's.
 const CHILD: &str = "WGPU_OPTIM_TEST_NULL_HARDWARE";

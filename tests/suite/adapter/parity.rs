@@ -1,7 +1,7 @@
 //! GPU against the oracle: every config, awkward sizes and offsets, canaries around every slice.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, TensorBinding, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, configs, sizes, values};
@@ -51,13 +51,15 @@ async fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
         .zip(&names)
         .map(|(place, name)| {
             let [params_bytes, grads_bytes] = [place.params, place.grads].map(|at| 4 * at as u64);
-            TensorBinding::new(name, &params, &grads, [place.numel]).at(params_bytes, grads_bytes)
+            TensorBinding::new(name, &params, &grads, [place.numel])
+                .params_at(params_bytes)
+                .grads_at(grads_bytes)
         })
         .collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
     let mut oracles: Vec<_> = places
         .iter()
-        .map(|p| Oracle::new(&host_params[p.params..p.params + p.numel], Rounding::WGSL))
+        .map(|p| Oracle::new(&host_params[p.params..p.params + p.numel], Roundoff::WGSL))
         .collect();
 
     for (step, lr) in LRS.into_iter().enumerate() {
@@ -203,13 +205,15 @@ async fn neighbours_that_share_a_dispatch_keep_their_own_state() {
         let tensors: Vec<_> = (0..sizes.len())
             .map(|i| {
                 let bytes = 4 * starts[i] as u64;
-                TensorBinding::new(&names[i], &params, &grads, [sizes[i]]).at(bytes, bytes)
+                TensorBinding::new(&names[i], &params, &grads, [sizes[i]])
+                    .params_at(bytes)
+                    .grads_at(bytes)
             })
             .collect();
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
         let slice = |i: usize| starts[i]..starts[i] + sizes[i];
         let mut oracles: Vec<_> = (0..sizes.len())
-            .map(|i| Oracle::new(&host_params[slice(i)], Rounding::WGSL))
+            .map(|i| Oracle::new(&host_params[slice(i)], Roundoff::WGSL))
             .collect();
         let mut rng = fastrand::Rng::with_seed(5);
         let mut counts = Vec::new();
@@ -279,7 +283,7 @@ async fn infinite_and_nan_gradients_stay_in_their_element() {
             let params = bench.buffer_of(&start);
             let grads = bench.buffer_of(&bad);
             let mut optimizer = bench.optimizer(config, &params, &grads);
-            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
             oracle.step(&config, &bad);
             bench.step(&mut optimizer);
             oracle
@@ -298,7 +302,7 @@ async fn what_is_too_small_for_f32_is_zero_on_the_device_too() {
         for config in configs() {
             let params = bench.buffer_of(&start);
             let mut optimizer = bench.optimizer(config, &params, &grads);
-            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
             for (lr, momentum) in [
                 (0.05, 0.9),
                 (1e-38, 1e-38),

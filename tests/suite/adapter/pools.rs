@@ -1,9 +1,10 @@
 //! Parameters and gradients in one buffer.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::plan::PlanError;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, BuildError, GpuOptimizer, PlanError, Rule as _, SgdConfig,
-    SignumConfig, TensorBinding,
+    AdamConfig, AnyRule, Arena, BuildError, GpuOptimizer, Rule as _, SgdConfig, SignumConfig,
+    TensorBinding,
 };
 
 use super::{Bench, gpu_test};
@@ -54,7 +55,8 @@ async fn check(
         .zip(slices)
         .map(|(name, slice)| {
             TensorBinding::new(name, &pool, &pool, [slice.numel])
-                .at(bytes(slice.params), bytes(slice.grads))
+                .params_at(bytes(slice.params))
+                .grads_at(bytes(slice.grads))
         })
         .collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, rule.clone(), &bindings).unwrap();
@@ -68,7 +70,7 @@ async fn check(
     for (slice, state) in slices.iter().zip(&state.tensors) {
         let params = slice.params..slice.params + slice.numel;
         let grads = &host[slice.grads..slice.grads + slice.numel];
-        let mut oracle = Oracle::new(&host[params.clone()], Rounding::WGSL);
+        let mut oracle = Oracle::new(&host[params.clone()], Roundoff::WGSL);
         for _ in 0..3 {
             oracle.step(rule, grads);
         }
@@ -118,7 +120,7 @@ async fn an_arena_of_one_buffer_is_one_dispatch() {
             assert_eq!(optimizer.dispatches(), 1);
             let params = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, start) in starts.iter().enumerate() {
-                let mut oracle = Oracle::new(start, Rounding::WGSL);
+                let mut oracle = Oracle::new(start, Roundoff::WGSL);
                 oracle.step(&rule, &grads[tensor]);
                 oracle.step(&rule, &grads[tensor]);
                 oracle.check_params(&params[tensor]).unwrap();
@@ -175,10 +177,14 @@ async fn pools_beside_other_buffers() {
         let host = [values(1, 4096), values(2, 4096)];
         let [x, y] = host.each_ref().map(|values| bench.buffer_of(values));
         let tensors = [
-            TensorBinding::new("in x", &x, &x, [500]).at(0, 2048),
-            TensorBinding::new("x by y", &x, &y, [100]).at(4096, 8192),
-            TensorBinding::new("y by x", &y, &x, [100]).at(4096, 8192),
-            TensorBinding::new("in y", &y, &y, [77]).at(12_288, 0),
+            TensorBinding::new("in x", &x, &x, [500]).grads_at(2048),
+            TensorBinding::new("x by y", &x, &y, [100])
+                .params_at(4096)
+                .grads_at(8192),
+            TensorBinding::new("y by x", &y, &x, [100])
+                .params_at(4096)
+                .grads_at(8192),
+            TensorBinding::new("in y", &y, &y, [77]).params_at(12_288),
         ];
         let at = [
             (0, 0, 0, 512, 500),
@@ -192,7 +198,7 @@ async fn pools_beside_other_buffers() {
         bench.queue.submit([encoder.finish()]);
         let mut stepped = [bench.download(&x).await, bench.download(&y).await];
         for (buffer, params, other, grads, numel) in at {
-            let mut oracle = Oracle::new(&host[buffer][params..params + numel], Rounding::WGSL);
+            let mut oracle = Oracle::new(&host[buffer][params..params + numel], Roundoff::WGSL);
             oracle.step(&rule, &host[other][grads..grads + numel]);
             oracle
                 .check_params(&stepped[buffer][params..params + numel])
@@ -211,7 +217,7 @@ async fn what_is_too_close_is_said_and_the_next_one_steps() {
     let pool = bench.buffer(4096);
     let rule = rules()[1].with_lr(0.2).unwrap();
     let at = |grads: u64| {
-        let theta = TensorBinding::new("theta", &pool, &pool, [3]).at(0, grads);
+        let theta = TensorBinding::new("theta", &pool, &pool, [3]).grads_at(grads);
         GpuOptimizer::new(&bench.kernels, rule.clone(), &[theta])
     };
     assert!(matches!(

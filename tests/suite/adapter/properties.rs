@@ -2,9 +2,9 @@
 
 use pollster::block_on;
 use proptest::prelude::*;
-use wgpu_optim::oracle::Rounding;
+use wgpu_optim::oracle::Roundoff;
 #[cfg(feature = "safetensors")]
-use wgpu_optim::{Arena, GpuOptimizer};
+use wgpu_optim::{Arena, GpuOptimizer, Optimizer};
 
 use super::Bench;
 use crate::cases::values;
@@ -28,7 +28,7 @@ async fn the_gpu_follows_the_oracle(run: Run) -> Result<(), TestCaseError> {
             bench.upload(&grads, &run.grads(step));
             bench.step(&mut optimizer);
         }
-        let oracle = oracle_of(&run, Rounding::WGSL);
+        let oracle = oracle_of(&run, Roundoff::WGSL);
         let checked = oracle.check_params(&bench.download(&params).await);
         prop_assert!(checked.is_ok(), "{checked:?}");
         if let Some(velocity) = bench.velocity(&optimizer, 0).await {
@@ -60,7 +60,7 @@ async fn mixed_groups_follow_their_oracles(run: rule_runs::Run) -> Result<(), Te
         }
         let params = bench.wait(arena.download_all_params()).await.unwrap();
         let state = bench.wait(optimizer.state()).await.unwrap();
-        for (tensor, oracle) in run.oracles(Rounding::WGSL).iter().enumerate() {
+        for (tensor, oracle) in run.oracles(Roundoff::WGSL).iter().enumerate() {
             let checked = oracle.check_params(&params[tensor]);
             prop_assert!(checked.is_ok(), "{:?}: {:?}", run.rule(tensor), checked);
             for slot in &state.tensors[tensor].slots {

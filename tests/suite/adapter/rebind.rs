@@ -1,7 +1,9 @@
 //! Tensors that lie elsewhere at every step.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{AdamConfig, AnyRule, GpuOptimizer, SgdConfig, SignumConfig, TensorBinding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::{
+    AdamConfig, AnyRule, GpuOptimizer, Optimizer, SgdConfig, SignumConfig, TensorBinding,
+};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;
@@ -76,7 +78,7 @@ impl Model {
             names: NUMELS.map(|numel| format!("t{numel}")).into(),
             oracles: params
                 .iter()
-                .map(|params| Oracle::new(params, Rounding::WGSL))
+                .map(|params| Oracle::new(params, Roundoff::WGSL))
                 .collect(),
             params,
         }
@@ -107,7 +109,8 @@ impl Model {
             .zip(NUMELS)
             .map(|(([params, grads], name), numel)| {
                 TensorBinding::new(name, &buffers[params.0], &buffers[grads.0], [numel])
-                    .at(4 * params.1 as u64, 4 * grads.1 as u64)
+                    .params_at(4 * params.1 as u64)
+                    .grads_at(4 * grads.1 as u64)
             })
             .collect();
         step(&bindings);
@@ -195,7 +198,8 @@ async fn a_step_after_a_rebind_takes_the_dispatches_of_new_places() {
     let at = |shift: u64| -> Vec<_> {
         let binding = |(index, name): (u64, &'static str)| {
             TensorBinding::new(name, &pool, &pool, [100])
-                .at(512 * index + shift, 64 * 1024 + 512 * ((7 * index) % 20))
+                .params_at(512 * index + shift)
+                .grads_at(64 * 1024 + 512 * ((7 * index) % 20))
         };
         let names = names.iter().map(|name| &*name.clone().leak());
         (0..).zip(names).map(binding).collect()

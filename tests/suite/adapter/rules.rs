@@ -1,8 +1,10 @@
 //! Every rule on a real adapter: all slots of a piece in one buffer, whatever the tensors.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Rule, TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, GpuOptimizer, OPTIONAL_FEATURES, Optimizer, Rule, TensorBinding,
+    wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -47,7 +49,7 @@ async fn the_points_that_the_libraries_printed_are_visited() {
             let config = golden.config();
             let theta = whole("theta", &params, &grads);
             let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &[theta]).unwrap();
-            for (step, oracle) in golden.oracles(Rounding::WGSL).iter().enumerate() {
+            for (step, oracle) in golden.oracles(Roundoff::WGSL).iter().enumerate() {
                 let gradient = bytemuck::cast_slice(&golden.grads[step]);
                 bench.queue.write_buffer(&grads, 0, gradient);
                 optimizer.set_lr(golden.lr[step]).unwrap();
@@ -104,7 +106,8 @@ async fn every_config_over_every_size_and_offset() {
                     let [params_bytes, grads_bytes] =
                         [*start, start + shift].map(|at| 4 * at as u64);
                     TensorBinding::new(name, &params, &grads, [*numel])
-                        .at(params_bytes, grads_bytes)
+                        .params_at(params_bytes)
+                        .grads_at(grads_bytes)
                 })
                 .collect();
             let mut optimizer =
@@ -113,7 +116,7 @@ async fn every_config_over_every_size_and_offset() {
                 .iter()
                 .zip(&numels)
                 .map(|(start, numel)| {
-                    Oracle::new(&host_params[*start..start + numel], Rounding::WGSL)
+                    Oracle::new(&host_params[*start..start + numel], Roundoff::WGSL)
                 })
                 .collect();
             for (step, lr) in LRS.into_iter().enumerate() {
@@ -185,7 +188,7 @@ async fn batches_of_three_slots() {
             assert!(!optimizer.plan().batches.is_empty());
             let mut oracles: Vec<_> = buffers
                 .iter()
-                .map(|(.., start, _)| Oracle::new(start, Rounding::WGSL))
+                .map(|(.., start, _)| Oracle::new(start, Roundoff::WGSL))
                 .collect();
             for step in 0..3 {
                 optimizer.set_frozen("3", step == 1).unwrap();
@@ -250,7 +253,7 @@ async fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
         let mut optimizer = fresh();
         let mut oracles = starts
             .each_ref()
-            .map(|start| Oracle::new(start, Rounding::WGSL));
+            .map(|start| Oracle::new(start, Roundoff::WGSL));
         for step in 0..4 {
             if step == 2 {
                 let state = bench.wait(optimizer.state()).await.unwrap();

@@ -1,10 +1,10 @@
 //! Sixteen bits on a real adapter: conversions bit for bit, every rule over every way to store against the oracle, masters.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, bf16, f16, rest};
 use wgpu_optim::{
-    AnyRule, Converter, GpuControl, GpuOptimizer, Masters, ParamGroups, Precision, Rule, SgdConfig,
-    StepControl, StorageType, TensorBinding, wgpu,
+    AnyRule, Converter, GpuControl, GpuOptimizer, Masters, Optimizer, ParamGroups, Precision, Rule,
+    SgdConfig, StepControl, StorageType, TensorBinding, wgpu,
 };
 
 use super::control::rules;
@@ -20,16 +20,9 @@ const SPARSE: usize = if cfg!(target_arch = "wasm32") { 4 } else { 1 };
 impl Bench {
     /// A buffer of whole words that starts with these bytes.
     fn buffer_of_bytes(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let words = bytes.len().next_multiple_of(4);
-        let buffer = self.buffer(words / 4);
         let mut whole = bytes.to_vec();
-        whole.resize(words, CANARY);
-        self.queue.write_buffer(&buffer, 0, &whole);
-        buffer
-    }
-
-    async fn bytes(&self, buffer: &wgpu::Buffer) -> Vec<u8> {
-        bytemuck::cast_slice(&self.download(buffer).await).to_vec()
+        whole.resize(bytes.len().next_multiple_of(4), CANARY);
+        self.buffer_of_words(&whole)
     }
 
     /// Bytes of one type, as another.
@@ -37,7 +30,9 @@ impl Bench {
         let numel = bytes.len() / from.bytes() as usize;
         let source = self.buffer_of_bytes(bytes);
         let target = self.buffer_of_bytes(&vec![CANARY; numel * to.bytes() as usize]);
-        let conversion = TensorBinding::new("x", &target, &source, [numel]).stored_as(to, from);
+        let conversion = TensorBinding::new("x", &target, &source, [numel])
+            .params_type(to)
+            .grads_type(from);
         let mut converter = Converter::new(&self.kernels, &[conversion]).unwrap();
         let mut encoder = self.encoder();
         converter.record(&mut encoder).unwrap();
@@ -162,8 +157,10 @@ impl Scattered {
                 let params_at = *start as u64 * stored.params.bytes();
                 let grads_at = (start + self.shift) as u64 * stored.grads.bytes();
                 TensorBinding::new(name, params, grads, [*numel])
-                    .stored_as(stored.params, stored.grads)
-                    .at(params_at, grads_at)
+                    .params_type(stored.params)
+                    .grads_type(stored.grads)
+                    .params_at(params_at)
+                    .grads_at(grads_at)
             })
             .collect()
     }
@@ -223,7 +220,7 @@ async fn follow_by(
     let mut oracles: Vec<_> = tensors
         .params
         .iter()
-        .map(|params| Oracle::new(params, Rounding::WGSL).stored(storage))
+        .map(|params| Oracle::new(params, Roundoff::WGSL).stored(storage))
         .collect();
     let mut scaled = tensors.clone();
     for grads in &mut scaled.grads {
@@ -390,7 +387,7 @@ async fn run(
     let params = bench.buffer_of_bytes(&encode(params_type, host_params));
     let grads = bench.buffer_of_bytes(&encode(grads_type, &host_grads[0]));
     let tensor = TensorBinding::new("weight", &params, &grads, [host_params.len()]);
-    let tensor = tensor.stored_as(params_type, grads_type);
+    let tensor = tensor.params_type(params_type).grads_type(grads_type);
     let groups = ParamGroups::new(config).with_precision(precision);
     let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &[tensor]).unwrap();
     for values in host_grads {
@@ -439,7 +436,7 @@ async fn masters_are_the_run_in_f32_bit_for_bit_and_rests_are_the_masters() {
         let nearest = masters.iter().map(|bits| bf16::nearest(*bits));
         let params: Vec<u16> = bytemuck::pod_collect_to_vec(&params);
         assert!(params.iter().copied().eq(nearest));
-        let with_rests = precision(Masters::Rest);
+        let with_rests = precision(Masters::LowBits);
         let (halves, rests) = run(bench, with_rests, StorageType::Bf16, &start, &grads).await;
         assert_eq!(rests, in_f32);
         let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&halves);
@@ -490,8 +487,8 @@ async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
             let kernels = bench.kernels.clone();
             let kernels = kernels.with_max_dispatch_elems(max_dispatch_elems);
             let tensor = TensorBinding::new("weight", &params, &grads, [numel])
-                .stored_as(of, StorageType::F32)
-                .at((at * size) as u64, 0);
+                .params_type(of)
+                .params_at((at * size) as u64);
             let groups = ParamGroups::new(config).with_precision(precision);
             let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[tensor]).unwrap();
             let mut host: Vec<u16> = bytemuck::pod_collect_to_vec(&encode(of, &start));
@@ -581,7 +578,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
                 .zip(&buffers)
                 .map(|((name, numel), (params, grads))| {
                     let tensor = TensorBinding::new(name, params, grads, [numel]);
-                    tensor.stored_as(stored.params, stored.grads)
+                    tensor.params_type(stored.params).grads_type(stored.grads)
                 })
                 .collect();
             let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
@@ -590,7 +587,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
             let storage = stored.storage(&config.slots());
             let mut oracles: Vec<_> = host
                 .iter()
-                .map(|(params, _)| Oracle::new(params, Rounding::WGSL).stored(storage))
+                .map(|(params, _)| Oracle::new(params, Roundoff::WGSL).stored(storage))
                 .collect();
             for step in 0..3 {
                 // A mask with a hole.

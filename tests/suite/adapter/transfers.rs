@@ -3,9 +3,10 @@ use std::ops::Range;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::gpu::ArenaError;
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::readback::{download, download_regions, upload, upload_regions};
-use wgpu_optim::{Arena, ArenaError, GpuOptimizer, SgdConfig, TransferError, wgpu};
+use wgpu_optim::{Arena, GpuOptimizer, SgdConfig, TransferError, wgpu};
 
 use super::{Bench, gpu_test};
 use crate::cases::values;
@@ -210,7 +211,7 @@ pub async fn every_transfer() {
     arena.upload_all_grads(&grads).unwrap();
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
-    let mut oracles = start.each_ref().map(|s| Oracle::new(s, Rounding::WGSL));
+    let mut oracles = start.each_ref().map(|s| Oracle::new(s, Roundoff::WGSL));
     for _ in 0..3 {
         bench.step(&mut optimizer);
         for (oracle, grads) in oracles.iter_mut().zip(&grads) {

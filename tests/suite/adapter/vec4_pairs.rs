@@ -1,9 +1,10 @@
 //! Kernels as software adapters have them beside those of GPUs, whatever the adapter is: all other tests run the ones
 //! that it gets by default.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, Arena, GpuControl, GpuOptimizer, OptimizerState, SgdConfig,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState, SgdConfig,
     StepControl, TensorBinding, wgpu,
 };
 
@@ -52,14 +53,16 @@ async fn scattered(bench: &Bench, rule: &AnyRule, shift: usize, is_software: boo
         .zip(&places)
         .map(|(name, (start, numel))| {
             let [params_bytes, grads_bytes] = [*start, start + shift].map(|at| 4 * at as u64);
-            TensorBinding::new(name, &params, &grads, [*numel]).at(params_bytes, grads_bytes)
+            TensorBinding::new(name, &params, &grads, [*numel])
+                .params_at(params_bytes)
+                .grads_at(grads_bytes)
         })
         .collect();
     let kernels = bench.kernels.clone().as_for_software(is_software);
     let mut optimizer = GpuOptimizer::new(&kernels, rule.clone(), &tensors).unwrap();
     let mut oracles: Vec<_> = places
         .iter()
-        .map(|(start, numel)| Oracle::new(&host_params[*start..start + numel], Rounding::WGSL))
+        .map(|(start, numel)| Oracle::new(&host_params[*start..start + numel], Roundoff::WGSL))
         .collect();
     for (step, lr) in LRS.into_iter().enumerate() {
         optimizer.set_frozen("20", step == 1).unwrap();

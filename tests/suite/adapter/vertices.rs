@@ -1,6 +1,6 @@
 //! Parameters that are drawn right after the step that updates them, in the same encoder.
 
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{OPTIONAL_FEATURES, SgdConfig, wgpu};
 
 use super::{Bench, adapter_of_its_own, gpu_test};
@@ -113,7 +113,7 @@ async fn updated_parameters_are_vertices_of_the_same_encoder() {
         let pipeline = points(&bench.device);
 
         // Twice, so that the second step has to wait for the first picture, and the picture for the step.
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let drawn = [(); 2].map(|()| bench.buffer(numel));
         let mut encoder = bench.encoder();
         for drawn in &drawn {

@@ -1,4 +1,6 @@
-use wgpu_optim::{Coefficients, ConfigError, MomentumForm, SgdConfig, SgdConfigBuilder, Terms};
+use wgpu_optim::rules::SgdConfigBuilder;
+use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
+use wgpu_optim::{ConfigError, SgdConfig};
 
 use crate::cases::configs;
 use crate::test;

@@ -1,9 +1,10 @@
 //! Steps under a control in memory, and the exact ones, at the points that PyTorch printed.
 
-use wgpu_optim::oracle::{ControlOracle, Rounding};
+use wgpu_optim::control::{GradNorm, GradNorms};
+use wgpu_optim::cpu::SliceError;
+use wgpu_optim::oracle::{ControlOracle, Roundoff};
 use wgpu_optim::{
-    CpuControl, CpuOptimizer, GradNorm, GradNorms, LossScale, ParamGroups, SgdConfig, SliceError,
-    StepControl,
+    CpuControl, CpuOptimizer, LossScale, Optimizer, ParamGroups, SgdConfig, StepControl,
 };
 
 use crate::test;
@@ -12,7 +13,7 @@ use crate::{golden_control, scales};
 #[test]
 fn the_oracle_decides_as_pytorch_does() {
     for golden in golden_control::all() {
-        for rounding in [Rounding::NEAREST, Rounding::WGSL] {
+        for rounding in [Roundoff::NEAREST, Roundoff::WGSL] {
             for (step, expected) in golden.expected(rounding).iter().enumerate() {
                 golden.check_expected(step, expected);
             }
@@ -28,7 +29,7 @@ fn the_twin_decides_as_pytorch_does_within_the_bound() {
         let mut optimizer = CpuOptimizer::with_groups(&golden.groups(), shapes).unwrap();
         let mut control = CpuControl::new(golden.control());
         let mut params: Vec<_> = golden.tensors().map(|(_, start)| start.to_vec()).collect();
-        for (step, expected) in golden.expected(Rounding::NEAREST).iter().enumerate() {
+        for (step, expected) in golden.expected(Roundoff::NEAREST).iter().enumerate() {
             optimizer.set_lr(golden.steps[step].lr).unwrap();
             for (name, _) in golden.tensors() {
                 let is_frozen = golden.is_frozen(step, name);
@@ -61,7 +62,7 @@ fn a_loss_scale_never_becomes_what_it_cannot_be_divided_by() {
             })
             .build()
             .unwrap();
-        let mut oracle = ControlOracle::new(&control, Rounding::NEAREST);
+        let mut oracle = ControlOracle::new(&control, Roundoff::NEAREST);
         let mut control = CpuControl::new(control);
         let mut norm = GradNorm::default();
         norm.add(&[grad]);

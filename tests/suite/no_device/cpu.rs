@@ -1,8 +1,10 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::reference::{sgd, sgd_plain};
+use wgpu_optim::cpu::{SliceError, TensorError};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::state::{DuplicateName, TensorState};
 use wgpu_optim::{
-    Coefficients, CpuOptimizer, DuplicateName, OptimizerState, SgdConfig, SliceError, StateError,
-    StorageType, TensorError, TensorSpec, TensorState, Terms,
+    CpuOptimizer, Optimizer, OptimizerState, SgdConfig, StateError, StorageType, TensorSpec,
 };
 
 use crate::cases::{LRS, configs, sizes, values};
@@ -13,7 +15,7 @@ fn reference_follows_the_oracle_in_every_config() {
     for config in configs() {
         let numel = 257;
         let (mut params, mut velocity) = (values(1, numel), vec![0.0; numel]);
-        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&params, Roundoff::NEAREST);
         for (step, lr) in LRS.into_iter().enumerate() {
             let config = config.with_lr(lr).unwrap();
             let grads = values(10 + step as u64, numel);
@@ -41,7 +43,7 @@ fn reference_in_f64_is_the_oracle_to_f64_precision() {
         let start = values(1, 50);
         let mut params: Vec<f64> = start.iter().copied().map(f64::from).collect();
         let mut velocity = vec![0.0; 50];
-        let mut oracle = Oracle::new(&start, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&start, Roundoff::NEAREST);
         for (step, lr) in LRS.into_iter().enumerate() {
             let config = config.with_lr(lr).unwrap();
             let grads = values(10 + step as u64, 50);
@@ -228,7 +230,9 @@ fn tensors_that_memory_cannot_hold_are_named_and_the_next_list_builds() {
     ] {
         for config in [momentum, plain] {
             for of in [StorageType::F32, StorageType::Bf16] {
-                let large = TensorSpec::new("b", shape.clone()).stored_as(of, of);
+                let large = TensorSpec::new("b", shape.clone())
+                    .params_type(of)
+                    .grads_type(of);
                 let refused = CpuOptimizer::new(config, [a(), large]).unwrap_err();
                 let expected = TensorError::TooLarge {
                     tensor: "b".into(),
@@ -306,8 +310,8 @@ fn state_carries_on_and_a_foreign_state_is_refused() {
         refused
     };
     assert_eq!(
-        refused(&|state| state.tensors[1].meaning = "ema".into()),
-        StateError::Meaning {
+        refused(&|state| state.tensors[1].state_kind = "ema".into()),
+        StateError::StateKind {
             tensor: "b".into(),
             expected: "heavy-ball".into(),
             actual: "ema".into()

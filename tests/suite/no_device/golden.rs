@@ -1,7 +1,7 @@
-use wgpu_optim::CpuOptimizer;
-use wgpu_optim::oracle::Rounding;
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, Terms};
+use wgpu_optim::oracle::Roundoff;
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::{CpuOptimizer, Optimizer};
 
 use crate::golden::{all, pytorch};
 use crate::test;
@@ -10,7 +10,7 @@ use crate::test;
 fn the_oracle_is_pytorch_in_double_precision() {
     assert_eq!(pytorch().len(), 14);
     for golden in pytorch() {
-        for (oracle, after) in golden.oracles(Rounding::NEAREST).iter().zip(&golden.after) {
+        for (oracle, after) in golden.oracles(Roundoff::NEAREST).iter().zip(&golden.after) {
             let (params, velocity) = after.f64.as_ref().unwrap();
             // Six steps of about ten roundings each, of terms of magnitude 10 at most.
             let epsilon = 6.0 * 10.0 * 10.0 * f64::EPSILON;
@@ -28,7 +28,7 @@ fn the_oracle_is_pytorch_in_double_precision() {
 fn every_library_stays_within_the_bound_in_single_precision() {
     assert_eq!(all().len(), 24);
     for golden in all() {
-        for (oracle, after) in golden.oracles(Rounding::NEAREST).iter().zip(&golden.after) {
+        for (oracle, after) in golden.oracles(Roundoff::NEAREST).iter().zip(&golden.after) {
             oracle
                 .check_params(&after.params_f32)
                 .unwrap_or_else(|e| panic!("{}: {e}", golden.name));
@@ -48,7 +48,7 @@ fn the_reference_follows_every_library() {
         let (mut params, mut velocity) = (golden.start.clone(), vec![0.0; numel]);
         let has = Terms::of(&golden.config);
         let mut applied = 0;
-        for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
+        for (step, oracle) in golden.oracles(Roundoff::NEAREST).iter().enumerate() {
             if !golden.frozen_steps.contains(&step) {
                 let config = golden.config.with_lr(golden.lrs[step]).unwrap();
                 let k = Coefficients::new(&config, applied == 0).cast();
@@ -74,7 +74,7 @@ fn the_cpu_optimizer_follows_every_library() {
     for golden in all() {
         let mut params = golden.start.clone();
         let mut optimizer = CpuOptimizer::new(golden.config, [("theta", [params.len()])]).unwrap();
-        for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
+        for (step, oracle) in golden.oracles(Roundoff::NEAREST).iter().enumerate() {
             optimizer
                 .set_frozen("theta", golden.frozen_steps.contains(&step))
                 .unwrap();

@@ -1,7 +1,7 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::{
-    ConfigError, CpuOptimizer, GroupError, ParamGroups, SgdConfig, SlotState, StateError,
-};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::GroupError;
+use wgpu_optim::state::SlotState;
+use wgpu_optim::{ConfigError, CpuOptimizer, Optimizer, ParamGroups, SgdConfig, StateError};
 
 use crate::cases::values;
 use crate::test;
@@ -57,7 +57,7 @@ fn every_tensor_follows_its_own_group() {
     let mut params: Vec<_> = TENSORS.iter().map(|(_, n)| values(*n as u64, *n)).collect();
     let mut oracles: Vec<_> = params
         .iter()
-        .map(|p| Oracle::new(p, Rounding::NEAREST))
+        .map(|p| Oracle::new(p, Roundoff::NEAREST))
         .collect();
     for (step, lr) in [0.1, 0.03, 0.2].into_iter().enumerate() {
         optimizer.set_lr(lr).unwrap();

@@ -1,7 +1,8 @@
 //! What is known of momentum, as tests, each with its source.
 
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, MomentumForm, SgdConfig, Terms};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
 
 use crate::test;
 
@@ -135,7 +136,7 @@ fn nesterovs_bound_holds_on_a_quadratic() {
 fn infinite_and_nan_gradients_stay_in_their_element() {
     use crate::cases::{configs, values};
     use wgpu_optim::CpuOptimizer;
-    use wgpu_optim::oracle::{Oracle, Rounding};
+    use wgpu_optim::oracle::{Oracle, Roundoff};
 
     for config in configs() {
         let start = values(1, 67);
@@ -143,7 +144,7 @@ fn infinite_and_nan_gradients_stay_in_their_element() {
         (bad[5], bad[33], bad[66]) = (f32::INFINITY, f32::NAN, f32::NEG_INFINITY);
         let mut params = start.clone();
         let mut optimizer = CpuOptimizer::new(config, [("theta", [67])]).unwrap();
-        let mut oracle = Oracle::new(&start, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&start, Roundoff::NEAREST);
         for _ in 0..2 {
             optimizer.step(&mut [&mut params], &[&bad]).unwrap();
             oracle.step(&config, &bad);

@@ -1,13 +1,15 @@
 //! The CPU twin over tensors that are not stored as f32.
 
+use wgpu_optim::cpu::{SliceError, TensorValues as Values};
 use wgpu_optim::files::{Dtype, Header};
 use wgpu_optim::half::bf16;
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::state::SlotState;
 use wgpu_optim::storage::{self, Codec, MASTER_PARAMS, PARAMS_REST, rest};
 use wgpu_optim::{
-    AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, Rule,
-    ScheduleFreeSgdConfig, SgdConfig, SliceError, SlotState, StateError, StorageType, TensorSlice,
-    TensorSliceMut, TensorSpec, TensorValues as Values,
+    AnyRule, CpuOptimizer, Masters, Optimizer, OptimizerState, ParamGroups, Precision, Rule,
+    ScheduleFreeSgdConfig, SgdConfig, StateError, StorageType, TensorSlice, TensorSliceMut,
+    TensorSpec,
 };
 
 use crate::cases::{LRS, values};
@@ -16,7 +18,9 @@ use crate::stored::{Stored, all};
 fn optimizer(config: &AnyRule, stored: &Stored, numels: &[usize]) -> CpuOptimizer<AnyRule> {
     let groups = ParamGroups::new(config.clone()).with_precision(stored.precision);
     let tensors = numels.iter().map(|numel| {
-        TensorSpec::new(numel.to_string(), [*numel]).stored_as(stored.params, stored.grads)
+        TensorSpec::new(numel.to_string(), [*numel])
+            .params_type(stored.params)
+            .grads_type(stored.grads)
     });
     CpuOptimizer::with_groups(&groups, tensors).unwrap()
 }
@@ -47,7 +51,7 @@ fn every_rule_over_every_way_to_store_stays_within_its_bound() {
             let mut oracles: Vec<_> = params
                 .iter()
                 .map(|params| {
-                    let oracle = Oracle::new(&params.to_f32(), Rounding::NEAREST);
+                    let oracle = Oracle::new(&params.to_f32(), Roundoff::NEAREST);
                     oracle.stored(stored.storage(&slots))
                 })
                 .collect();
@@ -127,7 +131,7 @@ fn masters_are_the_run_in_f32_and_rests_are_the_masters() {
     let (start, grads) = start(&with(Masters::None), &numels);
     let mut in_f32 = start[0].to_f32();
     let mut reference = CpuOptimizer::new(config.clone(), [("4099", [4099])]).unwrap();
-    let mut runs = [Masters::F32, Masters::Rest]
+    let mut runs = [Masters::F32, Masters::LowBits]
         .map(|masters| (optimizer(&config, &with(masters), &numels), start.clone()));
     for _ in 0..20 {
         reference
@@ -174,7 +178,7 @@ fn what_is_too_small_for_bf16_adds_up_in_masters_and_in_the_mean() {
     let nearest = storage::Rounding::Nearest;
     assert_eq!(after(Masters::None, nearest), 1.0);
     // 1.1, and within half a unit in the last place of it.
-    for masters in [Masters::F32, Masters::Rest] {
+    for masters in [Masters::F32, Masters::LowBits] {
         assert!((after(masters, nearest) - 1.1).abs() <= 1.0 / 256.0);
     }
     let random = storage::Rounding::Stochastic { seed: 1 };
@@ -214,7 +218,7 @@ fn a_state_goes_on_where_it_was_and_masters_become_rests() {
     let (mut params, grads) = start(&with(Masters::F32), &[100]);
     let mut masters = optimizer(&config, &with(Masters::F32), &[100]);
     step(&mut masters, &mut params, &grads);
-    let mut rests = optimizer(&config, &with(Masters::Rest), &[100]);
+    let mut rests = optimizer(&config, &with(Masters::LowBits), &[100]);
     rests.load_state(&masters.state()).unwrap();
     let mut others = params.clone();
     step(&mut masters, &mut params, &grads);
@@ -243,7 +247,7 @@ fn masters_and_slots_are_loaded_without_each_other() {
             ..Precision::default()
         },
     };
-    for masters in [Masters::F32, Masters::Rest] {
+    for masters in [Masters::F32, Masters::LowBits] {
         let stored = with(masters);
         let (mut params, grads) = start(&stored, &[100]);
         let mut plain = optimizer(&sgd(0.0), &stored, &[100]);
@@ -316,7 +320,7 @@ fn of_bf16(masters: Masters) -> ParamGroups<SgdConfig> {
 }
 
 fn bf16_optimizer(masters: Masters, numel: usize) -> CpuOptimizer {
-    let weight = TensorSpec::new("weight", [numel]).stored_as(StorageType::Bf16, StorageType::F32);
+    let weight = TensorSpec::new("weight", [numel]).params_type(StorageType::Bf16);
     CpuOptimizer::with_groups(&of_bf16(masters), [weight]).unwrap()
 }
 
@@ -342,7 +346,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
         name: MASTER_PARAMS.into(),
         values: masters.clone().into(),
     }];
-    let mut rests = bf16_optimizer(Masters::Rest, masters.len());
+    let mut rests = bf16_optimizer(Masters::LowBits, masters.len());
     rests.load_state(&state).unwrap();
     let zeros = vec![0.0; masters.len()];
     rests
@@ -363,7 +367,7 @@ fn masters_that_become_rests_are_off_by_their_last_bit_at_most() {
 /// A clamp by a program holds where it is said, for masters, rests and neither; and a pruned parameter is no NaN.
 #[test]
 fn parameters_that_a_program_writes_are_what_the_next_step_starts_from() {
-    for masters in [Masters::F32, Masters::Rest, Masters::None] {
+    for masters in [Masters::F32, Masters::LowBits, Masters::None] {
         let config = SgdConfig::builder(0.5).build().unwrap();
         let mut optimizer = bf16_optimizer(masters, 3);
         optimizer.set_lr(config.lr()).unwrap();
@@ -431,7 +435,7 @@ fn slots_of_one_rule_have_types_of_their_own() {
         precision: Precision {
             state: StorageType::Bf16,
             slots: &[("exp_avg_sq", StorageType::F32)],
-            masters: Masters::Rest,
+            masters: Masters::LowBits,
             ..Precision::default()
         },
     };

@@ -1,14 +1,14 @@
 //! The bounds must be able to fail: an oracle that accepts anything proves nothing.
 
 use wgpu_optim::SgdConfig;
-use wgpu_optim::oracle::{Disagreement, Oracle, Rounding};
+use wgpu_optim::oracle::{Disagreement, Oracle, Roundoff};
 
 use crate::cases::values;
 use crate::test;
 
 fn stepped(steps: usize) -> Oracle {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
-    let mut oracle = Oracle::new(&values(1, 100), Rounding::NEAREST);
+    let mut oracle = Oracle::new(&values(1, 100), Roundoff::NEAREST);
     for step in 0..steps {
         oracle.step(&config, &values(2 + step as u64, 100));
     }

@@ -1,9 +1,10 @@
 //! The limits of the mechanical picture. The energy of a ball without friction is among the experiments of the
 //! command.
 
-use wgpu_optim::physics::Particle;
-use wgpu_optim::reference::sgd;
-use wgpu_optim::{Coefficients, ConfigError, MomentumForm, SgdConfig, Terms};
+use wgpu_optim::rules::sgd::physics::Particle;
+use wgpu_optim::rules::sgd::reference::sgd;
+use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
+use wgpu_optim::{ConfigError, SgdConfig};
 
 use crate::test;
 

@@ -3,10 +3,10 @@ use std::collections::HashSet;
 use std::iter::repeat_n;
 use wgpu_optim::plan::{
     Access, BATCH_WORKGROUP_SIZE, Chunk, Chunked, DeviceLimits, Dispatch, ELEM_BYTES, Piece, Place,
-    Plan, Target, TensorLayout, WORKGROUP_SIZE, Window,
+    Plan, PlanError, Target, TensorLayout, WORKGROUP_SIZE, Window,
 };
 use wgpu_optim::storage::{Codec, Storage};
-use wgpu_optim::{Masters, PlanError, Precision, StorageType, wgpu};
+use wgpu_optim::{Masters, Precision, StorageType, wgpu};
 
 /// What lavapipe has, and WebGPU guarantees.
 const COMMON: DeviceLimits = DeviceLimits {
@@ -68,7 +68,7 @@ fn storages() -> Vec<Storage> {
     let mut storages = Vec::new();
     for (params, grads) in types.iter().flat_map(|p| types.map(|g| (*p, g))) {
         for state in types {
-            for masters in [Masters::None, Masters::F32, Masters::Rest] {
+            for masters in [Masters::None, Masters::F32, Masters::LowBits] {
                 let precision = Precision {
                     state,
                     masters,
@@ -108,14 +108,11 @@ fn updated(plan: &Plan, d: &Dispatch) -> Vec<(usize, Vec<u64>)> {
             assert_eq!((d.access, d.workgroups[1]), (plan.batches[batch].access, 1));
             let pieces = plan.batches[batch].pieces.iter().enumerate();
             let taking_part = pieces.filter(|(position, _)| mask >> position & 1 == 1);
-            let elements = |piece: usize| {
-                let unit_elems = plan.pieces[piece].unit_elems(d.access);
-                let units = plan.pieces[piece].numel / unit_elems;
-                let reached = units.min(d.workgroups[0] * BATCH_WORKGROUP_SIZE);
-                (0..u64::from(reached * unit_elems)).collect()
-            };
             taking_part
-                .map(|(_, piece)| (*piece, elements(*piece)))
+                .map(|(position, piece)| {
+                    let is_odd = plan.batches[batch].odd >> position & 1 == 1;
+                    (*piece, updated_in_batch(&plan.pieces[*piece], is_odd, d))
+                })
                 .collect()
         }
     }
@@ -189,6 +186,36 @@ fn check_chunks(plan: &Plan, limits: &DeviceLimits, left_out: &dyn Fn(usize) -> 
             assert!(actual.iter().all(|class| *class == expected), "{plan:?}");
         }
     }
+}
+
+/// The elements that a dispatch over a batch updates of one of its pieces, by what the shader knows of that: the words that
+/// are bound, and whether the number of elements is odd.
+fn updated_in_batch(piece: &Piece, is_odd: bool, d: &Dispatch) -> Vec<u64> {
+    let storage = piece.storage;
+    let unit_elems = piece.unit_elems(d.access);
+    let in_words = d.access == Access::Scalar;
+    let item_bytes = if in_words { 4 } else { 16 };
+    let items_per_unit = match storage.params {
+        StorageType::F32 if !storage.is_f32() => 2,
+        _ => 1,
+    };
+    let items = (piece.params.size_bytes / item_bytes) as u32;
+    let units = items.div_ceil(items_per_unit);
+    let reached = units.min(d.workgroups[0] * BATCH_WORKGROUP_SIZE);
+    let mut elements: Vec<_> = (0..u64::from(reached * unit_elems)).collect();
+    if unit_elems == 2 && reached == units && is_odd {
+        elements.pop();
+    }
+    if let Some(state) = piece.state {
+        // Sections start on 16 bytes.
+        let section = if in_words {
+            units.next_multiple_of(4)
+        } else {
+            units
+        };
+        assert_eq!(section * unit_elems, state.section_elems);
+    }
+    elements
 }
 
 fn updated_alone(plan: &Plan, piece: usize, d: &Dispatch) -> Vec<u64> {
@@ -417,9 +444,13 @@ fn check_batches(plan: &Plan, limits: &DeviceLimits) {
             assert!(!piece.storage.is_stochastic);
             assert_eq!(piece.group, pieces[0].group);
             assert_eq!(piece.state.is_some(), pieces[0].state.is_some());
-            assert!(piece.numel.is_multiple_of(piece.unit_elems(batch.access)));
+            let fills_units = piece.numel.is_multiple_of(piece.unit_elems(Access::Vec4));
+            assert_eq!(batch.access == Access::Vec4, fills_units);
             assert_eq!(piece.in_one_buffer(), pieces[0].in_one_buffer());
         }
+        let odd = (0..).zip(&pieces);
+        let odd = odd.map(|(position, piece)| (piece.numel & 1) << position);
+        assert_eq!(batch.odd, odd.sum::<u32>());
         check_bindings(plan, &pieces);
     }
     for (piece, times) in plan.pieces.iter().zip(times) {
@@ -520,6 +551,7 @@ proptest! {
         sizes in prop::collection::vec((0u64..3000, 0u64..200, 0u64..200, any::<bool>()), 1..6),
         follow in prop::collection::vec((0u64..600, 0u64..70, any::<bool>(), 0usize..3), 0..12),
         starts in (0u64..200, 0u64..200),
+        batched in prop::collection::vec((0u64..9000, 0usize..5, 0usize..2, any::<bool>()), 0..40),
         storage in prop::sample::select(storages()),
         is_stochastic in any::<bool>(),
         alignment in prop::sample::select(vec![4u64, 16, 32, 64, 256]),
@@ -544,12 +576,28 @@ proptest! {
             storage,
             ..tensor(numel, params * storage.params.bytes(), grads * storage.grads.bytes())
         };
+        let of_group = |group: usize| Storage {
+            state: storage.state.iter().copied().take(1 + group).collect(),
+            ..storage
+        };
         let apart: Vec<_> = sizes
             .into_iter()
             .map(|(n, p, g, same)| stored(n, p, if same { p } else { g }))
             .collect();
         check_plan(&scattered(&apart), &limits, &all);
         check_plan(&scattered(&apart), &COMMON, &all);
+
+        // Where bindings may start, in few buffers.
+        let mut small = Vec::new();
+        for (index, (numel, buffer, group, _)) in batched.iter().enumerate() {
+            let at = (1 << 16) * index as u64;
+            let mut layout = stored(*numel, at, at);
+            (layout.params.buffer, layout.grads.buffer) = (*buffer, 5 + buffer);
+            (layout.group, layout.storage) = (*group, of_group(*group));
+            small.push(layout);
+        }
+        check_plan(&small, &limits, &|tensor| batched[tensor].3);
+        check_plan(&small, &DeviceLimits { max_storage_buffers, ..COMMON }, &|tensor| batched[tensor].3);
 
         let (mut params, mut grads) = starts;
         let together: Vec<_> = follow
@@ -558,10 +606,7 @@ proptest! {
                 let layout = TensorLayout {
                     padding_elems: *padding_elems,
                     group: *group,
-                    storage: Storage {
-                        state: storage.state.iter().copied().take(1 + *group % 3).collect(),
-                        ..storage
-                    },
+                    storage: of_group(*group),
                     ..stored(*numel, params, grads)
                 };
                 params += numel + padding_elems;
@@ -820,7 +865,26 @@ fn small_scattered_tensors_share_dispatches_as_far_as_bindings_reach() {
     // An odd end takes the batch by the element, not a dispatch of its own.
     let odd = scattered(&[tensor(1001, 0, 0); 100]);
     assert_eq!(of_many(&odd)[0], 10);
-    // Nothing that begins or ends elsewhere than its binding, or is large.
+    // In 16 bits, too, but for those with random bits of their own.
+    for storage in storages() {
+        for numel in [997, 998, 1000, 1001] {
+            let stored = |is_stochastic| {
+                let storage = Storage {
+                    is_stochastic,
+                    ..storage
+                };
+                let layout = TensorLayout {
+                    storage,
+                    ..tensor(numel, 0, 0)
+                };
+                scattered(&[layout; 30])
+            };
+            assert_eq!(of_many(&stored(false))[0], 3, "{numel} of {storage:?}");
+            let alone = of_many(&stored(!storage.is_f32()))[0];
+            assert!(alone >= 30 || storage.is_f32());
+        }
+    }
+    // Nothing that begins elsewhere than its binding, or is large.
     assert_eq!(of_many(&scattered(&[tensor(1000, 16, 16); 100]))[0], 100);
     assert_eq!(of_many(&scattered(&[tensor(10_000, 0, 0); 100]))[0], 100);
 }

@@ -1,8 +1,10 @@
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::RulePreset;
+use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::{
     AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
-    LionConfig, MomentumForm, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, RulePreset,
-    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
+    LionConfig, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, ScheduleFreeAdamWConfig,
+    ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
 
 use crate::cases::values;
@@ -233,7 +235,7 @@ fn sutskevers_nesterov_is_ours_at_the_point_where_the_gradient_is_taken() {
         .unwrap();
     let curvature = |x: f64| 0.7 * x;
     let (mut theta, mut v) = (1.0, 0.0);
-    let mut ours = Oracle::new(&[1.0], Rounding::NEAREST);
+    let mut ours = Oracle::new(&[1.0], Roundoff::NEAREST);
     for _ in 0..50 {
         let ahead: f64 = theta + mu * v;
         approx::assert_abs_diff_eq!(ours.params().next().unwrap(), ahead, epsilon = 1e-6);
@@ -246,7 +248,7 @@ fn sutskevers_nesterov_is_ours_at_the_point_where_the_gradient_is_taken() {
 
 /// Ten steps in double precision under a constant configuration.
 fn trajectory(config: &SgdConfig) -> (Vec<f64>, Vec<f64>) {
-    let mut oracle = Oracle::new(&values(1, 20), Rounding::NEAREST);
+    let mut oracle = Oracle::new(&values(1, 20), Roundoff::NEAREST);
     for step in 0..10 {
         oracle.step(config, &values(2 + step, 20));
     }

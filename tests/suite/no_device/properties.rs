@@ -1,9 +1,10 @@
 //! Random configurations, sizes, learning rates, momenta and freezes; proptest prints the seed of a failure.
 
 use proptest::prelude::*;
-use wgpu_optim::oracle::{Oracle, Rounding};
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, CpuOptimizer, Terms};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
+use wgpu_optim::{CpuOptimizer, Optimizer};
 
 #[cfg(feature = "safetensors")]
 use super::rules::{Reference, bits};
@@ -13,7 +14,7 @@ use crate::random::{Run, runs};
 use crate::rule_runs;
 
 /// The oracle after the run, in steps that were not frozen.
-pub fn oracle_of(run: &Run, rounding: Rounding) -> Oracle {
+pub fn oracle_of(run: &Run, rounding: Roundoff) -> Oracle {
     let mut oracle = Oracle::new(&values(run.seed, run.numel), rounding);
     for (step, planned) in run.steps.iter().enumerate() {
         if !planned.frozen {
@@ -54,7 +55,7 @@ proptest! {
             }
             applied += 1;
         }
-        let oracle = oracle_of(&run, Rounding::NEAREST);
+        let oracle = oracle_of(&run, Roundoff::NEAREST);
         prop_assert!(oracle.check_params(&params).is_ok(), "{:?}", oracle.check_params(&params));
         prop_assert!(oracle.check_velocity(&velocity).is_ok());
         prop_assert_eq!(optimizer.applied_steps("theta"), Some(applied));
@@ -89,7 +90,7 @@ proptest! {
             }
         }
         let state = optimizer.state();
-        let oracles = run.oracles(Rounding::NEAREST);
+        let oracles = run.oracles(Roundoff::NEAREST);
         for (tensor, (oracle, reference)) in oracles.iter().zip(&references).enumerate() {
             prop_assert_eq!(bits(&params[tensor]), bits(&reference.params));
             prop_assert_eq!(state.tensors[tensor].applied_steps, reference.applied_steps);

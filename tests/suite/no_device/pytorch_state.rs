@@ -2,13 +2,16 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::files::Dtype;
-use wgpu_optim::oracle::{Oracle, Rounding, Textbook};
+use wgpu_optim::oracle::{Oracle, Roundoff, Textbook};
+use wgpu_optim::rules::sgd::MomentumForm;
+use wgpu_optim::rules::{AdamForm, AmsGrad, Twin};
+use wgpu_optim::state::StateFileError;
 use wgpu_optim::storage::MASTER_PARAMS;
 use wgpu_optim::{
-    AdamConfig, AdamForm, AmsGrad, AnyRule, CpuOptimizer, Masters, MomentumForm, NAdamConfig,
-    OptimizerState, ParamGroups, Precision, SgdConfig, StateFileError, StorageType, TensorSpec,
-    TensorValues, Twin,
+    AdamConfig, AnyRule, CpuOptimizer, Masters, NAdamConfig, Optimizer, OptimizerState,
+    ParamGroups, Precision, SgdConfig, StorageType, TensorSpec,
 };
 
 use super::groups::{TENSORS, groups, shapes};
@@ -102,7 +105,7 @@ where
         .tensors
         .iter()
         .zip(&params)
-        .map(|(tensor, params)| Oracle::resume(&config, params, tensor, Rounding::NEAREST))
+        .map(|(tensor, params)| Oracle::resume(&config, params, tensor, Roundoff::NEAREST))
         .collect();
     assert_eq!(golden.steps.len(), 4);
     for step in &golden.steps {
@@ -271,7 +274,7 @@ fn what_pytorch_could_not_have_written_is_refused() {
         Err(StateFileError::NotPyTorchs { .. })
     ));
     state.config = heavy_ball;
-    state.tensors[1].meaning = "adam".into();
+    state.tensors[1].state_kind = "adam".into();
     assert_eq!(
         state.to_pytorch().unwrap_err().to_string(),
         "tensor \"bias\": the state is of the adam form, expected heavy-ball as the default group"
@@ -413,8 +416,7 @@ fn masters_go_to_pytorch_and_back_and_rests_do_not() {
     let types = [StorageType::F32, StorageType::Bf16, StorageType::F16];
     let specs = || {
         let stored = shapes.clone().into_iter().zip(types);
-        stored
-            .map(|((name, shape), of)| TensorSpec::new(name, shape).stored_as(of, StorageType::F32))
+        stored.map(|((name, shape), of)| TensorSpec::new(name, shape).params_type(of))
     };
     let rules: [AnyRule; 3] = [
         adamw().into(),
@@ -455,7 +457,7 @@ fn masters_go_to_pytorch_and_back_and_rests_do_not() {
         optimizer.load_state(&back).unwrap();
         assert_eq!(optimizer.state().tensors, back.tensors, "{config:?}");
 
-        let refused = after_a_step(Masters::Rest).state().to_pytorch();
+        let refused = after_a_step(Masters::LowBits).state().to_pytorch();
         assert!(
             matches!(&refused, Err(StateFileError::RestsForPyTorch { tensor }) if tensor == "half"),
             "{refused:?}"

@@ -1,10 +1,10 @@
 //! Every rule without a device: the textbook, the twin, and the optimizer on all cores.
 
 use serde_json::json;
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::{AmsGrad, RulePreset, Twin};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, RulePreset,
-    StateError, Twin,
+    AdamConfig, AnyRule, ConfigError, CpuOptimizer, Optimizer, ParamGroups, Rule, StateError,
 };
 
 use crate::cases::{LRS, sizes, values};
@@ -15,7 +15,7 @@ use crate::test;
 #[test]
 fn the_oracle_visits_the_points_that_the_libraries_printed() {
     for golden in golden_rules::all() {
-        let oracles = golden.oracles(Rounding::NEAREST);
+        let oracles = golden.oracles(Roundoff::NEAREST);
         let config = golden.config();
         for (step, (oracle, expected)) in oracles.iter().zip(&golden.theta_f64).enumerate() {
             for (ours, theirs) in oracle.params().zip(expected) {
@@ -25,7 +25,7 @@ fn the_oracle_visits_the_points_that_the_libraries_printed() {
         }
         // What PyTorch computes in f32 lies within the bound, too, slots included: that of twice the rounding, because it
         // rounds oftener (NAdam's parameters twice a step).
-        let oracles = golden.oracles(Rounding::WGSL);
+        let oracles = golden.oracles(Roundoff::WGSL);
         for (oracle, theirs) in oracles.iter().zip(&golden.theta_f32) {
             oracle
                 .check_params(theirs)
@@ -55,7 +55,7 @@ fn twin_and_reference_visit_them_within_the_bound() {
         let mut optimizer = fresh();
         let mut params = golden.theta0.clone();
         let mut reference = Reference::new(&config, &params);
-        for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
+        for (step, oracle) in golden.oracles(Roundoff::NEAREST).iter().enumerate() {
             optimizer.set_lr(golden.lr[step]).unwrap();
             let frozen = golden.frozen_steps.contains(&step);
             optimizer.set_frozen("theta", frozen).unwrap();
@@ -86,7 +86,7 @@ fn schedule_free_rules_evaluate_where_the_libraries_do() {
         let numel = golden.theta0.len();
         let mut optimizer = CpuOptimizer::new(golden.config(), [("theta", [numel])]).unwrap();
         let mut twin = golden.theta0.clone();
-        for (step, oracle) in golden.oracles(Rounding::NEAREST).iter().enumerate() {
+        for (step, oracle) in golden.oracles(Roundoff::NEAREST).iter().enumerate() {
             optimizer
                 .step(&mut [&mut twin], &[&golden.grads[step]])
                 .unwrap();
@@ -178,7 +178,7 @@ fn every_config_stays_within_its_bound() {
     assert!(configs.len() > 300, "{}", configs.len());
     for config in configs {
         let mut params = values(1, 257);
-        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&params, Roundoff::NEAREST);
         let mut optimizer = CpuOptimizer::new(config.clone(), [("theta", [257])]).unwrap();
         let mut worst = 0.0_f64;
         for step in 0..20 {
@@ -212,7 +212,7 @@ fn a_wrong_kernel_is_found() {
     // The corrections one step late, as they are where steps count from zero.
     let config = AdamConfig::builder(0.05).build().unwrap();
     let (mut params, grads) = (values(1, 64), values(2, 64));
-    let mut oracle = Oracle::new(&params, Rounding::WGSL);
+    let mut oracle = Oracle::new(&params, Roundoff::WGSL);
     oracle.step(&config, &grads);
     let (mut m, mut v) = (vec![0.0; 64], vec![0.0; 64]);
     config.step_in_turn(
@@ -499,7 +499,7 @@ fn a_state_carries_on_and_one_of_other_slots_is_refused() {
         .unwrap();
     assert!(matches!(
         fresh(amsgrad).load_state(&state),
-        Err(StateError::Meaning { .. })
+        Err(StateError::StateKind { .. })
     ));
 }
 
@@ -519,7 +519,7 @@ fn groups_and_schedules_work_as_with_any_rule() {
     let mut params = [values(1, 33), values(2, 7)];
     let mut oracles = params
         .each_ref()
-        .map(|start| Oracle::new(start, Rounding::NEAREST));
+        .map(|start| Oracle::new(start, Roundoff::NEAREST));
     for step in 0..5 {
         let (lr, momentum) = (0.1 / f64::from(step + 1), 0.85 + 0.02 * f64::from(step));
         optimizer.set_lr(lr).unwrap();

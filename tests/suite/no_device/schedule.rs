@@ -1,9 +1,10 @@
 use serde_json::Value;
-use wgpu_optim::oracle::{Oracle, Rounding};
+use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::schedule::{
     OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
 };
-use wgpu_optim::{CpuOptimizer, MomentumForm, SgdConfig};
+use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig};
 
 use crate::cases::{configs, values};
 use crate::test;
@@ -121,7 +122,7 @@ fn a_schedule_may_decay_for_ever() {
     for config in configs() {
         let mut optimizer = CpuOptimizer::new(config, [("theta", [33])]).unwrap();
         let mut params = values(1, 33);
-        let mut oracle = Oracle::new(&params, Rounding::NEAREST);
+        let mut oracle = Oracle::new(&params, Roundoff::NEAREST);
         let mut before = Vec::new();
         for step in 0..1100 {
             optimizer.set_lr(exponential(step, 0.1, 0.9)).unwrap();

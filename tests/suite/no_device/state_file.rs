@@ -2,13 +2,15 @@ use std::collections::HashMap;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use wgpu_optim::control::ControlState;
 use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::half::bf16;
+use wgpu_optim::rules::{AmsGrad, Twin};
+use wgpu_optim::state::{RecordError, Recorded, SlotEntry, SlotState, StateFileError, StateRecord};
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AmsGrad, AnyRule, ControlState, CpuOptimizer, Masters, OptimizerState, ParamGroups,
-    Precision, RecordError, Recorded, Rule as _, SgdConfig, SlotEntry, SlotState, StateError,
-    StateFileError, StateRecord, StorageType, TensorSlice, TensorSliceMut, TensorSpec, Twin,
+    AdamConfig, AnyRule, CpuOptimizer, Masters, Optimizer, OptimizerState, ParamGroups, Precision,
+    Rule as _, SgdConfig, StateError, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
 
 use crate::cases::{configs, values};
@@ -119,14 +121,14 @@ fn groups_that_mix_rules_share_a_file() {
     ];
     assert!(keys.eq(expected));
     let record = StateRecord::<AnyRule>::of(&header).unwrap();
-    let meanings = record.meanings.iter();
+    let meanings = record.state_kinds.iter();
     assert!(meanings.eq([(&"embed.norm".to_owned(), &"amsgrad".to_owned())]));
     assert_eq!(record.to_metadata().unwrap(), header.metadata);
 
     let adamw = AnyRule::preset("adamw", None, 0.1).unwrap();
     let (_, file) = check_that_it_goes_on(&mixed(adamw.clone()));
     let record = StateRecord::<AnyRule>::of(&Header::of(&file).unwrap()).unwrap();
-    let meanings = record.meanings.values().collect::<Vec<_>>();
+    let meanings = record.state_kinds.values().collect::<Vec<_>>();
     assert_eq!(meanings, ["heavy-ball", "amsgrad"]);
 
     // Without groups the rule of a tensor is another one.
@@ -135,7 +137,7 @@ fn groups_that_mix_rules_share_a_file() {
     let mut alone = CpuOptimizer::new(adamw, shapes).unwrap();
     let refused = alone.load_state(&state);
     assert!(
-        matches!(&refused, Err(StateError::Meaning { tensor, .. }) if tensor == "a"),
+        matches!(&refused, Err(StateError::StateKind { tensor, .. }) if tensor == "a"),
         "{refused:?}"
     );
 }
@@ -147,14 +149,17 @@ fn masters_survive_a_file_and_go_on_bit_for_bit() {
     let adamw = AnyRule::preset("adamw", None, 1e-3).unwrap();
     let plain = SgdConfig::builder(1e-3).build().unwrap();
     for config in [momentum.into(), adamw, plain.into()] {
-        for (masters, slot) in [(Masters::F32, MASTER_PARAMS), (Masters::Rest, PARAMS_REST)] {
+        for (masters, slot) in [
+            (Masters::F32, MASTER_PARAMS),
+            (Masters::LowBits, PARAMS_REST),
+        ] {
             let groups = ParamGroups::new(config.clone()).with_precision(Precision {
                 masters,
                 ..Precision::default()
             });
             let fresh = || {
                 let spec = TensorSpec::new("a", [3, 11]);
-                let spec = spec.stored_as(StorageType::Bf16, StorageType::F32);
+                let spec = spec.params_type(StorageType::Bf16);
                 CpuOptimizer::with_groups(&groups, [spec]).unwrap()
             };
             let grads = values(3, 33);
@@ -374,7 +379,8 @@ struct Own {
 }
 
 mod own {
-    use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start, Twin};
+    use wgpu_optim::rules::{Scalars, Slot, Slots, Start, Twin};
+    use wgpu_optim::{ConfigError, Rule};
 
     use super::Own;
 
@@ -404,7 +410,7 @@ mod own {
             [self.lr as f32].into()
         }
 
-        fn meaning(&self) -> String {
+        fn state_kind(&self) -> String {
             "own".to_owned()
         }
 
@@ -506,7 +512,7 @@ fn files_of_format_1_are_read() {
         .momentum(0.9)
         .decoupled_weight_decay(0.5)
         .maximize(true)
-        .form(wgpu_optim::MomentumForm::Ema)
+        .form(wgpu_optim::rules::sgd::MomentumForm::Ema)
         .build()
         .unwrap();
     assert_eq!((state.config, state.steps), (config, 3));
@@ -515,7 +521,7 @@ fn files_of_format_1_are_read() {
     };
     assert_eq!((&*a.name, a.applied_steps, &*a.slots), ("a", 1, &[][..]));
     assert_eq!((&*b.name, b.applied_steps), ("layer.b", 3));
-    assert_eq!((&*b.shape, &*b.meaning), (&[2, 1][..], "ema"));
+    assert_eq!((&*b.shape, &*b.state_kind), (&[2, 1][..], "ema"));
     let velocity = SlotState {
         name: "momentum_buffer".to_owned(),
         values: vec![1.5, -0.25].into(),
@@ -654,7 +660,7 @@ fn files_that_are_no_states_are_refused_by_name() {
     let mut other = metadata;
     other.insert("meanings".into(), r#"{"a":"adam"}"#.into());
     let state = read(&other, &[("a.exp_avg", Dtype::F32)]).unwrap();
-    assert_eq!(state.tensors[0].meaning, "adam");
+    assert_eq!(state.tensors[0].state_kind, "adam");
     assert_eq!(
         refused(&[("a.exp_avg", Dtype::I32)], &other),
         "tensor \"a\": the exp_avg is I32, expected F32"
@@ -718,7 +724,7 @@ fn a_momentum_that_has_gone_down_to_zero_survives_a_file() {
             let mut state = state();
             state.config = config.with_momentum(momentum).unwrap();
             for tensor in &mut state.tensors {
-                tensor.meaning = config.form().to_string();
+                tensor.state_kind = config.form().to_string();
             }
             let file = state.to_safetensors().unwrap();
             assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);

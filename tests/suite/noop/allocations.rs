@@ -1,7 +1,7 @@
 //! In the steady state a step allocates what wgpu allocates for the same commands, and nothing of its own.
 
 use allocation_counter::measure;
-use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, SgdConfig, TensorBinding, wgpu};
 
 use super::{STORAGE, buffer, device};
 

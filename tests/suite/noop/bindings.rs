@@ -1,6 +1,8 @@
 //! Every mistake in a list of tensors is named, and the next optimizer builds.
 
-use wgpu_optim::{BuildError, DuplicateName, PlanError, wgpu};
+use wgpu_optim::plan::PlanError;
+use wgpu_optim::state::DuplicateName;
+use wgpu_optim::{BuildError, Optimizer, wgpu};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use allocation_counter::measure;
+use wgpu_optim::wgsl::{KernelError, ScalarPath};
 use wgpu_optim::{
-    AdamConfig, BuildError, GpuControl, GpuOptimizer, KernelError, Kernels, LossScale, ScalarPath,
-    StepControl, StepError, TensorBinding, wgpu,
+    AdamConfig, BuildError, GpuControl, GpuOptimizer, Kernels, LossScale, Optimizer, StepControl,
+    StepError, TensorBinding, wgpu,
 };
 
 use super::{STORAGE, buffer, device, kernels};

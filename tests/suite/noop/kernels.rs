@@ -1,7 +1,6 @@
-use wgpu_optim::{
-    BuildError, ConfigError, GpuOptimizer, KernelError, Kernels, Rule, ScalarPath, Scalars, Slots,
-    wgpu,
-};
+use wgpu_optim::rules::{Scalars, Slots};
+use wgpu_optim::wgsl::{KernelError, ScalarPath};
+use wgpu_optim::{BuildError, ConfigError, GpuOptimizer, Kernels, Rule, wgpu};
 
 use super::{STORAGE, buffer, device, kernels, tensor};
 

@@ -39,7 +39,8 @@ fn tensor<'a>(
     numel: u64,
 ) -> TensorBinding<'a> {
     TensorBinding::new(name, params, grads, [numel as usize])
-        .at(params_offset_bytes, grads_offset_bytes)
+        .params_at(params_offset_bytes)
+        .grads_at(grads_offset_bytes)
 }
 
 fn build(kernels: &Kernels, tensors: &[TensorBinding<'_>]) -> Result<GpuOptimizer, BuildError> {

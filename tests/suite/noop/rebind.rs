@@ -1,9 +1,12 @@
 //! What may be bound anew, and what it costs.
 
 use allocation_counter::measure;
+use wgpu_optim::gpu::RebindError;
+use wgpu_optim::plan::PlanError;
+use wgpu_optim::state::{DuplicateName, UnknownTensor};
 use wgpu_optim::{
-    BuildError, DuplicateName, GpuOptimizer, ParamGroups, PlanError, Precision, RebindError,
-    SgdConfig, StorageType, TensorBinding, UnknownTensor,
+    BuildError, GpuOptimizer, Optimizer, ParamGroups, Precision, SgdConfig, StorageType,
+    TensorBinding,
 };
 
 use super::{STORAGE, buffer, build, kernels, tensor};
@@ -140,7 +143,7 @@ fn a_tensor_that_is_stored_otherwise_or_moves_by_half_a_word_is_named() {
     });
     let at = |params_bytes, params_type| {
         let a = tensor("a", (params, params_bytes), (grads, 0), 10);
-        a.stored_as(params_type, StorageType::F32)
+        a.params_type(params_type)
     };
     let halves = |params_bytes| at(params_bytes, StorageType::Bf16);
     let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[halves(256)]).unwrap();

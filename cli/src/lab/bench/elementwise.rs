@@ -7,8 +7,10 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::iter::repeat_n;
 use wgpu_optim::plan::{Access, DeviceLimits, Piece, Place, Plan, Target, TensorLayout};
+use wgpu_optim::rules::MAX_SLOTS;
+use wgpu_optim::rules::sgd::Terms;
 use wgpu_optim::storage::{Codec, Storage};
-use wgpu_optim::{Arena, MAX_SLOTS, Rule as _, SgdConfig, Terms, readback, wgpu};
+use wgpu_optim::{Arena, Rule as _, SgdConfig, readback, wgpu};
 
 use super::timing::GpuWork;
 use crate::Failure;

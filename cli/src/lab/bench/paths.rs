@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
-use wgpu_optim::oracle::Rounding;
+use wgpu_optim::oracle::Roundoff;
 use wgpu_optim::{Rule as _, readback, wgpu};
 
 use super::elementwise::{Elementwise, Pipelines};
@@ -242,7 +242,7 @@ impl<'a> Setup<'a> {
         for copy in 0..self.copies() {
             let mut stepper = OnCpu::new(problem)?;
             if copy == 0 {
-                let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                let agreement = problem.check(&mut stepper, Roundoff::NEAREST)?;
                 twin.worst_ulp = Some(agreement.worst_ulp);
             }
             let run = move || time(|| stepper.step(lr));
@@ -251,7 +251,7 @@ impl<'a> Setup<'a> {
             if self.controlled {
                 let mut stepper = OnCpu::new(problem)?.controlled()?;
                 if copy == 0 {
-                    let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                    let agreement = problem.check(&mut stepper, Roundoff::NEAREST)?;
                     clipped.worst_ulp = Some(agreement.worst_ulp);
                 }
                 let run = move || time(|| stepper.step(lr));
@@ -266,7 +266,7 @@ impl<'a> Setup<'a> {
             }
             let mut stepper = OnReference::new(problem);
             if copy == 0 {
-                let agreement = problem.check(&mut stepper, Rounding::NEAREST)?;
+                let agreement = problem.check(&mut stepper, Roundoff::NEAREST)?;
                 reference.worst_ulp = Some(agreement.worst_ulp);
             }
             let run = move || time(|| stepper.step(lr));
@@ -309,7 +309,7 @@ impl<'a> Setup<'a> {
         for index in 0..self.copies() {
             let mut stepper = OnGpu::new(open, problem)?;
             if index == 0 {
-                let agreement = problem.check(&mut stepper, Rounding::WGSL)?;
+                let agreement = problem.check(&mut stepper, Roundoff::WGSL)?;
                 fused.worst_ulp = Some(agreement.worst_ulp);
                 fused.dispatches = Some(stepper.dispatches());
             }
@@ -335,7 +335,7 @@ impl<'a> Setup<'a> {
             if self.controlled {
                 let mut stepper = OnGpu::new(open, problem)?.controlled()?;
                 if index == 0 {
-                    let agreement = problem.check(&mut stepper, Rounding::WGSL)?;
+                    let agreement = problem.check(&mut stepper, Roundoff::WGSL)?;
                     clipped.worst_ulp = Some(agreement.worst_ulp);
                     clipped.dispatches = Some(stepper.dispatches());
                 }
@@ -358,7 +358,7 @@ impl<'a> Setup<'a> {
                 unfused.bytes_per_elem = chain.bytes_per_elem();
                 unfused.dispatches = Some(chain.dispatches());
                 if index == 0 {
-                    let agreement = problem.check(&mut chain, Rounding::WGSL)?;
+                    let agreement = problem.check(&mut chain, Roundoff::WGSL)?;
                     unfused.worst_ulp = Some(agreement.worst_ulp);
                 }
                 unfused.runs.push(on_gpu(rig, chain));

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::{array, mem};
 
 use pulp::{Arch, Simd, WithSimd};
-use wgpu_optim::MAX_SLOTS;
+use wgpu_optim::rules::MAX_SLOTS;
 
 const TASK_ELEMS: usize = 32 * 1024;
 const BLOCK_ELEMS: usize = 32;

@@ -96,7 +96,7 @@ impl WideCopy {
         let (device, queue) = (&open.gpu.device, &open.gpu.queue);
         let storage = problem.storage();
         let all = TensorSpec::new("all", [problem.numel().next_multiple_of(8)]);
-        let all = all.stored_as(storage.params, storage.grads);
+        let all = all.params_type(storage.params).grads_type(storage.grads);
         let arena = Arena::new(device, queue, [all])?;
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(NAME),
@@ -201,7 +201,7 @@ mod tests {
             .flat_map(|p| StorageType::ALL.map(|g| (p, g)))
             .flat_map(|(p, g)| StorageType::ALL.map(|s| (p, g, s)))
         {
-            for (masters, slots) in [Masters::None, Masters::F32, Masters::Rest]
+            for (masters, slots) in [Masters::None, Masters::F32, Masters::LowBits]
                 .into_iter()
                 .flat_map(|masters| [0, 1, 2, 4].map(|slots| (masters, slots)))
             {

@@ -4,8 +4,9 @@
 use std::hint::black_box;
 
 use pulp::{Simd, WithSimd};
+use wgpu_optim::Masters;
+use wgpu_optim::rules::MAX_SLOTS;
 use wgpu_optim::storage::Storage;
-use wgpu_optim::{MAX_SLOTS, Masters};
 
 use super::stream::run_all;
 

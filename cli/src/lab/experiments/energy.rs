@@ -13,7 +13,7 @@
 
 use serde::Serialize;
 use wgpu_optim::ConfigError;
-use wgpu_optim::physics::Particle;
+use wgpu_optim::rules::sgd::physics::Particle;
 
 use super::Walker;
 use crate::lab::picture::{self, Axis, Curve, Picture, Stroke};

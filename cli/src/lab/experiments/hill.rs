@@ -1,9 +1,9 @@
 //! The use of momentum: a ball with some of it passes a hill that plain descent stops in front of.
 //!
-//! The landscape is the quartic whose slope `U' = (x + 1)*x*(x - 2)` can be read off: a shallow valley at -1, the top
-//! of the hill at 0, the deep valley at 2. Momentum 0.9 at learning rate `lr` is a particle of mass 1 with friction
-//! `(1 - 0.9)/sqrt(lr)` in steps of `sqrt(lr)`, see [`wgpu_optim::physics`]: it starts higher than the hill, and does
-//! not lose the difference on the way. (Polyak 1964 explains the method by such a ball.)
+//! The landscape is the quartic whose slope `U' = (x + 1)*x*(x - 2)` can be read off: a shallow valley at -1, the top of
+//! the hill at 0, the deep valley at 2. Momentum 0.9 at learning rate `lr` is a particle of mass 1 with friction
+//! `(1 - 0.9)/sqrt(lr)` in steps of `sqrt(lr)`, see [`wgpu_optim::rules::sgd::physics`]: it starts higher than the hill, and
+//! does not lose the difference on the way. (Polyak 1964 explains the method by such a ball.)
 
 use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};

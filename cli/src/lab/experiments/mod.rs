@@ -15,8 +15,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use wgpu_optim::reference::{sgd, sgd_plain};
-use wgpu_optim::{Coefficients, SgdConfig, Terms};
+use wgpu_optim::SgdConfig;
+use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
+use wgpu_optim::rules::sgd::{Coefficients, Terms};
 
 use crate::args::CommonArgs;
 use crate::interrupt::Interrupt;

@@ -53,7 +53,7 @@ impl Method {
             Self::Nearest => (Masters::None, Rounding::Nearest),
             Self::Stochastic => (Masters::None, Rounding::Stochastic { seed: 0 }),
             Self::MastersF32 => (Masters::F32, Rounding::Nearest),
-            Self::MastersRest => (Masters::Rest, Rounding::Nearest),
+            Self::MastersRest => (Masters::LowBits, Rounding::Nearest),
         };
         Precision {
             masters,
@@ -113,7 +113,7 @@ fn walk(method: Method) -> Result<Run> {
     let config = SgdConfig::builder(LR).build()?;
     let groups = ParamGroups::new(config).with_precision(method.precision());
     let tensor = TensorSpec::new("params", [PARAMS]);
-    let tensor = tensor.stored_as(StorageType::Bf16, StorageType::F32);
+    let tensor = tensor.params_type(StorageType::Bf16);
     let mut optimizer = CpuOptimizer::with_groups(&groups, [tensor])?;
     let mut params = vec![bf16::ONE; PARAMS];
     let grads = vec![GRADIENT; PARAMS];

@@ -1,11 +1,11 @@
-//! The same balls on the CPU twin, with slopes in `f32`.
+//! The balls of a side on the CPU twin, with slopes in `f32`.
 
 use landscape::counts::Figures;
 use landscape::settings::Settings;
 use landscape::terrain::Terrain;
 use wgpu_optim::CpuOptimizer;
 
-/// Where balls are after so many steps from `starts`.
+/// The positions of balls after so many steps from `starts`.
 fn ends(settings: &Settings, starts: &[f32], side: usize, steps: u32) -> Vec<f32> {
     let rule = settings.rules[side].config().unwrap();
     let mut positions = starts.to_vec();
@@ -20,7 +20,7 @@ fn ends(settings: &Settings, starts: &[f32], side: usize, steps: u32) -> Vec<f32
     positions
 }
 
-/// Which balls are in the deepest valley.
+/// For each ball, whether it is in the deepest valley.
 pub fn in_the_deepest(terrain: Terrain, positions: &[f32]) -> Vec<bool> {
     let balls = positions.chunks(2);
     balls

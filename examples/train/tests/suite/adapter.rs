@@ -1,4 +1,4 @@
-//! On an adapter: gradients and steps within their bounds, one submit for each batch, and runs that repeat.
+//! Tests on an adapter: gradients and steps within their bounds, one submit for each batch, and runs that repeat.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,7 +6,7 @@ use train::cpu::Twin;
 use train::gpu::Engine;
 use train::task::Task;
 use train::training::{Device, Gradients, Run as _, train};
-use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Rounding, Textbook as _};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Roundoff, Textbook as _};
 use wgpu_optim::readback::block_on;
 use wgpu_optim::wgpu;
 use wgpu_optim::{AdapterRequest, AnyRule, CpuOptimizer, Gpu, Rule as _, StorageType};
@@ -35,7 +35,8 @@ fn engine_with(task: &Task, gradients: Gradients) -> Engine<'_> {
     Engine::with_gradients(gpu, task, gradients).unwrap()
 }
 
-/// Of batches that do not divide the data, the last one included, at parameters that training has reached.
+/// Gradients of batches that do not divide the data, the last one included, are within their bounds at parameters that
+/// training has reached.
 #[test]
 fn gradients_stay_within_their_bound() {
     let _one = one_at_a_time();
@@ -50,7 +51,7 @@ fn gradients_stay_within_their_bound() {
         }
         let params = exactly(&run.params().unwrap());
         run.step().unwrap();
-        let at = Arithmetic::new(Rounding::WGSL);
+        let at = Arithmetic::new(Roundoff::WGSL);
         let bound = gradients(&task, &start.order, &params, task.batch(before), at);
         let loss = run.losses().unwrap().batches[before];
         assert_eq!(outside([&loss], [&bound.loss]), 0);
@@ -67,8 +68,8 @@ fn gradients_stay_within_their_bound() {
     }
 }
 
-/// Every few steps of a run the twin takes over the device's parameters, state and gradients: the next step of both is
-/// within the oracle's bound of each, whatever the run has come to.
+/// The next step of device and twin is within the oracle's bound of each, whatever a run has come to: every few steps
+/// the twin takes over the device's parameters, state and gradients.
 #[test]
 fn steps_along_a_run_stay_within_the_oracles_bound() {
     let _one = one_at_a_time();
@@ -101,8 +102,8 @@ fn steps_along_a_run_stay_within_the_oracles_bound() {
                     let agreement = oracle.check_params(params);
                     agreement.unwrap_or_else(|error| panic!("step {step} of {rule:?}: {error}"));
                 };
-                expect(Rounding::WGSL, &after[index]);
-                expect(Rounding::NEAREST, &by_twin[index]);
+                expect(Roundoff::WGSL, &after[index]);
+                expect(Roundoff::NEAREST, &by_twin[index]);
             }
         }
     }
@@ -114,7 +115,7 @@ fn steps_along_a_run_stay_within_the_oracles_bound() {
 /// by step, above.
 #[test]
 fn first_steps_stay_within_the_bound_of_the_whole_run() {
-    /// Of parameters between -1 and 1.
+    /// The widest range that still says something of parameters between -1 and 1.
     const WIDEST: f64 = 1e-2;
 
     let _one = one_at_a_time();
@@ -124,7 +125,7 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
     let twin = Twin::new(&task);
     let [plain, momentum, nesterov, _] = rules(0.01);
     for (rule, at_least) in [(plain, 40), (momentum, 20), (nesterov, 15)] {
-        let at = Arithmetic::new(Rounding::WGSL);
+        let at = Arithmetic::new(Roundoff::WGSL);
         let mut params = exactly(&start.params);
         let slots = rule.slots().len();
         let zeros = |values: &Vec<_>| vec![vec![Bounded::default(); slots]; values.len()];
@@ -152,10 +153,11 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
     }
 }
 
-/// Not a bound but what a run can be relied on for; the bounds are above. Rounding moves a parameter by 3e-6 a step at
-/// most (the first range of the analysis at this learning rate), which 130 steps add up to 4e-4. Where the loss curves
-/// upwards a step shrinks what differs, and along the few steepest directions, where it does not, the learning rate is far
-/// from where it would swing. So losses, whose slopes are of the order of one, agree to a thousandth.
+/// Losses of device and twin agree to a thousandth: not a bound but what a run can be relied on for; the bounds are
+/// above. Roundoff moves a parameter by 3e-6 a step at most (the first range of the analysis at this learning rate),
+/// which 130 steps add up to 4e-4. Where the loss curves upwards a step shrinks what differs, and along the few
+/// steepest directions, where it does not, the learning rate is far from where it would swing. So losses, whose slopes
+/// are of the order of one, agree to a thousandth.
 #[test]
 fn losses_of_device_and_twin_agree() {
     let _one = one_at_a_time();
@@ -183,8 +185,8 @@ fn losses_of_device_and_twin_agree() {
     }
 }
 
-/// By the engine's count, and without a control by the number that wgpu gives each submission of a device: nobody else
-/// submits. That a controlled step does not is the library's own test.
+/// A batch is one submit by the engine's count, and without a control by the number that wgpu gives each submission of
+/// a device: nobody else submits. That a controlled step does not is the library's own test.
 #[test]
 fn a_batch_is_one_submit() {
     let _one = one_at_a_time();
@@ -237,7 +239,7 @@ fn runs_repeat_bit_for_bit() {
     }
 }
 
-/// The same configuration as on the twin, on the device.
+/// Momentum takes at most half the steps of plain descent, with the configuration of the twin's test.
 #[test]
 fn momentum_takes_half_the_steps_at_most() {
     let _one = one_at_a_time();
@@ -257,7 +259,8 @@ fn momentum_takes_half_the_steps_at_most() {
     assert!(2 * momentum <= plain, "{momentum} against {plain} epochs");
 }
 
-/// Far below the learning rates at which the loss jumps from step to step, where runs part by a rounding.
+/// Gradients of 16 bits end at the loss of `f32`, far below the learning rates at which the loss jumps from step to
+/// step and runs part by a rounding.
 #[test]
 fn gradients_of_16_bits_end_at_the_loss_of_f32() {
     let _one = one_at_a_time();
@@ -303,7 +306,7 @@ fn a_loss_scale_falls_grows_and_overflows_again() {
     let applied = records.iter().position(|record| !record.is_skipped);
     let later = &records[applied.unwrap()..];
     assert!(later.iter().any(|record| record.is_skipped));
-    let grows = |pair: &[wgpu_optim::ControlRecord]| pair[1].scale > pair[0].scale;
+    let grows = |pair: &[wgpu_optim::control::ControlRecord]| pair[1].scale > pair[0].scale;
     assert!(later.windows(2).any(grows));
     assert!(later.iter().any(|record| record.clip_factor < 1.0));
     let last = records.last().unwrap();

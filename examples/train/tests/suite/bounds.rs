@@ -18,7 +18,7 @@ pub fn exactly(params: &[Vec<f32>]) -> Vec<Vec<Bounded>> {
         .collect()
 }
 
-/// Of a batch: layer by layer as in a textbook, and every sum in whatever order.
+/// The ranges of a batch's gradients: layer by layer as in a textbook, and every sum in whatever order.
 pub fn gradients(
     task: &Task,
     order: &[u32],
@@ -96,7 +96,7 @@ pub fn gradients(
     Gradients { loss, grads }
 }
 
-/// How often values leave their ranges.
+/// The number of values that are out of their ranges.
 pub fn outside<'b>(
     values: impl IntoIterator<Item = &'b f32>,
     ranges: impl IntoIterator<Item = &'b Bounded>,

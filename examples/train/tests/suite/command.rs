@@ -50,7 +50,7 @@ fn table_picture_and_rows_are_written() {
     assert!(rows.starts_with("device,rule,lr,seed,step,train_loss,held_out_loss\n"));
 }
 
-/// Which only says something of Vulkan, the one backend whose drivers can be hidden.
+/// The command trains on the twin where there is no adapter. Only Vulkan's drivers can be hidden.
 #[cfg(target_os = "linux")]
 #[test]
 fn without_an_adapter_the_twin_does() {

@@ -1,12 +1,12 @@
 //! The twin's gradients: against differences of the loss, and within their bound.
 
 use train::cpu::Network;
-use wgpu_optim::oracle::{Arithmetic, Bounded, Rounding};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Roundoff};
 
 use crate::bounds::{exactly, gradients, outside, widest};
 use crate::task;
 
-const AT: Arithmetic = Arithmetic::new(Rounding::NEAREST);
+const AT: Arithmetic = Arithmetic::new(Roundoff::NEAREST);
 
 /// Differences over `2h` of a loss in `f64`: that has fewer than 1000 roundings of a number below 4, each worth 1.1e-16
 /// of it, which is 2.2e-7 of the quotient; the third derivatives, below 1e4, leave `h^2/6` of that, 2e-9. No row changes

@@ -29,7 +29,7 @@ fn task(batch_rows: usize, epochs: usize) -> Task {
     }
 }
 
-/// Without state, with one slot, with one slot and look-ahead, and with two.
+/// Rules without state, with one slot, with one slot and look-ahead, and with two slots.
 fn rules(lr: f64) -> [AnyRule; 4] {
     let sgd = SgdConfig::builder(lr);
     [

@@ -1,4 +1,4 @@
-//! What the example is there to show.
+//! Tests of the speed that the example is there to show.
 
 use indicatif::ProgressBar;
 use train::comparison::{compare, median, steps_to};

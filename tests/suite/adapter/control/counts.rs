@@ -1,6 +1,7 @@
 //! The steps that the device has applied, and what the host knows of them.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// A device that has had its turn: what it has counted arrives without anybody reading it.
 #[gpu_test]
@@ -14,7 +15,7 @@ async fn nobody_has_to_read_for_training_to_go_on() {
     let tensor = [whole("theta", &params, &grads)];
     let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     for step in 0..400 {
         let is_poisoned = step % 4 == 3;
         bench.upload(&grads, if is_poisoned { &poisoned } else { &gradient });
@@ -74,7 +75,7 @@ async fn a_step_without_scalars_is_skipped_and_said_once() {
     let tensor = [whole("theta", &params, &grads)];
     let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     let mut encoder = bench.encoder();
     // After 64 skipped steps there are scalars, and after 65 there are none.
     for step in 0..67 {
@@ -139,7 +140,7 @@ async fn scalars_that_never_change_are_there_however_many_steps_were_skipped() {
             let mut optimizer =
                 GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &tensors).unwrap();
             let mut control = bench.control(only_finite());
-            let mut oracles = [(); 2].map(|()| Oracle::new(&start, Rounding::WGSL));
+            let mut oracles = [(); 2].map(|()| Oracle::new(&start, Roundoff::WGSL));
             bench.submit(|encoder| {
                 for step in 0..75 {
                     let is_skipped = skipped.contains(&step);
@@ -182,7 +183,7 @@ async fn reports_are_taken_when_their_submission_is_done() {
     let tensor = [whole("theta", &params, &grads)];
     let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     let mapped = bench.device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 4,
@@ -229,7 +230,7 @@ async fn a_submission_that_fails_is_no_step() {
         let tensor = [whole("theta", &params, &grads)];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
         let mut control = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut steps = 0;
         for step in 0..12 {
             let fails = [0, 4, 5, 9].contains(&step);
@@ -319,7 +320,7 @@ async fn an_optimizer_that_comes_later_starts_afresh() {
     }
     bench.queue.submit([encoder.finish()]);
     bench.upload(&grads, &gradient);
-    let mut oracle = Oracle::new(&start, Rounding::WGSL);
+    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     let mut encoder = bench.encoder();
     for _ in 0..10 {
         second.step_with(&mut encoder, &mut control).unwrap();
@@ -342,7 +343,7 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
         let tensor = [whole("theta", &params, &grads)];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
         let mut control = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         for grad in [&gradient, &poisoned, &gradient, &poisoned] {
             bench.upload(&grads, grad);
             bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
@@ -374,7 +375,7 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
         oracle.check_params(&bench.download(&params).await).unwrap();
 
         // What is on its way when a state is loaded is not mistaken for it.
-        let mut oracle = Oracle::resume(&adamw(), &start, &state.tensors[0], Rounding::WGSL);
+        let mut oracle = Oracle::resume(&adamw(), &start, &state.tensors[0], Roundoff::WGSL);
         bench.upload(&params, &start);
         optimizer.load_state(&state).unwrap();
         bench.outcomes(&mut control).await;

@@ -3,11 +3,13 @@
 mod counts;
 mod norm;
 
-use wgpu_optim::oracle::{ControlOracle, Oracle, Rounding};
+use wgpu_optim::control::{ControlRecord, NonFinite};
+use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, ControlRecord, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer,
-    LionConfig, LossScale, NonFinite, ParamGroups, Rule, ScalarPath, SgdConfig, StepControl,
-    StepError, StorageType, TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer, LionConfig,
+    LossScale, Optimizer, ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType,
+    TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -88,7 +90,7 @@ async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
         };
         let control = StepControl::builder().loss_scale(scale).build().unwrap();
         let mut control = bench.control(control);
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut scale = 8.0;
         for (step, poison) in [false, true, false, false, true, false]
             .into_iter()
@@ -161,9 +163,9 @@ async fn follow(bench: &Bench, rule: &AnyRule, control: StepControl, read_every:
     });
     let mut optimizer =
         GpuOptimizer::with_groups(&bench.kernels, &groups.unwrap(), &bindings).unwrap();
-    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
     let mut on_device = bench.control(control);
-    let oracle = |start: &Vec<f32>| Oracle::new(start, Rounding::WGSL);
+    let oracle = |start: &Vec<f32>| Oracle::new(start, Roundoff::WGSL);
     let mut oracles: Vec<_> = start.iter().map(oracle).collect();
     let mut applied = vec![0; numels.len()];
     let mut records = Vec::new();
@@ -362,7 +364,7 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
             assert_eq!(record.found_nonfinite, nonfinite.is_some());
 
             let seen: Vec<_> = grads.iter().map(|grads| ("default", *grads)).collect();
-            let decision = ControlOracle::new(&control, Rounding::WGSL).decide(&seen);
+            let decision = ControlOracle::new(&control, Roundoff::WGSL).decide(&seen);
             let stepped = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, start) in start.iter().enumerate() {
                 if nonfinite.is_some() && tensor == 1 {
@@ -371,8 +373,8 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
                     continue;
                 }
                 for (params, rounding) in [
-                    (&stepped[tensor], Rounding::WGSL),
-                    (&params[tensor], Rounding::NEAREST),
+                    (&stepped[tensor], Roundoff::WGSL),
+                    (&params[tensor], Roundoff::NEAREST),
                 ] {
                     let mut oracle = Oracle::new(start, rounding);
                     let factors = decision.of_tensor(tensor, "default");
@@ -393,7 +395,7 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
         let tensor = [whole("theta", &params, &grads)];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
         let mut on_device = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut encoder = bench.encoder();
         for (max_norm, scale, lr) in [(1.0, 2.0, 0.1), (0.25, 3.0, 0.01), (8.0, 1.0, 0.2)] {
             let mut control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
@@ -402,7 +404,7 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
             }
             let control = control.build().unwrap();
             let decision =
-                ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+                ControlOracle::new(&control, Roundoff::WGSL).decide(&[("default", &gradient)]);
             on_device.set_control(control);
             optimizer.set_lr(lr).unwrap();
             optimizer.step_with(&mut encoder, &mut on_device).unwrap();
@@ -574,7 +576,7 @@ async fn a_step_that_was_refused_leaves_nothing_behind() {
         bench.submit(|encoder| unread.step_with(encoder, &mut other).unwrap());
         let control = StepControl::builder().max_norm(1.0).build().unwrap();
         let decision =
-            ControlOracle::new(&control, Rounding::WGSL).decide(&[("default", &gradient)]);
+            ControlOracle::new(&control, Roundoff::WGSL).decide(&[("default", &gradient)]);
         let mut control = bench.control(control);
         let mut encoder = bench.encoder();
         let refused = control.step(&mut encoder, &mut [&mut fresh, &mut unread]);
@@ -587,7 +589,7 @@ async fn a_step_that_was_refused_leaves_nothing_behind() {
             decision.norm.low <= norm && norm <= decision.norm.high,
             "{norm}"
         );
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         oracle.step_by(&adamw(), &gradient, &decision.of_group("default"));
         let params = bench.download(&buffers[0].0).await;
         oracle.check_params(&params).unwrap();
@@ -651,11 +653,11 @@ async fn tensors_of_a_pool_move_under_a_control() {
             .map(|(name, numel)| (*name, vec![numel]));
         let mut optimizer = GpuOptimizer::unbound(&bench.kernels, &groups, shapes).unwrap();
         let control = StepControl::builder().max_norm(1.0).build().unwrap();
-        let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+        let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
         let mut control = bench.control(control);
         let mut oracles = start
             .each_ref()
-            .map(|start| Oracle::new(start, Rounding::WGSL));
+            .map(|start| Oracle::new(start, Roundoff::WGSL));
         let mut params = start.clone();
         for (step, order) in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [1, 0, 2]]
             .into_iter()
@@ -678,7 +680,9 @@ async fn tensors_of_a_pool_move_under_a_control() {
             let tensors: Vec<_> = (0..3)
                 .map(|i| {
                     let [params, grads] = places[i];
-                    TensorBinding::new(names[i], &buffer, &buffer, [numels[i]]).at(params, grads)
+                    TensorBinding::new(names[i], &buffer, &buffer, [numels[i]])
+                        .params_at(params)
+                        .grads_at(grads)
                 })
                 .collect();
             bench.submit(|encoder| {

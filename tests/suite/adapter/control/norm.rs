@@ -1,6 +1,7 @@
 //! Norms of gradients and what is not finite among them, wherever they lie.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// Magnitudes over all that f32 has.
 fn of_any_magnitude(seed: u64, numel: usize) -> Vec<f32> {
@@ -38,7 +39,7 @@ async fn check_norm(bench: &Bench, of: StorageType, gap: usize, host: &[Vec<f32>
     }
     let words = |values: &[f32]| {
         let mut bytes = encode(of, values);
-        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0xff);
         bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
     };
     let joined_grads = bench.buffer_of(&words(&joined));
@@ -59,14 +60,15 @@ async fn check_norm(bench: &Bench, of: StorageType, gap: usize, host: &[Vec<f32>
         let tensor = TensorBinding::new(name, &joined_params, &joined_grads, [grads.len()]);
         in_one_buffer.push(
             tensor
-                .at(at_params, at_grads)
-                .stored_as(StorageType::F32, of),
+                .params_at(at_params)
+                .grads_at(at_grads)
+                .grads_type(of),
         );
         let tensor = TensorBinding::new(name, &apart[index].0, &apart[index].1, [grads.len()]);
-        scattered.push(tensor.stored_as(StorageType::F32, of));
+        scattered.push(tensor.grads_type(of));
     }
     let seen: Vec<_> = host.iter().map(|grads| ("default", &grads[..])).collect();
-    let decision = ControlOracle::new(&only_finite(), Rounding::WGSL).decide(&seen);
+    let decision = ControlOracle::new(&only_finite(), Roundoff::WGSL).decide(&seen);
     for bindings in [in_one_buffer, scattered] {
         let mut optimizer = GpuOptimizer::new(&bench.kernels, config.clone(), &bindings).unwrap();
         let mut control = bench.control(only_finite());
@@ -134,23 +136,20 @@ async fn what_is_not_finite_is_found_wherever_it_is() {
             let total = start + numels.iter().sum::<usize>();
             let params = bench.buffer(total);
             let grads = bench.buffer(total);
-            let others = [
-                (bench.buffer(24), bench.buffer(24)),
-                (bench.buffer(40), bench.buffer(40)),
-            ];
+            let others = [24, 40, 27, 13, 2].map(|n| (bench.buffer(n), bench.buffer(n)));
             let mut at = start as u64;
             let mut tensors = Vec::new();
             for (name, numel) in ["a", "b", "c"].into_iter().zip(numels) {
                 let tensor = TensorBinding::new(name, &params, &grads, [numel]);
-                tensors.push(tensor.at(4 * at, of.bytes() * at));
+                tensors.push(tensor.params_at(4 * at).grads_at(of.bytes() * at));
                 at += numel as u64;
             }
-            for (name, (params, grads)) in ["d", "e"].into_iter().zip(&others) {
+            for (name, (params, grads)) in ["d", "e", "f", "g", "h"].into_iter().zip(&others) {
                 tensors.push(whole(name, params, grads));
             }
             let tensors: Vec<_> = tensors
                 .into_iter()
-                .map(|tensor| tensor.stored_as(StorageType::F32, of))
+                .map(|tensor| tensor.grads_type(of))
                 .collect();
             let mut optimizer =
                 GpuOptimizer::new(&bench.kernels, config.clone(), &tensors).unwrap();
@@ -211,11 +210,11 @@ async fn optimizers_that_share_a_control_share_a_norm() {
         let mut first = GpuOptimizer::new(&bench.kernels, sgd, &tensors[0]).unwrap();
         let mut second = GpuOptimizer::new(&bench.kernels, adam, &tensors[1]).unwrap();
         let control = StepControl::builder().max_norm(1.0).build().unwrap();
-        let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+        let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
         let mut control = bench.control(control);
         let mut oracles = (
-            Oracle::new(&start, Rounding::WGSL),
-            Oracle::new(&start, Rounding::WGSL),
+            Oracle::new(&start, Roundoff::WGSL),
+            Oracle::new(&start, Roundoff::WGSL),
         );
         for poison in [false, true, false] {
             let mut grads = gradients.clone();
@@ -283,7 +282,9 @@ async fn a_norm_goes_over_any_number_of_scattered_tensors() {
         .enumerate()
         .map(|(index, name)| {
             let offset = 4 * at(index) as u64;
-            TensorBinding::new(name, &params, &grads, [numel_of(index)]).at(offset, offset)
+            TensorBinding::new(name, &params, &grads, [numel_of(index)])
+                .params_at(offset)
+                .grads_at(offset)
         })
         .collect();
     let config = SgdConfig::builder(1.0).build().unwrap();
@@ -297,7 +298,7 @@ async fn a_norm_goes_over_any_number_of_scattered_tensors() {
         .max_norm(0.5)
         .group_max_norm("odd", 0.25);
     let control = control.build().unwrap();
-    let mut decisions = ControlOracle::new(&control, Rounding::WGSL);
+    let mut decisions = ControlOracle::new(&control, Roundoff::WGSL);
     let mut on_device = bench.control(control);
     for poisoned in [None, Some(139_999)] {
         if let Some(tensor) = poisoned {
@@ -325,7 +326,7 @@ async fn a_norm_goes_over_any_number_of_scattered_tensors() {
             for index in 0..TENSORS {
                 let group = if index % 2 == 1 { "odd" } else { "default" };
                 let range = at(index)..at(index) + numel_of(index);
-                let mut oracle = Oracle::new(&start[range.clone()], Rounding::WGSL);
+                let mut oracle = Oracle::new(&start[range.clone()], Roundoff::WGSL);
                 oracle.step_by(&config, &gradient[range.clone()], &decision.of_group(group));
                 oracle.check_params(&moved[range]).unwrap();
             }

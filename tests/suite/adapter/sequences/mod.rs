@@ -8,12 +8,15 @@ mod setup;
 
 use std::collections::VecDeque;
 
-use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Rounding, Textbook};
+use wgpu_optim::control::{ControlRecord, ControlState};
+use wgpu_optim::oracle::{ControlOracle, Decision, Oracle, Roundoff, Textbook};
+use wgpu_optim::rules::Start;
 use wgpu_optim::storage::{self, MASTER_PARAMS, PARAMS_REST, Storage, rest};
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AnyRule, ControlRecord, ControlState, GpuControl, GpuOptimizer, LossScale, Masters,
-    OPTIONAL_FEATURES, OptimizerState, ParamGroups, Precision, Rule, ScalarPath, SgdConfig, Start,
-    StepControl, StepError, StorageType, TensorBinding, wgpu,
+    AnyRule, GpuControl, GpuOptimizer, LossScale, Masters, OPTIONAL_FEATURES, Optimizer,
+    OptimizerState, ParamGroups, Precision, Rule, SgdConfig, StepControl, StepError, StorageType,
+    TensorBinding, wgpu,
 };
 
 use super::{Bench, gpu_test, whole};
@@ -22,7 +25,7 @@ use crate::stored::{Stored, decode, encode, rounded};
 use rules::{Counted, Stairs};
 use setup::*;
 
-/// A device of its own for each road of the scalars: others who poll a device may be told first of what is done.
+/// A device of its own for each path of the scalars: others who poll a device may be told first of what is done.
 async fn benches() -> Vec<Bench> {
     let best = Bench::with(OPTIONAL_FEATURES).await;
     let uniforms = Bench::with(wgpu::Features::empty()).await;
@@ -127,7 +130,7 @@ impl<'b, R: Textbook> Run<'b, R> {
         let places: Vec<_> = places.collect();
         let names: Vec<_> = (0..host.numels.len()).map(|i| format!("t{i}")).collect();
         let storage = setup.storage();
-        let oracle = |params: &Vec<f32>| Oracle::new(params, Rounding::WGSL).stored(storage);
+        let oracle = |params: &Vec<f32>| Oracle::new(params, Roundoff::WGSL).stored(storage);
         let model = Model {
             oracles: host.params.iter().map(oracle).collect(),
             made: vec![0; names.len()],
@@ -139,7 +142,7 @@ impl<'b, R: Textbook> Run<'b, R> {
         let optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups(setup), &bindings);
         let control = setup.control.as_ref().map(|control| {
             let on_device = GpuControl::new(&bench.kernels, control.clone()).unwrap();
-            (on_device, ControlOracle::new(control, Rounding::WGSL))
+            (on_device, ControlOracle::new(control, Roundoff::WGSL))
         });
         Self {
             bench,

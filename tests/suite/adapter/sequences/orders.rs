@@ -1,6 +1,7 @@
 //! Orders of recorded, dropped and submitted steps that once came out wrong, each alone.
 
 use super::*;
+use wgpu_optim::Optimizer;
 
 /// egui's callbacks record into an encoder that egui drops where the window has no texture.
 #[gpu_test]
@@ -16,10 +17,10 @@ async fn an_encoder_of_an_engine_is_dropped_every_third_frame() {
             let tensor = [whole("theta", &params, &grads)];
             let rule = preset("adamw", None);
             let mut optimizer = GpuOptimizer::new(&bench.kernels, rule.clone(), &tensor).unwrap();
-            let mut oracle = Oracle::new(&start, Rounding::WGSL);
+            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
             let mut decisions = control
                 .as_ref()
-                .map(|c| ControlOracle::new(c, Rounding::WGSL));
+                .map(|c| ControlOracle::new(c, Roundoff::WGSL));
             let control = control.map(|control| GpuControl::new(&bench.kernels, control));
             let mut control = control.transpose().unwrap();
             let mut done = 0;
@@ -90,7 +91,11 @@ async fn a_state_does_not_overtake_the_steps_before_a_rebind() {
     for bench in benches().await {
         let (start, gradient) = (values(1, 100), values(2, 100));
         let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
-        let halves = |name, at| TensorBinding::new(name, &params, &grads, [50]).at(at, at);
+        let halves = |name, at| {
+            TensorBinding::new(name, &params, &grads, [50])
+                .params_at(at)
+                .grads_at(at)
+        };
         let tensors = [halves("a", 0), halves("b", 200)];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, momentum(), &tensors).unwrap();
         let mut first = bench.encoder();
@@ -101,7 +106,7 @@ async fn a_state_does_not_overtake_the_steps_before_a_rebind() {
         let state = bench.wait(optimizer.state()).await.unwrap();
         assert_eq!((state.steps, state.tensors[0].applied_steps), (0, 0));
         bench.queue.submit([first.finish(), second.finish()]);
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         oracle.step(&momentum(), &gradient);
         oracle.step(&momentum(), &gradient);
         oracle.check_params(&bench.download(&params).await).unwrap();
@@ -157,7 +162,7 @@ async fn a_state_says_nothing_of_what_is_submitted_later() {
         assert_eq!(optimizer.step(&mut encoder), Err(StepError::Unread));
         bench.outcomes(&mut control).await;
         bench.submit(|encoder| optimizer.step(encoder).unwrap());
-        let mut oracle = Oracle::new(&start, Rounding::WGSL);
+        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         (0..4).for_each(|_| oracle.step(&rule, &gradient));
         oracle.check_params(&bench.download(&params).await).unwrap();
         assert_eq!(optimizer.applied_steps("theta"), Some(4));
@@ -186,7 +191,7 @@ async fn tensors_share_no_scalars_where_a_count_was_set_behind_steps_on_their_wa
         let mut control = GpuControl::new(&bench.kernels, control).unwrap();
         let mut oracles = starts
             .each_ref()
-            .map(|start| Oracle::new(start, Rounding::WGSL));
+            .map(|start| Oracle::new(start, Roundoff::WGSL));
         for counts in [[1, 1], [2, 1]] {
             bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
             for (oracle, count) in oracles.iter_mut().zip(counts) {

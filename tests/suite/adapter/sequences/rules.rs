@@ -1,7 +1,8 @@
 //! Rules whose scalars depend on the count of steps in ways of their own.
 
 use wgpu_optim::oracle::{Arithmetic, Bounded, Textbook};
-use wgpu_optim::{ConfigError, Rule, Scalars, Slot, Slots, Start};
+use wgpu_optim::rules::{Scalars, Slot, Slots, Start};
+use wgpu_optim::{ConfigError, Rule};
 
 /// A step of a rule with the scalars of a count that may not be the oracle's own: what is started is started at the first
 /// step that is done, whichever it was when it was recorded.

@@ -156,8 +156,10 @@ pub fn bindings<'a, R: Rule>(
             [stored.params, stored.grads].map(|of| of.bytes() * place.starts[tensor] as u64);
         let numel = host.numels[tensor];
         TensorBinding::new(&names[tensor], &place.params, &place.grads, [numel])
-            .stored_as(stored.params, stored.grads)
-            .at(params, grads)
+            .params_type(stored.params)
+            .grads_type(stored.grads)
+            .params_at(params)
+            .grads_at(grads)
     };
     present.map(binding).collect()
 }
@@ -190,7 +192,7 @@ pub fn ways_to_store() -> [Stored; 8] {
     [
         stored(F32, F32, F32, Masters::None, Nearest),
         stored(Bf16, Bf16, F32, Masters::F32, Nearest),
-        stored(Bf16, F32, F32, Masters::Rest, Nearest),
+        stored(Bf16, F32, F32, Masters::LowBits, Nearest),
         stored(Bf16, Bf16, Bf16, Masters::None, Nearest),
         stored(Bf16, Bf16, F32, Masters::None, random),
         stored(F16, F16, F32, Masters::F32, Nearest),

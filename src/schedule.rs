@@ -4,7 +4,7 @@
 //! [`OptimizerState::steps`](crate::OptimizerState::steps) remembers.
 //!
 //! ```
-//! use wgpu_optim::{CpuOptimizer, SgdConfig, schedule};
+//! use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig, schedule};
 //!
 //! let config = SgdConfig::builder(0.1).momentum(0.5).build()?;
 //! let mut optimizer = CpuOptimizer::new(config, [("weight", [2])])?;
