@@ -546,7 +546,7 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
     }
 }
 
-/// Small tensors in buffers of their own share dispatches, those of a whole number of units.
+/// Small tensors in buffers of their own share dispatches: those of a whole number of units, and the others.
 #[gpu_test]
 async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
     for (road, bench) in Bench::both().await.enumerate() {
@@ -556,7 +556,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
             .skip(road)
             .step_by(4 * SPARSE)
         {
-            let numels = [8, 64, 1000, 4096, 12];
+            let numels = [8, 64, 1000, 4096, 12, 1001, 7, 1];
             let host: Vec<_> = numels
                 .iter()
                 .map(|numel| {
@@ -602,15 +602,16 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
                 }
             }
             if !storage.is_stochastic {
-                let batches = &optimizer.plan().batches;
-                assert!(!batches.is_empty(), "{stored:?}");
+                let pieces = &optimizer.plan().pieces;
+                assert!(pieces.iter().all(|piece| piece.batched), "{stored:?}");
             }
             for ((params, _), oracle) in buffers.iter().zip(&oracles) {
                 let mut bytes = bench.bytes(params).await;
-                bytes.truncate(oracle.params().len() * stored.params.bytes() as usize);
+                let rest = bytes.split_off(oracle.params().len() * stored.params.bytes() as usize);
                 oracle
                     .check_params(&decode(stored.params, &bytes))
                     .unwrap_or_else(|e| panic!("{stored:?}: {e}"));
+                assert!(rest.iter().all(|byte| *byte == CANARY), "{stored:?}");
             }
         }
     }
