@@ -1,12 +1,12 @@
 //! Adam, AdamW and AMSGrad in their libraries' own words.
 
 use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
+use super::{Arithmetic, Bounded, Element, Textbook};
 use crate::rules::{AdamConfig, AdamForm, AmsGrad};
 
 impl Textbook for AdamConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, v, largest, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, v, largest, ..]) = element.split();
         let (lr, t) = (self.lr(), step as f64);
         let (beta1, beta2) = (self.beta1(), self.beta2());
         // torch.optim.adam.
@@ -40,17 +40,9 @@ impl Textbook for AdamConfig {
         };
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, v, largest, ..] = slots else { return };
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, v, largest, ..]) = element.split();
         let t = step as f64;
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
         let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
         let is_corrected = self.amsgrad() == AmsGrad::OfCorrected;
         // What stands outside the root, by which a and eps are multiplied.
@@ -62,7 +54,7 @@ impl Textbook for AdamConfig {
         let h = decay!(self).bound(at, theta, grad);
         *m = at.between(*m, h, 1.0 - self.beta1());
         let square = at.product(h, h);
-        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
+        *v = at.average(self.beta2(), *v, square);
         let w = match self.amsgrad() {
             AmsGrad::Off => *v,
             AmsGrad::OfAverage => {
@@ -70,7 +62,7 @@ impl Textbook for AdamConfig {
                 *largest
             }
             AmsGrad::OfCorrected => {
-                *largest = largest.max(scaled(1.0 / bias2, *v));
+                *largest = largest.max(at.scaled(1.0 / bias2, *v));
                 *largest
             }
         };
@@ -78,6 +70,6 @@ impl Textbook for AdamConfig {
         let root = at.root(at.sum([w, eps_root]));
         let update = at.quotient(*m, at.sum([root, at.scalar(self.eps() * eps_scale)]));
         let a = self.lr() * taken_out / bias1;
-        *theta = at.difference(*theta, scaled(a, update));
+        *theta = at.difference(*theta, at.scaled(a, update));
     }
 }

@@ -192,6 +192,18 @@ impl Arithmetic {
         widened(product, self.0.gamma(roundings))
     }
 
+    /// The product of a scalar of the step and a value.
+    #[must_use]
+    pub fn scaled(self, k: f64, x: Bounded) -> Bounded {
+        self.product(self.scalar(k), x)
+    }
+
+    /// The moving average `beta*average + (1 - beta)*value`.
+    #[must_use]
+    pub fn average(self, beta: f64, average: Bounded, value: Bounded) -> Bounded {
+        self.sum([self.scaled(beta, average), self.scaled(1.0 - beta, value)])
+    }
+
     /// `x + c*(y - x)`, where `c` is a scalar between zero and one: what lies that far between two values.
     #[must_use]
     pub fn between(self, x: Bounded, y: Bounded, c: f64) -> Bounded {

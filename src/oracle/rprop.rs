@@ -2,12 +2,12 @@
 
 use super::arithmetic::sign;
 use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
+use super::{Arithmetic, Bounded, Element, Textbook};
 use crate::rules::RpropConfig;
 
 impl Textbook for RpropConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [prev, step_size, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [prev, step_size, ..]) = element.split();
         let mut grad = decay!(self).follow(theta, grad);
         if step == 1 {
             *step_size = self.lr();
@@ -24,15 +24,8 @@ impl Textbook for RpropConfig {
         *prev = grad;
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [prev, size, ..] = slots else { return };
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [prev, size, ..]) = element.split();
         let h = decay!(self).bound(at, theta, grad);
         if step == 1 {
             *size = at.scalar(self.lr());

@@ -2,12 +2,12 @@
 
 use super::arithmetic::sign;
 use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
+use super::{Arithmetic, Bounded, Element, Textbook};
 use crate::rules::SignumConfig;
 
 impl Textbook for SignumConfig {
-    fn follow(&self, _step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, ..] = slots else { return };
+    fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, ..]) = element.split();
         let g = decay!(self).follow(theta, grad);
         *theta -= self.lr()
             * match self.momentum() {
@@ -19,24 +19,16 @@ impl Textbook for SignumConfig {
             };
     }
 
-    fn bound(
-        &self,
-        _step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+    fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, ..]) = element.split();
         let h = decay!(self).bound(at, theta, grad);
         let u = match self.momentum() {
             0.0 => h.sign(),
             beta => {
-                *m = at.sum([scaled(beta, *m), scaled(1.0 - beta, h)]);
+                *m = at.average(beta, *m, h);
                 m.sign()
             }
         };
-        *theta = at.difference(*theta, scaled(self.lr(), u));
+        *theta = at.difference(*theta, at.scaled(self.lr(), u));
     }
 }

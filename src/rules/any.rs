@@ -12,11 +12,16 @@ pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
     /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
     const PRESETS: &'static [RulePreset];
 
+    /// Whether `torch.optim` has the rule in this form.
+    fn is_pytorchs(&self) -> bool {
+        false
+    }
+
     /// The values that a `torch.optim` optimizer keeps of a tensor after so many applied steps beside the slots, in its order:
-    /// `step`, say. None where PyTorch has no such rule, or not in this form.
+    /// `step`, by default. None where PyTorch has no such rule, or not in this form.
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        let _ = applied_steps;
-        None
+        self.is_pytorchs()
+            .then(|| vec![("step", applied_steps as f64)])
     }
 }
 
