@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::benchmark::{report, rows};
 use crate::model::{Model, Tensor, Workspace};
+use crate::refusals::line;
 use crate::reports::json;
 use crate::{program, wgpu_optim};
 
@@ -19,13 +20,6 @@ fn limited_to(limits: &str, args: &[&str]) -> Command {
     let shell = format!("ulimit {limits} && exec \"$0\" \"$@\"");
     command.args(["-c", &shell]).arg(program()).args(args);
     command
-}
-
-fn line(output: &Output, code: i32) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    stderr
 }
 
 /// A model of a tensor in each of so many files, `NAME.index.json`.

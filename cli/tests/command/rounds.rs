@@ -9,6 +9,7 @@ use wgpu_optim::{AnyRule, Recorded as _, RmsPropConfig, Rule as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
+use crate::refusals::assert_refused;
 use crate::shards::check_that_shards_are_one_model;
 use crate::sixteen_bits::check_as_bf16;
 
@@ -162,8 +163,7 @@ fn check_rule(device: &str, start: &Model, config: &AnyRule, flags: &str) {
         let counts: BTreeMap<String, u64> =
             serde_json::from_str(&metadata["applied_steps"]).unwrap();
         assert_eq!(counts, applied);
-        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
-        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+        workspace.go_on();
     }
 }
 
@@ -213,9 +213,7 @@ fn three_rounds_over_a_model_of_many_windows() {
     }
 
     // What `info` says that a step takes is what it takes.
-    let workspace = Workspace::new();
-    model.write(&workspace.path("params"));
-    model.write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &model);
     let json = |command: &mut assert_cmd::Command| -> serde_json::Value {
         let output = command.arg("--json").output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
@@ -251,22 +249,9 @@ fn outputs_may_replace_inputs() {
         let workspace = Workspace::new();
         one_tensor(&workspace);
         let step = |state: &[&str]| {
-            let mut command = crate::wgpu_optim();
-            command
-                .current_dir(workspace.path(""))
-                .args([
-                    "step",
-                    "--device",
-                    device,
-                    "--lr",
-                    "0.5",
-                    "--momentum",
-                    "0.5",
-                ])
-                .args(["--params", "params", "--grads", "grads"])
-                .args(["--out-params", "params", "--out-state", "state"])
-                .args(state);
-            command.assert().success();
+            let mut step = workspace.step_between("params", ["params", "state"]);
+            step.args(["--device", device, "--lr", "0.5", "--momentum", "0.5"]);
+            step.args(state).assert().success();
         };
         step(&[]);
         step(&["--state", "state"]);
@@ -286,12 +271,9 @@ fn a_fresh_start_over_a_state_is_refused() {
         let workspace = Workspace::new();
         one_tensor(&workspace);
         let step = |args: &[&str]| {
-            let mut step = crate::wgpu_optim();
-            step.current_dir(workspace.path(""))
-                .args(["step", "--device", "cpu", "--lr", "0.5"])
-                .args(["--params", "params", "--grads", "grads"])
-                .args(["--out-params", "params", "--out-state", out_state]);
-            step.args(args).output().unwrap()
+            let mut step = workspace.step_between("params", ["params", out_state]);
+            step.args(["--device", "cpu", "--lr", "0.5"]).args(args);
+            step.output().unwrap()
         };
         let momentum = ["--momentum", "0.5"];
         let done = |args: &[&str]| {
@@ -307,17 +289,11 @@ fn a_fresh_start_over_a_state_is_refused() {
         assert_eq!(done(&[]), 0.5);
         let before = workspace.snapshot();
         for rule in [&momentum[..], &["--rule", "adamw"], &[]] {
-            let output = step(rule);
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(2), "{stderr}");
             let words = format!(
                 "{out_state} is the state of 1 steps, which a fresh start would lose: --state {out_state} goes on from it, \
                  --overwrite-state starts afresh"
             );
-            assert!(
-                stderr.contains(&words) && stderr.lines().count() == 1,
-                "{stderr}"
-            );
+            assert_refused(&step(rule), &[&words]);
             assert!(workspace.snapshot() == before);
         }
         assert_eq!(done(&["--state", out_state]), -0.25);
@@ -346,20 +322,16 @@ fn a_state_beside_other_parameters_is_noted() {
             grads.tensors.remove("frozen");
             grads.write(&workspace.path("grads"));
             let step = |args: &[&str]| {
-                let mut step = crate::wgpu_optim();
-                step.current_dir(workspace.path(""))
-                    .args([
-                        "step",
-                        "--device",
-                        device,
-                        "--json",
-                        "--lr",
-                        "0.5",
-                        "--momentum",
-                        "0.5",
-                    ])
-                    .args(["--params", "params", "--grads", "grads"])
-                    .args(["--out-params", "params", "--out-state", state]);
+                let mut step = workspace.step_between("params", ["params", state]);
+                step.args([
+                    "--device",
+                    device,
+                    "--json",
+                    "--lr",
+                    "0.5",
+                    "--momentum",
+                    "0.5",
+                ]);
                 crate::reports::json(&step.args(args).output().unwrap())["notes"].clone()
             };
             let resume = ["--state", state];
@@ -409,8 +381,7 @@ fn hyper_parameters_that_the_state_was_not_made_with_are_noted() {
         for note in &notes {
             assert!(text.contains(&format!("note        {note}\n")), "{text}");
         }
-        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
-        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+        workspace.go_on();
         notes
     };
     assert_eq!(step("--lr 0.5 --momentum 0.9"), [""; 0]);
@@ -475,53 +446,23 @@ fn without_momentum_the_state_holds_metadata_only() {
 fn every_form_and_flag_reaches_the_update() {
     // lr 0.5, momentum 0.5, theta 1, gradient 1; two steps, by hand.
     for (flags, expected) in [
-        (&["--momentum", "0.5"][..], -0.25),
-        (&["--momentum", "0.5", "--nesterov"], -0.625),
-        (&["--momentum", "0.5", "--form", "ema"], 0.375),
-        (&["--momentum", "0.5", "--form", "lr-inside"], -0.25),
-        (&["--momentum", "0.5", "--dampening", "0.5"], 0.0),
-        (
-            &[
-                "--momentum",
-                "0.5",
-                "--form",
-                "particle",
-                "--time-step",
-                "0.5",
-            ],
-            -0.25,
-        ),
-        (&["--momentum", "0.5", "--preset", "keras"], -0.25),
-        (&["--momentum", "0.5", "--preset", "optax-ema"], 0.375),
+        ("--momentum 0.5", -0.25),
+        ("--momentum 0.5 --nesterov", -0.625),
+        ("--momentum 0.5 --form ema", 0.375),
+        ("--momentum 0.5 --form lr-inside", -0.25),
+        ("--momentum 0.5 --dampening 0.5", 0.0),
+        ("--momentum 0.5 --form particle --time-step 0.5", -0.25),
+        ("--momentum 0.5 --preset keras", -0.25),
+        ("--momentum 0.5 --preset optax-ema", 0.375),
         // Keras decouples: theta is 0.25 and 0.75 of that, less 0.75.
+        ("--momentum 0.5 --preset keras --weight-decay 0.5", -0.5625),
         (
-            &[
-                "--momentum",
-                "0.5",
-                "--preset",
-                "keras",
-                "--weight-decay",
-                "0.5",
-            ],
-            -0.5625,
-        ),
-        (
-            &[
-                "--momentum",
-                "0.5",
-                "--preset",
-                "pytorch",
-                "--weight-decay",
-                "0.5",
-            ],
+            "--momentum 0.5 --preset pytorch --weight-decay 0.5",
             -0.6875,
         ),
-        (&["--maximize"], 2.0),
-        (&["--momentum", "0.5", "--weight-decay", "0.5"], -0.6875),
-        (
-            &["--momentum", "0.5", "--weight-decay", "0.5", "--decoupled"],
-            -0.5625,
-        ),
+        ("--maximize", 2.0),
+        ("--momentum 0.5 --weight-decay 0.5", -0.6875),
+        ("--momentum 0.5 --weight-decay 0.5 --decoupled", -0.5625),
     ] {
         for device in DEVICES {
             let workspace = Workspace::new();
@@ -529,7 +470,7 @@ fn every_form_and_flag_reaches_the_update() {
             workspace
                 .step()
                 .args(["--device", device, "--lr", "0.5", "--repeat", "2"])
-                .args(flags)
+                .args(flags.split(' '))
                 .assert()
                 .success();
             let params = Model::read(&workspace.path("out_params"));
