@@ -1,5 +1,6 @@
 //! States in files: saved by some ranks, taken over by others.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -55,13 +56,18 @@ fn step(
     }
 }
 
-/// The same in one process.
-fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<AdamConfig>) {
+/// An optimizer of all tensors in one process.
+fn single(model: &Model) -> CpuOptimizer<AdamConfig> {
     let specs = model.tensors.iter().map(|tensor| TensorSpec {
         grads_type: StorageType::F32,
         ..tensor.clone()
     });
-    let mut optimizer = CpuOptimizer::with_groups(&groups(), specs).unwrap();
+    CpuOptimizer::with_groups(&groups(), specs).unwrap()
+}
+
+/// The same in one process.
+fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<AdamConfig>) {
+    let mut optimizer = single(model);
     optimizer.set_frozen("layer6.weight", true).unwrap();
     let mut params = model.params.clone();
     for step in 0..steps {
@@ -75,12 +81,19 @@ fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<Ada
 
 fn folder(world: &SimpleCommunicator, name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if world.rank() == 0 {
+    by_first(world, || {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
+    });
+    folder
+}
+
+/// What rank 0 does while the others wait.
+fn by_first(world: &SimpleCommunicator, change: impl FnOnce()) {
+    if world.rank() == 0 {
+        change();
     }
     world.barrier();
-    folder
 }
 
 fn files(folder: &Path) -> Vec<String> {
@@ -180,11 +193,7 @@ fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
             optimizer.save(&index).unwrap();
             let file = fs::read(folder.join("alone-000001-00001-of-00001.safetensors")).unwrap();
             let alone = OptimizerState::<AdamConfig>::from_safetensors(&file).unwrap();
-            let specs = model.tensors.iter().map(|tensor| TensorSpec {
-                grads_type: StorageType::F32,
-                ..tensor.clone()
-            });
-            let mut single = CpuOptimizer::with_groups(&groups(), specs).unwrap();
+            let mut single = single(&model);
             single.load_state(&alone).unwrap();
             assert_eq!(single.state(), expected(&model, 6).1);
             // And the other way round.
@@ -262,7 +271,7 @@ fn a_save_that_fails_leaves_the_last_one() {
         let (mut optimizer, mut params) = saved(world, &model, &index, 1);
         step(&mut optimizer, &model, &mut params, 1..2);
         let in_the_way = folder.join("state.index-000002-00002-of-00003.safetensors");
-        if world.rank() == 0 {
+        by_first(world, || {
             fs::create_dir_all(in_the_way.join("full")).unwrap();
             // What a run of more ranks, which was killed, might have left.
             fs::write(
@@ -271,8 +280,7 @@ fn a_save_that_fails_leaves_the_last_one() {
             )
             .unwrap();
             fs::write(folder.join("other-000002-00007-of-00008.safetensors"), "").unwrap();
-        }
-        world.barrier();
+        });
         let error = optimizer.save(&index).unwrap_err();
         match world.rank() {
             1 => assert!(
@@ -285,10 +293,9 @@ fn a_save_that_fails_leaves_the_last_one() {
         check_saved(world, &model, &index, 1);
         world.barrier();
 
-        if world.rank() == 0 {
+        by_first(world, || {
             fs::remove_dir_all(&in_the_way).unwrap();
-        }
-        world.barrier();
+        });
         optimizer.save(&index).unwrap();
         check_saved(world, &model, &index, 2);
         world.barrier();
@@ -327,16 +334,15 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
                 "state.index-000001-00002-of-00002.safetensors",
             ),
         ] {
-            if world.rank() == 0 {
+            by_first(world, || {
                 fs::write(&second, content).unwrap();
-            }
-            world.barrier();
+            });
             let error = optimizer.load(&index).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
             assert_eq!(optimizer.state().unwrap(), before);
             world.barrier();
         }
-        if world.rank() == 0 {
+        by_first(world, || {
             fs::write(&second, whole).unwrap();
             let mut json = fs::read_to_string(&index).unwrap();
             let line = json
@@ -345,8 +351,7 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
                 .unwrap();
             json = json.replace(&format!("{line}\n"), "");
             fs::write(&index, json).unwrap();
-        }
-        world.barrier();
+        });
         let error = optimizer.load(&index).unwrap_err();
         assert!(
             matches!(
@@ -376,15 +381,14 @@ fn the_index_of_something_else_is_not_replaced() {
         let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
         step(&mut optimizer, &model, &mut params, 0..1);
         let index = folder.join("model.safetensors.index.json");
-        if world.rank() == 0 {
+        by_first(world, || {
             let shard = "model-00001-of-00001.safetensors";
             let json =
                 format!(r#"{{"metadata":{{"total_size":4}},"weight_map":{{"w":"{shard}"}}}}"#);
             fs::write(&index, json).unwrap();
             fs::write(folder.join(shard), "precious").unwrap();
             fs::write(folder.join("text.json"), "no index").unwrap();
-        }
-        world.barrier();
+        });
         let before = contents(&folder);
         world.barrier();
         type IsExpected = fn(&ShardError) -> bool;
@@ -560,6 +564,23 @@ fn write_model(path: &Path, model: &Model, values: &[TensorValues]) {
     }
 }
 
+/// Gradients of the third step, `grads.safetensors`.
+fn write_grads(folder: &Path, model: &Model) {
+    let grads = model.mean_grads(1, 2).into_iter();
+    let grads: Vec<_> = grads.map(TensorValues::F32).collect();
+    write_model(&folder.join("grads.safetensors"), model, &grads);
+}
+
+/// The exit code of `wgpu-optim step` from these gradients, with these files of the folder.
+fn command_step<const N: usize>(folder: &Path, files: [(&str, &str); N]) -> u8 {
+    let words = "wgpu-optim step --device cpu --rule adamw --lr 1e-3 --weight-decay 0.01";
+    let mut args: Vec<_> = words.split(' ').map(OsString::from).collect();
+    for (option, file) in files.into_iter().chain([("--grads", "grads.safetensors")]) {
+        args.extend([option.into(), folder.join(file).into()]);
+    }
+    wgpu_optim_cli::run(args)
+}
+
 /// A state in shards, of one rank or several, is one to the command `step`, too, and its states in files are one to ranks.
 #[test]
 fn ranks_and_the_command_step_read_each_others_states() {
@@ -570,7 +591,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
         saved(world, &model, &of_ranks, 2);
         world.barrier();
 
-        if world.rank() == 0 {
+        by_first(world, || {
             // The same state in one file.
             let (single_params, state) = expected(&model, 2);
             fs::write(
@@ -580,46 +601,25 @@ fn ranks_and_the_command_step_read_each_others_states() {
             .unwrap();
             let index = folder.join("params.index.json");
             write_model(&index, &model, &single_params);
-            let grads = model.mean_grads(1, 2).into_iter();
-            let grads: Vec<_> = grads.map(TensorValues::F32).collect();
-            write_model(&folder.join("grads.safetensors"), &model, &grads);
+            write_grads(&folder, &model);
             for (state, out) in [
                 ("single.safetensors", "single"),
                 ("ranks.index.json", "ranks"),
             ] {
                 fs::create_dir(folder.join(out)).unwrap();
-                let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-                let args = [
-                    "wgpu-optim",
-                    "step",
-                    "--device",
-                    "cpu",
-                    "--json",
-                    "--rule",
-                    "adamw",
-                    "--lr",
-                    "1e-3",
-                    "--weight-decay",
-                    "0.01",
-                    "--params",
-                    &path("params.index.json"),
-                    "--grads",
-                    &path("grads.safetensors"),
-                    "--state",
-                    &path(state),
-                    "--out-params",
-                    &path(&format!("{out}/params.index.json")),
-                    "--out-state",
-                    &path(&format!("{out}/state.index.json")),
+                let files = [
+                    ("--params", "params.index.json"),
+                    ("--state", state),
+                    ("--out-params", &format!("{out}/params.index.json")),
+                    ("--out-state", &format!("{out}/state.index.json")),
                 ];
-                assert_eq!(wgpu_optim_cli::run(args), 0, "{state}");
+                assert_eq!(command_step(&folder, files), 0, "{state}");
             }
             assert_eq!(
                 contents(&folder.join("ranks")),
                 contents(&folder.join("single"))
             );
-        }
-        world.barrier();
+        });
 
         // What step has written is three files, none of which says everything.
         let mut resumed = sharded(world, &model);
@@ -650,9 +650,7 @@ fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
             return;
         }
         write_model(&folder.join("params.safetensors"), &model, &params);
-        let grads = model.mean_grads(1, 2).into_iter();
-        let grads: Vec<_> = grads.map(TensorValues::F32).collect();
-        write_model(&folder.join("grads.safetensors"), &model, &grads);
+        write_grads(&folder, &model);
         let json = fs::read_to_string(&index).unwrap();
         let parts: Vec<_> = json
             .lines()
@@ -661,28 +659,13 @@ fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
         assert_eq!(parts.len(), 2);
         for part in parts {
             fs::write(&index, json.replace(&format!("{part}\n"), "")).unwrap();
-            let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-            let args = [
-                "wgpu-optim",
-                "step",
-                "--device",
-                "cpu",
-                "--rule",
-                "adamw",
-                "--lr",
-                "1e-3",
-                "--params",
-                &path("params.safetensors"),
-                "--grads",
-                &path("grads.safetensors"),
-                "--state",
-                &path("state.index.json"),
-                "--out-params",
-                &path("out"),
-                "--out-state",
-                &path("out_state"),
+            let files = [
+                ("--params", "params.safetensors"),
+                ("--state", "state.index.json"),
+                ("--out-params", "out"),
+                ("--out-state", "out_state"),
             ];
-            assert_eq!(wgpu_optim_cli::run(args), 2);
+            assert_eq!(command_step(&folder, files), 2);
             assert!(!folder.join("out").exists());
         }
     });

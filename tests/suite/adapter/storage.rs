@@ -387,9 +387,7 @@ async fn run(
         let mut bytes = encode(grads_type, values);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bench.queue.write_buffer(&grads, 0, &bytes);
-        let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut optimizer);
     }
     let mut bytes = bench.bytes(&params).await;
     bytes.truncate(host_params.len() * params_type.bytes() as usize);
@@ -486,9 +484,7 @@ async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
             let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[tensor]).unwrap();
             let mut host: Vec<u16> = bytemuck::pod_collect_to_vec(&encode(of, &start));
             for step in 0..3 {
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 host = expected(step, &host);
                 let bytes = bench.bytes(&params).await;
                 let there: Vec<u16> =
@@ -511,13 +507,8 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
         let params = bench.buffer_of_bytes(&tensors.params_bytes(stored));
         let bindings = tensors.bindings(stored, &names, &params, &grads);
         let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
-        let step = |optimizer: &mut GpuOptimizer<AnyRule>| {
-            let mut encoder = bench.encoder();
-            optimizer.step(&mut encoder).unwrap();
-            bench.queue.submit([encoder.finish()]);
-        };
-        step(&mut optimizer);
-        step(&mut optimizer);
+        bench.step(&mut optimizer);
+        bench.step(&mut optimizer);
         let state = bench.wait(optimizer.state()).await.unwrap();
         let then = bench.buffer_of_bytes(&bench.bytes(&params).await);
         let bindings = tensors.bindings(stored, &names, &then, &grads);
@@ -528,8 +519,8 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
             state,
             "{stored:?}"
         );
-        step(&mut optimizer);
-        step(&mut other);
+        bench.step(&mut optimizer);
+        bench.step(&mut other);
         assert_eq!(bench.bytes(&params).await, bench.bytes(&then).await);
         let [state, others] = [&optimizer, &other].map(GpuOptimizer::state);
         assert_eq!(
@@ -581,9 +572,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
             for step in 0..3 {
                 // A mask with a hole.
                 optimizer.set_frozen("64", step == 1).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 for (tensor, oracle) in oracles.iter_mut().enumerate() {
                     if tensor != 1 || step != 1 {
                         oracle.step(&config, &host[tensor].1);
