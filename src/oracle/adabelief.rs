@@ -1,15 +1,15 @@
 //! AdaBelief in optax's own words.
 
-use super::decay::decay;
+use super::arithmetic::bias_correction;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::AdaBeliefConfig;
+use crate::rules::{AdaBeliefConfig, Hyperparameters as _};
 
 impl Textbook for AdaBeliefConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [mu, nu, ..]) = element.split();
         let t = step as f64;
         let (b1, b2) = (self.beta1(), self.beta2());
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *mu = (1.0 - b1) * g + b1 * *mu;
         let prediction_error = g - *mu;
         *nu = (1.0 - b2) * prediction_error.powi(2) + b2 * *nu + self.eps_root();
@@ -20,9 +20,8 @@ impl Textbook for AdaBeliefConfig {
 
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [m, s, ..]) = element.split();
-        let t = step as f64;
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
-        let h = decay!(self).bound(at, theta, grad);
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
+        let h = self.decay().bound(at, theta, grad);
         *m = at.average(self.beta1(), *m, h);
         let e = at.difference(h, *m);
         *s = at.sum([

@@ -1,19 +1,18 @@
 //! Adam, AdamW and AMSGrad in their libraries' own words.
 
-use super::decay::decay;
+use super::arithmetic::bias_correction;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::{AdamConfig, AdamForm, AmsGrad};
+use crate::rules::{AdamConfig, AdamForm, AmsGrad, Hyperparameters as _};
 
 impl Textbook for AdamConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [m, v, largest, ..]) = element.split();
-        let (lr, t) = (self.lr(), step as f64);
-        let (beta1, beta2) = (self.beta1(), self.beta2());
+        let (lr, beta1, beta2) = (self.lr(), self.beta1(), self.beta2());
         // torch.optim.adam.
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - beta1);
         *v = beta2 * *v + (1.0 - beta2) * g * g;
-        let (bias1, bias2) = (1.0 - beta1.powf(t), 1.0 - beta2.powf(t));
+        let [bias1, bias2] = [beta1, beta2].map(|beta| bias_correction(beta, step));
         let mut v = *v;
         *theta -= match self.form() {
             // optax.scale_by_amsgrad keeps the largest corrected average.
@@ -42,8 +41,7 @@ impl Textbook for AdamConfig {
 
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [m, v, largest, ..]) = element.split();
-        let t = step as f64;
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
         let is_corrected = self.amsgrad() == AmsGrad::OfCorrected;
         // What stands outside the root, by which a and eps are multiplied.
         let (taken_out, eps_scale) = match (self.form(), is_corrected) {
@@ -51,10 +49,9 @@ impl Textbook for AdamConfig {
             (AdamForm::Corrected, false) => (bias2.sqrt(), bias2.sqrt()),
             (AdamForm::EpsilonHat, _) => (bias2.sqrt(), 1.0),
         };
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *m = at.between(*m, h, 1.0 - self.beta1());
-        let square = at.product(h, h);
-        *v = at.average(self.beta2(), *v, square);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
         let w = match self.amsgrad() {
             AmsGrad::Off => *v,
             AmsGrad::OfAverage => {

@@ -1,13 +1,12 @@
 //! Adamax in its libraries' own words.
 
-use super::decay::decay;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::AdamaxConfig;
+use crate::rules::{AdamaxConfig, Hyperparameters as _};
 
 impl Textbook for AdamaxConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [m, u, ..]) = element.split();
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - self.beta1());
         let clr = self.lr() / (1.0 - self.beta1().powf(step as f64));
         *theta -= match self.eps_in_norm() {
@@ -26,7 +25,7 @@ impl Textbook for AdamaxConfig {
 
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [m, u, ..]) = element.split();
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *m = at.average(self.beta1(), *m, h);
         let eps = at.scalar(self.eps());
         let (in_norm, outside) = match self.eps_in_norm() {

@@ -286,6 +286,11 @@ fn widened(value: Bounded, gamma: f64) -> Bounded {
     }
 }
 
+/// The divisor `1 - beta^t` of a moving average that started at zero.
+pub(super) fn bias_correction(beta: f64, step: u64) -> f64 {
+    1.0 - beta.powf(step as f64)
+}
+
 /// -1, 0 or 1.
 pub(super) fn sign(value: f64) -> f64 {
     match value {

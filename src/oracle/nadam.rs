@@ -1,8 +1,7 @@
 //! NAdam in its libraries' own words.
 
-use super::decay::decay;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::NAdamConfig;
+use crate::rules::{Hyperparameters as _, NAdamConfig};
 
 /// `mu_t` and the product of all up to it, of `torch.optim.nadam`; optax has `beta1` throughout.
 fn momenta(config: &NAdamConfig, step: u64) -> (f64, f64, f64) {
@@ -18,7 +17,7 @@ impl Textbook for NAdamConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [m, v, ..]) = element.split();
         let lr = self.lr();
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - self.beta1());
         *v = self.beta2() * *v + (1.0 - self.beta2()) * g * g;
         let bias2 = 1.0 - self.beta2().powf(step as f64);
@@ -32,10 +31,9 @@ impl Textbook for NAdamConfig {
         let (theta, [m, v, ..]) = element.split();
         let (lr, bias2) = (self.lr(), 1.0 - self.beta2().powf(step as f64));
         let (mu, mu_next, product) = momenta(self, step);
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *m = at.average(self.beta1(), *m, h);
-        let square = at.product(h, h);
-        *v = at.average(self.beta2(), *v, square);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
         let root = at.root(at.sum([at.scaled(1.0 / bias2, *v), at.scalar(self.eps_root())]));
         let of_m = at.scaled(lr * mu_next / (1.0 - product * mu_next), *m);
         let of_h = at.scaled(lr * (1.0 - mu) / (1.0 - product), h);

@@ -1,14 +1,13 @@
 //! RMSprop in its libraries' own words.
 
-use super::decay::decay;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::RmsPropConfig;
+use crate::rules::{Hyperparameters as _, RmsPropConfig};
 
 impl Textbook for RmsPropConfig {
     fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [square_avg, momentum_buffer, grad_avg, ..]) = element.split();
         let (lr, alpha, eps) = (self.lr(), self.alpha(), self.eps());
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *square_avg = alpha * *square_avg + (1.0 - alpha) * g * g;
         let mut variance = *square_avg;
         if self.centered() {
@@ -38,7 +37,7 @@ impl Textbook for RmsPropConfig {
     fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [s, b, avg, ..]) = element.split();
         let (alpha, eps) = (self.alpha(), at.scalar(self.eps()));
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *s = at.average(alpha, *s, at.product(h, h));
         let mut w = *s;
         if self.centered() {

@@ -1,8 +1,9 @@
 //! The schedule-free rules in the words of optax's `contrib.schedule_free` and of the package schedulefree.
 
-use super::decay::decay;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::{AdamForm, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig};
+use crate::rules::{
+    AdamForm, Hyperparameters as _, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig,
+};
 
 /// Learning rate and averaging weight of a step.
 struct Average {
@@ -73,13 +74,13 @@ impl ScheduleFreeSgdConfig {
 impl Textbook for ScheduleFreeSgdConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [z, ..]) = element.split();
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         self.average(step).follow(step, theta, z, g);
     }
 
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [z, ..]) = element.split();
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         self.average(step).bound(step, at, theta, z, h);
     }
 }
@@ -118,7 +119,7 @@ impl Textbook for ScheduleFreeAdamWConfig {
         let (theta, [z, v, ..]) = element.split();
         // The decoupled decay is in the update, not before it.
         let mut undecayed = *theta;
-        let h = decay!(self).bound(at, &mut undecayed, grad);
+        let h = self.decay().bound(at, &mut undecayed, grad);
         *v = at.average(self.beta2(), *v, at.product(h, h));
         let root = at.root(at.scaled(1.0 / self.bias_correction2(step), *v));
         let normalized = at.quotient(h, at.sum([root, at.scalar(self.eps())]));

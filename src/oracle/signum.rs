@@ -1,14 +1,13 @@
 //! Signum and signSGD in the paper's own words.
 
 use super::arithmetic::sign;
-use super::decay::decay;
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::SignumConfig;
+use crate::rules::{Hyperparameters as _, SignumConfig};
 
 impl Textbook for SignumConfig {
     fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [m, ..]) = element.split();
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *theta -= self.lr()
             * match self.momentum() {
                 0.0 => sign(g),
@@ -21,7 +20,7 @@ impl Textbook for SignumConfig {
 
     fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [m, ..]) = element.split();
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         let u = match self.momentum() {
             0.0 => h.sign(),
             beta => {

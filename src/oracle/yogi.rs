@@ -1,16 +1,15 @@
 //! Yogi in optax's own words.
 
-use super::arithmetic::sign;
-use super::decay::decay;
+use super::arithmetic::{bias_correction, sign};
 use super::{Arithmetic, Bounded, Element, Textbook};
-use crate::rules::YogiConfig;
+use crate::rules::{Hyperparameters as _, YogiConfig};
 
 impl Textbook for YogiConfig {
     fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (theta, [mu, nu, ..]) = element.split();
         let t = step as f64;
         let (b1, b2) = (self.beta1(), self.beta2());
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *mu = (1.0 - b1) * g + b1 * *mu;
         *nu -= (1.0 - b2) * sign(*nu - g * g) * g * g;
         let mu_hat = *mu / (1.0 - b1.powf(t));
@@ -20,9 +19,8 @@ impl Textbook for YogiConfig {
 
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let (theta, [m, v, ..]) = element.split();
-        let t = step as f64;
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
-        let h = decay!(self).bound(at, theta, grad);
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
+        let h = self.decay().bound(at, theta, grad);
         *m = at.average(self.beta1(), *m, h);
         let square = at.product(h, h);
         let moved = at.product(at.difference(*v, square).sign(), square);

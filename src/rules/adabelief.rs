@@ -1,7 +1,7 @@
 //! AdaBelief: Adam by how far the gradient is from what was expected.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -59,8 +59,7 @@ scalars! {
 
 impl ElementRule for AdaBeliefConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adabelief";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adabelief.wgsl");
+    shader!("adabelief");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_var")].into()

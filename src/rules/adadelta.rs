@@ -1,7 +1,7 @@
 //! Adadelta.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Pass};
+use super::elementwise::{Element, ElementRule, Pass, shader};
 use super::error::{check_held, check_range};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -54,8 +54,7 @@ scalars! {
 
 impl ElementRule for AdadeltaConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adadelta";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adadelta.wgsl");
+    shader!("adadelta");
     const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {

@@ -1,7 +1,7 @@
 //! Adagrad.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Pass};
+use super::elementwise::{Element, ElementRule, Pass, shader};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -79,8 +79,7 @@ scalars! {
 
 impl ElementRule for AdagradConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adagrad";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adagrad.wgsl");
+    shader!("adagrad");
 
     fn slots(&self) -> Slots {
         let start = self.initial_accumulator_value as f32;

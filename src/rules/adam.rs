@@ -1,7 +1,7 @@
 //! Adam, AdamW and AMSGrad.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -149,8 +149,7 @@ impl Coefficients {
 
 impl ElementRule for AdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adam.wgsl");
+    shader!("adam");
 
     fn stem(&self) -> &'static str {
         match self.amsgrad {

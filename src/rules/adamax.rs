@@ -1,7 +1,7 @@
 //! Adamax: Adam by the largest gradient instead of the mean square.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger, shader};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -59,8 +59,7 @@ scalars! {
 
 impl ElementRule for AdamaxConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adamax";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adamax.wgsl");
+    shader!("adamax");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_inf")].into()

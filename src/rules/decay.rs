@@ -77,11 +77,11 @@ impl OwnDecay {
 
 /// Maximizing and the two weight decays of a configuration.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Decay {
-    pub(super) lr: f64,
-    pub(super) maximize: bool,
-    pub(super) coupled: f64,
-    pub(super) decoupled: f64,
+pub(crate) struct Decay {
+    pub(crate) lr: f64,
+    pub(crate) maximize: bool,
+    pub(crate) coupled: f64,
+    pub(crate) decoupled: f64,
 }
 
 impl Decay {
@@ -99,7 +99,7 @@ impl Decay {
     }
 
     /// The share of itself that a parameter keeps.
-    pub(super) fn rho(self) -> f64 {
+    pub(crate) fn rho(self) -> f64 {
         1.0 - self.lr * self.decoupled
     }
 

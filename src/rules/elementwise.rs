@@ -15,7 +15,7 @@ use super::{ConfigError, Rule, Scalars, Slots, Twin};
 const BLOCK_ELEMS: usize = 32;
 
 /// The hyper-parameters of a rule, as `config!` declares them.
-pub(super) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'static {
+pub(crate) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'static {
     fn lr(&self) -> f64;
 
     /// Maximizing and the weight decays.
@@ -51,6 +51,15 @@ pub(super) enum Momentum<'c> {
     /// A momentum with a buffer of its own, which is kept unless it is zero.
     Buffered(&'c mut f64),
 }
+
+/// Declares the stem of a rule and its WGSL, the file of that name.
+macro_rules! shader {
+    ($stem:literal) => {
+        const STEM: &'static str = $stem;
+        const WGSL: &'static str = include_str!(concat!("../../shaders/rules/", $stem, ".wgsl"));
+    };
+}
+pub(super) use shader;
 
 /// A rule by element, from which all of [`Rule`] and [`Twin`] follows.
 #[diagnostic::on_unimplemented(

@@ -1,7 +1,7 @@
 //! Lion: the sign of an average.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::check_betas;
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -51,8 +51,7 @@ scalars! {
 
 impl ElementRule for LionConfig {
     type K = Coefficients;
-    const STEM: &'static str = "lion";
-    const WGSL: &'static str = include_str!("../../shaders/rules/lion.wgsl");
+    shader!("lion");
     const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {

@@ -1,7 +1,7 @@
 //! NAdam: Adam with Nesterov's look-ahead.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -105,8 +105,7 @@ scalars! {
 
 impl ElementRule for NAdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "nadam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/nadam.wgsl");
+    shader!("nadam");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()

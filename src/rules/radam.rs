@@ -1,7 +1,7 @@
 //! RAdam: Adam that waits until its variance can be told.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, unsupported};
 use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -82,8 +82,7 @@ scalars! {
 
 impl ElementRule for RAdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "radam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/radam.wgsl");
+    shader!("radam");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()

@@ -1,7 +1,7 @@
 //! RMSprop.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger, shader};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -95,8 +95,7 @@ scalars! {
 
 impl ElementRule for RmsPropConfig {
     type K = Coefficients;
-    const STEM: &'static str = "rmsprop";
-    const WGSL: &'static str = include_str!("../../shaders/rules/rmsprop.wgsl");
+    shader!("rmsprop");
     const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {

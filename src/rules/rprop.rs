@@ -1,7 +1,7 @@
 //! Rprop: steps whose size follows from whether the gradient keeps its sign.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Pass, sign, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, sign, started};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
 
@@ -76,8 +76,7 @@ scalars! {
 
 impl ElementRule for RpropConfig {
     type K = Coefficients;
-    const STEM: &'static str = "rprop";
-    const WGSL: &'static str = include_str!("../../shaders/rules/rprop.wgsl");
+    shader!("rprop");
     const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {

@@ -1,7 +1,7 @@
 //! Schedule-free AdamW.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Pass, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, started};
 use super::error::{check_below_one, check_held};
 use super::schedule_free::{Rise, averaged, check_beta1};
 use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
@@ -96,8 +96,7 @@ scalars! {
 
 impl ElementRule for ScheduleFreeAdamWConfig {
     type K = Coefficients;
-    const STEM: &'static str = "schedule_free_adamw";
-    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_adamw.wgsl");
+    shader!("schedule_free_adamw");
 
     fn slots(&self) -> Slots {
         [

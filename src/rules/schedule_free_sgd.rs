@@ -1,7 +1,7 @@
 //! Schedule-free SGD.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Pass, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, started};
 use super::error::unsupported;
 use super::schedule_free::{Rise, averaged, check_beta1};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
@@ -89,8 +89,7 @@ scalars! {
 
 impl ElementRule for ScheduleFreeSgdConfig {
     type K = Coefficients;
-    const STEM: &'static str = "schedule_free_sgd";
-    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_sgd.wgsl");
+    shader!("schedule_free_sgd");
 
     fn slots(&self) -> Slots {
         [Slot::new("z").starting(Start::Params)].into()

@@ -1,7 +1,7 @@
 //! Signum and signSGD: the sign of the gradient, or of its average.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::check_below_one;
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -55,8 +55,7 @@ scalars! {
 
 impl ElementRule for SignumConfig {
     type K = Coefficients;
-    const STEM: &'static str = "signum";
-    const WGSL: &'static str = include_str!("../../shaders/rules/signum.wgsl");
+    shader!("signum");
     const IS_STATIONARY: bool = true;
 
     fn stem(&self) -> &'static str {

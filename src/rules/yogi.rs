@@ -1,7 +1,7 @@
 //! Yogi: Adam whose second average moves by a bounded step.
 
 use super::config::{config, scalars};
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -64,8 +64,7 @@ scalars! {
 
 impl ElementRule for YogiConfig {
     type K = Coefficients;
-    const STEM: &'static str = "yogi";
-    const WGSL: &'static str = include_str!("../../shaders/rules/yogi.wgsl");
+    shader!("yogi");
 
     fn slots(&self) -> Slots {
         let start = self.initial_accumulator_value as f32;

@@ -166,15 +166,8 @@ fn base_kib() -> u64 {
 #[test]
 fn an_allocation_that_would_fail_is_not_tried() {
     let base = base_kib();
-    let bench = [
-        "--form",
-        "plain",
-        "--rule",
-        "amsgrad",
-        "--numel",
-        "1K,4M,64M",
-    ];
-    let bench = [&["bench", "--seconds", "0", "--hot-caches"], &bench[..]].concat();
+    let bench = "bench --seconds 0 --hot-caches --form plain --rule amsgrad --numel 1K,4M,64M";
+    let bench: Vec<_> = bench.split(' ').collect();
     let report = json(&with_memory(base + (300 << 10), &bench));
     let measured: BTreeSet<_> = rows(&report)
         .iter()

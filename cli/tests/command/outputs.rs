@@ -338,11 +338,19 @@ fn a_step_that_is_made_succeeds_even_if_its_report_cannot_be_printed() {
     }
 }
 
-/// Entries of an access control list as Linux keeps it: kind, permissions, and who, where that is somebody by number.
+/// An access control list as Linux keeps it: kind, permissions, and who, where that is somebody by number. The owner, a
+/// user and the mask may write, the group may read, and others have these permissions.
 #[cfg(target_os = "linux")]
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+fn acl(user: u32, others: u16) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
     let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (kind, permissions, who) in entries {
+    for (kind, permissions, who) in [
+        (0x01_u16, 6_u16, NOBODY),
+        (0x02, 6, user),
+        (0x04, 4, NOBODY),
+        (0x10, 6, NOBODY),
+        (0x20, others, NOBODY),
+    ] {
         acl.extend(kind.to_le_bytes());
         acl.extend(permissions.to_le_bytes());
         acl.extend(who.to_le_bytes());
@@ -356,27 +364,14 @@ fn access_control_lists_and_attributes_are_kept() {
     use std::os::unix::fs::PermissionsExt as _;
 
     const ACL: &str = "system.posix_acl_access";
-    const NOBODY: u32 = u32::MAX;
     let workspace = model();
     let path = workspace.path("params");
     // One user may write and the group may not, which the group's bits of the mode do not say.
-    let list = acl(&[
-        (0x01, 6, NOBODY),
-        (0x02, 6, 1234),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 0, NOBODY),
-    ]);
+    let list = acl(1234, 0);
     xattr::set(&path, ACL, &list).unwrap();
     xattr::set(&path, "user.origin", b"a run").unwrap();
     // In this folder every new file gets a list that lets another user in.
-    let inherited = acl(&[
-        (0x01, 6, NOBODY),
-        (0x02, 6, 4321),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 4, NOBODY),
-    ]);
+    let inherited = acl(4321, 4);
     fs::write(workspace.path("state"), "of nobody else's").unwrap();
     fs::set_permissions(workspace.path("state"), fs::Permissions::from_mode(0o640)).unwrap();
     xattr::set(workspace.path(""), "system.posix_acl_default", &inherited).unwrap();

@@ -332,6 +332,13 @@ impl Round<'_> {
     }
 }
 
+/// So many more bytes at the end, zeros.
+fn appended(bytes: &mut Vec<u8>, more: u64) -> &mut [u8] {
+    let start = bytes.len();
+    bytes.resize(start + more as usize, 0);
+    &mut bytes[start..]
+}
+
 impl Memory for Round<'_> {
     type Error = Failure;
 
@@ -339,11 +346,10 @@ impl Memory for Round<'_> {
         self.interrupt.check()?;
         for slice in slices {
             let tensor = self.tensor_of(slice);
-            let start = bytes.len();
-            bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
+            let read = appended(bytes, slice.numel() * tensor.of.bytes());
             let at = tensor.local.place(slice.elems.start, tensor.of);
-            self.local.read_bytes(at, &mut bytes[start..])?;
-            if let Some(elem) = first_not_finite(tensor.of, &bytes[start..]) {
+            self.local.read_bytes(at, read)?;
+            if let Some(elem) = first_not_finite(tensor.of, read) {
                 return Err(not_finite("local", tensor, slice.elems.start + elem as u64).into());
             }
         }
@@ -354,12 +360,11 @@ impl Memory for Round<'_> {
         self.interrupt.check()?;
         for slice in slices {
             let tensor = self.tensor_of(slice);
-            let start = bytes.len();
-            bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
+            let read = appended(bytes, slice.numel() * tensor.of.bytes());
             let at = tensor.out.place(slice.elems.start, tensor.of);
             let output = self.outputs.get(at.file);
-            output.read_exact_at(&mut bytes[start..], at.offset)?;
-            (self.count_read)((bytes.len() - start) as u64);
+            output.read_exact_at(read, at.offset)?;
+            (self.count_read)(read.len() as u64);
         }
         Ok(())
     }

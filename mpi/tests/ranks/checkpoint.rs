@@ -147,6 +147,35 @@ fn saved(
     (optimizer, params)
 }
 
+/// Ranks that have saved their states after one step.
+struct Run {
+    model: Model,
+    folder: PathBuf,
+    index: PathBuf,
+    optimizer: Sharded,
+    params: Vec<TensorValues>,
+}
+
+impl Run {
+    fn saved(world: &SimpleCommunicator, seed: u64, name: &str) -> Self {
+        let model = Model::new(seed, TYPES);
+        let folder = folder(world, name);
+        let index = folder.join("state.index.json");
+        let (optimizer, params) = saved(world, &model, &index, 1);
+        Self {
+            model,
+            folder,
+            index,
+            optimizer,
+            params,
+        }
+    }
+
+    fn step(&mut self, steps: std::ops::Range<u64>) {
+        step(&mut self.optimizer, &self.model, &mut self.params, steps);
+    }
+}
+
 /// Loads states that were saved after so many steps.
 fn check_saved(world: &SimpleCommunicator, model: &Model, index: &Path, steps: u64) {
     let mut resumed = sharded(world, model);
@@ -265,23 +294,27 @@ fn a_saved_scale_goes_on_where_it_was_dynamic_and_is() {
 #[test]
 fn a_save_that_fails_leaves_the_last_one() {
     on_ranks(&[3], |world| {
-        let model = Model::new(22, TYPES);
-        let folder = folder(world, "failing-save");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
-        step(&mut optimizer, &model, &mut params, 1..2);
-        let in_the_way = folder.join("state.index-000002-00002-of-00003.safetensors");
+        let mut run = Run::saved(world, 22, "failing-save");
+        run.step(1..2);
+        let in_the_way = run
+            .folder
+            .join("state.index-000002-00002-of-00003.safetensors");
         by_first(world, || {
             fs::create_dir_all(in_the_way.join("full")).unwrap();
             // What a run of more ranks, which was killed, might have left.
             fs::write(
-                folder.join("state.index-000002-00007-of-00008.safetensors"),
+                run.folder
+                    .join("state.index-000002-00007-of-00008.safetensors"),
                 "",
             )
             .unwrap();
-            fs::write(folder.join("other-000002-00007-of-00008.safetensors"), "").unwrap();
+            fs::write(
+                run.folder.join("other-000002-00007-of-00008.safetensors"),
+                "",
+            )
+            .unwrap();
         });
-        let error = optimizer.save(&index).unwrap_err();
+        let error = run.optimizer.save(&run.index).unwrap_err();
         match world.rank() {
             1 => assert!(
                 matches!(error, ShardError::File(FileError::Io { .. })),
@@ -290,16 +323,16 @@ fn a_save_that_fails_leaves_the_last_one() {
             _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
         }
         world.barrier();
-        check_saved(world, &model, &index, 1);
+        check_saved(world, &run.model, &run.index, 1);
         world.barrier();
 
         by_first(world, || {
             fs::remove_dir_all(&in_the_way).unwrap();
         });
-        optimizer.save(&index).unwrap();
-        check_saved(world, &model, &index, 2);
+        run.optimizer.save(&run.index).unwrap();
+        check_saved(world, &run.model, &run.index, 2);
         world.barrier();
-        let names = files(&folder);
+        let names = files(&run.folder);
         let expected =
             (1..=3).map(|rank| format!("state.index-000002-{rank:05}-of-00003.safetensors"));
         let other = "other-000002-00007-of-00008.safetensors".to_owned();
@@ -315,18 +348,23 @@ fn a_save_that_fails_leaves_the_last_one() {
 #[test]
 fn files_that_are_not_of_one_whole_state_are_refused() {
     on_ranks(&[2], |world| {
-        let model = Model::new(23, TYPES);
-        let folder = folder(world, "broken");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
+        let mut run = Run::saved(world, 23, "broken");
         world.barrier();
-        let second = folder.join("state.index-000001-00002-of-00002.safetensors");
+        let second = run
+            .folder
+            .join("state.index-000001-00002-of-00002.safetensors");
         let whole = fs::read(&second).unwrap();
-        step(&mut optimizer, &model, &mut params, 1..2);
-        optimizer.save(&folder.join("later.index.json")).unwrap();
+        run.step(1..2);
+        run.optimizer
+            .save(&run.folder.join("later.index.json"))
+            .unwrap();
         world.barrier();
-        let later = fs::read(folder.join("later.index-000001-00002-of-00002.safetensors")).unwrap();
-        let before = optimizer.state().unwrap();
+        let later = fs::read(
+            run.folder
+                .join("later.index-000001-00002-of-00002.safetensors"),
+        )
+        .unwrap();
+        let before = run.optimizer.state().unwrap();
         for (content, message) in [
             (later, "of another state"),
             (
@@ -337,22 +375,22 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
             by_first(world, || {
                 fs::write(&second, content).unwrap();
             });
-            let error = optimizer.load(&index).unwrap_err().to_string();
+            let error = run.optimizer.load(&run.index).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
-            assert_eq!(optimizer.state().unwrap(), before);
+            assert_eq!(run.optimizer.state().unwrap(), before);
             world.barrier();
         }
         by_first(world, || {
             fs::write(&second, whole).unwrap();
-            let mut json = fs::read_to_string(&index).unwrap();
+            let mut json = fs::read_to_string(&run.index).unwrap();
             let line = json
                 .lines()
                 .find(|line| line.contains("layer4.weight.exp_avg["))
                 .unwrap();
             json = json.replace(&format!("{line}\n"), "");
-            fs::write(&index, json).unwrap();
+            fs::write(&run.index, json).unwrap();
         });
-        let error = optimizer.load(&index).unwrap_err();
+        let error = run.optimizer.load(&run.index).unwrap_err();
         assert!(
             matches!(
                 &error,
@@ -361,7 +399,7 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
             ),
             "{error}"
         );
-        assert_eq!(optimizer.state().unwrap(), before);
+        assert_eq!(run.optimizer.state().unwrap(), before);
     });
 }
 
@@ -473,19 +511,16 @@ fn no_index_loses_its_files_to_another_one() {
 #[test]
 fn a_folder_that_ranks_do_not_share_is_refused() {
     on_ranks(&[3], |world| {
-        let model = Model::new(26, TYPES);
-        let folder = folder(world, "not-shared");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
+        let mut run = Run::saved(world, 26, "not-shared");
         world.barrier();
-        let before = contents(&folder);
+        let before = contents(&run.folder);
         world.barrier();
-        step(&mut optimizer, &model, &mut params, 1..2);
+        run.step(1..2);
         // Two ranks on another disk, where nothing lies, or a file of that name from some other time.
-        let own = folder.join(format!("of-rank-{}", world.rank()));
+        let own = run.folder.join(format!("of-rank-{}", world.rank()));
         for stale in [false, true] {
             let elsewhere = match world.rank() {
-                0 => index.clone(),
+                0 => run.index.clone(),
                 _ => {
                     fs::create_dir_all(&own).unwrap();
                     own.join("state.index.json")
@@ -493,10 +528,10 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
             };
             if stale && world.rank() == 0 {
                 let name = "state.index-000002-00002-of-00003.safetensors";
-                fs::write(folder.join(name), "old").unwrap();
+                fs::write(run.folder.join(name), "old").unwrap();
             }
             world.barrier();
-            let error = optimizer.save(&elsewhere).unwrap_err();
+            let error = run.optimizer.save(&elsewhere).unwrap_err();
             match world.rank() {
                 0 => assert!(
                     matches!(error, ShardError::NotShared { rank: 1, .. }),
@@ -515,14 +550,14 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
             }
             if stale && world.rank() == 0 {
                 let name = "state.index-000002-00002-of-00003.safetensors";
-                fs::remove_file(folder.join(name)).unwrap();
+                fs::remove_file(run.folder.join(name)).unwrap();
             }
             world.barrier();
-            assert_eq!(contents(&folder), before);
-            check_saved(world, &model, &index, 1);
+            assert_eq!(contents(&run.folder), before);
+            check_saved(world, &run.model, &run.index, 1);
             world.barrier();
         }
-        optimizer.save(&index).unwrap();
+        run.optimizer.save(&run.index).unwrap();
     });
 }
 
@@ -641,32 +676,33 @@ fn ranks_and_the_command_step_read_each_others_states() {
 #[test]
 fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
     on_ranks(&[2], |world| {
-        let model = Model::new(28, TYPES);
-        let folder = folder(world, "missing-part");
-        let index = folder.join("state.index.json");
-        let (_, params) = saved(world, &model, &index, 1);
+        let run = Run::saved(world, 28, "missing-part");
         world.barrier();
         if world.rank() > 0 {
             return;
         }
-        write_model(&folder.join("params.safetensors"), &model, &params);
-        write_grads(&folder, &model);
-        let json = fs::read_to_string(&index).unwrap();
+        write_model(
+            &run.folder.join("params.safetensors"),
+            &run.model,
+            &run.params,
+        );
+        write_grads(&run.folder, &run.model);
+        let json = fs::read_to_string(&run.index).unwrap();
         let parts: Vec<_> = json
             .lines()
             .filter(|line| line.contains("exp_avg["))
             .collect();
         assert_eq!(parts.len(), 2);
         for part in parts {
-            fs::write(&index, json.replace(&format!("{part}\n"), "")).unwrap();
+            fs::write(&run.index, json.replace(&format!("{part}\n"), "")).unwrap();
             let files = [
                 ("--params", "params.safetensors"),
                 ("--state", "state.index.json"),
                 ("--out-params", "out"),
                 ("--out-state", "out_state"),
             ];
-            assert_eq!(command_step(&folder, files), 2);
-            assert!(!folder.join("out").exists());
+            assert_eq!(command_step(&run.folder, files), 2);
+            assert!(!run.folder.join("out").exists());
         }
     });
 }

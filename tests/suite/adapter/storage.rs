@@ -307,14 +307,19 @@ async fn follow_by(
     }
 }
 
+/// The same, or one where `WGPU_OPTIM_TEST_ALL` is set.
+fn one_in(sparse: usize) -> usize {
+    match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
+        Some(_) => 1,
+        None => sparse,
+    }
+}
+
 /// Every rule, and every way to store; all pairs of both where `WGPU_OPTIM_TEST_ALL` is set, which takes minutes of
 /// compiling, else one in seven. The twins go through all of them (`no_device::mixed`).
 #[gpu_test]
 async fn every_rule_and_every_way_to_store() {
-    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
-        Some(_) => 1,
-        None => 7 * SPARSE,
-    };
+    let every = one_in(7 * SPARSE);
     let bench = Bench::best().await;
     for (index, rule) in rules().iter().enumerate() {
         for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {
@@ -338,10 +343,7 @@ async fn every_way_to_store_on_both_roads_of_the_scalars() {
 
 #[gpu_test]
 async fn every_rule_and_some_ways_to_store_under_a_control() {
-    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
-        Some(_) => 1,
-        None => 31 * SPARSE,
-    };
+    let every = one_in(31 * SPARSE);
     for (road, bench) in Bench::both().await.enumerate() {
         for (index, rule) in rules().iter().enumerate() {
             for (case, stored) in all(rule.slots().kept().count()).iter().enumerate() {

@@ -11,6 +11,8 @@
 //! convergence of iteration methods*, 1964; Sutskever et al., *On the importance of initialization and momentum in
 //! deep learning*, 2013, section 2).
 
+use std::fmt;
+
 use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
@@ -85,6 +87,19 @@ pub struct Run {
     /// Length of the error vector over that of the first, for each step that is shown.
     #[serde(skip)]
     errors: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "k = {:<5} {:<14} {:.6}, in theory {:.6}",
+            self.condition_number,
+            self.method.name(),
+            self.measured_rate,
+            self.theoretical_rate,
+        )
+    }
 }
 
 #[derive(Serialize)]

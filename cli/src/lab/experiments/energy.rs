@@ -11,6 +11,8 @@
 //! ever. Explicit Euler, which moves `x` with the old `v`, multiplies the energy by `1 + dt^2*k/m` at every step
 //! (Hairer, Lubich and Wanner, *Geometric Numerical Integration*, section I.1).
 
+use std::fmt;
+
 use serde::Serialize;
 use wgpu_optim::ConfigError;
 use wgpu_optim::physics::Particle;
@@ -99,6 +101,19 @@ pub struct Run {
     /// Energy over that at the start, for each step.
     #[serde(skip)]
     energies: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "dt = {:<4} {:<20} {:.4e}, largest deviation {:.4e}",
+            self.time_step,
+            self.integrator.name(),
+            self.growth,
+            self.largest_deviation,
+        )
+    }
 }
 
 #[derive(Serialize)]
