@@ -114,7 +114,7 @@ impl RulePreset {
 ///
 /// ```
 /// use wgpu_optim::{
-///     AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, Scalars, Slots, Twin, rule_enum,
+///     AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, Scalars, Twin, rule_enum,
 /// };
 ///
 /// /// Moves every element by the learning rate, whatever its gradient.
@@ -125,7 +125,6 @@ impl RulePreset {
 ///
 /// impl Rule for Falling {
 ///     fn stem(&self) -> &'static str { "falling" }
-///     fn slots(&self) -> Slots { [].into() }
 ///     fn wgsl(&self) -> String {
 ///         "fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
 ///             return theta - k.lr;

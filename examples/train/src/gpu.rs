@@ -10,7 +10,7 @@ use wgpu_optim::{
 };
 
 use crate::task::{Batch, Losses, Start, Task};
-use crate::training::{Device, Gradients, Outcome, Run};
+use crate::training::{Device, Gradients, Outcome, Run, Started};
 
 /// As in `model.wgsl`.
 const WORKGROUP_SIZE: u32 = 64;
@@ -222,13 +222,8 @@ impl Device for Engine<'_> {
         &self.name
     }
 
-    fn start<'d>(
-        &'d self,
-        rule: &AnyRule,
-        start: &'d Start,
-        evaluates: bool,
-    ) -> Result<Box<dyn Run + 'd>> {
-        Ok(Box::new(self.run(rule, start, evaluates)?))
+    fn start<'d>(&'d self, rule: &AnyRule, from: &'d Start, evaluates: bool) -> Started<'d> {
+        Ok(Box::new(self.run(rule, from, evaluates)?))
     }
 }
 

@@ -134,20 +134,7 @@ fn check(
     }
 }
 
-/// Ranks that have made so many steps and saved their states.
-fn saved(
-    world: &SimpleCommunicator,
-    model: &Model,
-    index: &Path,
-    steps: u64,
-) -> (Sharded, Vec<TensorValues>) {
-    let (mut optimizer, mut params) = (sharded(world, model), model.params.clone());
-    step(&mut optimizer, model, &mut params, 0..steps);
-    optimizer.save(index).unwrap();
-    (optimizer, params)
-}
-
-/// Ranks that have saved their states after one step.
+/// Ranks that step a model, and a folder for their states.
 struct Run {
     model: Model,
     folder: PathBuf,
@@ -157,18 +144,24 @@ struct Run {
 }
 
 impl Run {
-    fn saved(world: &SimpleCommunicator, seed: u64, name: &str) -> Self {
+    fn new(world: &SimpleCommunicator, seed: u64, name: &str) -> Self {
         let model = Model::new(seed, TYPES);
         let folder = folder(world, name);
-        let index = folder.join("state.index.json");
-        let (optimizer, params) = saved(world, &model, &index, 1);
         Self {
+            index: folder.join("state.index.json"),
+            optimizer: sharded(world, &model),
+            params: model.params.clone(),
             model,
             folder,
-            index,
-            optimizer,
-            params,
         }
+    }
+
+    /// Ranks that have saved their states after so many steps.
+    fn saved(world: &SimpleCommunicator, seed: u64, name: &str, steps: u64) -> Self {
+        let mut run = Self::new(world, seed, name);
+        run.step(0..steps);
+        run.optimizer.save(&run.index).unwrap();
+        run
     }
 
     fn step(&mut self, steps: std::ops::Range<u64>) {
@@ -294,7 +287,7 @@ fn a_saved_scale_goes_on_where_it_was_dynamic_and_is() {
 #[test]
 fn a_save_that_fails_leaves_the_last_one() {
     on_ranks(&[3], |world| {
-        let mut run = Run::saved(world, 22, "failing-save");
+        let mut run = Run::saved(world, 22, "failing-save", 1);
         run.step(1..2);
         let in_the_way = run
             .folder
@@ -348,7 +341,7 @@ fn a_save_that_fails_leaves_the_last_one() {
 #[test]
 fn files_that_are_not_of_one_whole_state_are_refused() {
     on_ranks(&[2], |world| {
-        let mut run = Run::saved(world, 23, "broken");
+        let mut run = Run::saved(world, 23, "broken", 1);
         world.barrier();
         let second = run
             .folder
@@ -414,10 +407,9 @@ fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn the_index_of_something_else_is_not_replaced() {
     on_ranks(&[2], |world| {
-        let model = Model::new(24, TYPES);
-        let folder = folder(world, "not-a-state");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
+        let mut run = Run::new(world, 24, "not-a-state");
+        run.step(0..1);
+        let (optimizer, folder) = (run.optimizer, run.folder);
         let index = folder.join("model.safetensors.index.json");
         by_first(world, || {
             let shard = "model-00001-of-00001.safetensors";
@@ -462,13 +454,12 @@ fn the_index_of_something_else_is_not_replaced() {
 #[test]
 fn no_index_loses_its_files_to_another_one() {
     on_ranks(&[2], |world| {
-        let model = Model::new(25, TYPES);
-        let folder = folder(world, "side-by-side");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        let mut run = Run::new(world, 25, "side-by-side");
+        let folder = run.folder.clone();
         let mut saved: Vec<(String, u64)> = Vec::new();
         let mut save = |name: &str, steps: u64| {
-            step(&mut optimizer, &model, &mut params, steps - 1..steps);
-            optimizer.save(&folder.join(name)).unwrap();
+            run.step(steps - 1..steps);
+            run.optimizer.save(&folder.join(name)).unwrap();
             saved.retain(|(other, _)| other != name);
             saved.push((name.to_owned(), steps));
             world.barrier();
@@ -496,7 +487,7 @@ fn no_index_loses_its_files_to_another_one() {
             save(name, steps);
         }
         for (name, steps) in &saved {
-            check_saved(world, &model, &folder.join(name), *steps);
+            check_saved(world, &run.model, &folder.join(name), *steps);
         }
         assert_eq!(saved.len(), 5);
         // Nothing but what is named; what the lost index had named is nobody's.
@@ -511,7 +502,7 @@ fn no_index_loses_its_files_to_another_one() {
 #[test]
 fn a_folder_that_ranks_do_not_share_is_refused() {
     on_ranks(&[3], |world| {
-        let mut run = Run::saved(world, 26, "not-shared");
+        let mut run = Run::saved(world, 26, "not-shared", 1);
         world.barrier();
         let before = contents(&run.folder);
         world.barrier();
@@ -620,10 +611,12 @@ fn command_step<const N: usize>(folder: &Path, files: [(&str, &str); N]) -> u8 {
 #[test]
 fn ranks_and_the_command_step_read_each_others_states() {
     on_ranks(&[1, 3], |world| {
-        let model = Model::new(27, TYPES);
-        let folder = folder(world, "either-way");
-        let of_ranks = folder.join("ranks.index.json");
-        saved(world, &model, &of_ranks, 2);
+        let Run {
+            model,
+            folder,
+            index,
+            ..
+        } = Run::saved(world, 27, "either-way", 2);
         world.barrier();
 
         by_first(world, || {
@@ -639,7 +632,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
             write_grads(&folder, &model);
             for (state, out) in [
                 ("single.safetensors", "single"),
-                ("ranks.index.json", "ranks"),
+                ("state.index.json", "ranks"),
             ] {
                 fs::create_dir(folder.join(out)).unwrap();
                 let files = [
@@ -664,7 +657,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
         let resumed = resumed.state().unwrap();
         assert_eq!(resumed.steps, 3);
         let mut mine = sharded(world, &model);
-        mine.load(&of_ranks).unwrap();
+        mine.load(&index).unwrap();
         // One that step knows of no exception for: all its tensors have the decay of the weights.
         for (own, before) in resumed.tensors.iter().zip(&mine.state().unwrap().tensors) {
             assert_eq!(own.applied_steps, before.applied_steps + 1, "{}", own.name);
@@ -676,7 +669,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
 #[test]
 fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
     on_ranks(&[2], |world| {
-        let run = Run::saved(world, 28, "missing-part");
+        let run = Run::saved(world, 28, "missing-part", 1);
         world.barrier();
         if world.rank() > 0 {
             return;

@@ -68,27 +68,12 @@ impl Rule for Counting {
         [self.lr as f32].into()
     }
 
-    fn meaning(&self) -> String {
-        "counting".to_owned()
-    }
-
     fn lr(&self) -> f64 {
         self.lr
     }
 
     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
         Ok(Self { lr, ..self.clone() })
-    }
-
-    fn momentum(&self) -> Option<f64> {
-        None
-    }
-
-    fn with_momentum(&self, _momentum: f64) -> Result<Self, ConfigError> {
-        Err(ConfigError::Unsupported {
-            fields: "momentum",
-            why: "there is none",
-        })
     }
 }
 
@@ -303,10 +288,6 @@ impl InPhases {
 impl Rule for InPhases {
     fn stem(&self) -> &'static str {
         "in_phases"
-    }
-
-    fn slots(&self) -> Slots {
-        [].into()
     }
 
     fn wgsl(&self) -> String {

@@ -298,6 +298,19 @@ fn in_own_process(test: &str, variables: &[(&str, &str)]) {
     );
 }
 
+/// Tensors of so many elements, with parameters and gradients from these elements of the buffers on.
+fn bindings_at<'a>(
+    names: &'a [String],
+    (params, grads): (&'a wgpu::Buffer, &'a wgpu::Buffer),
+    places: impl Iterator<Item = (usize, [usize; 2])>,
+) -> Vec<TensorBinding<'a>> {
+    let binding = |(name, (numel, starts)): (&'a String, (usize, [usize; 2]))| {
+        let [params_bytes, grads_bytes] = starts.map(|start| 4 * start as u64);
+        TensorBinding::new(name, params, grads, [numel]).at(params_bytes, grads_bytes)
+    };
+    names.iter().zip(places).map(binding).collect()
+}
+
 #[gpu_test]
 async fn an_adapter_is_there() {
     let info = gpu().await.adapter.get_info();

@@ -7,7 +7,7 @@ use wgpu_optim::{
     StepControl, StorageType, TensorBinding, wgpu,
 };
 
-use super::control::rules;
+use super::control::{momentum, rules};
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, values};
 use crate::stored::{Stored, all, decode, encode, rounded};
@@ -333,8 +333,7 @@ async fn every_rule_and_every_way_to_store() {
 #[gpu_test]
 async fn every_way_to_store_on_both_roads_of_the_scalars() {
     for (road, bench) in Bench::both().await.enumerate() {
-        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule = rule.build().unwrap().into();
+        let rule = momentum();
         for (case, stored) in all(1).iter().enumerate().skip(road).step_by(2 * SPARSE) {
             follow(bench, &rule, stored, case).await;
         }
@@ -358,8 +357,7 @@ async fn every_rule_and_some_ways_to_store_under_a_control() {
 #[gpu_test]
 async fn every_way_to_store_under_a_control() {
     for (road, bench) in Bench::both().await.enumerate() {
-        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule = rule.build().unwrap().into();
+        let rule = momentum();
         for (case, stored) in all(1).iter().enumerate().skip(road).step_by(4 * SPARSE) {
             follow_under_control(bench, &rule, stored, case).await;
         }

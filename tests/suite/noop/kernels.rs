@@ -1,6 +1,5 @@
 use wgpu_optim::{
-    BuildError, ConfigError, GpuOptimizer, KernelError, Kernels, Rule, ScalarPath, Scalars, Slots,
-    wgpu,
+    BuildError, ConfigError, GpuOptimizer, KernelError, Kernels, Rule, ScalarPath, Scalars, wgpu,
 };
 
 use super::{STORAGE, buffer, device, kernels, tensor};
@@ -75,10 +74,6 @@ struct Written(&'static str);
 impl Rule for Written {
     fn stem(&self) -> &'static str {
         "written"
-    }
-
-    fn slots(&self) -> Slots {
-        [].into()
     }
 
     fn wgsl(&self) -> String {

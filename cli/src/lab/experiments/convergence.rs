@@ -91,13 +91,11 @@ pub struct Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (k, method) = (self.condition_number, self.method.name());
+        let (measured, theoretical) = (self.measured_rate, self.theoretical_rate);
         write!(
             f,
-            "k = {:<5} {:<14} {:.6}, in theory {:.6}",
-            self.condition_number,
-            self.method.name(),
-            self.measured_rate,
-            self.theoretical_rate,
+            "k = {k:<5} {method:<14} {measured:.6}, in theory {theoretical:.6}"
         )
     }
 }

@@ -105,13 +105,11 @@ pub struct Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dt, integrator) = (self.time_step, self.integrator.name());
+        let (growth, most) = (self.growth, self.largest_deviation);
         write!(
             f,
-            "dt = {:<4} {:<20} {:.4e}, largest deviation {:.4e}",
-            self.time_step,
-            self.integrator.name(),
-            self.growth,
-            self.largest_deviation,
+            "dt = {dt:<4} {integrator:<20} {growth:.4e}, largest deviation {most:.4e}"
         )
     }
 }

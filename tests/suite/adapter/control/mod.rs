@@ -61,7 +61,8 @@ fn adamw() -> AnyRule {
     AdamConfig::adamw(0.05).build().unwrap().into()
 }
 
-fn momentum() -> AnyRule {
+/// Momentum whose first step is another.
+pub fn momentum() -> AnyRule {
     let config = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
     config.build().unwrap().into()
 }
