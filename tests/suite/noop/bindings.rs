@@ -7,10 +7,7 @@ use super::{STORAGE, buffer, build, kernels, tensor};
 #[test]
 fn a_good_list_builds_and_steps() {
     let kernels = kernels();
-    let (params, grads) = (
-        buffer(&kernels, 400, STORAGE),
-        buffer(&kernels, 400, STORAGE),
-    );
+    let [params, grads] = [(); 2].map(|()| buffer(&kernels, 400, STORAGE));
     let tensors = [
         tensor("a", (&params, 0), (&grads, 0), 50),
         tensor("empty", (&params, 200), (&grads, 0), 0),
@@ -152,10 +149,7 @@ fn overlaps_are_found_in_any_order() {
 #[test]
 fn a_destroyed_buffer_is_an_error_and_the_next_list_builds() {
     let kernels = kernels();
-    let (params, grads) = (
-        buffer(&kernels, 400, STORAGE),
-        buffer(&kernels, 400, STORAGE),
-    );
+    let [params, grads] = [(); 2].map(|()| buffer(&kernels, 400, STORAGE));
     params.destroy();
     let refused = build(&kernels, &[tensor("a", (&params, 0), (&grads, 0), 100)]);
     assert!(
