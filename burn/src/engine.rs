@@ -1,6 +1,7 @@
 //! The step itself: burn's buffers in, one pass submitted.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use burn::backend::StreamId;
 use burn::backend::wgpu::AutoCompiler;
@@ -15,6 +16,9 @@ use wgpu_optim::{
 
 use crate::error::StepError;
 use crate::stepped::{Copied, Stepped};
+
+/// burn executes steps on a thread of its own.
+pub(crate) type SharedEngine<R> = Arc<Mutex<Engine<R>>>;
 
 /// An optimizer that gets to know its tensors as they come.
 pub(crate) struct Engine<R: Rule> {

@@ -9,7 +9,7 @@ use burn::optim::{GradientsParams, LearningRate};
 use wgpu_optim::{OptimizerState, ParamGroups, Rule, TransferError};
 
 use crate::device::SharedDevice;
-use crate::engine::Engine;
+use crate::engine::{Engine, SharedEngine};
 use crate::error::StepError;
 use crate::module;
 use crate::primitive::Pending;
@@ -21,8 +21,7 @@ use crate::stepped::Copied;
 /// by [`Init::init`], or of parameter groups by [`with_groups`](Self::with_groups).
 pub struct ModuleOptimizer<R: Rule> {
     shared: SharedDevice,
-    /// burn executes the step on a thread of its own.
-    engine: Arc<Mutex<Engine<R>>>,
+    engine: SharedEngine<R>,
     clipping: Option<GradientClipping>,
 }
 

@@ -12,7 +12,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use wgpu_optim::Rule;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, SharedEngine};
 use crate::error::StepError;
 use crate::stepped::{Copied, Expected, Stepped};
 
@@ -87,7 +87,7 @@ mod direct {
 
         pub(crate) fn step<R: Rule>(
             self,
-            engine: &Arc<Mutex<Engine<R>>>,
+            engine: &SharedEngine<R>,
             lr: f64,
         ) -> Result<(), StepError> {
             step(engine, lr, &self.tensors, self.copied)
@@ -157,7 +157,7 @@ mod fused {
 
         pub(crate) fn step<R: Rule>(
             self,
-            engine: &Arc<Mutex<Engine<R>>>,
+            engine: &SharedEngine<R>,
             lr: f64,
         ) -> Result<(), StepError> {
             if self.tensors.is_empty() {
@@ -227,7 +227,7 @@ mod fused {
     }
 
     struct StepOperation<R: Rule> {
-        engine: Arc<Mutex<Engine<R>>>,
+        engine: SharedEngine<R>,
         lr: f64,
         tensors: Vec<Stepped<TensorIr>>,
         updated: Vec<TensorId>,

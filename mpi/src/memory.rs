@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use wgpu_optim::half::slice::HalfFloatSliceExt as _;
-use wgpu_optim::{Arena, Kernels, StorageType, TensorSlice, TensorSliceMut, readback, wgpu};
+use wgpu_optim::{
+    Arena, Kernels, StorageType, TensorBinding, TensorSlice, TensorSliceMut, readback, wgpu,
+};
 
 use crate::buckets::Memory;
 use crate::error::ShardError;
@@ -79,29 +81,19 @@ impl Memory for Device {
     type Error = ShardError;
 
     fn read_grads(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
-        let bindings = self.arena.bindings();
-        let place = |slice: &Slice| {
-            let binding = &bindings[slice.tensor];
-            (
-                binding.grads,
-                binding.grads_offset_bytes,
-                binding.grads_type,
-            )
-        };
-        self.read(slices, place, to)
+        self.read(
+            slices,
+            |of| (of.grads, of.grads_offset_bytes, of.grads_type),
+            to,
+        )
     }
 
     fn read_params(&self, slices: &[Slice], to: &mut Vec<u8>) -> Result<(), ShardError> {
-        let bindings = self.arena.bindings();
-        let place = |slice: &Slice| {
-            let binding = &bindings[slice.tensor];
-            (
-                binding.params,
-                binding.params_offset_bytes,
-                binding.params_type,
-            )
-        };
-        self.read(slices, place, to)
+        self.read(
+            slices,
+            |of| (of.params, of.params_offset_bytes, of.params_type),
+            to,
+        )
     }
 
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), ShardError> {
@@ -128,16 +120,17 @@ impl Memory for Device {
 }
 
 impl Device {
-    fn read<'b>(
+    fn read(
         &self,
         slices: &[Slice],
-        place: impl Fn(&Slice) -> (&'b wgpu::Buffer, u64, StorageType),
+        place: impl for<'b> Fn(&TensorBinding<'b>) -> (&'b wgpu::Buffer, u64, StorageType),
         to: &mut Vec<u8>,
     ) -> Result<(), ShardError> {
+        let bindings = self.arena.bindings();
         let regions: Vec<_> = slices
             .iter()
             .map(|slice| {
-                let (buffer, start, of) = place(slice);
+                let (buffer, start, of) = place(&bindings[slice.tensor]);
                 (buffer, words_of(slice, start, of))
             })
             .collect();
@@ -147,7 +140,9 @@ impl Device {
         let mut rest = &bytes[..];
         for (slice, (_, words)) in slices.iter().zip(&regions) {
             let (own, others) = rest.split_at((words.end - words.start) as usize);
-            to.extend_from_slice(&own[..(slice.numel() * place(slice).2.bytes()) as usize]);
+            to.extend_from_slice(
+                &own[..(slice.numel() * place(&bindings[slice.tensor]).2.bytes()) as usize],
+            );
             rest = others;
         }
         Ok(())

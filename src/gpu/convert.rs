@@ -4,7 +4,7 @@ use super::binding::TensorBinding;
 use super::error::{BuildError, StepError};
 use super::kernels::Kernels;
 use super::optimizer::GpuOptimizer;
-use crate::rules::{ConfigError, ParamGroups, Rule, Scalars, Slots};
+use crate::rules::{ConfigError, ParamGroups, Rule, Scalars};
 use crate::storage::{Masters, Precision};
 
 /// Conversions between storage types, recorded into the caller's encoder, by the planner and the kernels' frame: an engine
@@ -65,10 +65,6 @@ struct Conversion;
 impl Rule for Conversion {
     fn stem(&self) -> &'static str {
         "convert"
-    }
-
-    fn slots(&self) -> Slots {
-        [].into()
     }
 
     fn wgsl(&self) -> String {

@@ -1,15 +1,15 @@
 //! AdaBelief in optax's own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::AdaBeliefConfig;
+use super::arithmetic::bias_correction;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{AdaBeliefConfig, Hyperparameters as _};
 
 impl Textbook for AdaBeliefConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [mu, nu, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [mu, nu, ..]) = element.split();
         let t = step as f64;
         let (b1, b2) = (self.beta1(), self.beta2());
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *mu = (1.0 - b1) * g + b1 * *mu;
         let prediction_error = g - *mu;
         *nu = (1.0 - b2) * prediction_error.powi(2) + b2 * *nu + self.eps_root();
@@ -18,28 +18,19 @@ impl Textbook for AdaBeliefConfig {
         *theta -= self.lr() * mu_hat / (nu_hat.sqrt() + self.eps());
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, s, ..] = slots else { return };
-        let t = step as f64;
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
-        let h = decay!(self).bound(at, theta, grad);
-        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, s, ..]) = element.split();
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
+        let h = self.decay().bound(at, theta, grad);
+        *m = at.average(self.beta1(), *m, h);
         let e = at.difference(h, *m);
         *s = at.sum([
-            scaled(self.beta2(), *s),
-            scaled(1.0 - self.beta2(), at.product(e, e)),
+            at.scaled(self.beta2(), *s),
+            at.scaled(1.0 - self.beta2(), at.product(e, e)),
             at.scalar(self.eps_root()),
         ]);
-        let root = at.root(scaled(1.0 / bias2, *s));
+        let root = at.root(at.scaled(1.0 / bias2, *s));
         let update = at.quotient(*m, at.sum([root, at.scalar(self.eps())]));
-        *theta = at.difference(*theta, scaled(self.lr() / bias1, update));
+        *theta = at.difference(*theta, at.scaled(self.lr() / bias1, update));
     }
 }

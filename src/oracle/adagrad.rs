@@ -1,13 +1,12 @@
 //! Adagrad in its libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::AdagradConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{AdagradConfig, Hyperparameters as _};
 
 impl Textbook for AdagradConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [sum, ..] = slots else { return };
-        let g = decay!(self).follow(theta, grad);
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [sum, ..]) = element.split();
+        let g = self.decay().follow(theta, grad);
         // torch.optim.adagrad.
         let clr = self.lr() / (1.0 + (step as f64 - 1.0) * self.lr_decay());
         *sum += g * g;
@@ -18,17 +17,10 @@ impl Textbook for AdagradConfig {
         };
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [sum, ..] = slots else { return };
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [sum, ..]) = element.split();
         let eps = at.scalar(self.eps());
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *sum = at.sum([*sum, at.product(h, h)]);
         let denominator = match self.eps_in_sqrt() {
             true => at.root(at.sum([*sum, eps])),

@@ -1,19 +1,18 @@
 //! Adam, AdamW and AMSGrad in their libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::{AdamConfig, AdamForm, AmsGrad};
+use super::arithmetic::bias_correction;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{AdamConfig, AdamForm, AmsGrad, Hyperparameters as _};
 
 impl Textbook for AdamConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, v, largest, ..] = slots else { return };
-        let (lr, t) = (self.lr(), step as f64);
-        let (beta1, beta2) = (self.beta1(), self.beta2());
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, v, largest, ..]) = element.split();
+        let (lr, beta1, beta2) = (self.lr(), self.beta1(), self.beta2());
         // torch.optim.adam.
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - beta1);
         *v = beta2 * *v + (1.0 - beta2) * g * g;
-        let (bias1, bias2) = (1.0 - beta1.powf(t), 1.0 - beta2.powf(t));
+        let [bias1, bias2] = [beta1, beta2].map(|beta| bias_correction(beta, step));
         let mut v = *v;
         *theta -= match self.form() {
             // optax.scale_by_amsgrad keeps the largest corrected average.
@@ -40,18 +39,9 @@ impl Textbook for AdamConfig {
         };
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, v, largest, ..] = slots else { return };
-        let t = step as f64;
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, v, largest, ..]) = element.split();
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
         let is_corrected = self.amsgrad() == AmsGrad::OfCorrected;
         // What stands outside the root, by which a and eps are multiplied.
         let (taken_out, eps_scale) = match (self.form(), is_corrected) {
@@ -59,10 +49,9 @@ impl Textbook for AdamConfig {
             (AdamForm::Corrected, false) => (bias2.sqrt(), bias2.sqrt()),
             (AdamForm::EpsilonHat, _) => (bias2.sqrt(), 1.0),
         };
-        let h = decay!(self).bound(at, theta, grad);
+        let h = self.decay().bound(at, theta, grad);
         *m = at.between(*m, h, 1.0 - self.beta1());
-        let square = at.product(h, h);
-        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
         let w = match self.amsgrad() {
             AmsGrad::Off => *v,
             AmsGrad::OfAverage => {
@@ -70,7 +59,7 @@ impl Textbook for AdamConfig {
                 *largest
             }
             AmsGrad::OfCorrected => {
-                *largest = largest.max(scaled(1.0 / bias2, *v));
+                *largest = largest.max(at.scaled(1.0 / bias2, *v));
                 *largest
             }
         };
@@ -78,6 +67,6 @@ impl Textbook for AdamConfig {
         let root = at.root(at.sum([w, eps_root]));
         let update = at.quotient(*m, at.sum([root, at.scalar(self.eps() * eps_scale)]));
         let a = self.lr() * taken_out / bias1;
-        *theta = at.difference(*theta, scaled(a, update));
+        *theta = at.difference(*theta, at.scaled(a, update));
     }
 }

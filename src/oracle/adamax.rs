@@ -1,13 +1,12 @@
 //! Adamax in its libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::AdamaxConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{AdamaxConfig, Hyperparameters as _};
 
 impl Textbook for AdamaxConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, u, ..] = slots else { return };
-        let g = decay!(self).follow(theta, grad);
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, u, ..]) = element.split();
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - self.beta1());
         let clr = self.lr() / (1.0 - self.beta1().powf(step as f64));
         *theta -= match self.eps_in_norm() {
@@ -24,26 +23,20 @@ impl Textbook for AdamaxConfig {
         };
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, u, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let h = decay!(self).bound(at, theta, grad);
-        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, u, ..]) = element.split();
+        let h = self.decay().bound(at, theta, grad);
+        *m = at.average(self.beta1(), *m, h);
         let eps = at.scalar(self.eps());
         let (in_norm, outside) = match self.eps_in_norm() {
             true => (eps, Bounded::default()),
             false => (Bounded::default(), eps),
         };
-        *u = scaled(self.beta2(), *u).max(at.sum([h.magnitude(), in_norm]));
+        *u = at
+            .scaled(self.beta2(), *u)
+            .max(at.sum([h.magnitude(), in_norm]));
         let a = self.lr() / (1.0 - self.beta1().powf(step as f64));
-        let update = scaled(a, at.quotient(*m, at.sum([*u, outside])));
+        let update = at.scaled(a, at.quotient(*m, at.sum([*u, outside])));
         *theta = at.difference(*theta, update);
     }
 }

@@ -192,6 +192,18 @@ impl Arithmetic {
         widened(product, self.0.gamma(roundings))
     }
 
+    /// The product of a scalar of the step and a value.
+    #[must_use]
+    pub fn scaled(self, k: f64, x: Bounded) -> Bounded {
+        self.product(self.scalar(k), x)
+    }
+
+    /// The moving average `beta*average + (1 - beta)*value`.
+    #[must_use]
+    pub fn average(self, beta: f64, average: Bounded, value: Bounded) -> Bounded {
+        self.sum([self.scaled(beta, average), self.scaled(1.0 - beta, value)])
+    }
+
     /// `x + c*(y - x)`, where `c` is a scalar between zero and one: what lies that far between two values.
     #[must_use]
     pub fn between(self, x: Bounded, y: Bounded, c: f64) -> Bounded {
@@ -272,6 +284,11 @@ fn widened(value: Bounded, gamma: f64) -> Bounded {
         low: if low >= 0.0 { down.max(0.0) } else { down },
         high: if high <= 0.0 { up.min(0.0) } else { up },
     }
+}
+
+/// The divisor `1 - beta^t` of a moving average that started at zero.
+pub(super) fn bias_correction(beta: f64, step: u64) -> f64 {
+    1.0 - beta.powf(step as f64)
 }
 
 /// -1, 0 or 1.

@@ -1,32 +1,23 @@
 //! Lion in optax's own words.
 
 use super::arithmetic::sign;
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::LionConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{Hyperparameters as _, LionConfig};
 
 impl Textbook for LionConfig {
-    fn follow(&self, _step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, ..] = slots else { return };
-        let g = decay!(self).follow(theta, grad);
+    fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, ..]) = element.split();
+        let g = self.decay().follow(theta, grad);
         *theta -= self.lr() * sign((1.0 - self.beta1()) * g + self.beta1() * *m);
         *m = (1.0 - self.beta2()) * g + self.beta2() * *m;
     }
 
-    fn bound(
-        &self,
-        _step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let h = decay!(self).bound(at, theta, grad);
-        let between = |beta: f64, m: Bounded| at.sum([scaled(beta, m), scaled(1.0 - beta, h)]);
+    fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, ..]) = element.split();
+        let h = self.decay().bound(at, theta, grad);
+        let between = |beta: f64, m: Bounded| at.average(beta, m, h);
         let u = between(self.beta1(), *m).sign();
         *m = between(self.beta2(), *m);
-        *theta = at.difference(*theta, scaled(self.lr(), u));
+        *theta = at.difference(*theta, at.scaled(self.lr(), u));
     }
 }

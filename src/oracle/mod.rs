@@ -76,28 +76,30 @@ impl Roundoff {
 /// The rules of this crate have it. A [`Rule`] of the user's own gets an [`Oracle`] by it, too.
 pub trait Textbook: Rule {
     /// One step of one element in `f64`, as the library or paper writes it. `step` counts the applied ones, this one
-    /// among them; `slots` has a value for each of [`Rule::slots`], kept or not.
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64);
+    /// among them.
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64);
 
     /// Makes the same step by the statements of the kernel, over values with bounds.
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    );
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded);
 }
 
-/// One element's exact trajectory and the bounds on its `f32` twin.
+/// A parameter and its slots: one value for each of [`Rule::slots`], kept or not, and behind them zeros.
 #[derive(Clone, Copy, Debug)]
-struct Element {
-    theta: Bounded,
-    slots: [Bounded; MAX_SLOTS],
+pub struct Element<T> {
+    /// The parameter.
+    pub theta: T,
+    /// The slots, in their order.
+    pub slots: [T; MAX_SLOTS],
 }
 
-impl Element {
+impl<T> Element<T> {
+    /// The parameter and the slots, each to be changed beside the others.
+    pub const fn split(&mut self) -> (&mut T, &mut [T; MAX_SLOTS]) {
+        (&mut self.theta, &mut self.slots)
+    }
+}
+
+impl Element<Bounded> {
     /// Rounds what is stored in 16 bits. Masters are not.
     fn store(&mut self, storage: &Storage, slots: &[StorageType; MAX_SLOTS]) {
         let stored = |value: Bounded, of: StorageType| match of {
@@ -128,13 +130,14 @@ impl Element {
     }
 
     fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Roundoff, grad: Bounded) {
-        let mut theta = self.theta.exact;
-        let mut slots = self.slots.map(|slot| slot.exact);
-        rule.follow(step, &mut theta, &mut slots, grad.exact);
-        let at = Arithmetic(rounding);
-        rule.bound(step, at, &mut self.theta, &mut self.slots, grad);
-        self.theta.exact = theta;
-        for (slot, exact) in self.slots.iter_mut().zip(slots) {
+        let mut exact = Element {
+            theta: self.theta.exact,
+            slots: self.slots.map(|slot| slot.exact),
+        };
+        rule.follow(step, &mut exact, grad.exact);
+        rule.bound(step, Arithmetic(rounding), self, grad);
+        self.theta.exact = exact.theta;
+        for (slot, exact) in self.slots.iter_mut().zip(exact.slots) {
             slot.exact = exact;
         }
     }
@@ -162,7 +165,7 @@ impl Element {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Oracle<R = SgdConfig> {
-    elements: Vec<Element>,
+    elements: Vec<Element<Bounded>>,
     rounding: Roundoff,
     applied_steps: u64,
     /// The bounds of the last step; their order is that of the slots' values.
@@ -276,7 +279,7 @@ impl<R: Textbook> Oracle<R> {
     fn bounded(&self, slot: &str) -> impl ExactSizeIterator<Item = Bounded> {
         let slots = self.slots.as_deref().unwrap_or_default();
         let index = slots.iter().position(|other| other.name == slot);
-        let value = move |element: &Element| index.map(|index| element.slots[index]);
+        let value = move |element: &Element<Bounded>| index.map(|index| element.slots[index]);
         self.elements
             .iter()
             .map(move |element| value(element).unwrap_or_default())
@@ -287,7 +290,7 @@ impl<R: Textbook> Oracle<R> {
     /// # Errors
     /// [`Disagreement`] naming the element that exceeds its bound the most.
     pub fn check_params(&self, actual: &[f32]) -> Result<Agreement, Disagreement> {
-        let params = |element: &Element| element.params(&self.storage);
+        let params = |element: &Element<Bounded>| element.params(&self.storage);
         check("params", self.elements.iter().map(params), actual)
     }
 
@@ -462,19 +465,12 @@ fn ulp(value: f64) -> f64 {
 macro_rules! any_textbook {
     ($( $Variant:ident($Config:ident), )*) => {
         impl Textbook for AnyRule {
-            fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-                match self { $( Self::$Variant(rule) => rule.follow(step, theta, slots, grad), )* }
+            fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+                match self { $( Self::$Variant(rule) => rule.follow(step, element, grad), )* }
             }
 
-            fn bound(
-                &self,
-                step: u64,
-                at: Arithmetic,
-                theta: &mut Bounded,
-                slots: &mut [Bounded],
-                grad: Bounded,
-            ) {
-                match self { $( Self::$Variant(rule) => rule.bound(step, at, theta, slots, grad), )* }
+            fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+                match self { $( Self::$Variant(rule) => rule.bound(step, at, element, grad), )* }
             }
         }
     };
@@ -499,7 +495,7 @@ mod tests {
                     let mut bounded = *element;
                     let grad = (0.3 * step as f32 + index as f32).sin();
                     let (at, of_grad) = (Arithmetic(Roundoff::NEAREST), Bounded::exactly(grad));
-                    rule.bound(step, at, &mut bounded.theta, &mut bounded.slots, of_grad);
+                    rule.bound(step, at, &mut bounded, of_grad);
                     element.step(&rule, step, Roundoff::NEAREST, of_grad);
                     let pairs = [(element.theta, bounded.theta)].into_iter();
                     for (exact, statements) in

@@ -1,8 +1,7 @@
 //! NAdam in its libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::NAdamConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{Hyperparameters as _, NAdamConfig};
 
 /// `mu_t` and the product of all up to it, of `torch.optim.nadam`; optax has `beta1` throughout.
 fn momenta(config: &NAdamConfig, step: u64) -> (f64, f64, f64) {
@@ -15,10 +14,10 @@ fn momenta(config: &NAdamConfig, step: u64) -> (f64, f64, f64) {
 }
 
 impl Textbook for NAdamConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, v, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, v, ..]) = element.split();
         let lr = self.lr();
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - self.beta1());
         *v = self.beta2() * *v + (1.0 - self.beta2()) * g * g;
         let bias2 = 1.0 - self.beta2().powf(step as f64);
@@ -28,25 +27,16 @@ impl Textbook for NAdamConfig {
         *theta -= lr * mu_next / (1.0 - product * mu_next) * *m / denominator;
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, v, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, v, ..]) = element.split();
         let (lr, bias2) = (self.lr(), 1.0 - self.beta2().powf(step as f64));
         let (mu, mu_next, product) = momenta(self, step);
-        let h = decay!(self).bound(at, theta, grad);
-        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
-        let square = at.product(h, h);
-        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
-        let root = at.root(at.sum([scaled(1.0 / bias2, *v), at.scalar(self.eps_root())]));
-        let of_m = scaled(lr * mu_next / (1.0 - product * mu_next), *m);
-        let of_h = scaled(lr * (1.0 - mu) / (1.0 - product), h);
+        let h = self.decay().bound(at, theta, grad);
+        *m = at.average(self.beta1(), *m, h);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
+        let root = at.root(at.sum([at.scaled(1.0 / bias2, *v), at.scalar(self.eps_root())]));
+        let of_m = at.scaled(lr * mu_next / (1.0 - product * mu_next), *m);
+        let of_h = at.scaled(lr * (1.0 - mu) / (1.0 - product), h);
         let denominator = at.sum([root, at.scalar(self.eps())]);
         let update = at.quotient(at.sum([of_m, of_h]), denominator);
         *theta = at.difference(*theta, update);

@@ -1,8 +1,8 @@
 //! RAdam in its libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::{AdamForm, RAdamConfig};
+use super::arithmetic::bias_correction;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{AdamForm, Hyperparameters as _, RAdamConfig};
 
 /// The rectification of `torch.optim.radam`, as far as there is one.
 fn rectification(beta2: f64, t: f64) -> Option<f64> {
@@ -15,13 +15,13 @@ fn rectification(beta2: f64, t: f64) -> Option<f64> {
 }
 
 impl Textbook for RAdamConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, v, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, v, ..]) = element.split();
         let (lr, t) = (self.lr(), step as f64);
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *m += (g - *m) * (1.0 - self.beta1());
         *v = self.beta2() * *v + (1.0 - self.beta2()) * g * g;
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
         let corrected = *m / bias1;
         *theta -= match (rectification(self.beta2(), t), self.form()) {
             (None, _) => lr * corrected,
@@ -35,22 +35,13 @@ impl Textbook for RAdamConfig {
         };
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, v, ..] = slots else { return };
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, v, ..]) = element.split();
         let t = step as f64;
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let (bias1, bias2) = (1.0 - self.beta1().powf(t), 1.0 - self.beta2().powf(t));
-        let h = decay!(self).bound(at, theta, grad);
-        *m = at.sum([scaled(self.beta1(), *m), scaled(1.0 - self.beta1(), h)]);
-        let square = at.product(h, h);
-        *v = at.sum([scaled(self.beta2(), *v), scaled(1.0 - self.beta2(), square)]);
+        let [bias1, bias2] = [self.beta1(), self.beta2()].map(|beta| bias_correction(beta, step));
+        let h = self.decay().bound(at, theta, grad);
+        *m = at.average(self.beta1(), *m, h);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
         let mut a = self.lr() / bias1;
         let mut u = *m;
         if let Some(rect) = rectification(self.beta2(), t) {
@@ -61,11 +52,11 @@ impl Textbook for RAdamConfig {
                     *v
                 }
                 AdamForm::Corrected => {
-                    at.sum([scaled(1.0 / bias2, *v), at.scalar(self.eps_root())])
+                    at.sum([at.scaled(1.0 / bias2, *v), at.scalar(self.eps_root())])
                 }
             };
             u = at.quotient(*m, at.sum([at.root(w), at.scalar(self.eps())]));
         }
-        *theta = at.difference(*theta, scaled(a, u));
+        *theta = at.difference(*theta, at.scaled(a, u));
     }
 }

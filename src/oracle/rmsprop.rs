@@ -1,16 +1,13 @@
 //! RMSprop in its libraries' own words.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::RmsPropConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{Hyperparameters as _, RmsPropConfig};
 
 impl Textbook for RmsPropConfig {
-    fn follow(&self, _step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [square_avg, momentum_buffer, grad_avg, ..] = slots else {
-            return;
-        };
+    fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [square_avg, momentum_buffer, grad_avg, ..]) = element.split();
         let (lr, alpha, eps) = (self.lr(), self.alpha(), self.eps());
-        let g = decay!(self).follow(theta, grad);
+        let g = self.decay().follow(theta, grad);
         *square_avg = alpha * *square_avg + (1.0 - alpha) * g * g;
         let mut variance = *square_avg;
         if self.centered() {
@@ -37,22 +34,14 @@ impl Textbook for RmsPropConfig {
         };
     }
 
-    fn bound(
-        &self,
-        _step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [s, b, avg, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+    fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [s, b, avg, ..]) = element.split();
         let (alpha, eps) = (self.alpha(), at.scalar(self.eps()));
-        let h = decay!(self).bound(at, theta, grad);
-        *s = at.sum([scaled(alpha, *s), scaled(1.0 - alpha, at.product(h, h))]);
+        let h = self.decay().bound(at, theta, grad);
+        *s = at.average(alpha, *s, at.product(h, h));
         let mut w = *s;
         if self.centered() {
-            *avg = at.sum([scaled(alpha, *avg), scaled(1.0 - alpha, h)]);
+            *avg = at.average(alpha, *avg, h);
             w = at
                 .difference(*s, at.product(*avg, *avg))
                 .max(Bounded::default());
@@ -63,16 +52,16 @@ impl Textbook for RmsPropConfig {
         };
         let d = at.quotient(h, denominator);
         let trace = |b: &mut Bounded, d: Bounded| {
-            *b = at.sum([scaled(self.momentum(), *b), d]);
+            *b = at.sum([at.scaled(self.momentum(), *b), d]);
             match self.nesterov() {
-                true => at.sum([scaled(self.momentum(), *b), d]),
+                true => at.sum([at.scaled(self.momentum(), *b), d]),
                 false => *b,
             }
         };
         let update = match (self.momentum() != 0.0, self.lr_inside()) {
-            (false, _) => scaled(self.lr(), d),
-            (true, true) => trace(b, scaled(self.lr(), d)),
-            (true, false) => scaled(self.lr(), trace(b, d)),
+            (false, _) => at.scaled(self.lr(), d),
+            (true, true) => trace(b, at.scaled(self.lr(), d)),
+            (true, false) => at.scaled(self.lr(), trace(b, d)),
         };
         *theta = at.difference(*theta, update);
     }

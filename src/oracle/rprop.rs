@@ -1,14 +1,13 @@
 //! Rprop in PyTorch's own words.
 
 use super::arithmetic::sign;
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::RpropConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{Hyperparameters as _, RpropConfig};
 
 impl Textbook for RpropConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [prev, step_size, ..] = slots else { return };
-        let mut grad = decay!(self).follow(theta, grad);
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [prev, step_size, ..]) = element.split();
+        let mut grad = self.decay().follow(theta, grad);
         if step == 1 {
             *step_size = self.lr();
         }
@@ -24,16 +23,9 @@ impl Textbook for RpropConfig {
         *prev = grad;
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [prev, size, ..] = slots else { return };
-        let h = decay!(self).bound(at, theta, grad);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [prev, size, ..]) = element.split();
+        let h = self.decay().bound(at, theta, grad);
         if step == 1 {
             *size = at.scalar(self.lr());
         }

@@ -1,8 +1,9 @@
 //! The schedule-free rules in the words of optax's `contrib.schedule_free` and of the package schedulefree.
 
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::{AdamForm, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig};
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{
+    AdamForm, Hyperparameters as _, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig,
+};
 
 /// Learning rate and averaging weight of a step.
 struct Average {
@@ -50,17 +51,16 @@ impl Average {
 
     fn bound(self, step: u64, at: Arithmetic, y: &mut Bounded, z: &mut Bounded, update: Bounded) {
         let Self { beta1, lr, ck } = self;
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
         if step == 1 {
             *z = *y;
         }
         let a = lr * (1.0 - beta1 * (1.0 - ck));
         *y = at.sum([
-            scaled(1.0 - ck, *y),
-            scaled(ck, *z),
-            scaled(a, update).negative(),
+            at.scaled(1.0 - ck, *y),
+            at.scaled(ck, *z),
+            at.scaled(a, update).negative(),
         ]);
-        *z = at.difference(*z, scaled(lr, update));
+        *z = at.difference(*z, at.scaled(lr, update));
     }
 }
 
@@ -72,22 +72,15 @@ impl ScheduleFreeSgdConfig {
 }
 
 impl Textbook for ScheduleFreeSgdConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [z, ..] = slots else { return };
-        let g = decay!(self).follow(theta, grad);
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [z, ..]) = element.split();
+        let g = self.decay().follow(theta, grad);
         self.average(step).follow(step, theta, z, g);
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [z, ..] = slots else { return };
-        let h = decay!(self).bound(at, theta, grad);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [z, ..]) = element.split();
+        let h = self.decay().bound(at, theta, grad);
         self.average(step).bound(step, at, theta, z, h);
     }
 }
@@ -112,8 +105,8 @@ impl ScheduleFreeAdamWConfig {
 }
 
 impl Textbook for ScheduleFreeAdamWConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [z, nu, ..] = slots else { return };
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [z, nu, ..]) = element.split();
         let mut g = if self.maximize() { -grad } else { grad };
         g += self.coupled_weight_decay() * *theta;
         *nu = (1.0 - self.beta2()) * g * g + self.beta2() * *nu;
@@ -122,26 +115,15 @@ impl Textbook for ScheduleFreeAdamWConfig {
         self.average(step).follow(step, theta, z, update);
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [z, v, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [z, v, ..]) = element.split();
         // The decoupled decay is in the update, not before it.
         let mut undecayed = *theta;
-        let h = decay!(self).bound(at, &mut undecayed, grad);
-        *v = at.sum([
-            scaled(self.beta2(), *v),
-            scaled(1.0 - self.beta2(), at.product(h, h)),
-        ]);
-        let root = at.root(scaled(1.0 / self.bias_correction2(step), *v));
+        let h = self.decay().bound(at, &mut undecayed, grad);
+        *v = at.average(self.beta2(), *v, at.product(h, h));
+        let root = at.root(at.scaled(1.0 / self.bias_correction2(step), *v));
         let normalized = at.quotient(h, at.sum([root, at.scalar(self.eps())]));
-        let d = at.sum([normalized, scaled(self.decoupled_weight_decay(), *theta)]);
+        let d = at.sum([normalized, at.scaled(self.decoupled_weight_decay(), *theta)]);
         self.average(step).bound(step, at, theta, z, d);
     }
 }

@@ -1,12 +1,12 @@
 //! The momentum family in the words of its forms.
 
-use super::{Arithmetic, Bounded, Textbook};
+use super::{Arithmetic, Bounded, Element, Textbook};
 use crate::rules::sgd::{Coefficients, MomentumForm, SgdConfig, Terms};
 
 impl Textbook for SgdConfig {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
         let (lr, mu) = (self.lr(), self.momentum());
-        let velocity = &mut slots[0];
+        let (theta, [velocity, ..]) = element.split();
         let ascent_or_descent = if self.maximize() { -grad } else { grad };
         let d = match self.coupled_weight_decay() {
             0.0 => ascent_or_descent,
@@ -55,36 +55,29 @@ impl Textbook for SgdConfig {
         }
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
         let k = Coefficients::new(self, step == 1);
         let has = Terms::of(self);
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
+        let (theta, [velocity, ..]) = element.split();
         let mut d = grad;
         if has.lambda {
-            d = at.sum([grad, scaled(k.lambda, *theta)]);
+            d = at.sum([grad, at.scaled(k.lambda, *theta)]);
         }
         let decayed = if has.rho {
-            scaled(k.rho, *theta)
+            at.scaled(k.rho, *theta)
         } else {
             *theta
         };
         let of_d = if has.b {
-            scaled(k.b, d)
+            at.scaled(k.b, d)
         } else {
             Bounded::default()
         };
         let mut of_velocity = Bounded::default();
         if has.velocity {
-            let taken_in = if has.c { scaled(k.c, d) } else { d };
-            slots[0] = at.sum([scaled(k.alpha, slots[0]), taken_in]);
-            of_velocity = scaled(k.a, slots[0]);
+            let taken_in = if has.c { at.scaled(k.c, d) } else { d };
+            *velocity = at.sum([at.scaled(k.alpha, *velocity), taken_in]);
+            of_velocity = at.scaled(k.a, *velocity);
         }
         *theta = at.sum([decayed, of_velocity.negative(), of_d.negative()]);
     }

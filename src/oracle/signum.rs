@@ -1,14 +1,13 @@
 //! Signum and signSGD in the paper's own words.
 
 use super::arithmetic::sign;
-use super::decay::decay;
-use super::{Arithmetic, Bounded, Textbook};
-use crate::rules::SignumConfig;
+use super::{Arithmetic, Bounded, Element, Textbook};
+use crate::rules::{Hyperparameters as _, SignumConfig};
 
 impl Textbook for SignumConfig {
-    fn follow(&self, _step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        let [m, ..] = slots else { return };
-        let g = decay!(self).follow(theta, grad);
+    fn follow(&self, _step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [m, ..]) = element.split();
+        let g = self.decay().follow(theta, grad);
         *theta -= self.lr()
             * match self.momentum() {
                 0.0 => sign(g),
@@ -19,24 +18,16 @@ impl Textbook for SignumConfig {
             };
     }
 
-    fn bound(
-        &self,
-        _step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        let [m, ..] = slots else { return };
-        let scaled = |k: f64, x: Bounded| at.product(at.scalar(k), x);
-        let h = decay!(self).bound(at, theta, grad);
+    fn bound(&self, _step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [m, ..]) = element.split();
+        let h = self.decay().bound(at, theta, grad);
         let u = match self.momentum() {
             0.0 => h.sign(),
             beta => {
-                *m = at.sum([scaled(beta, *m), scaled(1.0 - beta, h)]);
+                *m = at.average(beta, *m, h);
                 m.sign()
             }
         };
-        *theta = at.difference(*theta, scaled(self.lr(), u));
+        *theta = at.difference(*theta, at.scaled(self.lr(), u));
     }
 }

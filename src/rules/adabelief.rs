@@ -1,8 +1,7 @@
 //! AdaBelief: Adam by how far the gradient is from what was expected.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -31,31 +30,20 @@ config! {
     /// ```
     pub struct AdaBeliefConfig, built by AdaBeliefConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg_var`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-16,
         /// Added to the variance at every step.
-        eps_root: f64,
+        eps_root: f64 = 1e-16,
     }
+
+    /// optax's `adabelief`: betas 0.9 and 0.999, both epsilons 1e-16.
+    pub const fn builder(lr);
 }
 
 impl AdaBeliefConfig {
-    /// optax's `adabelief`: betas 0.9 and 0.999, both epsilons 1e-16.
-    pub const fn builder(lr: f64) -> AdaBeliefConfigBuilder {
-        AdaBeliefConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-16,
-            eps_root: 1e-16,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
@@ -65,14 +53,13 @@ impl AdaBeliefConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, rho,
+        beta1, c1, beta2, c2, r, eps_root, eps, a,
     }
 }
 
 impl ElementRule for AdaBeliefConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adabelief";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adabelief.wgsl");
+    shader!("adabelief");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_var")].into()
@@ -82,10 +69,9 @@ impl ElementRule for AdaBeliefConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -94,9 +80,7 @@ impl ElementRule for AdaBeliefConfig {
             eps_root: self.eps_root,
             eps: self.eps,
             a: self.lr / (1.0 - self.beta1.powf(t)),
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -106,20 +90,12 @@ impl ElementRule for AdaBeliefConfig {
 
 impl Element<Coefficients, 2> for AdaBeliefConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, s]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, s]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = k.beta1 * m + k.c1 * h;
         let e = h - m;
         let s = k.beta2 * s + k.c2 * (e * e) + k.eps_root;
         let update = k.a * (m / ((k.r * s).sqrt() + k.eps));
-        (decay.decayed(k.rho, theta) - update, [m, s])
+        (theta - update, [m, s])
     }
 }
 

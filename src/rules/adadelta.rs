@@ -1,8 +1,7 @@
 //! Adadelta.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Pass};
+use super::elementwise::{Element, ElementRule, Pass, shader};
 use super::error::{check_held, check_range};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -31,25 +30,16 @@ config! {
     /// ```
     pub struct AdadeltaConfig, built by AdadeltaConfigBuilder {
         /// Decay of both averages, at most one.
-        rho: f64,
+        rho: f64 = 0.9,
         /// Added under both roots: without it nothing would ever move.
-        eps: f64,
+        eps: f64 = 1e-6,
     }
+
+    /// PyTorch's `Adadelta`: rho 0.9, eps 1e-6; its learning rate is 1.
+    pub const fn builder(lr);
 }
 
 impl AdadeltaConfig {
-    /// PyTorch's `Adadelta`: rho 0.9, eps 1e-6; its learning rate is 1.
-    pub const fn builder(lr: f64) -> AdadeltaConfigBuilder {
-        AdadeltaConfigBuilder::new(Self {
-            lr,
-            rho: 0.9,
-            eps: 1e-6,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_range("rho", self.rho, 1.0)?;
         check_held("eps", self.eps, 1.0)
@@ -58,33 +48,26 @@ impl AdadeltaConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, keep, c, eps, lr, rho,
+        keep, c, eps, lr,
     }
 }
 
 impl ElementRule for AdadeltaConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adadelta";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adadelta.wgsl");
+    shader!("adadelta");
+    const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {
         [Slot::new("square_avg"), Slot::new("acc_delta")].into()
     }
 
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             keep: self.rho,
             c: 1.0 - self.rho,
             eps: self.eps,
             lr: self.lr,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -94,19 +77,11 @@ impl ElementRule for AdadeltaConfig {
 
 impl Element<Coefficients, 2> for AdadeltaConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [s, acc]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [s, acc]: [f32; 2]) -> (f32, [f32; 2]) {
         let s = k.keep * s + k.c * (h * h);
         let d = (acc + k.eps).sqrt() / (s + k.eps).sqrt() * h;
         let acc = k.keep * acc + k.c * (d * d);
-        (decay.decayed(k.rho, theta) - k.lr * d, [s, acc])
+        (theta - k.lr * d, [s, acc])
     }
 }
 
@@ -119,7 +94,7 @@ impl KnownRule for AdadeltaConfig {
         }),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        true
     }
 }

@@ -1,8 +1,7 @@
 //! Adagrad.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Pass};
+use super::elementwise::{Element, ElementRule, Pass, shader};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -32,31 +31,20 @@ config! {
     /// ```
     pub struct AdagradConfig, built by AdagradConfigBuilder {
         /// How fast the learning rate falls with the steps.
-        lr_decay: f64,
+        lr_decay: f64 = 0.0,
         /// Keeps the denominator from zero.
-        eps: f64,
+        eps: f64 = 1e-10,
         /// Whether epsilon is added under the root, as in optax and Keras, or to it, as in PyTorch.
-        eps_in_sqrt: bool,
+        eps_in_sqrt: bool = false,
         /// The first value of `sum`.
-        initial_accumulator_value: f64,
+        initial_accumulator_value: f64 = 0.0,
     }
+
+    /// PyTorch's `Adagrad`: eps 1e-10 beside the root, sums from zero, no decay.
+    pub const fn builder(lr);
 }
 
 impl AdagradConfig {
-    /// PyTorch's `Adagrad`: eps 1e-10 beside the root, sums from zero, no decay.
-    pub const fn builder(lr: f64) -> AdagradConfigBuilder {
-        AdagradConfigBuilder::new(Self {
-            lr,
-            lr_decay: 0.0,
-            eps: 1e-10,
-            eps_in_sqrt: false,
-            initial_accumulator_value: 0.0,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     /// optax's `adagrad`: eps 1e-7 under the root, sums from 0.1. Keras's `Adagrad` is the same with a decoupled decay.
     pub const fn optax(lr: f64) -> AdagradConfigBuilder {
         Self::builder(lr)
@@ -85,14 +73,13 @@ impl AdagradConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, eps, a, rho,
+        eps, a,
     }
 }
 
 impl ElementRule for AdagradConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adagrad";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adagrad.wgsl");
+    shader!("adagrad");
 
     fn slots(&self) -> Slots {
         let start = self.initial_accumulator_value as f32;
@@ -111,14 +98,11 @@ impl ElementRule for AdagradConfig {
         }
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             eps: self.eps,
             a: self.lr / (1.0 + applied_steps as f64 * self.lr_decay),
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -128,22 +112,14 @@ impl ElementRule for AdagradConfig {
 
 impl Element<Coefficients, 1> for AdagradConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [sum]: [f32; 1],
-    ) -> (f32, [f32; 1]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [sum]: [f32; 1]) -> (f32, [f32; 1]) {
         let sum = sum + h * h;
         let d = if self.eps_in_sqrt {
             h / (sum + k.eps).sqrt()
         } else {
             h / (sum.sqrt() + k.eps)
         };
-        (decay.decayed(k.rho, theta) - k.a * d, [sum])
+        (theta - k.a * d, [sum])
     }
 }
 
@@ -156,10 +132,7 @@ impl KnownRule for AdagradConfig {
         }),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        if self.eps_in_sqrt {
-            return None;
-        }
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        !self.eps_in_sqrt
     }
 }

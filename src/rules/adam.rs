@@ -1,8 +1,7 @@
 //! Adam, AdamW and AMSGrad.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -70,37 +69,24 @@ config! {
     /// ```
     pub struct AdamConfig, built by AdamConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg_sq`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Added under the root; [`AdamForm::Corrected`] only.
-        eps_root: f64,
+        eps_root: f64 = 0.0,
         /// Where epsilon sits.
-        form: AdamForm,
+        form: AdamForm = AdamForm::Corrected,
         /// Divides by the largest average so far.
-        amsgrad: AmsGrad,
+        amsgrad: AmsGrad = AmsGrad::Off,
     }
+
+    /// PyTorch's `Adam`: betas 0.9 and 0.999, eps 1e-8, no decay.
+    pub const fn builder(lr);
 }
 
 impl AdamConfig {
-    /// PyTorch's `Adam`: betas 0.9 and 0.999, eps 1e-8, no decay.
-    pub const fn builder(lr: f64) -> AdamConfigBuilder {
-        AdamConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            eps_root: 0.0,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-            form: AdamForm::Corrected,
-            amsgrad: AmsGrad::Off,
-        })
-    }
-
     /// PyTorch's `AdamW`: the same with a weight decay that is decoupled, 0.01 by default.
     pub const fn adamw(lr: f64) -> AdamConfigBuilder {
         Self::builder(lr).decoupling(1e-2)
@@ -144,7 +130,7 @@ impl AdamConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, c1, beta2, c2, r, eps_root, eps, a, rho,
+        c1, beta2, c2, r, eps_root, eps, a,
     }
 }
 
@@ -163,8 +149,7 @@ impl Coefficients {
 
 impl ElementRule for AdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adam.wgsl");
+    shader!("adam");
 
     fn stem(&self) -> &'static str {
         match self.amsgrad {
@@ -202,7 +187,7 @@ impl ElementRule for AdamConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps as f64 + 1.0;
         let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
         let root = self.taken_out(bc2);
@@ -211,7 +196,6 @@ impl ElementRule for AdamConfig {
             _ => (self.lr * bc2.sqrt() / bc1, 1.0),
         };
         Coefficients {
-            lambda: self.coupled_weight_decay,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
@@ -219,52 +203,40 @@ impl ElementRule for AdamConfig {
             eps_root: self.eps_root * (root * root),
             eps: self.eps * root,
             a,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
         match self.amsgrad {
-            AmsGrad::Off => pass.over::<_, 2, _>(*self),
-            AmsGrad::OfAverage | AmsGrad::OfCorrected => pass.over::<_, 3, _>(*self),
+            AmsGrad::Off => pass.over::<_, 2>(*self),
+            AmsGrad::OfAverage | AmsGrad::OfCorrected => pass.over::<_, 3>(*self),
         }
     }
 }
 
 impl Element<Coefficients, 2> for AdamConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, v]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let (m, v) = k.averages(h, m, v);
-        (decay.decayed(k.rho, theta) - k.update(m, v), [m, v])
+        (theta - k.update(m, v), [m, v])
     }
 }
 
 /// AMSGrad.
 impl Element<Coefficients, 3> for AdamConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
+    fn update(
         self,
         k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
         theta: f32,
-        g: f32,
+        h: f32,
         [m, v, largest]: [f32; 3],
     ) -> (f32, [f32; 3]) {
-        let h = decay.direction(k.lambda, theta, g);
         let (m, v) = k.averages(h, m, v);
         // Where the kernel leaves out a factor of one, this has it: it rounds nothing.
         let largest = largest.max(k.r * v);
         let update = k.update(m, largest);
-        (decay.decayed(k.rho, theta) - update, [m, v, largest])
+        (theta - update, [m, v, largest])
     }
 }
 
@@ -285,11 +257,10 @@ impl KnownRule for AdamConfig {
         }),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        let is_pytorchs = self.form == AdamForm::Corrected
+    fn is_pytorchs(&self) -> bool {
+        self.form == AdamForm::Corrected
             && self.eps_root == 0.0
-            && self.amsgrad != AmsGrad::OfCorrected;
-        is_pytorchs.then(|| vec![("step", applied_steps as f64)])
+            && self.amsgrad != AmsGrad::OfCorrected
     }
 }
 

@@ -1,8 +1,7 @@
 //! Adamax: Adam by the largest gradient instead of the mean square.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger, shader};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -31,32 +30,21 @@ config! {
     /// ```
     pub struct AdamaxConfig, built by AdamaxConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_inf`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Keeps the denominator from zero.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Whether epsilon joins the norm that `exp_inf` is the largest of, as in PyTorch and optax, or the denominator,
         /// as in Keras.
-        eps_in_norm: bool,
+        eps_in_norm: bool = true,
     }
+
+    /// PyTorch's `Adamax`: betas 0.9 and 0.999, eps 1e-8.
+    pub const fn builder(lr);
 }
 
 impl AdamaxConfig {
-    /// PyTorch's `Adamax`: betas 0.9 and 0.999, eps 1e-8.
-    pub const fn builder(lr: f64) -> AdamaxConfigBuilder {
-        AdamaxConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            eps_in_norm: true,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)
@@ -65,14 +53,13 @@ impl AdamaxConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, eps, a, rho,
+        beta1, c1, beta2, eps, a,
     }
 }
 
 impl ElementRule for AdamaxConfig {
     type K = Coefficients;
-    const STEM: &'static str = "adamax";
-    const WGSL: &'static str = include_str!("../../shaders/rules/adamax.wgsl");
+    shader!("adamax");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_inf")].into()
@@ -86,18 +73,15 @@ impl ElementRule for AdamaxConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
             eps: self.eps,
             a: self.lr / (1.0 - self.beta1.powf(t)),
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -107,15 +91,7 @@ impl ElementRule for AdamaxConfig {
 
 impl Element<Coefficients, 2> for AdamaxConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, u]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, u]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = k.beta1 * m + k.c1 * h;
         let mut norm = h.abs();
         if self.eps_in_norm {
@@ -123,10 +99,7 @@ impl Element<Coefficients, 2> for AdamaxConfig {
         }
         let u = larger(k.beta2 * u, norm);
         let denominator = if self.eps_in_norm { u } else { u + k.eps };
-        (
-            decay.decayed(k.rho, theta) - k.a * (m / denominator),
-            [m, u],
-        )
+        (theta - k.a * (m / denominator), [m, u])
     }
 }
 
@@ -143,10 +116,7 @@ impl KnownRule for AdamaxConfig {
         }),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        if !self.eps_in_norm {
-            return None;
-        }
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        self.eps_in_norm
     }
 }

@@ -12,11 +12,16 @@ pub trait KnownRule: Rule + Into<AnyRule> + TryFrom<AnyRule, Error = AnyRule> {
     /// The rule as libraries have it, each with its own defaults; of one name PyTorch's first, where that has it.
     const PRESETS: &'static [RulePreset];
 
+    /// Whether `torch.optim` has the rule in this form.
+    fn is_pytorchs(&self) -> bool {
+        false
+    }
+
     /// The values that a `torch.optim` optimizer keeps of a tensor after so many applied steps beside the slots, in its order:
-    /// `step`, say. None where PyTorch has no such rule, or not in this form.
+    /// `step`, by default. None where PyTorch has no such rule, or not in this form.
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        let _ = applied_steps;
-        None
+        self.is_pytorchs()
+            .then(|| vec![("step", applied_steps as f64)])
     }
 }
 
@@ -108,7 +113,7 @@ impl RulePreset {
 /// derived.
 ///
 /// ```
-/// use wgpu_optim::rules::{Scalars, Slots, Twin};
+/// use wgpu_optim::rules::{Scalars, Twin};
 /// use wgpu_optim::{AdamConfig, AnyRule, ConfigError, CpuOptimizer, ParamGroups, Rule, rule_enum};
 ///
 /// /// Moves every element by the learning rate, whatever its gradient.
@@ -119,7 +124,6 @@ impl RulePreset {
 ///
 /// impl Rule for Falling {
 ///     fn stem(&self) -> &'static str { "falling" }
-///     fn slots(&self) -> Slots { [].into() }
 ///     fn wgsl(&self) -> String {
 ///         "fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
 ///             return theta - k.lr;

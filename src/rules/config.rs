@@ -4,14 +4,18 @@ use super::ConfigError;
 use super::error::unsupported;
 
 /// Declares a configuration: the struct with the fields that every rule has beside its own, an accessor and a setter for
-/// each, `with_lr`, and the builder that collects fields until `check` has seen them all. A field that is `= default` is
-/// that where a state file, which may be older, does not have it.
+/// each, `with_lr`, and the builder that starts from the values given here and collects fields until `check` has seen them
+/// all. A field that is `else default` is that where a state file, which may be older, does not have it. The rule's own
+/// weight decay is the coupled one, or else the decoupled one that stands behind `builder`.
 macro_rules! config {
     (
         $(#[$config_doc:meta])*
         pub struct $Config:ident, built by $Builder:ident {
-            $( $(#[$doc:meta])* $field:ident: $Type:ty $(= $default:ident)?, )*
+            $( $(#[$doc:meta])* $field:ident: $Type:ty = $start:expr $(; else $default:ident)?, )*
         }
+
+        $(#[$builder_doc:meta])*
+        pub const fn builder(lr) $(where decoupled_weight_decay = $decoupled:literal)?;
     ) => {
         $(#[$config_doc])*
         #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +30,19 @@ macro_rules! config {
         }
 
         impl $Config {
+            $(#[$builder_doc])*
+            pub const fn builder(lr: f64) -> $Builder {
+                let config = Self {
+                    lr,
+                    $( $field: $start, )*
+                    coupled_weight_decay: 0.0,
+                    decoupled_weight_decay: 0.0,
+                    maximize: false,
+                };
+                let own_decay = crate::rules::decay::OwnDecay::COUPLED;
+                $Builder { config, own_decay } $(.decoupling($decoupled))?
+            }
+
             /// Learning rate.
             #[must_use]
             pub const fn lr(&self) -> f64 {
@@ -73,11 +90,12 @@ macro_rules! config {
             }
 
             fn decay(&self) -> crate::rules::decay::Decay {
-                crate::rules::decay::Decay::new(
-                    self.maximize,
-                    self.coupled_weight_decay,
-                    self.decoupled_weight_decay,
-                )
+                crate::rules::decay::Decay {
+                    lr: self.lr,
+                    maximize: self.maximize,
+                    coupled: self.coupled_weight_decay,
+                    decoupled: self.decoupled_weight_decay,
+                }
             }
 
             fn at_lr(self, lr: f64) -> Self {
@@ -101,12 +119,6 @@ macro_rules! config {
         }
 
         impl $Builder {
-            /// A builder for a rule whose own weight decay is the coupled one.
-            const fn new(config: $Config) -> Self {
-                let own_decay = crate::rules::decay::OwnDecay::COUPLED;
-                Self { config, own_decay }
-            }
-
             /// This builder for a rule whose own weight decay is the decoupled one, and this by default.
             #[allow(dead_code, reason = "some rules have only the coupled one")]
             const fn decoupling(mut self, decoupled_weight_decay: f64) -> Self {
@@ -206,7 +218,8 @@ macro_rules! config {
     };
 }
 
-/// Declares the scalars of a step by their names in WGSL: computed in `f64`, rounded once by `cast`.
+/// Declares a rule's own scalars of a step by their names in WGSL, where they stand between those of `decay.wgsl`: computed
+/// in `f64`, rounded once.
 macro_rules! scalars {
     ($(#[$doc:meta])* struct $Name:ident { $( $field:ident, )* }) => {
         $(#[$doc])*
@@ -215,27 +228,18 @@ macro_rules! scalars {
             $( $field: T, )*
         }
 
-        impl $Name<f64> {
-            /// Rounds each once.
-            fn cast(self) -> $Name {
-                $Name { $( $field: crate::rules::Real::from_f64(self.$field), )* }
-            }
-        }
-
         impl crate::rules::elementwise::ScalarSet for $Name {
-            const NAMES: &'static [&'static str] = &[$( stringify!($field), )*];
-        }
+            type Exact = $Name<f64>;
 
-        impl From<$Name> for crate::rules::Scalars {
-            fn from(k: $Name) -> Self {
-                [$( k.$field, )*].into()
+            const NAMES: &'static [&'static str] = &["lambda", $( stringify!($field), )* "rho"];
+
+            fn rounded(lambda: f64, own: Self::Exact, rho: f64) -> crate::rules::Scalars {
+                [lambda, $( own.$field, )* rho].map(crate::rules::Real::from_f64).into()
             }
-        }
 
-        impl From<&crate::rules::Scalars> for $Name {
-            fn from(scalars: &crate::rules::Scalars) -> Self {
-                let [$( $field, )* ..] = *scalars.values();
-                Self { $( $field, )* }
+            fn split(scalars: &crate::rules::Scalars) -> (f32, Self, f32) {
+                let [lambda, $( $field, )* rho, ..] = *scalars.values();
+                (lambda, Self { $( $field, )* }, rho)
             }
         }
     };

@@ -75,39 +75,39 @@ impl OwnDecay {
     }
 }
 
-/// Which of maximizing and the two weight decays a configuration has.
+/// Maximizing and the two weight decays of a configuration.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Decay {
-    maximize: bool,
-    has_lambda: bool,
-    has_rho: bool,
+pub(crate) struct Decay {
+    pub(crate) lr: f64,
+    pub(crate) maximize: bool,
+    pub(crate) coupled: f64,
+    pub(crate) decoupled: f64,
 }
 
 impl Decay {
-    pub(super) fn new(maximize: bool, weight_decay: f64, decoupled_weight_decay: f64) -> Self {
-        Self {
-            maximize,
-            has_lambda: weight_decay != 0.0,
-            has_rho: decoupled_weight_decay != 0.0,
-        }
-    }
-
-    /// The terms that these are.
+    /// The terms of `decay.wgsl`.
     pub(super) fn terms(self) -> [(&'static str, bool); 3] {
         [
             ("MAXIMIZE", self.maximize),
-            ("HAS_LAMBDA", self.has_lambda),
-            ("HAS_RHO", self.has_rho),
+            ("HAS_LAMBDA", self.has_lambda()),
+            ("HAS_RHO", self.decoupled != 0.0),
         ]
     }
 
     pub(super) fn has_lambda(self) -> bool {
-        self.has_lambda
+        self.coupled != 0.0
     }
 
-    pub(super) fn twin<const LAMBDA: bool>(self) -> DecayTwin<LAMBDA> {
+    /// The share of itself that a parameter keeps.
+    pub(crate) fn rho(self) -> f64 {
+        1.0 - self.lr * self.decoupled
+    }
+
+    pub(super) fn twin<const LAMBDA: bool>(self, lambda: f32, rho: f32) -> DecayTwin<LAMBDA> {
         DecayTwin {
             flipped_bits: u32::from(self.maximize) << 31,
+            lambda,
+            rho,
         }
     }
 }
@@ -118,18 +118,20 @@ impl Decay {
 pub(super) struct DecayTwin<const LAMBDA: bool> {
     /// The sign's, to maximize.
     flipped_bits: u32,
+    lambda: f32,
+    rho: f32,
 }
 
 impl<const LAMBDA: bool> DecayTwin<LAMBDA> {
     #[inline(always)]
-    pub(super) fn direction(self, lambda: f32, theta: f32, g: f32) -> f32 {
+    pub(super) fn direction(self, theta: f32, g: f32) -> f32 {
         let h = f32::from_bits(g.to_bits() ^ self.flipped_bits);
-        if LAMBDA { h + lambda * theta } else { h }
+        if LAMBDA { h + self.lambda * theta } else { h }
     }
 
     /// Where the kernel leaves out a factor of one, this has it: it rounds nothing.
     #[inline(always)]
-    pub(super) fn decayed(self, rho: f32, theta: f32) -> f32 {
-        rho * theta
+    pub(super) fn decayed(self, theta: f32) -> f32 {
+        self.rho * theta
     }
 }

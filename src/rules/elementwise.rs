@@ -15,7 +15,7 @@ use super::{ConfigError, Rule, Scalars, Slots, Twin};
 const BLOCK_ELEMS: usize = 32;
 
 /// The hyper-parameters of a rule, as `config!` declares them.
-pub(super) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'static {
+pub(crate) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'static {
     fn lr(&self) -> f64;
 
     /// Maximizing and the weight decays.
@@ -28,9 +28,19 @@ pub(super) trait Hyperparameters: Copy + Debug + PartialEq + Send + Sync + 'stat
     fn checked(self) -> Result<Self, ConfigError>;
 }
 
-/// The scalars of a step by their names, as `scalars!` declares them.
-pub(super) trait ScalarSet: for<'s> From<&'s Scalars> + Into<Scalars> + Copy {
+/// A rule's own scalars of a step by their names, as `scalars!` declares them.
+pub(super) trait ScalarSet: Copy {
+    /// The scalars before they are rounded.
+    type Exact;
+
+    /// The names of all scalars: `lambda` of `decay.wgsl`, the rule's own, `rho` of `decay.wgsl`.
     const NAMES: &'static [&'static str];
+
+    /// All scalars, each rounded once.
+    fn rounded(lambda: f64, own: Self::Exact, rho: f64) -> Scalars;
+
+    /// `lambda`, the rule's own scalars and `rho`.
+    fn split(scalars: &Scalars) -> (f32, Self, f32);
 }
 
 /// The field that a schedule of momentum sets.
@@ -42,6 +52,15 @@ pub(super) enum Momentum<'c> {
     Buffered(&'c mut f64),
 }
 
+/// Declares the stem of a rule and its WGSL, the file of that name.
+macro_rules! shader {
+    ($stem:literal) => {
+        const STEM: &'static str = $stem;
+        const WGSL: &'static str = include_str!(concat!("../../shaders/rules/", $stem, ".wgsl"));
+    };
+}
+pub(super) use shader;
+
 /// A rule by element, from which all of [`Rule`] and [`Twin`] follows.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule",
@@ -50,18 +69,21 @@ pub(super) enum Momentum<'c> {
     note = "to mix rules in one optimizer, use `AnyRule`: `ParamGroups::<AnyRule>::new(config.into())`"
 )]
 pub(super) trait ElementRule: Hyperparameters {
-    /// The scalars of a step, as [`coefficients`](Self::coefficients) computes them.
+    /// The rule's own scalars of a step, which [`coefficients`](Self::coefficients) computes.
     type K: ScalarSet;
 
     const STEM: &'static str;
+
+    /// Whether all steps have the same scalars.
+    const IS_STATIONARY: bool = false;
 
     /// The rule's WGSL, to which the frame adds `decay.wgsl`.
     const WGSL: &'static str;
 
     fn slots(&self) -> Slots;
 
-    /// The scalars of the step after so many applied ones.
-    fn coefficients(&self, applied_steps: u64) -> Self::K;
+    /// The scalars of the step after so many applied ones, not rounded yet.
+    fn coefficients(&self, applied_steps: u64) -> <Self::K as ScalarSet>::Exact;
 
     /// One step on the CPU: [`Pass::over`] by the element of this configuration.
     fn step(&self, pass: Pass<'_, '_>);
@@ -72,7 +94,15 @@ pub(super) trait ElementRule: Hyperparameters {
     }
 
     fn phase(&self, applied_steps: u64) -> u64 {
-        applied_steps
+        match Self::IS_STATIONARY {
+            true => 0,
+            false => applied_steps,
+        }
+    }
+
+    /// The share of itself that a parameter keeps before the update.
+    fn rho(&self) -> f64 {
+        self.decay().rho()
     }
 
     fn stem(&self) -> &'static str {
@@ -116,7 +146,7 @@ impl<R: ElementRule> Rule for R {
     }
 
     fn scalars(&self, phase: u64) -> Scalars {
-        self.coefficients(phase).into()
+        R::K::rounded(self.decay().coupled, self.coefficients(phase), self.rho())
     }
 
     fn state_kind(&self) -> String {
@@ -152,17 +182,7 @@ impl<R: ElementRule> Rule for R {
 
 impl<R: ElementRule> Twin for R {
     fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
-        ElementRule::step(
-            self,
-            Pass {
-                decay: self.decay(),
-                scalars,
-                params,
-                state,
-                grads,
-                in_turn: false,
-            },
-        );
+        ElementRule::step(self, Pass::new(self, scalars, params, state, grads));
     }
 
     fn step_in_turn(
@@ -172,15 +192,12 @@ impl<R: ElementRule> Twin for R {
         state: &mut [&mut [f32]],
         grads: &[f32],
     ) {
+        let pass = Pass::new(self, scalars, params, state, grads);
         ElementRule::step(
             self,
             Pass {
-                decay: self.decay(),
-                scalars,
-                params,
-                state,
-                grads,
                 in_turn: true,
+                ..pass
             },
         );
     }
@@ -188,15 +205,9 @@ impl<R: ElementRule> Twin for R {
 
 /// The update of one element, by scalars `K` and with so many slots of state.
 pub(super) trait Element<K, const SLOTS: usize>: Copy {
-    /// Returns the new parameter and the new slots. Has to be inlined, or it is not vectorised.
-    fn update<const LAMBDA: bool>(
-        self,
-        k: K,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        slots: [f32; SLOTS],
-    ) -> (f32, [f32; SLOTS]);
+    /// Returns the new parameter and the new slots, from the decayed parameter and the direction `h`: the gradient as
+    /// `decay.wgsl` changes it. Has to be inlined, or it is not vectorised.
+    fn update(self, k: K, theta: f32, h: f32, slots: [f32; SLOTS]) -> (f32, [f32; SLOTS]);
 }
 
 /// A step over slices of one length.
@@ -210,31 +221,43 @@ pub(super) struct Pass<'s, 'v> {
     in_turn: bool,
 }
 
-impl Pass<'_, '_> {
-    /// Updates every element. The state has as many slots as a configuration keeps, and its element as many.
-    pub(super) fn over<K, const SLOTS: usize, E>(self, element: E)
-    where
-        K: for<'s> From<&'s Scalars> + Copy,
-        E: Element<K, SLOTS>,
-    {
-        match self.decay.has_lambda() {
-            true => self.run::<K, SLOTS, E, true>(element),
-            false => self.run::<K, SLOTS, E, false>(element),
+impl<'s, 'v> Pass<'s, 'v> {
+    fn new(
+        config: &impl Hyperparameters,
+        scalars: &'s Scalars,
+        params: &'s mut [f32],
+        state: &'s mut [&'v mut [f32]],
+        grads: &'s [f32],
+    ) -> Self {
+        Self {
+            decay: config.decay(),
+            scalars,
+            params,
+            state,
+            grads,
+            in_turn: false,
         }
     }
 
-    fn run<K, const SLOTS: usize, E, const LAMBDA: bool>(self, element: E)
-    where
-        K: for<'s> From<&'s Scalars> + Copy,
-        E: Element<K, SLOTS>,
-    {
+    /// Updates every element. The state has as many slots as a configuration keeps, and its element as many.
+    pub(super) fn over<K: ScalarSet, const SLOTS: usize>(self, element: impl Element<K, SLOTS>) {
+        match self.decay.has_lambda() {
+            true => self.run::<K, SLOTS, true>(element),
+            false => self.run::<K, SLOTS, false>(element),
+        }
+    }
+
+    fn run<K: ScalarSet, const SLOTS: usize, const LAMBDA: bool>(
+        self,
+        element: impl Element<K, SLOTS>,
+    ) {
         let Ok(state) = <&mut [&mut [f32]; SLOTS]>::try_from(self.state) else {
             return;
         };
+        let (lambda, k, rho) = K::split(self.scalars);
+        let decay = self.decay.twin::<LAMBDA>(lambda, rho);
         let blocks = Blocks {
-            element,
-            k: K::from(self.scalars),
-            decay: self.decay.twin::<LAMBDA>(),
+            update: Update { element, k, decay },
             params: self.params,
             state: state.each_mut().map(|slot| &mut **slot),
             grads: self.grads,
@@ -246,10 +269,28 @@ impl Pass<'_, '_> {
     }
 }
 
-struct Blocks<'a, E, K, const SLOTS: usize, const LAMBDA: bool> {
+/// The update of an element from its gradient as it comes: `decay.wgsl` and the rule.
+#[derive(Clone, Copy)]
+struct Update<E, K, const LAMBDA: bool> {
     element: E,
     k: K,
     decay: DecayTwin<LAMBDA>,
+}
+
+impl<E, K: Copy, const LAMBDA: bool> Update<E, K, LAMBDA> {
+    #[inline(always)]
+    fn at<const SLOTS: usize>(self, theta: f32, g: f32, slots: [f32; SLOTS]) -> (f32, [f32; SLOTS])
+    where
+        E: Element<K, SLOTS>,
+    {
+        let h = self.decay.direction(theta, g);
+        let theta = self.decay.decayed(theta);
+        self.element.update(self.k, theta, h, slots)
+    }
+}
+
+struct Blocks<'a, E, K, const SLOTS: usize, const LAMBDA: bool> {
+    update: Update<E, K, LAMBDA>,
     params: &'a mut [f32],
     state: [&'a mut [f32]; SLOTS],
     grads: &'a [f32],
@@ -261,10 +302,10 @@ where
 {
     #[inline(always)]
     fn in_turn(self) {
-        let (element, k, decay, state) = (self.element, self.k, self.decay, self.state);
+        let (update, state) = (self.update, self.state);
         for (i, (theta, g)) in self.params.iter_mut().zip(self.grads).enumerate() {
             let slots = std::array::from_fn(|slot| state[slot][i]);
-            let (next, slots) = element.update(k, decay, *theta, *g, slots);
+            let (next, slots) = update.at(*theta, *g, slots);
             *theta = next;
             for (slot, value) in slots.into_iter().enumerate() {
                 state[slot][i] = value;
@@ -282,7 +323,7 @@ where
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (element, k, decay) = (self.element, self.k, self.decay);
+        let update = self.update;
         let (params, params_end) = self.params.as_chunks_mut::<BLOCK_ELEMS>();
         let (grads, grads_end) = self.grads.as_chunks::<BLOCK_ELEMS>();
         let blocks = self.state.map(|slot| slot.as_chunks_mut::<BLOCK_ELEMS>());
@@ -292,7 +333,7 @@ where
                 std::array::from_fn(|s| blocks[s].0[block]);
             for i in 0..BLOCK_ELEMS {
                 let values = std::array::from_fn(|slot| slots[slot][i]);
-                let (next, values) = element.update(k, decay, theta[i], g[i], values);
+                let (next, values) = update.at(theta[i], g[i], values);
                 theta[i] = next;
                 for slot in 0..SLOTS {
                     slots[slot][i] = values[slot];
@@ -304,9 +345,7 @@ where
             *params = theta;
         }
         let rest = Blocks {
-            element,
-            k,
-            decay,
+            update,
             params: params_end,
             state: blocks.map(|(_, end)| end),
             grads: grads_end,

@@ -1,8 +1,7 @@
 //! Lion: the sign of an average.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::check_betas;
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -29,26 +28,16 @@ config! {
     /// ```
     pub struct LionConfig, built by LionConfigBuilder {
         /// Share of `exp_avg` in what the sign is taken of, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg`, below one.
-        beta2: f64,
+        beta2: f64 = 0.99,
     }
+
+    /// optax's `lion`: betas 0.9 and 0.99, a decoupled weight decay of 1e-3.
+    pub const fn builder(lr) where decoupled_weight_decay = 1e-3;
 }
 
 impl LionConfig {
-    /// optax's `lion`: betas 0.9 and 0.99, a decoupled weight decay of 1e-3.
-    pub const fn builder(lr: f64) -> LionConfigBuilder {
-        LionConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.99,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-        .decoupling(1e-3)
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)
     }
@@ -56,38 +45,31 @@ impl LionConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, c2, lr, rho,
+        beta1, c1, beta2, c2, lr,
     }
 }
 
 impl ElementRule for LionConfig {
     type K = Coefficients;
-    const STEM: &'static str = "lion";
-    const WGSL: &'static str = include_str!("../../shaders/rules/lion.wgsl");
+    shader!("lion");
+    const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg")].into()
-    }
-
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
     }
 
     fn momentum(&mut self) -> Momentum<'_> {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
             lr: self.lr,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -97,18 +79,10 @@ impl ElementRule for LionConfig {
 
 impl Element<Coefficients, 1> for LionConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m]: [f32; 1],
-    ) -> (f32, [f32; 1]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
         let u = sign(k.beta1 * m + k.c1 * h);
         let m = k.beta2 * m + k.c2 * h;
-        (decay.decayed(k.rho, theta) - k.lr * u, [m])
+        (theta - k.lr * u, [m])
     }
 }
 

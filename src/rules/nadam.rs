@@ -1,8 +1,7 @@
 //! NAdam: Adam with Nesterov's look-ahead.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -33,38 +32,25 @@ config! {
     /// ```
     pub struct NAdamConfig, built by NAdamConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg_sq`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Added under the root.
-        eps_root: f64,
+        eps_root: f64 = 0.0,
         /// Whether the momentum rises to `beta1` step by step, as in PyTorch and Keras, or is `beta1` from the first, as
         /// in optax.
-        momentum_schedule: bool,
+        momentum_schedule: bool = true,
         /// How fast it rises; 4e-3 in PyTorch, 1 in Keras.
-        momentum_decay: f64,
+        momentum_decay: f64 = 4e-3,
     }
+
+    /// PyTorch's `NAdam`: betas 0.9 and 0.999, eps 1e-8, momentum decay 4e-3.
+    pub const fn builder(lr);
 }
 
 impl NAdamConfig {
-    /// PyTorch's `NAdam`: betas 0.9 and 0.999, eps 1e-8, momentum decay 4e-3.
-    pub const fn builder(lr: f64) -> NAdamConfigBuilder {
-        NAdamConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            eps_root: 0.0,
-            momentum_schedule: true,
-            momentum_decay: 4e-3,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
@@ -113,14 +99,13 @@ impl NAdamConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, c2, r, eps_root, eps, a, b, rho,
+        beta1, c1, beta2, c2, r, eps_root, eps, a, b,
     }
 }
 
 impl ElementRule for NAdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "nadam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/nadam.wgsl");
+    shader!("nadam");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
@@ -134,13 +119,12 @@ impl ElementRule for NAdamConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps.saturating_add(1);
         let (now, next) = (self.momentum_at(t as f64), self.momentum_at(t as f64 + 1.0));
         // Less than that leaves one as it is.
         let product = self.momentum_product(t, f64::EPSILON / 4.0);
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -150,9 +134,7 @@ impl ElementRule for NAdamConfig {
             eps: self.eps,
             a: self.lr * next / (1.0 - product * next),
             b: self.lr * (1.0 - now) / (1.0 - product),
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -162,20 +144,12 @@ impl ElementRule for NAdamConfig {
 
 impl Element<Coefficients, 2> for NAdamConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, v]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = k.beta1 * m + k.c1 * h;
         let v = k.beta2 * v + k.c2 * (h * h);
         let w = k.r * v + k.eps_root;
         let update = (k.a * m + k.b * h) / (w.sqrt() + k.eps);
-        (decay.decayed(k.rho, theta) - update, [m, v])
+        (theta - update, [m, v])
     }
 }
 
@@ -197,16 +171,13 @@ impl KnownRule for NAdamConfig {
         }),
     ];
 
+    fn is_pytorchs(&self) -> bool {
+        self.momentum_schedule && self.eps_root == 0.0
+    }
+
     fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        let is_pytorchs = self.momentum_schedule && self.eps_root == 0.0;
-        is_pytorchs.then(|| {
-            vec![
-                ("step", applied_steps as f64),
-                (
-                    "mu_product",
-                    self.momentum_product(applied_steps, f64::MIN_POSITIVE),
-                ),
-            ]
-        })
+        let mu_product = self.momentum_product(applied_steps, f64::MIN_POSITIVE);
+        let scalars = vec![("step", applied_steps as f64), ("mu_product", mu_product)];
+        self.is_pytorchs().then_some(scalars)
     }
 }

@@ -1,8 +1,7 @@
 //! RAdam: Adam that waits until its variance can be estimated.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, unsupported};
 use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -36,34 +35,22 @@ config! {
     /// ```
     pub struct RAdamConfig, built by RAdamConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg_sq`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Added under the root; [`AdamForm::Corrected`] only.
-        eps_root: f64,
+        eps_root: f64 = 0.0,
         /// Where epsilon sits.
-        form: AdamForm,
+        form: AdamForm = AdamForm::EpsilonHat,
     }
+
+    /// PyTorch's `RAdam`: betas 0.9 and 0.999, eps 1e-8 beside the uncorrected root.
+    pub const fn builder(lr);
 }
 
 impl RAdamConfig {
-    /// PyTorch's `RAdam`: betas 0.9 and 0.999, eps 1e-8 beside the uncorrected root.
-    pub const fn builder(lr: f64) -> RAdamConfigBuilder {
-        RAdamConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            eps_root: 0.0,
-            form: AdamForm::EpsilonHat,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
@@ -89,14 +76,13 @@ impl RAdamConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, beta2, c2, rectify, r, eps_root, eps, a, rho,
+        beta1, c1, beta2, c2, rectify, r, eps_root, eps, a,
     }
 }
 
 impl ElementRule for RAdamConfig {
     type K = Coefficients;
-    const STEM: &'static str = "radam";
-    const WGSL: &'static str = include_str!("../../shaders/rules/radam.wgsl");
+    shader!("radam");
 
     fn slots(&self) -> Slots {
         [Slot::new("exp_avg"), Slot::new("exp_avg_sq")].into()
@@ -113,7 +99,7 @@ impl ElementRule for RAdamConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps as f64 + 1.0;
         let (bc1, bc2) = (1.0 - self.beta1.powf(t), 1.0 - self.beta2.powf(t));
         let rectification = self.rectification(t);
@@ -122,7 +108,6 @@ impl ElementRule for RAdamConfig {
             (by, _) => (self.lr * by.unwrap_or(1.0) / bc1, 1.0 / bc2),
         };
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             beta2: self.beta2,
@@ -132,9 +117,7 @@ impl ElementRule for RAdamConfig {
             eps_root: self.eps_root,
             eps: self.eps,
             a,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -144,15 +127,7 @@ impl ElementRule for RAdamConfig {
 
 impl Element<Coefficients, 2> for RAdamConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, v]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = k.beta1 * m + k.c1 * h;
         let v = k.beta2 * v + k.c2 * (h * h);
         let u = if k.rectify != 0.0 {
@@ -160,7 +135,7 @@ impl Element<Coefficients, 2> for RAdamConfig {
         } else {
             m
         };
-        (decay.decayed(k.rho, theta) - k.a * u, [m, v])
+        (theta - k.a * u, [m, v])
     }
 }
 
@@ -172,10 +147,7 @@ impl KnownRule for RAdamConfig {
         }),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        if self.form != AdamForm::EpsilonHat {
-            return None;
-        }
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        self.form == AdamForm::EpsilonHat
     }
 }

@@ -1,8 +1,7 @@
 //! RMSprop.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass, larger};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, larger, shader};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -37,44 +36,29 @@ config! {
     /// ```
     pub struct RmsPropConfig, built by RmsPropConfigBuilder {
         /// Decay of the averages, at most one.
-        alpha: f64,
+        alpha: f64 = 0.99,
         /// Keeps the denominator from zero.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Whether epsilon is added under the root, as in optax and Keras, or to it, as in PyTorch.
-        eps_in_sqrt: bool,
+        eps_in_sqrt: bool = false,
         /// Momentum, at most one; zero, the default, keeps no buffer.
-        momentum: f64,
+        momentum: f64 = 0.0,
         /// Nesterov's look-ahead, as optax has it. Needs momentum.
-        nesterov: bool,
+        nesterov: bool = false,
         /// Whether the momentum buffer holds updates, as in optax and Keras, or what the learning rate multiplies, as in
         /// PyTorch: it makes a difference once the learning rate changes.
-        lr_inside: bool,
+        lr_inside: bool = false,
         /// Divides by the deviation of the gradient instead of its root mean square.
-        centered: bool,
+        centered: bool = false,
         /// The first value of `square_avg`.
-        initial_square_avg: f64,
+        initial_square_avg: f64 = 0.0,
     }
+
+    /// PyTorch's `RMSprop`: alpha 0.99, eps 1e-8 beside the root, no momentum.
+    pub const fn builder(lr);
 }
 
 impl RmsPropConfig {
-    /// PyTorch's `RMSprop`: alpha 0.99, eps 1e-8 beside the root, no momentum.
-    pub const fn builder(lr: f64) -> RmsPropConfigBuilder {
-        RmsPropConfigBuilder::new(Self {
-            lr,
-            alpha: 0.99,
-            eps: 1e-8,
-            eps_in_sqrt: false,
-            momentum: 0.0,
-            nesterov: false,
-            lr_inside: false,
-            centered: false,
-            initial_square_avg: 0.0,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     /// optax's `rmsprop`: alpha 0.9, eps 1e-8 under the root, the learning rate inside.
     pub const fn optax(lr: f64) -> RmsPropConfigBuilder {
         Self::builder(lr)
@@ -105,14 +89,14 @@ impl RmsPropConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, alpha, c, eps, mu, lr, rho,
+        alpha, c, eps, mu, lr,
     }
 }
 
 impl ElementRule for RmsPropConfig {
     type K = Coefficients;
-    const STEM: &'static str = "rmsprop";
-    const WGSL: &'static str = include_str!("../../shaders/rules/rmsprop.wgsl");
+    shader!("rmsprop");
+    const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {
         [
@@ -141,33 +125,26 @@ impl ElementRule for RmsPropConfig {
         }
     }
 
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
     fn momentum(&mut self) -> Momentum<'_> {
         Momentum::Buffered(&mut self.momentum)
     }
 
-    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             alpha: self.alpha,
             c: 1.0 - self.alpha,
             eps: self.eps,
             mu: self.momentum,
             lr: self.lr,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
         match (self.momentum != 0.0, self.centered) {
-            (false, false) => pass.over::<_, 1, _>(RmsProp::<false, false>(*self)),
-            (true, false) => pass.over::<_, 2, _>(RmsProp::<true, false>(*self)),
-            (false, true) => pass.over::<_, 2, _>(RmsProp::<false, true>(*self)),
-            (true, true) => pass.over::<_, 3, _>(RmsProp::<true, true>(*self)),
+            (false, false) => pass.over::<_, 1>(RmsProp::<false, false>(*self)),
+            (true, false) => pass.over::<_, 2>(RmsProp::<true, false>(*self)),
+            (false, true) => pass.over::<_, 2>(RmsProp::<false, true>(*self)),
+            (true, true) => pass.over::<_, 3>(RmsProp::<true, true>(*self)),
         }
     }
 }
@@ -180,16 +157,14 @@ impl<const SLOTS: usize, const MOMENTUM: bool, const CENTERED: bool> Element<Coe
     for RmsProp<MOMENTUM, CENTERED>
 {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
+    fn update(
         self,
         k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
         theta: f32,
-        g: f32,
+        h: f32,
         mut slots: [f32; SLOTS],
     ) -> (f32, [f32; SLOTS]) {
         let config = self.0;
-        let h = decay.direction(k.lambda, theta, g);
         let s = k.alpha * slots[0] + k.c * (h * h);
         slots[0] = s;
         let mut w = s;
@@ -216,7 +191,7 @@ impl<const SLOTS: usize, const MOMENTUM: bool, const CENTERED: bool> Element<Coe
                 u *= k.lr;
             }
         }
-        (decay.decayed(k.rho, theta) - u, slots)
+        (theta - u, slots)
     }
 }
 
@@ -227,10 +202,7 @@ impl KnownRule for RmsPropConfig {
         RulePreset::new("rmsprop", "keras", |lr| Self::keras(lr).into()),
     ];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        if self.eps_in_sqrt || self.nesterov || (self.lr_inside && self.momentum != 0.0) {
-            return None;
-        }
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        !self.eps_in_sqrt && !self.nesterov && (self.momentum == 0.0 || !self.lr_inside)
     }
 }

@@ -1,8 +1,7 @@
 //! Rprop: steps whose size follows from whether the gradient keeps its sign.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Pass, sign, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, sign, started};
 use super::error::{check_held, check_range, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
 
@@ -33,31 +32,20 @@ config! {
     /// ```
     pub struct RpropConfig, built by RpropConfigBuilder {
         /// By what a step shrinks whose gradient changes its sign, above zero and at most one.
-        eta_minus: f64,
+        eta_minus: f64 = 0.5,
         /// By what a step grows whose gradient keeps its sign, at least one.
-        eta_plus: f64,
+        eta_plus: f64 = 1.2,
         /// The least size of a step.
-        step_size_min: f64,
+        step_size_min: f64 = 1e-6,
         /// The largest size of a step.
-        step_size_max: f64,
+        step_size_max: f64 = 50.0,
     }
+
+    /// PyTorch's `Rprop`: etas 0.5 and 1.2, sizes from 1e-6 to 50.
+    pub const fn builder(lr);
 }
 
 impl RpropConfig {
-    /// PyTorch's `Rprop`: etas 0.5 and 1.2, sizes from 1e-6 to 50.
-    pub const fn builder(lr: f64) -> RpropConfigBuilder {
-        RpropConfigBuilder::new(Self {
-            lr,
-            eta_minus: 0.5,
-            eta_plus: 1.2,
-            step_size_min: 1e-6,
-            step_size_max: 50.0,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_range("eta_minus", self.eta_minus, 1.0)?;
         check_held("eta_minus", self.eta_minus, 1.0)?;
@@ -82,14 +70,14 @@ impl RpropConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, lr, eta_minus, eta_plus, least, most, rho,
+        lr, eta_minus, eta_plus, least, most,
     }
 }
 
 impl ElementRule for RpropConfig {
     type K = Coefficients;
-    const STEM: &'static str = "rprop";
-    const WGSL: &'static str = include_str!("../../shaders/rules/rprop.wgsl");
+    shader!("rprop");
+    const IS_STATIONARY: bool = true;
 
     fn slots(&self) -> Slots {
         [
@@ -99,21 +87,14 @@ impl ElementRule for RpropConfig {
         .into()
     }
 
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
-    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             lr: self.lr,
             eta_minus: self.eta_minus,
             eta_plus: self.eta_plus,
             least: self.step_size_min,
             most: self.step_size_max,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -123,15 +104,13 @@ impl ElementRule for RpropConfig {
 
 impl Element<Coefficients, 2> for RpropConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
+    fn update(
         self,
         k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
         theta: f32,
-        g: f32,
+        h: f32,
         [prev, size]: [f32; 2],
     ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
         let agreement = sign(h) * sign(prev);
         let size = started(size, k.lr);
         let factor = if agreement > 0.0 {
@@ -145,7 +124,7 @@ impl Element<Coefficients, 2> for RpropConfig {
         let size = if size < k.least { k.least } else { size };
         let size = if size > k.most { k.most } else { size };
         let d = if agreement < 0.0 { 0.0 } else { h };
-        (decay.decayed(k.rho, theta) - sign(d) * size, [d, size])
+        (theta - sign(d) * size, [d, size])
     }
 }
 
@@ -154,7 +133,7 @@ impl KnownRule for RpropConfig {
         Self::builder(lr).into()
     })];
 
-    fn pytorch_scalars(&self, applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        Some(vec![("step", applied_steps as f64)])
+    fn is_pytorchs(&self) -> bool {
+        true
     }
 }

@@ -170,8 +170,10 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Names kernels and labels: `wgpu_optim.STEM`. An identifier of WGSL.
     fn stem(&self) -> &'static str;
 
-    /// Every slot that the rule may keep, in a fixed order.
-    fn slots(&self) -> Slots;
+    /// Every slot that the rule may keep, in a fixed order. By default there are none.
+    fn slots(&self) -> Slots {
+        [].into()
+    }
 
     /// Which terms this configuration has, by the names of WGSL overrides. One that is absent is compiled out. They do
     /// not change with the learning rate or the momentum. By default there are none.

@@ -1,8 +1,7 @@
 //! Schedule-free AdamW.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Pass, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, started};
 use super::error::{check_below_one, check_held};
 use super::schedule_free::{Rise, averaged, check_beta1};
 use super::{AdamForm, ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
@@ -41,41 +40,27 @@ config! {
     /// ```
     pub struct ScheduleFreeAdamWConfig, built by ScheduleFreeAdamWConfigBuilder {
         /// Where gradients are taken between `z`, at zero, and the average, at one; above zero.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Decay of `exp_avg_sq`, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-8,
         /// Steps over which the learning rate rises to `lr`.
-        warmup_steps: u64,
+        warmup_steps: u64 = 0,
         /// Whether it rises from zero: step `t` of the warm-up is made with `lr*(t - 1)/warmup_steps`, as in optax, and not
         /// with `lr*t/warmup_steps`, as in the package schedulefree. It weighs as the latter in both.
-        warmup_from_zero: bool = default,
+        warmup_from_zero: bool = true; else default,
         /// Where epsilon sits: beside the corrected root, or, with [`AdamForm::EpsilonHat`], beside the root as it is, and the
         /// correction in the learning rate.
-        form: AdamForm = default,
+        form: AdamForm = AdamForm::Corrected; else default,
     }
+
+    /// optax's `schedule_free_adamw`: betas 0.9 and 0.999, eps 1e-8, no warm-up; its weight decay is decoupled, zero by
+    /// default.
+    pub const fn builder(lr) where decoupled_weight_decay = 0.0;
 }
 
 impl ScheduleFreeAdamWConfig {
-    /// optax's `schedule_free_adamw`: betas 0.9 and 0.999, eps 1e-8, no warm-up; its weight decay is decoupled, zero by
-    /// default.
-    pub const fn builder(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
-        ScheduleFreeAdamWConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            warmup_steps: 0,
-            warmup_from_zero: true,
-            form: AdamForm::Corrected,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-        .decoupling(0.0)
-    }
-
     /// `AdamWScheduleFree` of facebookresearch's package schedulefree: the same with a warm-up that starts at
     /// `lr/warmup_steps`.
     pub const fn schedulefree(lr: f64) -> ScheduleFreeAdamWConfigBuilder {
@@ -105,14 +90,13 @@ impl ScheduleFreeAdamWConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta2, c2, r, eps, mu, keep, c, a, b, rho,
+        beta2, c2, r, eps, mu, keep, c, a, b,
     }
 }
 
 impl ElementRule for ScheduleFreeAdamWConfig {
     type K = Coefficients;
-    const STEM: &'static str = "schedule_free_adamw";
-    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_adamw.wgsl");
+    shader!("schedule_free_adamw");
 
     fn slots(&self) -> Slots {
         [
@@ -122,7 +106,7 @@ impl ElementRule for ScheduleFreeAdamWConfig {
         .into()
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps.saturating_add(1);
         let (r, corrected_by) = match self.form {
             AdamForm::Corrected => (1.0 / (1.0 - self.beta2.powf(t as f64)), 0.0),
@@ -136,7 +120,6 @@ impl ElementRule for ScheduleFreeAdamWConfig {
         let (rate, c) = rise.at(t);
         let lr = self.lr * rate;
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta2: self.beta2,
             c2: 1.0 - self.beta2,
             r,
@@ -146,9 +129,12 @@ impl ElementRule for ScheduleFreeAdamWConfig {
             c,
             a: lr * (1.0 - self.beta1 * (1.0 - c)),
             b: lr,
-            rho: 1.0,
         }
-        .cast()
+    }
+
+    /// The decoupled decay is in the update.
+    fn rho(&self) -> f64 {
+        1.0
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -158,15 +144,7 @@ impl ElementRule for ScheduleFreeAdamWConfig {
 
 impl Element<Coefficients, 2> for ScheduleFreeAdamWConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [z, v]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [z, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let v = k.beta2 * v + k.c2 * (h * h);
         let mut d = h / ((k.r * v).sqrt() + k.eps);
         if self.decoupled_weight_decay != 0.0 {

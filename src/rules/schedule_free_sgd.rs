@@ -1,8 +1,7 @@
 //! Schedule-free SGD.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Pass, started};
+use super::elementwise::{Element, ElementRule, Pass, shader, started};
 use super::error::unsupported;
 use super::schedule_free::{Rise, averaged, check_beta1};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots, Start};
@@ -42,29 +41,19 @@ config! {
     /// ```
     pub struct ScheduleFreeSgdConfig, built by ScheduleFreeSgdConfigBuilder {
         /// Where gradients are taken between `z`, at zero, and the average, at one; above zero.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// Steps over which the learning rate rises to `lr`.
-        warmup_steps: u64,
+        warmup_steps: u64 = 0,
         /// Whether it rises from zero: step `t` of the warm-up is made with `lr*(t - 1)/warmup_steps`, as in optax, and not
         /// with `lr*t/warmup_steps`, as in the package schedulefree. It weighs as the latter in both.
-        warmup_from_zero: bool = default,
+        warmup_from_zero: bool = true; else default,
     }
+
+    /// optax's `schedule_free_sgd`: beta1 0.9, no warm-up.
+    pub const fn builder(lr);
 }
 
 impl ScheduleFreeSgdConfig {
-    /// optax's `schedule_free_sgd`: beta1 0.9, no warm-up.
-    pub const fn builder(lr: f64) -> ScheduleFreeSgdConfigBuilder {
-        ScheduleFreeSgdConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            warmup_steps: 0,
-            warmup_from_zero: true,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     /// `SGDScheduleFree` of facebookresearch's package schedulefree: the same with a warm-up that starts at
     /// `lr/warmup_steps`.
     pub const fn schedulefree(lr: f64) -> ScheduleFreeSgdConfigBuilder {
@@ -94,20 +83,19 @@ impl ScheduleFreeSgdConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, keep, c, a, b, rho,
+        keep, c, a, b,
     }
 }
 
 impl ElementRule for ScheduleFreeSgdConfig {
     type K = Coefficients;
-    const STEM: &'static str = "schedule_free_sgd";
-    const WGSL: &'static str = include_str!("../../shaders/rules/schedule_free_sgd.wgsl");
+    shader!("schedule_free_sgd");
 
     fn slots(&self) -> Slots {
         [Slot::new("z").starting(Start::Params)].into()
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps.saturating_add(1);
         let rise = Rise {
             warmup_steps: self.warmup_steps,
@@ -117,14 +105,11 @@ impl ElementRule for ScheduleFreeSgdConfig {
         let (rate, c) = rise.at(t);
         let lr = self.lr * rate;
         Coefficients {
-            lambda: self.coupled_weight_decay,
             keep: 1.0 - c,
             c,
             a: lr * (1.0 - self.beta1 * (1.0 - c)),
             b: lr,
-            rho: 1.0,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -134,15 +119,7 @@ impl ElementRule for ScheduleFreeSgdConfig {
 
 impl Element<Coefficients, 1> for ScheduleFreeSgdConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [z]: [f32; 1],
-    ) -> (f32, [f32; 1]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [z]: [f32; 1]) -> (f32, [f32; 1]) {
         let z = started(z, theta);
         (k.keep * theta + k.c * z - k.a * h, [z - k.b * h])
     }

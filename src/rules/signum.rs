@@ -1,8 +1,7 @@
 //! Signum and signSGD: the sign of the gradient, or of its average.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::check_below_one;
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -30,22 +29,14 @@ config! {
     /// ```
     pub struct SignumConfig, built by SignumConfigBuilder {
         /// Decay of the average, below one; zero keeps none.
-        momentum: f64,
+        momentum: f64 = 0.9,
     }
+
+    /// Signum with the paper's momentum of 0.9.
+    pub const fn builder(lr);
 }
 
 impl SignumConfig {
-    /// Signum with the paper's momentum of 0.9.
-    pub const fn builder(lr: f64) -> SignumConfigBuilder {
-        SignumConfigBuilder::new(Self {
-            lr,
-            momentum: 0.9,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     /// signSGD: no momentum. optax's `sign_sgd`.
     pub const fn sign_sgd(lr: f64) -> SignumConfigBuilder {
         Self::builder(lr).momentum(0.0)
@@ -58,14 +49,14 @@ impl SignumConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, mu, c, lr, rho,
+        mu, c, lr,
     }
 }
 
 impl ElementRule for SignumConfig {
     type K = Coefficients;
-    const STEM: &'static str = "signum";
-    const WGSL: &'static str = include_str!("../../shaders/rules/signum.wgsl");
+    shader!("signum");
+    const IS_STATIONARY: bool = true;
 
     fn stem(&self) -> &'static str {
         match self.momentum {
@@ -82,60 +73,38 @@ impl ElementRule for SignumConfig {
         vec![("HAS_MOMENTUM", self.momentum != 0.0)]
     }
 
-    fn phase(&self, _applied_steps: u64) -> u64 {
-        0
-    }
-
     fn momentum(&mut self) -> Momentum<'_> {
         Momentum::Buffered(&mut self.momentum)
     }
 
-    fn coefficients(&self, _applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, _applied_steps: u64) -> Coefficients<f64> {
         Coefficients {
-            lambda: self.coupled_weight_decay,
             mu: self.momentum,
             c: 1.0 - self.momentum,
             lr: self.lr,
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
         match self.momentum {
-            0.0 => pass.over::<_, 0, _>(*self),
-            _ => pass.over::<_, 1, _>(*self),
+            0.0 => pass.over::<_, 0>(*self),
+            _ => pass.over::<_, 1>(*self),
         }
     }
 }
 
 impl Element<Coefficients, 1> for SignumConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m]: [f32; 1],
-    ) -> (f32, [f32; 1]) {
-        let m = k.mu * m + k.c * decay.direction(k.lambda, theta, g);
-        (decay.decayed(k.rho, theta) - k.lr * sign(m), [m])
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m]: [f32; 1]) -> (f32, [f32; 1]) {
+        let m = k.mu * m + k.c * h;
+        (theta - k.lr * sign(m), [m])
     }
 }
 
 impl Element<Coefficients, 0> for SignumConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        []: [f32; 0],
-    ) -> (f32, [f32; 0]) {
-        let m = decay.direction(k.lambda, theta, g);
-        (decay.decayed(k.rho, theta) - k.lr * sign(m), [])
+    fn update(self, k: Coefficients, theta: f32, h: f32, []: [f32; 0]) -> (f32, [f32; 0]) {
+        (theta - k.lr * sign(h), [])
     }
 }
 

@@ -1,8 +1,7 @@
 //! Yogi: Adam whose second average moves by a bounded step.
 
 use super::config::{config, scalars};
-use super::decay::DecayTwin;
-use super::elementwise::{Element, ElementRule, Momentum, Pass, sign};
+use super::elementwise::{Element, ElementRule, Momentum, Pass, shader, sign};
 use super::error::{check_betas, check_held};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
@@ -32,31 +31,20 @@ config! {
     /// ```
     pub struct YogiConfig, built by YogiConfigBuilder {
         /// Decay of `exp_avg`, below one.
-        beta1: f64,
+        beta1: f64 = 0.9,
         /// One less the share of the square by which `exp_avg_sq` moves, below one.
-        beta2: f64,
+        beta2: f64 = 0.999,
         /// Added to the root.
-        eps: f64,
+        eps: f64 = 1e-3,
         /// The first value of both averages.
-        initial_accumulator_value: f64,
+        initial_accumulator_value: f64 = 1e-6,
     }
+
+    /// optax's `yogi`: betas 0.9 and 0.999, eps 1e-3, averages from 1e-6.
+    pub const fn builder(lr);
 }
 
 impl YogiConfig {
-    /// optax's `yogi`: betas 0.9 and 0.999, eps 1e-3, averages from 1e-6.
-    pub const fn builder(lr: f64) -> YogiConfigBuilder {
-        YogiConfigBuilder::new(Self {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-3,
-            initial_accumulator_value: 1e-6,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-        })
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         check_betas(self.beta1, self.beta2)?;
         check_held("eps", self.eps, 1.0)?;
@@ -70,14 +58,13 @@ impl YogiConfig {
 
 scalars! {
     struct Coefficients {
-        lambda, beta1, c1, c2, r, eps, a, rho,
+        beta1, c1, c2, r, eps, a,
     }
 }
 
 impl ElementRule for YogiConfig {
     type K = Coefficients;
-    const STEM: &'static str = "yogi";
-    const WGSL: &'static str = include_str!("../../shaders/rules/yogi.wgsl");
+    shader!("yogi");
 
     fn slots(&self) -> Slots {
         let start = self.initial_accumulator_value as f32;
@@ -92,19 +79,16 @@ impl ElementRule for YogiConfig {
         Momentum::Beta1(&mut self.beta1)
     }
 
-    fn coefficients(&self, applied_steps: u64) -> Coefficients {
+    fn coefficients(&self, applied_steps: u64) -> Coefficients<f64> {
         let t = applied_steps as f64 + 1.0;
         Coefficients {
-            lambda: self.coupled_weight_decay,
             beta1: self.beta1,
             c1: 1.0 - self.beta1,
             c2: 1.0 - self.beta2,
             r: 1.0 / (1.0 - self.beta2.powf(t)),
             eps: self.eps,
             a: self.lr / (1.0 - self.beta1.powf(t)),
-            rho: 1.0 - self.lr * self.decoupled_weight_decay,
         }
-        .cast()
     }
 
     fn step(&self, pass: Pass<'_, '_>) {
@@ -114,20 +98,12 @@ impl ElementRule for YogiConfig {
 
 impl Element<Coefficients, 2> for YogiConfig {
     #[inline(always)]
-    fn update<const LAMBDA: bool>(
-        self,
-        k: Coefficients,
-        decay: DecayTwin<LAMBDA>,
-        theta: f32,
-        g: f32,
-        [m, v]: [f32; 2],
-    ) -> (f32, [f32; 2]) {
-        let h = decay.direction(k.lambda, theta, g);
+    fn update(self, k: Coefficients, theta: f32, h: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
         let m = k.beta1 * m + k.c1 * h;
         let square = h * h;
         let v = v - k.c2 * (sign(v - square) * square);
         let update = k.a * (m / ((k.r * v).sqrt() + k.eps));
-        (decay.decayed(k.rho, theta) - update, [m, v])
+        (theta - update, [m, v])
     }
 }
 

@@ -33,39 +33,34 @@ fn mistakes_are_named_and_the_next_step_works() {
     let param = || "matrix".to_owned();
 
     let half = tensor(&grad, MATRIX, &inner).cast(FloatDType::F16);
-    let error = optimizer
-        .step(0.1, module.clone(), with_matrix(&module, half))
-        .unwrap_err();
-    let expected = StepError::DType {
+    let transposed = tensor(&grad, [MATRIX[1], MATRIX[0]], &inner);
+    let other = other_device(setup);
+    let elsewhere = tensor(&grad, MATRIX, &other);
+    let of_dtype = StepError::DType {
         param: param(),
         role: "grads",
         actual: DType::F16,
     };
-    assert_eq!(error, expected);
-
-    let transposed = tensor(&grad, [MATRIX[1], MATRIX[0]], &inner);
-    let error = optimizer
-        .step(0.1, module.clone(), with_matrix(&module, transposed))
-        .unwrap_err();
-    let expected = StepError::Shape {
+    let of_shape = StepError::Shape {
         param: param(),
         expected: MATRIX.into(),
         actual: vec![MATRIX[1], MATRIX[0]],
     };
-    assert_eq!(error, expected);
-
-    let other = other_device(setup);
-    let elsewhere = tensor(&grad, MATRIX, &other);
-    let error = optimizer
-        .step(0.1, module.clone(), with_matrix(&module, elsewhere))
-        .unwrap_err();
-    let expected = StepError::Device {
+    let of_device = StepError::Device {
         param: param(),
         role: "grads",
         expected: format!("{inner:?}"),
         actual: format!("{other:?}"),
     };
-    assert_eq!(error, expected);
+    for (grad, expected) in [
+        (half, of_dtype),
+        (transposed, of_shape),
+        (elsewhere, of_device),
+    ] {
+        let grads = with_matrix(&module, grad);
+        let error = optimizer.step(0.1, module.clone(), grads).unwrap_err();
+        assert_eq!(error, expected);
+    }
     let moved = module.clone().fork(&other.clone().autodiff());
     let (grads, _) = module.grads(0);
     let error = optimizer.step(0.1, moved, grads).unwrap_err();

@@ -15,9 +15,9 @@ use burn::backend::wgpu::WgpuSetup;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Shape, Tensor, TensorData};
-use wgpu_optim_burn::SharedDevice;
 use wgpu_optim_burn::wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim_burn::wgpu_optim::{AdamConfig, AnyRule, SgdConfig};
+use wgpu_optim_burn::{Init as _, ModuleOptimizer, SharedDevice};
 
 /// burn's device with autodiff, and what is shared of it.
 fn gpu() -> &'static (Device, SharedDevice, WgpuSetup) {
@@ -126,6 +126,16 @@ impl Odd {
         }
         (grads, host)
     }
+}
+
+/// For each rule an optimizer, a module that it is to step, and its oracles.
+fn runs() -> impl Iterator<Item = (AnyRule, ModuleOptimizer<AnyRule>, Odd, Oracles)> {
+    let (device, shared, _) = gpu();
+    rules().into_iter().map(move |rule| {
+        let module = Odd::new(device);
+        let oracles = Oracles::new(&module);
+        (rule.clone(), rule.init(shared), module, oracles)
+    })
 }
 
 /// An oracle for each tensor of a module.

@@ -5,15 +5,11 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use wgpu_optim_burn::{Copied, Init as _};
 
-use crate::{Odd, Oracles, gpu, host, momentum, rules, subtraction, tensor, values};
+use crate::{Odd, gpu, host, momentum, runs, subtraction, tensor, values};
 
 #[test]
 fn clones_keep_their_values() {
-    let (device, shared, _) = gpu();
-    for rule in rules() {
-        let mut module = Odd::new(device);
-        let mut oracles = Oracles::new(&module);
-        let mut optimizer = rule.clone().init(shared);
+    for (rule, mut optimizer, mut module, mut oracles) in runs() {
         for step in 0..4 {
             let before = module.host();
             let (grads, on_host) = module.grads(step);

@@ -5,15 +5,11 @@ use burn::optim::GradientsParams;
 use wgpu_optim_burn::wgpu_optim::{ParamGroups, Rule as _};
 use wgpu_optim_burn::{Copied, Init as _, ModuleOptimizer};
 
-use crate::{Odd, Oracles, gpu, host, momentum, rules, subtraction, values};
+use crate::{Odd, gpu, host, momentum, runs, subtraction, values};
 
 #[test]
 fn every_element_is_within_the_bound_and_nothing_is_copied() {
-    let (device, shared, _) = gpu();
-    for rule in rules() {
-        let mut module = Odd::new(device);
-        let mut oracles = Oracles::new(&module);
-        let mut optimizer = rule.clone().init(shared);
+    for (rule, mut optimizer, mut module, mut oracles) in runs() {
         for step in 0..4 {
             let lr = [0.1, 0.03, 0.0, 0.2][step];
             let (grads, on_host) = module.grads(1000 * step as u64);
@@ -52,11 +48,7 @@ fn small_tensors_share_dispatches() {
 
 #[test]
 fn a_parameter_without_a_gradient_is_left_as_it_is() {
-    let (device, shared, _) = gpu();
-    for rule in rules() {
-        let mut module = Odd::new(device);
-        let mut oracles = Oracles::new(&module);
-        let mut optimizer = rule.clone().init(shared);
+    for (rule, mut optimizer, mut module, mut oracles) in runs() {
         // The matrix joins at the second step, the vectors sit out the third.
         for step in 0..5 {
             let (mut grads, mut on_host) = module.grads(step);

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::model::{Model, Tensor, Workspace};
+use crate::refusals::line;
 #[cfg(target_os = "linux")]
 use crate::running::Running;
 use crate::{wgpu_optim, without_driver};
@@ -238,16 +239,7 @@ fn every_path_is_measured_with_an_adapter_and_without() {
 #[test]
 fn every_adapter_is_measured_beside_the_others() {
     let mut bench = wgpu_optim();
-    bench.args([
-        "bench",
-        "--numel",
-        "1K",
-        "--seconds",
-        "0",
-        "--form",
-        "nesterov",
-        "--all-adapters",
-    ]);
+    bench.args("bench --numel 1K --seconds 0 --form nesterov --all-adapters".split(' '));
     let found = report(&mut bench);
     let adapters = found["adapters"].as_array().unwrap();
     let devices: BTreeSet<_> = rows(&found)
@@ -299,15 +291,7 @@ fn any_rule_is_measured_in_any_number_of_tensors() {
 fn a_rule_is_measured_as_it_was_typed() {
     let mut bench = wgpu_optim();
     bench
-        .args([
-            "bench",
-            "--seconds",
-            "0",
-            "--numel",
-            "1K",
-            "--rule",
-            "adamw",
-        ])
+        .args("bench --seconds 0 --numel 1K --rule adamw".split(' '))
         .args(["--preset", "keras", "--amsgrad", "--lr", "0.01"]);
     let found = report(&mut bench);
     for row in rows(&found) {
@@ -369,21 +353,9 @@ fn a_model_is_measured_in_its_own_dtypes() {
     ]);
     model.write(&workspace.path("model"));
     let bench = |args: &[&str]| {
-        let mut command = wgpu_optim();
-        command
-            .current_dir(workspace.path(""))
-            .args([
-                "bench",
-                "--model",
-                "model",
-                "--seconds",
-                "0",
-                "--device",
-                "cpu",
-            ])
-            .args(["--form", "heavy-ball"])
-            .args(args);
-        let found = report(&mut command);
+        let mut command =
+            workspace.command("bench --model model --seconds 0 --device cpu --form heavy-ball");
+        let found = report(command.args(args));
         let note = "1 tensors of model are left out: not F32, BF16 or F16";
         assert!(found["notes"].as_array().unwrap().contains(&note.into()));
         let twins = rows(&found).iter().filter(|row| row["path"] == "cpu-twin");
@@ -537,15 +509,9 @@ fn what_cannot_be_measured_is_refused_before_anything_is() {
         &["--compare", "text"],
     ];
     for args in cases {
-        let mut bench = wgpu_optim();
-        bench
-            .current_dir(workspace.path(""))
-            .arg("bench")
-            .args(args);
-        let output = bench.output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let output = workspace.command("bench").args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        line(&output, 2);
     }
     assert_eq!(fs::read_dir(workspace.path("")).unwrap().count(), 2);
 }
@@ -554,11 +520,8 @@ fn what_cannot_be_measured_is_refused_before_anything_is() {
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
     let workspace = Workspace::new();
-    let mut bench = wgpu_optim();
-    bench
-        .current_dir(workspace.path(""))
-        .args(["bench", "--device", "cpu", "--numel", "64K"])
-        .args(["--seconds", "600", "--csv", "a.csv", "--plot", "a.svg"]);
+    let bench =
+        workspace.command("bench --device cpu --numel 64K --seconds 600 --csv a.csv --plot a.svg");
     let bench = Running::start(&bench, workspace.path("").as_path());
     bench.signal("INT");
     let output = bench.wait();

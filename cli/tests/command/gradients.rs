@@ -168,6 +168,8 @@ fn what_is_not_finite_is_applied_where_that_is_asked_for() {
 #[test]
 fn a_step_that_would_leave_what_is_not_finite_is_refused_skipped_or_applied() {
     let f32_of = |value| (Dtype::F32, value, 1.0);
+    let f16 = (Dtype::F16, 60_000.0, 1.0);
+    let bf16 = (Dtype::BF16, 3.38e38, 1.0);
     for (args, (dtype, param, other), grad, left) in [
         // The square is infinite, and the element would never move again.
         ("--lr 0.1 --rule adam", f32_of(1.0), 1e21, "exp_avg_sq"),
@@ -179,30 +181,10 @@ fn a_step_that_would_leave_what_is_not_finite_is_refused_skipped_or_applied() {
         ),
         ("--lr 1e38", f32_of(0.0), 10.0, "F32 parameters"),
         // Masters hold it, and what they are rounded to does not.
-        (
-            "--lr 1",
-            (Dtype::F16, 60_000.0, 1.0),
-            -6_000.0,
-            "F16 parameters",
-        ),
-        (
-            "--lr 1",
-            (Dtype::BF16, 3.38e38, 1.0),
-            -2.5e36,
-            "BF16 parameters",
-        ),
-        (
-            "--lr 1 --masters none",
-            (Dtype::F16, 60_000.0, 1.0),
-            -6_000.0,
-            "F16 parameters",
-        ),
-        (
-            "--lr 1 --repeat 2",
-            (Dtype::F16, 60_000.0, 1.0),
-            -3_000.0,
-            "F16 parameters",
-        ),
+        ("--lr 1", f16, -6_000.0, "F16 parameters"),
+        ("--lr 1", bf16, -2.5e36, "BF16 parameters"),
+        ("--lr 1 --masters none", f16, -6_000.0, "F16 parameters"),
+        ("--lr 1 --repeat 2", f16, -3_000.0, "F16 parameters"),
     ] {
         for device in DEVICES {
             let workspace = Workspace::new();

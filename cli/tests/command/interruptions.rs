@@ -2,13 +2,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command as Process, Output};
+use std::process::Command as Process;
 
 use wgpu_optim::files::{Dtype, Header};
 
 use crate::model::{Model, Tensor, Workspace};
+use crate::program;
+use crate::refusals::assert_refused;
 use crate::running::Running;
-use crate::{program, wgpu_optim};
 
 /// A workspace with a model of zeros that takes a while, but no space on the disk.
 fn large() -> Workspace {
@@ -57,10 +58,6 @@ fn files(workspace: &Workspace) -> Vec<(String, u64, String)> {
     files
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
 #[test]
 fn signals_end_it_with_their_exit_code() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
@@ -70,7 +67,7 @@ fn signals_end_it_with_their_exit_code() {
         running.signal(signal);
         let output = running.wait();
         assert_eq!(output.status.code(), Some(code), "{signal}: {output:?}");
-        assert_eq!(stderr(&output), "error: interrupted\n");
+        assert_eq!(output.stderr, b"error: interrupted\n");
         assert!(output.stdout.is_empty());
         assert_eq!(files(&workspace), before, "{signal}");
     }
@@ -100,18 +97,12 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
             file.set_len(if longer { bytes + 1 } else { 4096 }).unwrap();
             let before = files(&workspace);
             let output = running.wait();
-            assert_eq!(output.status.code(), Some(2), "{output:?}");
-            let stderr = stderr(&output);
             let how = if longer {
                 "it was changed"
             } else {
                 "it became shorter"
             };
-            assert!(
-                stderr.contains(&format!("cannot read {name}: {how}"))
-                    && stderr.lines().count() == 1,
-                "{stderr}"
-            );
+            assert_refused(&output, &[&format!("cannot read {name}: {how}")]);
             assert_eq!(files(&workspace), before);
         }
     }
@@ -121,31 +112,15 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
 #[test]
 fn of_two_runs_in_place_the_second_is_refused() {
     let in_place = |workspace: &Workspace, out_state: &str| {
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path(""))
-            .args([
-                "step",
-                "--device",
-                "cpu",
-                "--lr",
-                "0.1",
-                "--momentum",
-                "0.9",
-            ])
-            .args(["--params", "params", "--grads", "grads"])
-            .args(["--out-params", "params", "--out-state", out_state]);
+        let mut step = workspace.step_between("params", ["params", out_state]);
+        step.args(["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"]);
         step
     };
     let workspace = large();
     let first = Running::start_with_lock(&in_place(&workspace, "state 1"));
     let before = files(&workspace);
     let second = in_place(&workspace, "state 2").output().unwrap();
-    assert_eq!(second.status.code(), Some(2), "{second:?}");
-    let words = "params is being replaced by another run";
-    assert!(
-        stderr(&second).contains(words) && stderr(&second).lines().count() == 1,
-        "{second:?}"
-    );
+    assert_refused(&second, &["params is being replaced by another run"]);
     assert_eq!(files(&workspace), before);
     // Whoever only reads it may.
     let mut reader = workspace.step();
@@ -168,13 +143,8 @@ fn of_two_runs_in_place_the_second_is_refused() {
         fs::rename(workspace.path("other"), workspace.path(replaced)).unwrap();
         let before = files(&workspace);
         let output = running.wait();
-        assert_eq!(output.status.code(), Some(2), "{output:?}");
         // When it is read, or when it is to be replaced.
-        let words = format!("{replaced}: it was changed meanwhile");
-        assert!(
-            stderr(&output).contains(&words) && stderr(&output).lines().count() == 1,
-            "{output:?}"
-        );
+        assert_refused(&output, &[&format!("{replaced}: it was changed meanwhile")]);
         assert_eq!(files(&workspace), before);
         fs::rename(workspace.path("was"), workspace.path(replaced)).unwrap();
     }
@@ -208,12 +178,7 @@ fn an_output_that_cannot_be_replaced_takes_back_the_other() {
         fs::create_dir(workspace.path(blocked)).unwrap();
         let before = files(&workspace);
         let output = running.wait();
-        assert_eq!(output.status.code(), Some(2), "{output:?}");
-        let stderr = stderr(&output);
-        assert!(
-            stderr.contains(blocked) && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        assert_refused(&output, &[blocked]);
         assert_eq!(files(&workspace), before);
     }
 }
@@ -251,12 +216,7 @@ fn a_write_that_fails_anywhere_changes_nothing() {
     assert!(blocks > 15);
     for blocks in 0..blocks {
         let output = with_limit(blocks);
-        assert_eq!(output.status.code(), Some(2), "{blocks}: {output:?}");
-        let stderr = stderr(&output);
-        assert!(
-            stderr.contains("cannot write out_") && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        assert_refused(&output, &["cannot write out_"]);
         assert_eq!(workspace.snapshot(), before, "{blocks}");
     }
     let output = with_limit(blocks);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::benchmark::{report, rows};
 use crate::model::{Model, Tensor, Workspace};
+use crate::refusals::line;
 use crate::reports::json;
 use crate::{program, wgpu_optim};
 
@@ -19,13 +20,6 @@ fn limited_to(limits: &str, args: &[&str]) -> Command {
     let shell = format!("ulimit {limits} && exec \"$0\" \"$@\"");
     command.args(["-c", &shell]).arg(program()).args(args);
     command
-}
-
-fn line(output: &Output, code: i32) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    stderr
 }
 
 /// A model of a tensor in each of so many files, `NAME.index.json`.
@@ -172,15 +166,8 @@ fn base_kib() -> u64 {
 #[test]
 fn an_allocation_that_would_fail_is_not_tried() {
     let base = base_kib();
-    let bench = [
-        "--form",
-        "plain",
-        "--rule",
-        "amsgrad",
-        "--numel",
-        "1K,4M,64M",
-    ];
-    let bench = [&["bench", "--seconds", "0", "--hot-caches"], &bench[..]].concat();
+    let bench = "bench --seconds 0 --hot-caches --form plain --rule amsgrad --numel 1K,4M,64M";
+    let bench: Vec<_> = bench.split(' ').collect();
     let report = json(&with_memory(base + (300 << 10), &bench));
     let measured: BTreeSet<_> = rows(&report)
         .iter()

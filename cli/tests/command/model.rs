@@ -129,26 +129,46 @@ impl Workspace {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// A directory with `params` and `grads`.
+    pub fn with(params: &Model, grads: &Model) -> Self {
+        let workspace = Self::new();
+        params.write(&workspace.path("params"));
+        grads.write(&workspace.path("grads"));
+        workspace
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
+    /// The command with these arguments, started in the directory.
+    pub fn command(&self, line: &str) -> Command {
+        let mut command = wgpu_optim();
+        command.current_dir(self.0.path()).args(line.split(' '));
+        command
+    }
+
     /// `step` from `params` and `grads` to `out_params` and `out_state`, whatever state an earlier one has left there.
     pub fn step(&self) -> Command {
-        let mut command = wgpu_optim();
-        command.current_dir(self.0.path()).args([
-            "step",
-            "--params",
-            "params",
-            "--grads",
-            "grads",
-            "--out-params",
-            "out_params",
-            "--out-state",
-            "out_state",
-            "--overwrite-state",
-        ]);
-        command
+        let mut step = self.step_between("params", ["out_params", "out_state"]);
+        step.arg("--overwrite-state");
+        step
+    }
+
+    /// `step` from these parameters and `grads` to these outputs.
+    pub fn step_between(&self, params: &str, [out_params, out_state]: [&str; 2]) -> Command {
+        let mut step = self.command("step --grads grads");
+        step.args(["--params", params])
+            .args(["--out-params", out_params])
+            .args(["--out-state", out_state]);
+        step
+    }
+
+    /// Makes the outputs of a step the inputs of the next.
+    pub fn go_on(&self) {
+        for (output, input) in [("out_params", "params"), ("out_state", "state")] {
+            fs::rename(self.path(output), self.path(input)).unwrap();
+        }
     }
 
     /// Every file with its content.

@@ -5,6 +5,8 @@ use std::fs;
 use wgpu_optim::files::Header;
 
 use crate::model::{Model, Tensor, Workspace, values};
+#[cfg(unix)]
+use crate::refusals::assert_refused;
 use crate::{DEVICES, wgpu_optim};
 
 /// Parameters with metadata in an order of their own, and gradients for all but one tensor.
@@ -40,6 +42,9 @@ fn model() -> Workspace {
     Model::new(grads).write(&workspace.path("grads"));
     workspace
 }
+
+#[cfg(target_os = "linux")]
+const IN_PLACE: &str = "step --device cpu --lr 0.1 --params params --grads grads --out-params params --out-state state";
 
 fn step(workspace: &Workspace, device: &str, args: &[&str]) -> std::process::Output {
     let mut step = workspace.step();
@@ -139,24 +144,9 @@ fn one_file_under_two_names_is_refused() {
     symlink("circle", workspace.path("circle")).unwrap();
     let before = workspace.snapshot();
     let refused = |out_params: &str, out_state: &str, word: &str| {
-        let output = wgpu_optim()
-            .current_dir(workspace.path(""))
-            .args([
-                "step", "--device", "cpu", "--params", "params", "--grads", "grads", "--lr", "0.1",
-            ])
-            .args(["--out-params", out_params, "--out-state", out_state])
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            output.status.code(),
-            Some(2),
-            "{out_params} {out_state}: {stderr}"
-        );
-        assert!(
-            stderr.contains(word) && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        let mut step = workspace.step_between("params", [out_params, out_state]);
+        step.args(["--device", "cpu", "--lr", "0.1"]);
+        assert_refused(&step.output().unwrap(), &[word]);
         assert!(workspace.snapshot() == before, "{out_params} {out_state}");
     };
     let same = "--out-params and --out-state are the same file";
@@ -177,17 +167,10 @@ fn one_file_under_two_names_is_refused() {
     refused("out", "..", "not a file");
 
     let bench = |csv: &str, plot: &str| {
-        let mut bench = wgpu_optim();
-        bench
-            .current_dir(workspace.path(""))
-            .args(["bench", "--device", "cpu", "--numel", "1K"]);
-        let output = bench.args(["--csv", csv, "--plot", plot]).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(
-            stderr.contains("--csv and --plot are the same file"),
-            "{stderr}"
-        );
+        let mut bench = workspace.command("bench --device cpu --numel 1K");
+        bench.args(["--csv", csv, "--plot", plot]);
+        let words = "--csv and --plot are the same file";
+        assert_refused(&bench.output().unwrap(), &[words]);
         assert!(workspace.snapshot() == before);
     };
     bench("a.svg", "./a.svg");
@@ -239,27 +222,12 @@ fn an_output_in_place_of_another_input_is_refused() {
                 ];
                 files.retain(|(option, _)| *option != out && *option != input);
                 files.extend([(out, target.as_str()), (input, &read)]);
-                let mut step = wgpu_optim();
-                step.current_dir(workspace.path("")).args([
-                    "step",
-                    "--device",
-                    "cpu",
-                    "--lr",
-                    "0.1",
-                    "--momentum",
-                    "0.9",
-                ]);
+                let mut step = workspace.command("step --device cpu --lr 0.1 --momentum 0.9");
                 for (option, file) in files {
                     step.args([&format!("--{option}"), file]);
                 }
-                let output = step.output().unwrap();
-                let stderr = String::from_utf8(output.stderr).unwrap();
-                assert_eq!(output.status.code(), Some(2), "{out} {target}: {stderr}");
                 let words = format!("--{out} and --{input} are the same file, ");
-                assert!(
-                    stderr.contains(&words) && stderr.lines().count() == 1,
-                    "{stderr}"
-                );
+                assert_refused(&step.output().unwrap(), &[&words]);
                 assert!(workspace.snapshot() == before, "{out} {target}");
             }
         }
@@ -290,22 +258,13 @@ fn a_file_of_the_hugging_face_cache_is_not_replaced() {
     symlink(&links[0], workspace.path("link")).unwrap();
     let before = fs::read(&blob).unwrap();
     for path in [&links[0], &links[1], &blob, &workspace.path("link")] {
-        let mut step = wgpu_optim();
         let path = path.to_str().unwrap();
-        step.current_dir(workspace.path(""))
-            .args(["step", "--device", "cpu", "--lr", "0.1", "--grads", "grads"])
-            .args(["--params", path, "--out-state", "state", "--out-params"]);
+        let mut step = workspace.command("step --device cpu --lr 0.1 --grads grads");
+        step.args(["--params", path, "--out-state", "state", "--out-params"]);
         let mut elsewhere = step_like(&step);
-        let output = step.arg(path).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(
-            stderr.contains(&format!(
-                "cannot write {path}: it is a file of the Hugging Face cache"
-            )) && stderr.contains("write to a file outside of the cache")
-                && stderr.lines().count() == 1,
-            "{stderr}"
-        );
+        let refused = step.arg(path).output().unwrap();
+        let words = format!("cannot write {path}: it is a file of the Hugging Face cache");
+        assert_refused(&refused, &[&words, "write to a file outside of the cache"]);
         assert!(fs::read(&blob).unwrap() == before);
         assert!(links.iter().all(|link| link.is_symlink()));
         elsewhere.arg("out_params").assert().success();
@@ -339,26 +298,10 @@ fn what_is_no_file_is_no_output() {
         ("/dev/null", "but a device, a pipe or a socket"),
         (".", "not a file"),
     ] {
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path(""))
-            .args([
-                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
-            ])
-            .args([
-                "--grads",
-                "grads",
-                "--out-state",
-                "state",
-                "--out-params",
-                target,
-            ]);
+        let mut step = workspace.step_between("params", [target, "state"]);
+        step.args(["--device", "cpu", "--lr", "0.1"]);
         let output = step.output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{target}: {stderr}");
-        assert!(
-            stderr.contains(&format!("cannot write {target}")) && stderr.contains(words),
-            "{stderr}"
-        );
+        assert_refused(&output, &[&format!("cannot write {target}"), words]);
         assert!(
             output.stdout.is_empty() && workspace.snapshot() == before,
             "{target}"
@@ -378,17 +321,7 @@ fn a_step_that_is_made_succeeds_even_if_its_report_cannot_be_printed() {
             .unwrap();
         let output = std::process::Command::new(crate::program())
             .current_dir(workspace.path(""))
-            .args([
-                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
-            ])
-            .args([
-                "--grads",
-                "grads",
-                "--out-params",
-                "params",
-                "--out-state",
-                "state",
-            ])
+            .args(IN_PLACE.split(' '))
             .args(json)
             .stdout(full)
             .output()
@@ -405,11 +338,19 @@ fn a_step_that_is_made_succeeds_even_if_its_report_cannot_be_printed() {
     }
 }
 
-/// Entries of an access control list as Linux keeps it: kind, permissions, and who, where that is somebody by number.
+/// An access control list as Linux keeps it: kind, permissions, and who, where that is somebody by number. The owner, a
+/// user and the mask may write, the group may read, and others have these permissions.
 #[cfg(target_os = "linux")]
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+fn acl(user: u32, others: u16) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
     let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (kind, permissions, who) in entries {
+    for (kind, permissions, who) in [
+        (0x01_u16, 6_u16, NOBODY),
+        (0x02, 6, user),
+        (0x04, 4, NOBODY),
+        (0x10, 6, NOBODY),
+        (0x20, others, NOBODY),
+    ] {
         acl.extend(kind.to_le_bytes());
         acl.extend(permissions.to_le_bytes());
         acl.extend(who.to_le_bytes());
@@ -423,45 +364,19 @@ fn access_control_lists_and_attributes_are_kept() {
     use std::os::unix::fs::PermissionsExt as _;
 
     const ACL: &str = "system.posix_acl_access";
-    const NOBODY: u32 = u32::MAX;
     let workspace = model();
     let path = workspace.path("params");
     // One user may write and the group may not, which the group's bits of the mode do not say.
-    let list = acl(&[
-        (0x01, 6, NOBODY),
-        (0x02, 6, 1234),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 0, NOBODY),
-    ]);
+    let list = acl(1234, 0);
     xattr::set(&path, ACL, &list).unwrap();
     xattr::set(&path, "user.origin", b"a run").unwrap();
     // In this folder every new file gets a list that lets another user in.
-    let inherited = acl(&[
-        (0x01, 6, NOBODY),
-        (0x02, 6, 4321),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 4, NOBODY),
-    ]);
+    let inherited = acl(4321, 4);
     fs::write(workspace.path("state"), "of nobody else's").unwrap();
     fs::set_permissions(workspace.path("state"), fs::Permissions::from_mode(0o640)).unwrap();
     xattr::set(workspace.path(""), "system.posix_acl_default", &inherited).unwrap();
     for _ in 0..2 {
-        let mut step = wgpu_optim();
-        step.current_dir(workspace.path(""))
-            .args([
-                "step", "--device", "cpu", "--lr", "0.1", "--params", "params",
-            ])
-            .args([
-                "--grads",
-                "grads",
-                "--out-params",
-                "params",
-                "--out-state",
-                "state",
-            ]);
-        let output = step.output().unwrap();
+        let output = workspace.command(IN_PLACE).output().unwrap();
         assert!(
             output.status.success() && output.stderr.is_empty(),
             "{output:?}"

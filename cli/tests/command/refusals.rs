@@ -1,6 +1,7 @@
 //! Whatever is wrong: exit code 2, one clear line, and no file created or changed.
 
 use std::fs;
+use std::process::Output;
 
 use safetensors::Dtype;
 use wgpu_optim::AdamConfig;
@@ -11,18 +12,16 @@ use crate::{wgpu_optim, without_driver};
 
 /// A workspace in which a step would succeed, with outputs that are already there.
 fn good() -> Workspace {
-    let workspace = Workspace::new();
     let params = Model::new([
         ("a", Tensor::f32(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])),
         ("b", Tensor::f32(&[4], &[1.0; 4])),
         ("ids", Tensor::i64(&[1, 2])),
     ]);
-    params.write(&workspace.path("params"));
     let grads = Model::new([
         ("a", Tensor::f32(&[2, 3], &[1.0; 6])),
         ("b", Tensor::f32(&[4], &[1.0; 4])),
     ]);
-    grads.write(&workspace.path("grads"));
+    let workspace = Workspace::with(&params, &grads);
     workspace
         .step()
         .args(["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"])
@@ -31,6 +30,25 @@ fn good() -> Workspace {
     fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
     fs::write(workspace.path("out_params"), "precious").unwrap();
     workspace
+}
+
+/// The one line on stderr of a run that ended with this code.
+pub fn line(output: &Output, code: i32) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+/// The output of a run that has to have been refused with a line that holds all of `words`.
+#[track_caller]
+pub fn assert_refused(output: &Output, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{words:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not in {stderr}");
+    }
 }
 
 /// Runs a step, on the CPU if `args` do not say otherwise, that has to be refused with a line that holds all of `words`.
@@ -239,12 +257,7 @@ fn arguments() {
         &["--adapter", "--device cpu"],
     );
     let none = wgpu_optim().args(["step"]).output().unwrap();
-    assert_eq!(none.status.code(), Some(2));
-    let stderr = String::from_utf8(none.stderr).unwrap();
-    assert!(
-        stderr.contains("--params") && stderr.lines().count() == 1,
-        "{stderr}"
-    );
+    assert_refused(&none, &["--params"]);
 }
 
 #[test]
@@ -446,25 +459,9 @@ fn outputs_that_cannot_be_written() {
     let workspace = good();
     let step = |out_params: &str, out_state: &str, words: &[&str]| {
         let before = workspace.snapshot();
-        let output = wgpu_optim()
-            .current_dir(workspace.path(""))
-            .args([
-                "step", "--device", "cpu", "--params", "params", "--grads", "grads",
-            ])
-            .args([
-                "--lr",
-                "0.1",
-                "--out-params",
-                out_params,
-                "--out-state",
-                out_state,
-            ])
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
+        let mut step = workspace.step_between("params", [out_params, out_state]);
+        step.args(["--device", "cpu", "--lr", "0.1"]);
+        assert_refused(&step.output().unwrap(), words);
         assert_eq!(workspace.snapshot(), before);
     };
     step(
@@ -534,9 +531,7 @@ fn devices_that_are_not_there() {
     ] {
         let output = without_driver()
             .current_dir(workspace.path(""))
-            .args([
-                "step", "--params", "params", "--grads", "grads", "--lr", "0.1",
-            ])
+            .args("step --params params --grads grads --lr 0.1".split(' '))
             .args(["--out-params", "out_params", "--out-state", "out_state"])
             .args(args)
             .output()

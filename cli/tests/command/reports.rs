@@ -20,18 +20,16 @@ pub fn json(output: &std::process::Output) -> Value {
 
 #[test]
 fn step_reports_what_it_did() {
-    let workspace = Workspace::new();
     let params = Model::new([
         ("a", Tensor::f32(&[5], &[1.0; 5])),
         ("b", Tensor::f32(&[8], &[1.0; 8])),
         ("ids", Tensor::i64(&[1])),
     ]);
-    params.write(&workspace.path("params"));
     let grads = Model::new([
         ("a", Tensor::f32(&[5], &[1.0; 5])),
         ("b", Tensor::f32(&[8], &[1.0; 8])),
     ]);
-    grads.write(&workspace.path("grads"));
+    let workspace = Workspace::with(&params, &grads);
     for device in DEVICES {
         let mut step = workspace.step();
         step.args(["--device", device, "--lr", "0.1", "--momentum", "0.9"]);
@@ -62,15 +60,11 @@ fn step_reports_what_it_did() {
 
 #[test]
 fn auto_takes_the_cpu_twin_where_there_is_no_hardware_and_says_why() {
-    let workspace = Workspace::new();
     let model = Model::new([("a", Tensor::f32(&[1], &[1.0]))]);
-    model.write(&workspace.path("params"));
-    model.write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &model);
     let mut step = without_driver();
     step.current_dir(workspace.path(""))
-        .args([
-            "step", "--params", "params", "--grads", "grads", "--lr", "0.1", "--json",
-        ])
+        .args("step --params params --grads grads --lr 0.1 --json".split(' '))
         .args(["--out-params", "out_params", "--out-state", "out_state"]);
     let report = json(&step.output().unwrap());
     assert_eq!(report["backend"], "cpu");

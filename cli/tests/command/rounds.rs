@@ -10,6 +10,7 @@ use wgpu_optim::{AnyRule, RmsPropConfig, Rule as _, SgdConfig};
 
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
+use crate::refusals::assert_refused;
 use crate::shards::check_that_shards_are_one_model;
 use crate::sixteen_bits::check_as_bf16;
 
@@ -163,8 +164,7 @@ fn check_rule(device: &str, start: &Model, config: &AnyRule, flags: &str) {
         let counts: BTreeMap<String, u64> =
             serde_json::from_str(&metadata["applied_steps"]).unwrap();
         assert_eq!(counts, applied);
-        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
-        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+        workspace.go_on();
     }
 }
 
@@ -214,9 +214,7 @@ fn three_rounds_over_a_model_of_many_windows() {
     }
 
     // What `info` says that a step takes is what it takes.
-    let workspace = Workspace::new();
-    model.write(&workspace.path("params"));
-    model.write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &model);
     let json = |command: &mut assert_cmd::Command| -> serde_json::Value {
         let output = command.arg("--json").output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
@@ -241,33 +239,19 @@ fn three_rounds_over_the_model_in_wgpu_optim_test_model() {
     }
 }
 
-fn one_tensor(workspace: &Workspace) {
-    Model::new([("w", Tensor::f32(&[3], &[1.0, 2.0, 3.0]))]).write(&workspace.path("params"));
-    Model::new([("w", Tensor::f32(&[3], &[1.0, 0.0, -1.0]))]).write(&workspace.path("grads"));
+fn one_tensor() -> Workspace {
+    let model = |values: [f32; 3]| Model::new([("w", Tensor::f32(&[3], &values))]);
+    Workspace::with(&model([1.0, 2.0, 3.0]), &model([1.0, 0.0, -1.0]))
 }
 
 #[test]
 fn outputs_may_replace_inputs() {
     for device in DEVICES {
-        let workspace = Workspace::new();
-        one_tensor(&workspace);
+        let workspace = one_tensor();
         let step = |state: &[&str]| {
-            let mut command = crate::wgpu_optim();
-            command
-                .current_dir(workspace.path(""))
-                .args([
-                    "step",
-                    "--device",
-                    device,
-                    "--lr",
-                    "0.5",
-                    "--momentum",
-                    "0.5",
-                ])
-                .args(["--params", "params", "--grads", "grads"])
-                .args(["--out-params", "params", "--out-state", "state"])
-                .args(state);
-            command.assert().success();
+            let mut step = workspace.step_between("params", ["params", "state"]);
+            step.args(["--device", device, "--lr", "0.5", "--momentum", "0.5"]);
+            step.args(state).assert().success();
         };
         step(&[]);
         step(&["--state", "state"]);
@@ -284,15 +268,11 @@ fn a_fresh_start_over_a_state_is_refused() {
         ("state", "state"),
         ("s.safetensors.index.json", "s-00001-of-00001.safetensors"),
     ] {
-        let workspace = Workspace::new();
-        one_tensor(&workspace);
+        let workspace = one_tensor();
         let step = |args: &[&str]| {
-            let mut step = crate::wgpu_optim();
-            step.current_dir(workspace.path(""))
-                .args(["step", "--device", "cpu", "--lr", "0.5"])
-                .args(["--params", "params", "--grads", "grads"])
-                .args(["--out-params", "params", "--out-state", out_state]);
-            step.args(args).output().unwrap()
+            let mut step = workspace.step_between("params", ["params", out_state]);
+            step.args(["--device", "cpu", "--lr", "0.5"]).args(args);
+            step.output().unwrap()
         };
         let momentum = ["--momentum", "0.5"];
         let done = |args: &[&str]| {
@@ -304,21 +284,15 @@ fn a_fresh_start_over_a_state_is_refused() {
         for _ in 0..2 {
             assert!(step(&[]).status.success());
         }
-        one_tensor(&workspace);
+        fs::copy(one_tensor().path("params"), workspace.path("params")).unwrap();
         assert_eq!(done(&[]), 0.5);
         let before = workspace.snapshot();
         for rule in [&momentum[..], &["--rule", "adamw"], &[]] {
-            let output = step(rule);
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(2), "{stderr}");
             let words = format!(
                 "{out_state} is the state of 1 steps, which a fresh start would lose: --state {out_state} goes on from it, \
                  --overwrite-state starts afresh"
             );
-            assert!(
-                stderr.contains(&words) && stderr.lines().count() == 1,
-                "{stderr}"
-            );
+            assert_refused(&step(rule), &[&words]);
             assert!(workspace.snapshot() == before);
         }
         assert_eq!(done(&["--state", out_state]), -0.25);
@@ -347,20 +321,16 @@ fn a_state_beside_other_parameters_is_noted() {
             grads.tensors.remove("frozen");
             grads.write(&workspace.path("grads"));
             let step = |args: &[&str]| {
-                let mut step = crate::wgpu_optim();
-                step.current_dir(workspace.path(""))
-                    .args([
-                        "step",
-                        "--device",
-                        device,
-                        "--json",
-                        "--lr",
-                        "0.5",
-                        "--momentum",
-                        "0.5",
-                    ])
-                    .args(["--params", "params", "--grads", "grads"])
-                    .args(["--out-params", "params", "--out-state", state]);
+                let mut step = workspace.step_between("params", ["params", state]);
+                step.args([
+                    "--device",
+                    device,
+                    "--json",
+                    "--lr",
+                    "0.5",
+                    "--momentum",
+                    "0.5",
+                ]);
                 crate::reports::json(&step.args(args).output().unwrap())["notes"].clone()
             };
             let resume = ["--state", state];
@@ -399,8 +369,7 @@ fn a_state_beside_other_parameters_is_noted() {
 
 #[test]
 fn hyper_parameters_that_the_state_was_not_made_with_are_noted() {
-    let workspace = Workspace::new();
-    one_tensor(&workspace);
+    let workspace = one_tensor();
     let step = |args: &str| {
         let mut step = workspace.step();
         step.args(["--device", "cpu"]).args(args.split(' '));
@@ -410,8 +379,7 @@ fn hyper_parameters_that_the_state_was_not_made_with_are_noted() {
         for note in &notes {
             assert!(text.contains(&format!("note        {note}\n")), "{text}");
         }
-        fs::rename(workspace.path("out_params"), workspace.path("params")).unwrap();
-        fs::rename(workspace.path("out_state"), workspace.path("state")).unwrap();
+        workspace.go_on();
         notes
     };
     assert_eq!(step("--lr 0.5 --momentum 0.9"), [""; 0]);
@@ -435,8 +403,7 @@ fn hyper_parameters_that_the_state_was_not_made_with_are_noted() {
 #[test]
 fn repeat_applies_the_same_gradient_again() {
     for device in DEVICES {
-        let workspace = Workspace::new();
-        one_tensor(&workspace);
+        let workspace = one_tensor();
         let run = |args: &[&str]| {
             workspace
                 .step()
@@ -456,8 +423,7 @@ fn repeat_applies_the_same_gradient_again() {
 #[test]
 fn without_momentum_the_state_holds_metadata_only() {
     for device in DEVICES {
-        let workspace = Workspace::new();
-        one_tensor(&workspace);
+        let workspace = one_tensor();
         workspace
             .step()
             .args(["--device", device, "--lr", "0.5"])
@@ -476,61 +442,30 @@ fn without_momentum_the_state_holds_metadata_only() {
 fn every_form_and_flag_reaches_the_update() {
     // lr 0.5, momentum 0.5, theta 1, gradient 1; two steps, by hand.
     for (flags, expected) in [
-        (&["--momentum", "0.5"][..], -0.25),
-        (&["--momentum", "0.5", "--nesterov"], -0.625),
-        (&["--momentum", "0.5", "--form", "ema"], 0.375),
-        (&["--momentum", "0.5", "--form", "lr-inside"], -0.25),
-        (&["--momentum", "0.5", "--dampening", "0.5"], 0.0),
-        (
-            &[
-                "--momentum",
-                "0.5",
-                "--form",
-                "particle",
-                "--time-step",
-                "0.5",
-            ],
-            -0.25,
-        ),
-        (&["--momentum", "0.5", "--preset", "keras"], -0.25),
-        (&["--momentum", "0.5", "--preset", "optax-ema"], 0.375),
+        ("--momentum 0.5", -0.25),
+        ("--momentum 0.5 --nesterov", -0.625),
+        ("--momentum 0.5 --form ema", 0.375),
+        ("--momentum 0.5 --form lr-inside", -0.25),
+        ("--momentum 0.5 --dampening 0.5", 0.0),
+        ("--momentum 0.5 --form particle --time-step 0.5", -0.25),
+        ("--momentum 0.5 --preset keras", -0.25),
+        ("--momentum 0.5 --preset optax-ema", 0.375),
         // Keras decouples: theta is 0.25 and 0.75 of that, less 0.75.
+        ("--momentum 0.5 --preset keras --weight-decay 0.5", -0.5625),
         (
-            &[
-                "--momentum",
-                "0.5",
-                "--preset",
-                "keras",
-                "--weight-decay",
-                "0.5",
-            ],
-            -0.5625,
-        ),
-        (
-            &[
-                "--momentum",
-                "0.5",
-                "--preset",
-                "pytorch",
-                "--weight-decay",
-                "0.5",
-            ],
+            "--momentum 0.5 --preset pytorch --weight-decay 0.5",
             -0.6875,
         ),
-        (&["--maximize"], 2.0),
-        (&["--momentum", "0.5", "--weight-decay", "0.5"], -0.6875),
-        (
-            &["--momentum", "0.5", "--weight-decay", "0.5", "--decoupled"],
-            -0.5625,
-        ),
+        ("--maximize", 2.0),
+        ("--momentum 0.5 --weight-decay 0.5", -0.6875),
+        ("--momentum 0.5 --weight-decay 0.5 --decoupled", -0.5625),
     ] {
         for device in DEVICES {
-            let workspace = Workspace::new();
-            one_tensor(&workspace);
+            let workspace = one_tensor();
             workspace
                 .step()
                 .args(["--device", device, "--lr", "0.5", "--repeat", "2"])
-                .args(flags)
+                .args(flags.split(' '))
                 .assert()
                 .success();
             let params = Model::read(&workspace.path("out_params"));
@@ -546,8 +481,7 @@ fn every_form_and_flag_reaches_the_update() {
 /// What an earlier version wrote: velocities under their tensors' own names, and the form beside the configuration.
 #[test]
 fn a_state_of_format_1_goes_on() {
-    let workspace = Workspace::new();
-    one_tensor(&workspace);
+    let workspace = one_tensor();
     let step = |args: &[&str]| {
         let mut step = workspace.step();
         step.args(["--device", "cpu", "--lr", "0.5", "--momentum", "0.5"])
@@ -589,8 +523,7 @@ fn a_state_of_format_1_goes_on() {
 fn outputs_have_the_permissions_of_what_they_replace_and_follow_links() {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-    let workspace = Workspace::new();
-    one_tensor(&workspace);
+    let workspace = one_tensor();
     let mode = |name: &str| {
         fs::metadata(workspace.path(name))
             .unwrap()

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use safetensors::Dtype;
 use serde_json::json;
 
+use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
-use crate::{DEVICES, wgpu_optim};
+use crate::refusals::assert_refused;
 
 /// Writes a model as three files and an index, as Hugging Face's libraries lay them out.
 pub fn write_sharded(model: &Model, index: &Path) {
@@ -84,8 +84,8 @@ pub fn check_that_shards_are_one_model(device: &str, model: &Model) {
     write_sharded(&grads, &workspace.path("in/g.safetensors.index.json"));
 
     let step = |grads: &str, from: &str, to: &str, state: Option<&str>, out_state: &str| {
-        let mut step = step_in(&workspace, device);
-        step.args(["--dampening", "0.1", "--params", from, "--grads", grads])
+        let mut step = workspace.command("step --lr 0.1 --momentum 0.9 --dampening 0.1");
+        step.args(["--device", device, "--params", from, "--grads", grads])
             .args(["--out-params", to, "--out-state", out_state]);
         if let Some(state) = state {
             step.args(["--state", state]);
@@ -157,14 +157,19 @@ fn small_model() -> Model {
     model
 }
 
-/// A step with momentum, of files that are named from the workspace.
-fn step_in(workspace: &Workspace, device: &str) -> Command {
-    let mut step = wgpu_optim();
-    step.current_dir(workspace.path(""))
-        .args(["step", "--device", device])
-        .args(["--lr", "0.1", "--momentum", "0.9"]);
-    step
+const MOMENTUM: [&str; 6] = ["--device", "cpu", "--lr", "0.1", "--momentum", "0.9"];
+
+/// The small model in shards, whose index is [`M`], and gradients for it in a file.
+fn sharded() -> Workspace {
+    let workspace = Workspace::new();
+    write_sharded(&small_model(), &workspace.path(M));
+    let mut grads = small_model();
+    grads.tensors.remove("ids");
+    grads.write(&workspace.path("grads"));
+    workspace
 }
+
+const M: &str = "m.safetensors.index.json";
 
 #[test]
 fn shards_are_one_model() {
@@ -175,114 +180,68 @@ fn shards_are_one_model() {
 
 #[test]
 fn shards_that_do_not_fit_are_refused() {
-    let workspace = Workspace::new();
-    let index = workspace.path("m.safetensors.index.json");
-    let model = small_model();
-    write_sharded(&model, &index);
-    let mut grads = model.clone();
-    grads.tensors.remove("ids");
-    grads.write(&workspace.path("grads"));
+    let workspace = sharded();
+    let index = workspace.path(M);
     fs::create_dir(workspace.path("out")).unwrap();
     let good = fs::read_to_string(&index).unwrap();
 
-    let refused = |args: &[&str], words: &[&str]| {
+    let refused_from = |params: &str, outputs, words: &[&str]| {
         let before = workspace.snapshot();
-        let output = step_in(&workspace, "cpu").args(args).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        for word in words {
-            assert!(stderr.contains(word), "{word:?} is not in {stderr}");
-        }
-        assert!(workspace.snapshot() == before, "{args:?}");
+        let mut step = workspace.step_between(params, outputs);
+        step.args(MOMENTUM);
+        assert_refused(&step.output().unwrap(), words);
+        assert!(workspace.snapshot() == before, "{words:?}");
         assert_eq!(fs::read_dir(workspace.path("out")).unwrap().count(), 0);
     };
-    const M: &str = "m.safetensors.index.json";
+    let refused = |outputs, words: &[&str]| refused_from(M, outputs, words);
     const OUT: &str = "out/m.safetensors.index.json";
-    let to = |out: &'static str| {
-        [
-            "--params",
-            M,
-            "--grads",
-            "grads",
-            "--out-params",
-            out,
-            "--out-state",
-            "out/state",
-        ]
-    };
+    const OUTPUTS: [&str; 2] = [OUT, "out/state"];
 
     let second = workspace.path("m-00002-of-00003.safetensors");
     let moved = workspace.path("moved");
     fs::rename(&second, &moved).unwrap();
     refused(
-        &to(OUT),
+        OUTPUTS,
         &[M, "m-00002-of-00003.safetensors", "No such file"],
     );
     fs::rename(&moved, &second).unwrap();
     fs::write(&index, good.replace("\"layer.1\"", "\"layer.9\"")).unwrap();
-    refused(&to(OUT), &[M, "\"layer.9\"", ".safetensors"]);
+    refused(OUTPUTS, &[M, "\"layer.9\"", ".safetensors"]);
     fs::write(&index, good.replace("m-00003", "../m-00003")).unwrap();
-    refused(&to(OUT), &[M, "does not lie in the folder"]);
+    refused(OUTPUTS, &[M, "does not lie in the folder"]);
     fs::write(
         &index,
         "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n",
     )
     .unwrap();
-    refused(&to(OUT), &[M, "Git LFS pointer", "git lfs pull"]);
+    refused(OUTPUTS, &[M, "Git LFS pointer", "git lfs pull"]);
     fs::write(&index, "{}").unwrap();
-    refused(&to(OUT), &[M, "weight_map"]);
+    refused(OUTPUTS, &[M, "weight_map"]);
     fs::write(&index, &good).unwrap();
 
     // One file and several do not go together, and what belongs to an index changes with it or not at all.
     refused(
-        &to("out/params"),
+        ["out/params", "out/state"],
         &["--out-params", ".index.json", "out/params"],
     );
-    refused(
-        &[
-            "--params",
-            "grads",
-            "--grads",
-            "grads",
-            "--out-params",
-            OUT,
-            "--out-state",
-            "out/state",
-        ],
+    refused_from(
+        "grads",
+        [OUT, "out/state"],
         &["--out-params", "single file"],
     );
     refused(
-        &to("n.safetensors.index.json"),
+        ["n.safetensors.index.json", "out/state"],
         &["m-00001-of-00003.safetensors", M, "would stay as it is"],
     );
     refused(
-        &[
-            "--params",
-            M,
-            "--grads",
-            "grads",
-            "--out-params",
-            OUT,
-            "--out-state",
-            "m-00001-of-00003.safetensors",
-        ],
+        [OUT, "m-00001-of-00003.safetensors"],
         &[
             "m-00001-of-00003.safetensors",
             "--out-state and --params are the same file",
         ],
     );
     refused(
-        &[
-            "--params",
-            M,
-            "--grads",
-            "grads",
-            "--out-params",
-            OUT,
-            "--out-state",
-            OUT,
-        ],
+        [OUT, OUT],
         &["--out-params", "--out-state", "the same file"],
     );
 }
@@ -303,25 +262,13 @@ fn a_tensor_in_two_shards_is_refused_where_it_would_be_stepped() {
     let step = |name: &str| {
         let tensors = [(name, model.tensors[name].clone())];
         Model::new(tensors).write(&workspace.path("grads"));
-        let mut step = step_in(&workspace, "cpu");
-        step.args(["--params", "m.safetensors.index.json", "--grads", "grads"])
-            .args([
-                "--out-params",
-                "m.safetensors.index.json",
-                "--out-state",
-                "state",
-            ]);
+        let mut step = workspace.step_between(M, [M, "state"]);
+        step.args(MOMENTUM);
         step.output().unwrap()
     };
     let before = workspace.snapshot();
-    let output = step("layer.0");
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
     let words = "tensor \"layer.0\" is in two files of --params, and m-00002-of-00003.safetensors is not where";
-    assert!(
-        stderr.contains(words) && stderr.lines().count() == 1,
-        "{stderr}"
-    );
+    assert_refused(&step("layer.0"), &[words]);
     fs::remove_file(workspace.path("grads")).unwrap();
     assert!(workspace.snapshot() == before);
     // Frozen, both stay alike.
@@ -353,10 +300,8 @@ fn counts_without_velocities_are_kept() {
         let resume = ["--state", &state];
         for (grads, momentum) in [("grads 1", "0"), ("grads 2", "0"), ("grads 2", "0.9")] {
             let is_first = grads == "grads 1";
-            let mut step = wgpu_optim();
-            step.current_dir(workspace.path(""))
-                .args(["step", "--device", "cpu", "--lr", "0.1"])
-                .args(["--momentum", momentum, "--grads", grads])
+            let mut step = workspace.command("step --device cpu --lr 0.1");
+            step.args(["--momentum", momentum, "--grads", grads])
                 .args(["--params", &params, "--out-params", &params])
                 .args(["--out-state", &state])
                 .args(resume.iter().filter(|_| !is_first));
@@ -367,7 +312,9 @@ fn counts_without_velocities_are_kept() {
     rounds(".safetensors.index.json");
     // Whatever is written from now on has been read.
     for state in ["state", "state.safetensors.index.json"] {
-        step_in(&workspace, "cpu")
+        workspace
+            .command("step")
+            .args(MOMENTUM)
             .args(["--params", "params", "--grads", "grads 1"])
             .args(["--out-params", "out_params", "--state", state])
             .args(["--out-state", &format!("from {state}").replace(".json", "")])
@@ -386,35 +333,17 @@ fn an_index_of_any_size_takes_no_memory() {
     let workspace = Workspace::new();
     let huge = fs::File::create(workspace.path("m.safetensors.index.json")).unwrap();
     huge.set_len(1 << 40).unwrap();
-    let output = wgpu_optim()
-        .current_dir(workspace.path(""))
-        .args(["step", "--device", "cpu", "--lr", "0.1"])
-        .args(["--params", "m.safetensors.index.json", "--grads", "grads"])
-        .args(["--out-params", "out_params", "--out-state", "out_state"])
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("1099511627776 bytes"), "{stderr}");
+    let mut step = workspace.step_between(M, ["out_params", "out_state"]);
+    step.args(MOMENTUM);
+    assert_refused(&step.output().unwrap(), &["1099511627776 bytes"]);
 }
 
 #[test]
 fn files_of_two_states_are_no_state() {
-    let workspace = Workspace::new();
-    let index = workspace.path("m.safetensors.index.json");
-    let model = small_model();
-    write_sharded(&model, &index);
-    let mut grads = model.clone();
-    grads.tensors.remove("ids");
-    grads.write(&workspace.path("grads"));
+    let workspace = sharded();
     let step = |state: Option<&str>, out: &str| {
-        let mut step = step_in(&workspace, "cpu");
-        step.args(["--grads", "grads", "--out-state", out]).args([
-            "--params",
-            "m.safetensors.index.json",
-            "--out-params",
-            "m.safetensors.index.json",
-        ]);
+        let mut step = workspace.step_between(M, [M, out]);
+        step.args(MOMENTUM);
         if let Some(state) = state {
             step.args(["--state", state]);
         }
@@ -433,11 +362,9 @@ fn files_of_two_states_are_no_state() {
     .unwrap();
     let before = workspace.snapshot();
     let output = step(Some("s.safetensors.index.json"), "u.safetensors.index.json");
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(
-        stderr.contains("s-00002-of-00003.safetensors") && stderr.contains("not of one state"),
-        "{stderr}"
+    assert_refused(
+        &output,
+        &["s-00002-of-00003.safetensors", "not of one state"],
     );
     assert!(workspace.snapshot() == before);
 }

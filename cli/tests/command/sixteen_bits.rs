@@ -79,13 +79,6 @@ fn as_f32(model: &Model) -> Model {
     model
 }
 
-/// Outputs become inputs.
-fn go_on(workspace: &Workspace) {
-    for name in ["params", "state"] {
-        fs::rename(workspace.path(&format!("out_{name}")), workspace.path(name)).unwrap();
-    }
-}
-
 /// Three rounds over a model and over the same values as F32: masters and slots are those of the F32 model bit for bit,
 /// and the parameters are the masters, rounded.
 fn check_masters(
@@ -137,8 +130,8 @@ fn check_masters(
             state.metadata.as_mut().unwrap().remove("params_crc32");
         }
         assert!(state == expected_state, "{device} {flags:?} round {round}");
-        go_on(&mixed);
-        go_on(&full);
+        mixed.go_on();
+        full.go_on();
     }
 }
 
@@ -283,9 +276,7 @@ fn the_command_steps_as_the_cpu_optimizer() {
         let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
         let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
 
-        let workspace = Workspace::new();
-        model.write(&workspace.path("params"));
-        grads.write(&workspace.path("grads"));
+        let workspace = Workspace::with(&model, &grads);
         for repeat in [1, 2, 1] {
             for _ in 0..repeat {
                 let mut params: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
@@ -299,7 +290,7 @@ fn the_command_steps_as_the_cpu_optimizer() {
                 step.args(["--state", "state"]);
             }
             step.assert().success();
-            go_on(&workspace);
+            workspace.go_on();
             let written = Model::read(&workspace.path("params"));
             for (name, expected) in names().zip(&params) {
                 let actual = written.tensors[name].values();
@@ -318,9 +309,7 @@ fn the_command_steps_as_the_cpu_optimizer() {
 fn random_bits_are_those_of_the_seed() {
     let model = every_mix(&[1001]);
     for device in DEVICES {
-        let workspace = Workspace::new();
-        model.write(&workspace.path("params"));
-        grads_of(&model, 1).write(&workspace.path("grads"));
+        let workspace = Workspace::with(&model, &grads_of(&model, 1));
         let step = |args: &[&str]| {
             let mut step = workspace.step();
             step.args(["--device", device, "--lr", "1e-4"])
@@ -358,7 +347,7 @@ fn repeated_steps_are_rounded_in_between() {
                         .args(flags.split_whitespace())
                         .args(args);
                     step.assert().success();
-                    go_on(&workspace);
+                    workspace.go_on();
                     ["params", "state"].map(|name| fs::read(workspace.path(name)).unwrap())
                 };
                 model.write(&workspace.path("params"));
@@ -374,14 +363,12 @@ fn repeated_steps_are_rounded_in_between() {
 
 /// A step of 16 bits, with its files.
 fn stepped(device: &str) -> (Workspace, Model) {
-    let workspace = Workspace::new();
     let model = every_mix(&[300_001]);
-    model.write(&workspace.path("params"));
-    grads_of(&model, 1).write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &grads_of(&model, 1));
     let mut step = workspace.step();
     step.args(["--device", device]).args(STEP);
     step.assert().success();
-    go_on(&workspace);
+    workspace.go_on();
     let params = Model::read(&workspace.path("params"));
     (workspace, params)
 }
@@ -595,9 +582,7 @@ fn rests_that_no_master_leaves_are_refused() {
 #[test]
 fn random_bits_that_come_again_are_said() {
     let model = every_mix(&[5]);
-    let workspace = Workspace::new();
-    model.write(&workspace.path("params"));
-    grads_of(&model, 1).write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &grads_of(&model, 1));
     let notes = |args: &[&str]| {
         let mut step = workspace.step();
         step.args(["--device", "cpu", "--lr", "0.1", "--json"]);
@@ -612,16 +597,14 @@ fn random_bits_that_come_again_are_said() {
         "{said:?}"
     );
     assert!(notes(&[]).is_empty());
-    go_on(&workspace);
+    workspace.go_on();
     assert!(notes(&[&seeded[..], &["--state", "state"]].concat()).is_empty());
 }
 
 #[test]
 fn options_that_do_not_go_together_are_refused() {
-    let workspace = Workspace::new();
     let model = every_mix(&[3]);
-    model.write(&workspace.path("params"));
-    grads_of(&model, 1).write(&workspace.path("grads"));
+    let workspace = Workspace::with(&model, &grads_of(&model, 1));
     for (args, words) in [
         (
             &["--rounding", "stochastic"][..],
@@ -715,9 +698,7 @@ fn gradients_of_16_bits_that_are_not_finite_are_found() {
 fn the_report_says_where_masters_are() {
     let model = every_mix(&[10]);
     for device in DEVICES {
-        let workspace = Workspace::new();
-        model.write(&workspace.path("params"));
-        grads_of(&model, 1).write(&workspace.path("grads"));
+        let workspace = Workspace::with(&model, &grads_of(&model, 1));
         let run = |args: &[&str]| {
             let mut step = workspace.step();
             step.args(["--device", device]).args(STEP).args(args);
@@ -739,7 +720,7 @@ fn the_report_says_where_masters_are() {
         assert_eq!(report["bytes_read"], copied + params + grads);
         let slots = 4 * (90 + 60);
         assert_eq!(report["bytes_written"], copied + params + slots);
-        go_on(&workspace);
+        workspace.go_on();
         let (_, report) = run(&["--state", "state"]);
         assert_eq!(report["bytes_read"], copied + params + grads + slots);
         assert_eq!(report["bytes_written"], copied + params + slots);

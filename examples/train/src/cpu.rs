@@ -6,7 +6,7 @@ use wgpu_optim::{AnyRule, CpuControl, CpuOptimizer};
 
 use crate::model::Layer;
 use crate::task::{Batch, Losses, Start, Task};
-use crate::training::{Device, Gradients, Outcome, Run};
+use crate::training::{Device, Gradients, Outcome, Run, Started};
 
 /// Invocations of the workgroup that sums up the loss.
 const LANES: usize = 64;
@@ -59,13 +59,8 @@ impl Device for Twin<'_> {
         "CPU twin"
     }
 
-    fn start<'d>(
-        &'d self,
-        rule: &AnyRule,
-        start: &'d Start,
-        evaluates: bool,
-    ) -> Result<Box<dyn Run + 'd>> {
-        Ok(Box::new(self.run(rule, start, evaluates)?))
+    fn start<'d>(&'d self, rule: &AnyRule, from: &'d Start, evaluates: bool) -> Started<'d> {
+        Ok(Box::new(self.run(rule, from, evaluates)?))
     }
 }
 

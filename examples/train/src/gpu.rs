@@ -11,7 +11,7 @@ use wgpu_optim::{
 };
 
 use crate::task::{Batch, Losses, Start, Task};
-use crate::training::{Device, Gradients, Outcome, Run};
+use crate::training::{Device, Gradients, Outcome, Run, Started};
 
 /// Invocations in a workgroup, as in `model.wgsl`.
 const WORKGROUP_SIZE: u32 = 64;
@@ -223,13 +223,8 @@ impl Device for Engine<'_> {
         &self.name
     }
 
-    fn start<'d>(
-        &'d self,
-        rule: &AnyRule,
-        start: &'d Start,
-        evaluates: bool,
-    ) -> Result<Box<dyn Run + 'd>> {
-        Ok(Box::new(self.run(rule, start, evaluates)?))
+    fn start<'d>(&'d self, rule: &AnyRule, from: &'d Start, evaluates: bool) -> Started<'d> {
+        Ok(Box::new(self.run(rule, from, evaluates)?))
     }
 }
 

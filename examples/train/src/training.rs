@@ -60,6 +60,9 @@ pub struct Outcome {
     pub scale: f32,
 }
 
+/// A run that was started, if the device could.
+pub type Started<'d> = Result<Box<dyn Run + 'd>>;
+
 /// A device that can train.
 pub trait Device {
     /// The device's name.
@@ -69,12 +72,7 @@ pub trait Device {
     ///
     /// # Errors
     /// If the device fails.
-    fn start<'d>(
-        &'d self,
-        rule: &AnyRule,
-        start: &'d Start,
-        evaluates: bool,
-    ) -> Result<Box<dyn Run + 'd>>;
+    fn start<'d>(&'d self, rule: &AnyRule, from: &'d Start, evaluates: bool) -> Started<'d>;
 }
 
 /// A run under way.

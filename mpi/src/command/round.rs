@@ -254,6 +254,23 @@ impl Round<'_> {
         &self.models.tensors[slice.tensor]
     }
 
+    /// Appends what is read of each slice, by its tensor and first element.
+    fn read_each(
+        &self,
+        slices: &[Slice],
+        bytes: &mut Vec<u8>,
+        read: impl Fn(&Tensor, u64, &mut [u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.interrupt.check()?;
+        for slice in slices {
+            let tensor = self.tensor_of(slice);
+            let start = bytes.len();
+            bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
+            read(tensor, slice.elems.start, &mut bytes[start..])?;
+        }
+        Ok(())
+    }
+
     /// Steps slices of this rank's share by the mean of all local models.
     fn take_means(&mut self, slices: &[Slice], mut means: &[f64]) -> Result<(), Failure> {
         let steps_of = |slice: &Slice| self.state.tensors[slice.tensor].saved.applied_steps;
@@ -336,32 +353,23 @@ impl Memory for Round<'_> {
     type Error = Failure;
 
     fn read_grads(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Failure> {
-        self.interrupt.check()?;
-        for slice in slices {
-            let tensor = self.tensor_of(slice);
-            let start = bytes.len();
-            bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
-            let at = tensor.local.place(slice.elems.start);
-            self.local.read_bytes(at, &mut bytes[start..])?;
-            if let Some(elem) = first_not_finite(tensor.of, &bytes[start..]) {
-                return Err(not_finite("local", tensor, slice.elems.start + elem as u64).into());
+        self.read_each(slices, bytes, |tensor, start, read| {
+            self.local.read_bytes(tensor.local.place(start), read)?;
+            match first_not_finite(tensor.of, read) {
+                Some(elem) => Err(not_finite("local", tensor, start + elem as u64).into()),
+                None => Ok(()),
             }
-        }
-        Ok(())
+        })
     }
 
     fn read_params(&self, slices: &[Slice], bytes: &mut Vec<u8>) -> Result<(), Failure> {
-        self.interrupt.check()?;
-        for slice in slices {
-            let tensor = self.tensor_of(slice);
-            let start = bytes.len();
-            bytes.resize(start + (slice.numel() * tensor.of.bytes()) as usize, 0);
-            let at = tensor.out.place(slice.elems.start);
+        self.read_each(slices, bytes, |tensor, start, read| {
+            let at = tensor.out.place(start);
             let output = self.outputs.get(at.file);
-            output.read_exact_at(&mut bytes[start..], at.offset)?;
-            (self.count_read)((bytes.len() - start) as u64);
-        }
-        Ok(())
+            output.read_exact_at(read, at.offset)?;
+            (self.count_read)(read.len() as u64);
+            Ok(())
+        })
     }
 
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! States in files: saved by some ranks, taken over by others.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,13 +57,18 @@ fn step(
     }
 }
 
-/// The same in one process.
-fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<AdamConfig>) {
+/// An optimizer of all tensors in one process.
+fn single(model: &Model) -> CpuOptimizer<AdamConfig> {
     let specs = model.tensors.iter().map(|tensor| TensorSpec {
         grads_type: StorageType::F32,
         ..tensor.clone()
     });
-    let mut optimizer = CpuOptimizer::with_groups(&groups(), specs).unwrap();
+    CpuOptimizer::with_groups(&groups(), specs).unwrap()
+}
+
+/// The same in one process.
+fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<AdamConfig>) {
+    let mut optimizer = single(model);
     optimizer.set_frozen("layer6.weight", true).unwrap();
     let mut params = model.params.clone();
     for step in 0..steps {
@@ -76,12 +82,19 @@ fn expected(model: &Model, steps: u64) -> (Vec<TensorValues>, OptimizerState<Ada
 
 fn folder(world: &SimpleCommunicator, name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if world.rank() == 0 {
+    by_first(world, || {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
+    });
+    folder
+}
+
+/// What rank 0 does while the others wait.
+fn by_first(world: &SimpleCommunicator, change: impl FnOnce()) {
+    if world.rank() == 0 {
+        change();
     }
     world.barrier();
-    folder
 }
 
 fn files(folder: &Path) -> Vec<String> {
@@ -122,17 +135,39 @@ fn check(
     }
 }
 
-/// Ranks that have made so many steps and saved their states.
-fn saved(
-    world: &SimpleCommunicator,
-    model: &Model,
-    index: &Path,
-    steps: u64,
-) -> (Sharded, Vec<TensorValues>) {
-    let (mut optimizer, mut params) = (sharded(world, model), model.params.clone());
-    step(&mut optimizer, model, &mut params, 0..steps);
-    optimizer.save(index).unwrap();
-    (optimizer, params)
+/// Ranks that step a model, and a folder for their states.
+struct Run {
+    model: Model,
+    folder: PathBuf,
+    index: PathBuf,
+    optimizer: Sharded,
+    params: Vec<TensorValues>,
+}
+
+impl Run {
+    fn new(world: &SimpleCommunicator, seed: u64, name: &str) -> Self {
+        let model = Model::new(seed, TYPES);
+        let folder = folder(world, name);
+        Self {
+            index: folder.join("state.index.json"),
+            optimizer: sharded(world, &model),
+            params: model.params.clone(),
+            model,
+            folder,
+        }
+    }
+
+    /// Ranks that have saved their states after so many steps.
+    fn saved(world: &SimpleCommunicator, seed: u64, name: &str, steps: u64) -> Self {
+        let mut run = Self::new(world, seed, name);
+        run.step(0..steps);
+        run.optimizer.save(&run.index).unwrap();
+        run
+    }
+
+    fn step(&mut self, steps: std::ops::Range<u64>) {
+        step(&mut self.optimizer, &self.model, &mut self.params, steps);
+    }
 }
 
 /// Loads states that were saved after so many steps.
@@ -181,11 +216,7 @@ fn a_state_of_four_ranks_is_taken_over_by_three_and_by_one() {
             optimizer.save(&index).unwrap();
             let file = fs::read(folder.join("alone-000001-00001-of-00001.safetensors")).unwrap();
             let alone = OptimizerState::<AdamConfig>::from_safetensors(&file).unwrap();
-            let specs = model.tensors.iter().map(|tensor| TensorSpec {
-                grads_type: StorageType::F32,
-                ..tensor.clone()
-            });
-            let mut single = CpuOptimizer::with_groups(&groups(), specs).unwrap();
+            let mut single = single(&model);
             single.load_state(&alone).unwrap();
             assert_eq!(single.state(), expected(&model, 6).1);
             // And the other way round.
@@ -257,24 +288,27 @@ fn a_saved_scale_goes_on_where_it_was_dynamic_and_is() {
 #[test]
 fn a_save_that_fails_leaves_the_last_one() {
     on_ranks(&[3], |world| {
-        let model = Model::new(22, TYPES);
-        let folder = folder(world, "failing-save");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
-        step(&mut optimizer, &model, &mut params, 1..2);
-        let in_the_way = folder.join("state.index-000002-00002-of-00003.safetensors");
-        if world.rank() == 0 {
+        let mut run = Run::saved(world, 22, "failing-save", 1);
+        run.step(1..2);
+        let in_the_way = run
+            .folder
+            .join("state.index-000002-00002-of-00003.safetensors");
+        by_first(world, || {
             fs::create_dir_all(in_the_way.join("full")).unwrap();
             // What a run of more ranks, which was killed, might have left.
             fs::write(
-                folder.join("state.index-000002-00007-of-00008.safetensors"),
+                run.folder
+                    .join("state.index-000002-00007-of-00008.safetensors"),
                 "",
             )
             .unwrap();
-            fs::write(folder.join("other-000002-00007-of-00008.safetensors"), "").unwrap();
-        }
-        world.barrier();
-        let error = optimizer.save(&index).unwrap_err();
+            fs::write(
+                run.folder.join("other-000002-00007-of-00008.safetensors"),
+                "",
+            )
+            .unwrap();
+        });
+        let error = run.optimizer.save(&run.index).unwrap_err();
         match world.rank() {
             1 => assert!(
                 matches!(error, ShardError::File(FileError::Io { .. })),
@@ -283,17 +317,16 @@ fn a_save_that_fails_leaves_the_last_one() {
             _ => assert!(matches!(error, ShardError::Rank { rank: 1, .. }), "{error}"),
         }
         world.barrier();
-        check_saved(world, &model, &index, 1);
+        check_saved(world, &run.model, &run.index, 1);
         world.barrier();
 
-        if world.rank() == 0 {
+        by_first(world, || {
             fs::remove_dir_all(&in_the_way).unwrap();
-        }
+        });
+        run.optimizer.save(&run.index).unwrap();
+        check_saved(world, &run.model, &run.index, 2);
         world.barrier();
-        optimizer.save(&index).unwrap();
-        check_saved(world, &model, &index, 2);
-        world.barrier();
-        let names = files(&folder);
+        let names = files(&run.folder);
         let expected =
             (1..=3).map(|rank| format!("state.index-000002-{rank:05}-of-00003.safetensors"));
         let other = "other-000002-00007-of-00008.safetensors".to_owned();
@@ -309,18 +342,23 @@ fn a_save_that_fails_leaves_the_last_one() {
 #[test]
 fn files_that_are_not_of_one_whole_state_are_refused() {
     on_ranks(&[2], |world| {
-        let model = Model::new(23, TYPES);
-        let folder = folder(world, "broken");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
+        let mut run = Run::saved(world, 23, "broken", 1);
         world.barrier();
-        let second = folder.join("state.index-000001-00002-of-00002.safetensors");
+        let second = run
+            .folder
+            .join("state.index-000001-00002-of-00002.safetensors");
         let whole = fs::read(&second).unwrap();
-        step(&mut optimizer, &model, &mut params, 1..2);
-        optimizer.save(&folder.join("later.index.json")).unwrap();
+        run.step(1..2);
+        run.optimizer
+            .save(&run.folder.join("later.index.json"))
+            .unwrap();
         world.barrier();
-        let later = fs::read(folder.join("later.index-000001-00002-of-00002.safetensors")).unwrap();
-        let before = optimizer.state().unwrap();
+        let later = fs::read(
+            run.folder
+                .join("later.index-000001-00002-of-00002.safetensors"),
+        )
+        .unwrap();
+        let before = run.optimizer.state().unwrap();
         for (content, message) in [
             (later, "of another state"),
             (
@@ -328,27 +366,25 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
                 "state.index-000001-00002-of-00002.safetensors",
             ),
         ] {
-            if world.rank() == 0 {
+            by_first(world, || {
                 fs::write(&second, content).unwrap();
-            }
-            world.barrier();
-            let error = optimizer.load(&index).unwrap_err().to_string();
+            });
+            let error = run.optimizer.load(&run.index).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
-            assert_eq!(optimizer.state().unwrap(), before);
+            assert_eq!(run.optimizer.state().unwrap(), before);
             world.barrier();
         }
-        if world.rank() == 0 {
+        by_first(world, || {
             fs::write(&second, whole).unwrap();
-            let mut json = fs::read_to_string(&index).unwrap();
+            let mut json = fs::read_to_string(&run.index).unwrap();
             let line = json
                 .lines()
                 .find(|line| line.contains("layer4.weight.exp_avg["))
                 .unwrap();
             json = json.replace(&format!("{line}\n"), "");
-            fs::write(&index, json).unwrap();
-        }
-        world.barrier();
-        let error = optimizer.load(&index).unwrap_err();
+            fs::write(&run.index, json).unwrap();
+        });
+        let error = run.optimizer.load(&run.index).unwrap_err();
         assert!(
             matches!(
                 &error,
@@ -357,7 +393,7 @@ fn files_that_are_not_of_one_whole_state_are_refused() {
             ),
             "{error}"
         );
-        assert_eq!(optimizer.state().unwrap(), before);
+        assert_eq!(run.optimizer.state().unwrap(), before);
     });
 }
 
@@ -372,20 +408,18 @@ fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn the_index_of_something_else_is_not_replaced() {
     on_ranks(&[2], |world| {
-        let model = Model::new(24, TYPES);
-        let folder = folder(world, "not-a-state");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
-        step(&mut optimizer, &model, &mut params, 0..1);
+        let mut run = Run::new(world, 24, "not-a-state");
+        run.step(0..1);
+        let (optimizer, folder) = (run.optimizer, run.folder);
         let index = folder.join("model.safetensors.index.json");
-        if world.rank() == 0 {
+        by_first(world, || {
             let shard = "model-00001-of-00001.safetensors";
             let json =
                 format!(r#"{{"metadata":{{"total_size":4}},"weight_map":{{"w":"{shard}"}}}}"#);
             fs::write(&index, json).unwrap();
             fs::write(folder.join(shard), "precious").unwrap();
             fs::write(folder.join("text.json"), "no index").unwrap();
-        }
-        world.barrier();
+        });
         let before = contents(&folder);
         world.barrier();
         type IsExpected = fn(&ShardError) -> bool;
@@ -421,13 +455,12 @@ fn the_index_of_something_else_is_not_replaced() {
 #[test]
 fn no_index_loses_its_files_to_another_one() {
     on_ranks(&[2], |world| {
-        let model = Model::new(25, TYPES);
-        let folder = folder(world, "side-by-side");
-        let (mut optimizer, mut params) = (sharded(world, &model), model.params.clone());
+        let mut run = Run::new(world, 25, "side-by-side");
+        let folder = run.folder.clone();
         let mut saved: Vec<(String, u64)> = Vec::new();
         let mut save = |name: &str, steps: u64| {
-            step(&mut optimizer, &model, &mut params, steps - 1..steps);
-            optimizer.save(&folder.join(name)).unwrap();
+            run.step(steps - 1..steps);
+            run.optimizer.save(&folder.join(name)).unwrap();
             saved.retain(|(other, _)| other != name);
             saved.push((name.to_owned(), steps));
             world.barrier();
@@ -455,7 +488,7 @@ fn no_index_loses_its_files_to_another_one() {
             save(name, steps);
         }
         for (name, steps) in &saved {
-            check_saved(world, &model, &folder.join(name), *steps);
+            check_saved(world, &run.model, &folder.join(name), *steps);
         }
         assert_eq!(saved.len(), 5);
         // Nothing but what is named; what the lost index had named is nobody's.
@@ -470,19 +503,16 @@ fn no_index_loses_its_files_to_another_one() {
 #[test]
 fn a_folder_that_ranks_do_not_share_is_refused() {
     on_ranks(&[3], |world| {
-        let model = Model::new(26, TYPES);
-        let folder = folder(world, "not-shared");
-        let index = folder.join("state.index.json");
-        let (mut optimizer, mut params) = saved(world, &model, &index, 1);
+        let mut run = Run::saved(world, 26, "not-shared", 1);
         world.barrier();
-        let before = contents(&folder);
+        let before = contents(&run.folder);
         world.barrier();
-        step(&mut optimizer, &model, &mut params, 1..2);
+        run.step(1..2);
         // Two ranks on another disk, where nothing lies, or a file of that name from some other time.
-        let own = folder.join(format!("of-rank-{}", world.rank()));
+        let own = run.folder.join(format!("of-rank-{}", world.rank()));
         for stale in [false, true] {
             let elsewhere = match world.rank() {
-                0 => index.clone(),
+                0 => run.index.clone(),
                 _ => {
                     fs::create_dir_all(&own).unwrap();
                     own.join("state.index.json")
@@ -490,10 +520,10 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
             };
             if stale && world.rank() == 0 {
                 let name = "state.index-000002-00002-of-00003.safetensors";
-                fs::write(folder.join(name), "old").unwrap();
+                fs::write(run.folder.join(name), "old").unwrap();
             }
             world.barrier();
-            let error = optimizer.save(&elsewhere).unwrap_err();
+            let error = run.optimizer.save(&elsewhere).unwrap_err();
             match world.rank() {
                 0 => assert!(
                     matches!(error, ShardError::NotShared { rank: 1, .. }),
@@ -512,14 +542,14 @@ fn a_folder_that_ranks_do_not_share_is_refused() {
             }
             if stale && world.rank() == 0 {
                 let name = "state.index-000002-00002-of-00003.safetensors";
-                fs::remove_file(folder.join(name)).unwrap();
+                fs::remove_file(run.folder.join(name)).unwrap();
             }
             world.barrier();
-            assert_eq!(contents(&folder), before);
-            check_saved(world, &model, &index, 1);
+            assert_eq!(contents(&run.folder), before);
+            check_saved(world, &run.model, &run.index, 1);
             world.barrier();
         }
-        optimizer.save(&index).unwrap();
+        run.optimizer.save(&run.index).unwrap();
     });
 }
 
@@ -561,17 +591,36 @@ fn write_model(path: &Path, model: &Model, values: &[TensorValues]) {
     }
 }
 
+/// Gradients of the third step, `grads.safetensors`.
+fn write_grads(folder: &Path, model: &Model) {
+    let grads = model.mean_grads(1, 2).into_iter();
+    let grads: Vec<_> = grads.map(TensorValues::F32).collect();
+    write_model(&folder.join("grads.safetensors"), model, &grads);
+}
+
+/// The exit code of `wgpu-optim step` from these gradients, with these files of the folder.
+fn command_step<const N: usize>(folder: &Path, files: [(&str, &str); N]) -> u8 {
+    let words = "wgpu-optim step --device cpu --rule adamw --lr 1e-3 --weight-decay 0.01";
+    let mut args: Vec<_> = words.split(' ').map(OsString::from).collect();
+    for (option, file) in files.into_iter().chain([("--grads", "grads.safetensors")]) {
+        args.extend([option.into(), folder.join(file).into()]);
+    }
+    wgpu_optim_cli::run(args)
+}
+
 /// A state in shards, of one rank or several, is one to the command `step`, too, and its states in files are one to ranks.
 #[test]
 fn ranks_and_the_command_step_read_each_others_states() {
     on_ranks(&[1, 3], |world| {
-        let model = Model::new(27, TYPES);
-        let folder = folder(world, "either-way");
-        let of_ranks = folder.join("ranks.index.json");
-        saved(world, &model, &of_ranks, 2);
+        let Run {
+            model,
+            folder,
+            index,
+            ..
+        } = Run::saved(world, 27, "either-way", 2);
         world.barrier();
 
-        if world.rank() == 0 {
+        by_first(world, || {
             // The same state in one file.
             let (single_params, state) = expected(&model, 2);
             fs::write(
@@ -581,46 +630,25 @@ fn ranks_and_the_command_step_read_each_others_states() {
             .unwrap();
             let index = folder.join("params.index.json");
             write_model(&index, &model, &single_params);
-            let grads = model.mean_grads(1, 2).into_iter();
-            let grads: Vec<_> = grads.map(TensorValues::F32).collect();
-            write_model(&folder.join("grads.safetensors"), &model, &grads);
+            write_grads(&folder, &model);
             for (state, out) in [
                 ("single.safetensors", "single"),
-                ("ranks.index.json", "ranks"),
+                ("state.index.json", "ranks"),
             ] {
                 fs::create_dir(folder.join(out)).unwrap();
-                let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-                let args = [
-                    "wgpu-optim",
-                    "step",
-                    "--device",
-                    "cpu",
-                    "--json",
-                    "--rule",
-                    "adamw",
-                    "--lr",
-                    "1e-3",
-                    "--weight-decay",
-                    "0.01",
-                    "--params",
-                    &path("params.index.json"),
-                    "--grads",
-                    &path("grads.safetensors"),
-                    "--state",
-                    &path(state),
-                    "--out-params",
-                    &path(&format!("{out}/params.index.json")),
-                    "--out-state",
-                    &path(&format!("{out}/state.index.json")),
+                let files = [
+                    ("--params", "params.index.json"),
+                    ("--state", state),
+                    ("--out-params", &format!("{out}/params.index.json")),
+                    ("--out-state", &format!("{out}/state.index.json")),
                 ];
-                assert_eq!(wgpu_optim_cli::run(args), 0, "{state}");
+                assert_eq!(command_step(&folder, files), 0, "{state}");
             }
             assert_eq!(
                 contents(&folder.join("ranks")),
                 contents(&folder.join("single"))
             );
-        }
-        world.barrier();
+        });
 
         // What step has written is three files, none of which says everything.
         let mut resumed = sharded(world, &model);
@@ -630,7 +658,7 @@ fn ranks_and_the_command_step_read_each_others_states() {
         let resumed = resumed.state().unwrap();
         assert_eq!(resumed.steps, 3);
         let mut mine = sharded(world, &model);
-        mine.load(&of_ranks).unwrap();
+        mine.load(&index).unwrap();
         // One that step knows of no exception for: all its tensors have the decay of the weights.
         for (own, before) in resumed.tensors.iter().zip(&mine.state().unwrap().tensors) {
             assert_eq!(own.applied_steps, before.applied_steps + 1, "{}", own.name);
@@ -642,49 +670,33 @@ fn ranks_and_the_command_step_read_each_others_states() {
 #[test]
 fn a_state_with_a_part_that_is_missing_is_refused_by_the_command_step() {
     on_ranks(&[2], |world| {
-        let model = Model::new(28, TYPES);
-        let folder = folder(world, "missing-part");
-        let index = folder.join("state.index.json");
-        let (_, params) = saved(world, &model, &index, 1);
+        let run = Run::saved(world, 28, "missing-part", 1);
         world.barrier();
         if world.rank() > 0 {
             return;
         }
-        write_model(&folder.join("params.safetensors"), &model, &params);
-        let grads = model.mean_grads(1, 2).into_iter();
-        let grads: Vec<_> = grads.map(TensorValues::F32).collect();
-        write_model(&folder.join("grads.safetensors"), &model, &grads);
-        let json = fs::read_to_string(&index).unwrap();
+        write_model(
+            &run.folder.join("params.safetensors"),
+            &run.model,
+            &run.params,
+        );
+        write_grads(&run.folder, &run.model);
+        let json = fs::read_to_string(&run.index).unwrap();
         let parts: Vec<_> = json
             .lines()
             .filter(|line| line.contains("exp_avg["))
             .collect();
         assert_eq!(parts.len(), 2);
         for part in parts {
-            fs::write(&index, json.replace(&format!("{part}\n"), "")).unwrap();
-            let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-            let args = [
-                "wgpu-optim",
-                "step",
-                "--device",
-                "cpu",
-                "--rule",
-                "adamw",
-                "--lr",
-                "1e-3",
-                "--params",
-                &path("params.safetensors"),
-                "--grads",
-                &path("grads.safetensors"),
-                "--state",
-                &path("state.index.json"),
-                "--out-params",
-                &path("out"),
-                "--out-state",
-                &path("out_state"),
+            fs::write(&run.index, json.replace(&format!("{part}\n"), "")).unwrap();
+            let files = [
+                ("--params", "params.safetensors"),
+                ("--state", "state.index.json"),
+                ("--out-params", "out"),
+                ("--out-state", "out_state"),
             ];
-            assert_eq!(wgpu_optim_cli::run(args), 2);
-            assert!(!folder.join("out").exists());
+            assert_eq!(command_step(&run.folder, files), 2);
+            assert!(!run.folder.join("out").exists());
         }
     });
 }

@@ -14,7 +14,6 @@ mod model;
 mod parity;
 mod round;
 
-use std::any::type_name_of_val;
 use std::env;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,21 +37,12 @@ fn on_ranks_with<F: FnOnce(&SimpleCommunicator)>(
     sizes: &[usize],
     body: F,
 ) {
-    // A closure is called after the function that it is in.
-    let path = type_name_of_val(&body);
-    let test = path.trim_end_matches("::{{closure}}");
-    let (_, test) = test.split_once("::").unwrap();
-    if env::var(TEST).is_ok_and(|running| running == test) {
-        let universe = mpi::initialize().unwrap();
-        body(&universe.world());
+    let Some(test) = unless_on_rank(body) else {
         return;
-    }
+    };
     let _alone = alone();
     for ranks in sizes {
-        let output = mpirun(*ranks)
-            .arg(env::current_exe().unwrap())
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(TEST, test)
+        let output = test_on(*ranks, test)
             .envs(variables.iter().copied())
             .output()
             .expect("mpirun, of the package openmpi-bin");
@@ -68,19 +58,11 @@ fn on_ranks_with<F: FnOnce(&SimpleCommunicator)>(
 
 /// The same where the ranks are to be ended before they have come to theirs; returns what they have said.
 fn on_ranks_that_are_ended<F: FnOnce(&SimpleCommunicator)>(ranks: usize, body: F) -> String {
-    let path = type_name_of_val(&body);
-    let test = path.trim_end_matches("::{{closure}}");
-    let (_, test) = test.split_once("::").unwrap();
-    if env::var(TEST).is_ok_and(|running| running == test) {
-        let universe = mpi::initialize().unwrap();
-        body(&universe.world());
+    let Some(test) = unless_on_rank(body) else {
         return String::new();
-    }
+    };
     let _alone = alone();
-    let mut child = mpirun(ranks)
-        .arg(env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(TEST, test)
+    let mut child = test_on(ranks, test)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -97,6 +79,30 @@ fn on_ranks_that_are_ended<F: FnOnce(&SimpleCommunicator)>(ranks: usize, body: F
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{test}: {stderr}");
     stderr
+}
+
+/// The name of the test whose body this is, unless it runs on a rank: then the body is called.
+fn unless_on_rank<F: FnOnce(&SimpleCommunicator)>(body: F) -> Option<&'static str> {
+    // A closure is called after the function that it is in.
+    let path = std::any::type_name::<F>();
+    let test = path.trim_end_matches("::{{closure}}");
+    let (_, test) = test.split_once("::").unwrap();
+    if !env::var(TEST).is_ok_and(|running| running == test) {
+        return Some(test);
+    }
+    let universe = mpi::initialize().unwrap();
+    body(&universe.world());
+    None
+}
+
+/// A test on so many ranks.
+fn test_on(ranks: usize, test: &str) -> Command {
+    let mut command = mpirun(ranks);
+    command
+        .arg(env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(TEST, test);
+    command
 }
 
 /// `mpirun`s that start at one time may both make the folder of all, and one then fails.

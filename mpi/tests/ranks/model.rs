@@ -1,7 +1,6 @@
 //! Models, and gradients that each rank can make for all.
 
 use wgpu_optim::cpu::TensorValues;
-use wgpu_optim::half::{bf16, f16};
 use wgpu_optim::{StorageType, TensorSpec};
 
 /// Sizes that no number of ranks divides: nothing, less than there are ranks, less and more than alignment and buckets.
@@ -96,17 +95,7 @@ fn values(numel: usize, seed: [u64; 4]) -> Vec<f32> {
 pub fn bits(values: &TensorValues) -> Vec<u32> {
     match values {
         TensorValues::F32(values) => values.iter().map(|value| value.to_bits()).collect(),
-        TensorValues::Bf16(values) => values
-            .iter()
-            .copied()
-            .map(bf16::to_bits)
-            .map(u32::from)
-            .collect(),
-        TensorValues::F16(values) => values
-            .iter()
-            .copied()
-            .map(f16::to_bits)
-            .map(u32::from)
-            .collect(),
+        TensorValues::Bf16(values) => values.iter().map(|value| value.to_bits().into()).collect(),
+        TensorValues::F16(values) => values.iter().map(|value| value.to_bits().into()).collect(),
     }
 }

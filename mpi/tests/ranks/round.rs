@@ -522,21 +522,23 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
         "error: rank 1: rank1/global.safetensors is of round 7, and the state of round 1"
     );
 
-    let error = refused(&|| {}, &["--weight", "-1e-3"], 2);
-    assert_eq!(
-        error,
-        "error: --weight -0.001: expected zero or a positive number"
-    );
-    let error = refused(&|| {}, &["--weight", "1,2"], 2);
-    assert_eq!(
-        error,
-        "error: --weight has 2 numbers, expected one, or one for each of 3 ranks"
-    );
-    let error = refused(&|| {}, &["--weight", "0"], 2);
-    assert_eq!(
-        error,
-        "error: the weights of all ranks are zero, or their sum is infinite"
-    );
+    for (weight, why) in [
+        (
+            "-1e-3",
+            "--weight -0.001: expected zero or a positive number",
+        ),
+        (
+            "1,2",
+            "--weight has 2 numbers, expected one, or one for each of 3 ranks",
+        ),
+        (
+            "0",
+            "the weights of all ranks are zero, or their sum is infinite",
+        ),
+    ] {
+        let error = refused(&|| {}, &["--weight", weight], 2);
+        assert_eq!(error, format!("error: {why}"));
+    }
     let error = refused(&|| {}, &["--rule", "lion"], 2);
     assert!(
         error.starts_with("error: a hyper-parameter") || error.contains("momentum"),

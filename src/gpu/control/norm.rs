@@ -117,25 +117,29 @@ impl Norm {
         })?;
 
         let path = kernels.scalar_path();
+        let compiled = |variant: NormVariant, kinds: &[BindingKind]| {
+            let uniforms = size_of::<Scalars>() as u32;
+            kernels.of_control(
+                NormVariant::ENTRY_POINT,
+                variant.source(path),
+                kinds,
+                uniforms,
+            )
+        };
         let mut pieces = HashMap::new();
         for (index, piece) in plan.pieces.iter().enumerate() {
             let is_in_batch = piece.batched && piece.parts.len() == 1 && !by_tensor;
             if piece.is_absent || is_in_batch {
                 continue;
             }
-            let source = NormVariant::new(piece.storage.grads).source(path);
             const KINDS: [BindingKind; 4] = [
                 BindingKind::Read,
                 BindingKind::Read,
                 BindingKind::Read,
                 BindingKind::ReadWrite,
             ];
-            let (pipeline, layout) = kernels.of_control(
-                NormVariant::ENTRY_POINT,
-                source,
-                &KINDS,
-                size_of::<Scalars>() as u32,
-            )?;
+            let variant = NormVariant::new(piece.storage.grads);
+            let (pipeline, layout) = compiled(variant, &KINDS)?;
             let whole = |buffer: &wgpu::Buffer| (buffer.clone(), 0, buffer.size());
             let grads = bound.grads[index].clone();
             // Where there is no whole vec4, any other buffer that has one.
@@ -152,17 +156,10 @@ impl Norm {
         let mut batches = Vec::with_capacity(plan.batches.len());
         for batch in plan.batches.iter().filter(|_| !by_tensor) {
             let variant = NormVariant::new(plan.pieces[batch.pieces[0]].storage.grads);
-            let source = variant
-                .over_batch(batch.pieces.len(), batch.access)
-                .source(path);
+            let variant = variant.over_batch(batch.pieces.len(), batch.access);
             let mut kinds = vec![BindingKind::Read; batch.pieces.len()];
             kinds.push(BindingKind::ReadWrite);
-            let (pipeline, layout) = kernels.of_control(
-                NormVariant::ENTRY_POINT,
-                source,
-                &kinds,
-                size_of::<Scalars>() as u32,
-            )?;
+            let (pipeline, layout) = compiled(variant, &kinds)?;
             let windows = batch.pieces.iter().map(|piece| bound.grads[*piece].clone());
             let windows = windows.chain([Some((into.clone(), 0, into.size()))]);
             let bind_group = bind(device, &layout, windows.flatten())?;

@@ -100,17 +100,27 @@ config! {
     pub struct SgdConfig, built by SgdConfigBuilder {
         /// Momentum mu, `0 <= mu <= 1` (below 1 for [`MomentumForm::Ema`]). Zero, the default, is plain gradient
         /// descent without a velocity buffer.
-        momentum: f64,
+        momentum: f64 = 0.0,
         /// Dampening tau, `0 <= tau <= 1`: the velocity takes in `(1-tau)*d`, except at the first applied step of
         /// each tensor, which is undampened (PyTorch's rule). Heavy-ball form only.
-        dampening: f64,
+        dampening: f64 = 0.0,
         /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
-        nesterov: bool,
+        nesterov: bool = false,
         /// Where the learning rate sits; heavy ball by default.
-        form: MomentumForm,
+        form: MomentumForm = MomentumForm::HeavyBall,
         /// Time step dt of the particle form, above zero; 1 in the others.
-        time_step: f64,
+        time_step: f64 = 1.0,
     }
+
+    /// PyTorch's `SGD`: `d = g + weight_decay*theta; v = mu*v + (1-tau)*d; theta -= lr*v`, with Nesterov
+    /// `theta -= lr*(d + mu*v)`. The first step of each tensor is undampened: `v = d`. No momentum until one is set.
+    /// <https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html>
+    ///
+    /// So are optax's `sgd` (<https://optax.readthedocs.io/en/latest/api/optimizers.html#optax.sgd>), its `trace(decay)`
+    /// followed by `scale(-lr)`, with the decay as momentum
+    /// (<https://optax.readthedocs.io/en/latest/api/transformations.html#optax.trace>), and TensorFlow.js's
+    /// `train.momentum` (<https://js.tensorflow.org/api/latest/#train.momentum>), all three without dampening.
+    pub const fn builder(lr);
 }
 
 impl SgdConfig {

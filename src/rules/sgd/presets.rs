@@ -4,28 +4,6 @@ use super::{MomentumForm, SgdConfig, SgdConfigBuilder};
 use crate::rules::{KnownRule, RulePreset};
 
 impl SgdConfig {
-    /// PyTorch's `SGD`: `d = g + weight_decay*theta; v = mu*v + (1-tau)*d; theta -= lr*v`, with Nesterov
-    /// `theta -= lr*(d + mu*v)`. The first step of each tensor is undampened: `v = d`. No momentum until one is set.
-    /// <https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html>
-    ///
-    /// So are optax's `sgd` (<https://optax.readthedocs.io/en/latest/api/optimizers.html#optax.sgd>), its `trace(decay)`
-    /// followed by `scale(-lr)`, with the decay as momentum
-    /// (<https://optax.readthedocs.io/en/latest/api/transformations.html#optax.trace>), and TensorFlow.js's
-    /// `train.momentum` (<https://js.tensorflow.org/api/latest/#train.momentum>), all three without dampening.
-    pub const fn builder(lr: f64) -> SgdConfigBuilder {
-        SgdConfigBuilder::new(Self {
-            lr,
-            momentum: 0.0,
-            dampening: 0.0,
-            nesterov: false,
-            coupled_weight_decay: 0.0,
-            decoupled_weight_decay: 0.0,
-            maximize: false,
-            form: MomentumForm::HeavyBall,
-            time_step: 1.0,
-        })
-    }
-
     /// optax's `ema(decay, debias=False)` followed by `scale(-lr)`: `v = mu*v + (1-mu)*g; theta -= lr*v`. The average
     /// starts at zero, so the first step is `v = (1-mu)*g`; there is no debiasing.
     /// <https://optax.readthedocs.io/en/latest/api/transformations.html#optax.ema>
@@ -70,8 +48,12 @@ impl KnownRule for SgdConfig {
         }),
     ];
 
+    fn is_pytorchs(&self) -> bool {
+        self.form() == MomentumForm::HeavyBall
+    }
+
     /// PyTorch's `SGD` counts no steps.
     fn pytorch_scalars(&self, _applied_steps: u64) -> Option<Vec<(&'static str, f64)>> {
-        (self.form() == MomentumForm::HeavyBall).then(Vec::new)
+        self.is_pytorchs().then(Vec::new)
     }
 }

@@ -7,7 +7,7 @@ use wgpu_optim::{
     ParamGroups, Rule, SgdConfig, StepControl, rule_enum,
 };
 
-use super::{Bench, gpu_test, whole};
+use super::{Bench, Tensors, gpu_test, whole};
 use crate::cases::values;
 
 /// `theta - lr*g` with an accumulator that starts at a half and counts steps, and what goes wrong with it.
@@ -70,27 +70,12 @@ impl Rule for Counting {
         [self.lr as f32].into()
     }
 
-    fn state_kind(&self) -> String {
-        "counting".to_owned()
-    }
-
     fn lr(&self) -> f64 {
         self.lr
     }
 
     fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
         Ok(Self { lr, ..self.clone() })
-    }
-
-    fn momentum(&self) -> Option<f64> {
-        None
-    }
-
-    fn with_momentum(&self, _momentum: f64) -> Result<Self, ConfigError> {
-        Err(ConfigError::Unsupported {
-            fields: "momentum",
-            why: "there is none",
-        })
     }
 }
 
@@ -166,24 +151,17 @@ async fn rules_of_ones_own_and_the_librarys_share_an_optimizer() {
 #[gpu_test]
 async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
     for bench in Bench::both().await {
-        let tensors = [("a", vec![7, 11]), ("b", vec![4]), ("c", vec![1001])];
-        let numels = tensors
-            .clone()
-            .map(|(_, shape)| shape.iter().product::<usize>());
-        let starts = numels.map(|numel| values(numel as u64, numel));
-        let grads = numels.map(|numel| values(1 + numel as u64, numel));
-        let arena = Arena::new(&bench.device, &bench.queue, tensors).unwrap();
-        arena.upload_all_params(&starts).unwrap();
-        arena.upload_all_grads(&grads).unwrap();
+        let shapes = [("a", vec![7, 11]), ("b", vec![4]), ("c", vec![1001])];
+        let tensors = Tensors::new(shapes);
+        let arena = Arena::new(&bench.device, &bench.queue, tensors.shapes.clone()).unwrap();
+        tensors.upload(&arena);
         let groups = ParamGroups::new(Counting::good(0.5))
             .with("b", Counting::good(0.25), |name| name == "b")
             .unwrap();
         let mut optimizer =
             GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
         for applied in 1..=3 {
-            let mut encoder = bench.encoder();
-            optimizer.step(&mut encoder).unwrap();
-            bench.queue.submit([encoder.finish()]);
+            bench.step(&mut optimizer);
             let state = bench.wait(optimizer.state()).await.unwrap();
             let params = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, state) in state.tensors.iter().enumerate() {
@@ -195,15 +173,15 @@ async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
                 assert!(
                     largest
                         .iter()
-                        .zip(&grads[tensor])
+                        .zip(&tensors.grads[tensor])
                         .all(|(x, g)| *x == g.abs())
                 );
                 let lr = if state.name == "b" { 0.25 } else { 0.5 };
-                let mut expected = starts[tensor].clone();
+                let mut expected = tensors.starts[tensor].clone();
                 for _ in 0..applied {
                     expected
                         .iter_mut()
-                        .zip(&grads[tensor])
+                        .zip(&tensors.grads[tensor])
                         .for_each(|(x, g)| *x -= lr * g);
                 }
                 let close = |(x, y): (&f32, &f32)| (x - y).abs() <= 4.0 * f32::EPSILON * 12.0;
@@ -216,24 +194,12 @@ async fn slots_start_as_they_say_and_groups_have_rules_of_their_own() {
         bench.queue.submit([]);
         let state = bench.wait(optimizer.state()).await.unwrap();
         assert_eq!(state.tensors[0].applied_steps, 0);
-        let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut optimizer);
         let state = bench.wait(optimizer.state()).await.unwrap();
-        assert!(
-            state.tensors[0]
-                .slot("count")
-                .unwrap()
-                .iter()
-                .all(|x| *x == 1.5)
-        );
-        assert!(
-            state.tensors[2]
-                .slot("count")
-                .unwrap()
-                .iter()
-                .all(|x| *x == 4.5)
-        );
+        for (tensor, count) in [(0, 1.5), (2, 4.5)] {
+            let counts = state.tensors[tensor].slot("count").unwrap();
+            assert!(counts.iter().all(|x| *x == count), "{tensor}");
+        }
     }
 }
 
@@ -300,9 +266,7 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
             }))
         ));
         let mut good = build(Counting::good(0.1)).unwrap();
-        let mut encoder = bench.encoder();
-        good.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut good);
         assert!(good.set_momentum(0.9).is_err());
     }
 }
@@ -326,10 +290,6 @@ impl InPhases {
 impl Rule for InPhases {
     fn stem(&self) -> &'static str {
         "in_phases"
-    }
-
-    fn slots(&self) -> Slots {
-        [].into()
     }
 
     fn wgsl(&self) -> String {

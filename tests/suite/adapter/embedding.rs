@@ -22,43 +22,35 @@ fn config() -> SgdConfig {
 
 #[gpu_test]
 async fn steps_recorded_into_one_encoder_each_see_their_own_lr() {
-    let (start, gradient) = (values(1, 1003), values(2, 1003));
     for bench in Bench::both().await {
         for lrs in [vec![0.1, 0.01], vec![0.3, 0.0, 0.02, 0.1, 0.5, 0.07]] {
-            let params = bench.buffer_of(&start);
-            let grads = bench.buffer_of(&gradient);
-            let mut optimizer = bench.optimizer(config(), &params, &grads);
-            let mut oracle = Oracle::new(&start, Roundoff::WGSL);
+            let mut theta = bench.follow(config(), 1003);
             let mut encoder = bench.encoder();
             for lr in lrs {
-                optimizer.set_lr(lr).unwrap();
-                optimizer.step(&mut encoder).unwrap();
-                oracle.step(optimizer.config(), &gradient);
+                theta.optimizer.set_lr(lr).unwrap();
+                theta.optimizer.step(&mut encoder).unwrap();
+                theta.expect_step();
             }
             bench.queue.submit([encoder.finish()]);
-            oracle.check_params(&bench.download(&params).await).unwrap();
+            theta.check().await;
         }
     }
 }
 
 #[gpu_test]
 async fn steps_in_encoders_submitted_together_each_see_their_own_lr() {
-    let (start, gradient) = (values(1, 1003), values(2, 1003));
     for bench in Bench::both().await {
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let mut optimizer = bench.optimizer(config(), &params, &grads);
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
+        let mut theta = bench.follow(config(), 1003);
         let mut recorded = Vec::new();
         for lr in [0.1, 0.01, 0.3] {
             let mut encoder = bench.encoder();
-            optimizer.set_lr(lr).unwrap();
-            optimizer.step(&mut encoder).unwrap();
-            oracle.step(optimizer.config(), &gradient);
+            theta.optimizer.set_lr(lr).unwrap();
+            theta.optimizer.step(&mut encoder).unwrap();
+            theta.expect_step();
             recorded.push(encoder.finish());
         }
         bench.queue.submit(recorded);
-        oracle.check_params(&bench.download(&params).await).unwrap();
+        theta.check().await;
     }
 }
 
@@ -116,17 +108,14 @@ async fn a_frozen_tensor_is_left_alone_and_starts_undampened() {
 #[gpu_test]
 async fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 1003), values(2, 1003));
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let mut whole_run = bench.optimizer(config(), &params, &grads);
-        bench.step(&mut whole_run);
-        let state = bench.wait(whole_run.state()).await.unwrap();
-        let half_way = bench.download(&params).await;
-        bench.step(&mut whole_run);
-        let expected = bench.download(&params).await;
+        let mut theta = bench.follow(config(), 1003);
+        bench.step(&mut theta.optimizer);
+        let state = bench.wait(theta.optimizer.state()).await.unwrap();
+        let half_way = bench.download(&theta.params).await;
+        bench.step(&mut theta.optimizer);
+        let expected = bench.download(&theta.params).await;
 
-        let mut resumed = bench.optimizer(config(), &params, &grads);
+        let mut resumed = bench.optimizer(config(), &theta.params, &theta.grads);
         let mut foreign = state.clone();
         foreign.tensors[0].state_kind = "ema".into();
         let refused = resumed.load_state(&foreign);
@@ -136,51 +125,47 @@ async fn state_carries_on_bit_for_bit_and_a_foreign_state_is_refused() {
         ));
         assert_eq!(resumed.applied_steps("theta"), Some(0));
 
-        bench.upload(&params, &half_way);
+        bench.upload(&theta.params, &half_way);
         resumed.load_state(&state).unwrap();
         bench.step(&mut resumed);
-        assert_eq!(bench.download(&params).await, expected);
+        assert_eq!(bench.download(&theta.params).await, expected);
 
         // A state without velocity starts afresh, also where a velocity was before.
         let mut fresh = state.clone();
         fresh.tensors[0].slots.clear();
         resumed.load_state(&fresh).unwrap();
-        bench.upload(&params, &start);
+        bench.upload(&theta.params, &theta.start);
         bench.step(&mut resumed);
-        assert_eq!(bench.download(&params).await, half_way);
+        assert_eq!(bench.download(&theta.params).await, half_way);
     }
 }
 
 #[gpu_test]
 async fn a_step_goes_into_a_pass_that_the_caller_has_open() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 1003), values(2, 1003));
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let mut optimizer = bench.optimizer(config(), &params, &grads);
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
+        let mut theta = bench.follow(config(), 1003);
         for lr in [0.1, 0.02] {
             let mut encoder = bench.encoder();
-            optimizer.set_lr(lr).unwrap();
-            optimizer.prepare(&mut encoder).unwrap();
+            theta.optimizer.set_lr(lr).unwrap();
+            theta.optimizer.prepare(&mut encoder).unwrap();
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            optimizer.record(&mut pass).unwrap();
-            oracle.step(optimizer.config(), &gradient);
+            theta.optimizer.record(&mut pass).unwrap();
+            theta.expect_step();
 
             // A second one, at another rate, without having been prepared.
-            optimizer.set_lr(0.5).unwrap();
-            let second = optimizer.record(&mut pass);
+            theta.optimizer.set_lr(0.5).unwrap();
+            let second = theta.optimizer.record(&mut pass);
             match bench.kernels.scalar_path() {
                 ScalarPath::Immediates => {
                     second.unwrap();
-                    oracle.step(optimizer.config(), &gradient);
+                    theta.expect_step();
                 }
                 ScalarPath::Uniforms => assert_eq!(second, Err(StepError::NotPrepared)),
             }
             drop(pass);
             bench.queue.submit([encoder.finish()]);
         }
-        oracle.check_params(&bench.download(&params).await).unwrap();
+        theta.check().await;
     }
 }
 

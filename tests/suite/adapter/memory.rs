@@ -1,6 +1,5 @@
 //! A device that runs out of memory. A software adapter takes its memory from the process, which can be limited.
 
-use std::process::Command;
 use std::{env, fs};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -10,7 +9,7 @@ use wgpu_optim::{
     Arena, BuildError, GpuOptimizer, Optimizer, SgdConfig, StepError, TransferError, readback, wgpu,
 };
 
-use super::{Bench, gpu, gpu_test, whole};
+use super::{Bench, gpu, gpu_test, in_own_process, whole};
 use crate::cases::values;
 
 const MIB: u64 = 1 << 20;
@@ -64,16 +63,7 @@ async fn out_of_memory_is_an_error_and_the_device_goes_on() {
     }
     // The limit would hold for the tests beside this one too.
     let name = "adapter::memory::out_of_memory_is_an_error_and_the_device_goes_on";
-    let child = Command::new(env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(
-        child.status.success() && output.contains("1 passed"),
-        "{output}"
-    );
+    in_own_process(name, &[(CHILD, "1")]);
 }
 
 /// Arena and velocity take two bindings per array, so that either can fail at its first buffer or half-way.

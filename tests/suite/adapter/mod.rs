@@ -43,10 +43,14 @@ mod vertices;
 
 use std::future::Future;
 
+use wgpu_optim::oracle::{Oracle, Roundoff, Textbook};
 use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdapterRequest, Gpu, GpuOptimizer, Kernels, SgdConfig, TensorBinding, readback, wgpu,
+    AdapterRequest, Arena, Gpu, GpuControl, GpuOptimizer, Kernels, Optimizer, Rule, SgdConfig,
+    TensorBinding, readback, wgpu,
 };
+
+use crate::cases::values;
 
 /// A test that waits for the device: on its thread, and in a browser as a page does.
 #[cfg(not(target_arch = "wasm32"))]
@@ -192,7 +196,7 @@ impl Bench {
     }
 
     /// Records one step into an encoder of its own and submits it.
-    pub fn step(&self, optimizer: &mut GpuOptimizer) {
+    pub fn step<R: Rule>(&self, optimizer: &mut GpuOptimizer<R>) {
         let mut encoder = self.encoder();
         optimizer.step(&mut encoder).unwrap();
         self.queue.submit([encoder.finish()]);
@@ -204,13 +208,78 @@ impl Bench {
     }
 
     /// An optimizer over one tensor that fills its two buffers.
-    pub fn optimizer(
+    pub fn optimizer<R: Rule>(
         &self,
-        config: SgdConfig,
+        rule: R,
         params: &wgpu::Buffer,
         grads: &wgpu::Buffer,
-    ) -> GpuOptimizer {
-        GpuOptimizer::new(&self.kernels, config, &[whole("theta", params, grads)]).unwrap()
+    ) -> GpuOptimizer<R> {
+        GpuOptimizer::new(&self.kernels, rule, &[whole("theta", params, grads)]).unwrap()
+    }
+
+    /// A tensor of so many elements, of which every step has the same gradient.
+    pub fn follow<R: Textbook>(&self, rule: R, numel: usize) -> Followed<'_, R> {
+        let (start, gradient) = (values(1, numel), values(2, numel));
+        let (params, grads) = (self.buffer_of(&start), self.buffer_of(&gradient));
+        Followed {
+            bench: self,
+            optimizer: self.optimizer(rule, &params, &grads),
+            oracle: Oracle::new(&start, Roundoff::WGSL),
+            start,
+            gradient,
+            params,
+            grads,
+        }
+    }
+}
+
+/// A tensor `theta` on a device with its optimizer, and the oracle that follows it.
+pub struct Followed<'b, R: Rule = SgdConfig> {
+    bench: &'b Bench,
+    pub start: Vec<f32>,
+    pub gradient: Vec<f32>,
+    pub params: wgpu::Buffer,
+    pub grads: wgpu::Buffer,
+    pub optimizer: GpuOptimizer<R>,
+    pub oracle: Oracle<R>,
+}
+
+impl<R: Textbook> Followed<'_, R> {
+    pub fn step_with(&mut self, encoder: &mut wgpu::CommandEncoder, control: &mut GpuControl) {
+        self.optimizer.step_with(encoder, control).unwrap();
+    }
+
+    /// The step of the oracle that is to have been made on the device, too.
+    pub fn expect_step(&mut self) {
+        self.oracle.step(self.optimizer.config(), &self.gradient);
+    }
+
+    pub async fn check(&self) {
+        let params = self.bench.download(&self.params).await;
+        self.oracle.check_params(&params).unwrap();
+    }
+}
+
+/// Tensors of an arena, with parameters and gradients for each.
+pub struct Tensors {
+    pub shapes: [(&'static str, Vec<usize>); 3],
+    pub starts: [Vec<f32>; 3],
+    pub grads: [Vec<f32>; 3],
+}
+
+impl Tensors {
+    pub fn new(shapes: [(&'static str, Vec<usize>); 3]) -> Self {
+        let numels = shapes.each_ref().map(|(_, shape)| shape.iter().product());
+        Self {
+            starts: numels.map(|numel: usize| values(numel as u64, numel)),
+            grads: numels.map(|numel: usize| values(1 + numel as u64, numel)),
+            shapes,
+        }
+    }
+
+    pub fn upload(&self, arena: &Arena) {
+        arena.upload_all_params(&self.starts).unwrap();
+        arena.upload_all_grads(&self.grads).unwrap();
     }
 }
 
@@ -221,6 +290,36 @@ pub fn whole<'a>(
     grads: &'a wgpu::Buffer,
 ) -> TensorBinding<'a> {
     TensorBinding::new(name, params, grads, [params.size() as usize / 4])
+}
+
+/// Runs a test in a process of its own, which has these variables, too.
+#[cfg(not(target_arch = "wasm32"))]
+fn in_own_process(test: &str, variables: &[(&str, &str)]) {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(
+        child.status.success() && output.contains("1 passed"),
+        "{output}"
+    );
+}
+
+/// Tensors of so many elements, with parameters and gradients from these elements of the buffers on.
+fn bindings_at<'a>(
+    names: &'a [String],
+    (params, grads): (&'a wgpu::Buffer, &'a wgpu::Buffer),
+    places: impl Iterator<Item = (usize, [usize; 2])>,
+) -> Vec<TensorBinding<'a>> {
+    let binding = |(name, (numel, starts)): (&'a String, (usize, [usize; 2]))| {
+        let [params_bytes, grads_bytes] = starts.map(|start| 4 * start as u64);
+        TensorBinding::new(name, params, grads, [numel])
+            .params_at(params_bytes)
+            .grads_at(grads_bytes)
+    };
+    names.iter().zip(places).map(binding).collect()
 }
 
 #[gpu_test]

@@ -2,10 +2,11 @@
 
 use std::env;
 use std::path::Path;
-use std::process::Command;
 
 use wgpu_optim::gpu::GpuError;
 use wgpu_optim::{AdapterRequest, Gpu, wgpu};
+
+use super::in_own_process;
 
 /// Names this module's process among the test's.
 const CHILD: &str = "WGPU_OPTIM_TEST_NULL_HARDWARE";
@@ -39,17 +40,12 @@ fn an_adapter_that_gives_no_device_is_passed_over() {
     }
     // A driver reads its variables when it is loaded.
     let name = "adapter::null_hardware::an_adapter_that_gives_no_device_is_passed_over";
-    let child = Command::new(env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .env("RADV_FORCE_FAMILY", "navi21")
-        .env("VK_DRIVER_FILES", drivers.join(":"))
-        .env("VK_ICD_FILENAMES", drivers.join(":"))
-        .output()
-        .unwrap();
-    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(
-        child.status.success() && output.contains("1 passed"),
-        "{output}"
-    );
+    let drivers = drivers.join(":");
+    let variables = [
+        (CHILD, "1"),
+        ("RADV_FORCE_FAMILY", "navi21"),
+        ("VK_DRIVER_FILES", &drivers),
+        ("VK_ICD_FILENAMES", &drivers),
+    ];
+    in_own_process(name, &variables);
 }

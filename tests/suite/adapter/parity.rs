@@ -3,7 +3,7 @@
 use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::{GpuOptimizer, OPTIONAL_FEATURES, Optimizer, SgdConfig, TensorBinding, wgpu};
 
-use super::{Bench, gpu_test};
+use super::{Bench, bindings_at, gpu_test};
 use crate::cases::{LRS, configs, sizes, values};
 
 const CANARY: f32 = -12_345.678;
@@ -46,16 +46,8 @@ async fn check(bench: &Bench, config: SgdConfig, places: &[Place]) {
     let params = bench.buffer_of(&host_params);
     let grads = bench.buffer_of(&host_grads);
     let names: Vec<_> = (0..places.len()).map(|index| index.to_string()).collect();
-    let tensors: Vec<_> = places
-        .iter()
-        .zip(&names)
-        .map(|(place, name)| {
-            let [params_bytes, grads_bytes] = [place.params, place.grads].map(|at| 4 * at as u64);
-            TensorBinding::new(name, &params, &grads, [place.numel])
-                .params_at(params_bytes)
-                .grads_at(grads_bytes)
-        })
-        .collect();
+    let of = |place: &Place| (place.numel, [place.params, place.grads]);
+    let tensors = bindings_at(&names, (&params, &grads), places.iter().map(of));
     let mut optimizer = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
     let mut oracles: Vec<_> = places
         .iter()

@@ -7,7 +7,7 @@ use wgpu_optim::{
     TensorBinding,
 };
 
-use super::{Bench, gpu_test};
+use super::{Bench, Tensors, gpu_test};
 use crate::cases::values;
 
 const CANARY: f32 = 12_345.678;
@@ -61,9 +61,7 @@ async fn check(
         .collect();
     let mut optimizer = GpuOptimizer::new(&bench.kernels, rule.clone(), &bindings).unwrap();
     for _ in 0..3 {
-        let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut optimizer);
     }
     let mut stepped = bench.download(&pool).await;
     let state = bench.wait(optimizer.state()).await.unwrap();
@@ -97,19 +95,14 @@ async fn an_arena_of_one_buffer_is_one_dispatch() {
     for bench in Bench::both().await {
         for rule in rules() {
             let shapes = [("a", vec![7, 11]), ("b", vec![20_001]), ("c", vec![64])];
-            let numels = shapes
-                .clone()
-                .map(|(_, shape)| shape.iter().product::<usize>());
-            let starts = numels.map(|numel| values(numel as u64, numel));
-            let grads = numels.map(|numel| values(1 + numel as u64, numel));
+            let tensors = Tensors::new(shapes);
             let arena = Arena::builder()
                 .pooled()
-                .build(&bench.device, &bench.queue, shapes)
+                .build(&bench.device, &bench.queue, tensors.shapes.clone())
                 .unwrap();
             assert_eq!(arena.params(), arena.grads());
-            arena.upload_all_grads(&grads).unwrap();
-            arena.upload_all_params(&starts).unwrap();
-            arena.upload_grads("c", &grads[2]).unwrap();
+            tensors.upload(&arena);
+            arena.upload_grads("c", &tensors.grads[2]).unwrap();
             let before = bench.download(&arena.grads()[0]).await;
             let mut optimizer =
                 GpuOptimizer::new(&bench.kernels, rule.clone(), &arena.bindings()).unwrap();
@@ -119,10 +112,10 @@ async fn an_arena_of_one_buffer_is_one_dispatch() {
             bench.queue.submit([encoder.finish()]);
             assert_eq!(optimizer.dispatches(), 1);
             let params = bench.wait(arena.download_all_params()).await.unwrap();
-            for (tensor, start) in starts.iter().enumerate() {
+            for (tensor, start) in tensors.starts.iter().enumerate() {
                 let mut oracle = Oracle::new(start, Roundoff::WGSL);
-                oracle.step(&rule, &grads[tensor]);
-                oracle.step(&rule, &grads[tensor]);
+                oracle.step(&rule, &tensors.grads[tensor]);
+                oracle.step(&rule, &tensors.grads[tensor]);
                 oracle.check_params(&params[tensor]).unwrap();
             }
             let after = bench.download(&arena.grads()[0]).await;
@@ -193,9 +186,7 @@ async fn pools_beside_other_buffers() {
             (1, 3072, 1, 0, 77),
         ];
         let mut optimizer = GpuOptimizer::new(&bench.kernels, rule.clone(), &tensors).unwrap();
-        let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut optimizer);
         let mut stepped = [bench.download(&x).await, bench.download(&y).await];
         for (buffer, params, other, grads, numel) in at {
             let mut oracle = Oracle::new(&host[buffer][params..params + numel], Roundoff::WGSL);

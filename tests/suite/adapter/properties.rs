@@ -54,9 +54,7 @@ async fn mixed_groups_follow_their_oracles(run: rule_runs::Run) -> Result<(), Te
         for step in 0..run.steps.len() {
             run.prepare(step, &mut optimizer);
             arena.upload_all_grads(&run.grads(step)).unwrap();
-            let mut encoder = bench.encoder();
-            optimizer.step(&mut encoder).unwrap();
-            bench.queue.submit([encoder.finish()]);
+            bench.step(&mut optimizer);
         }
         let params = bench.wait(arena.download_all_params()).await.unwrap();
         let state = bench.wait(optimizer.state()).await.unwrap();

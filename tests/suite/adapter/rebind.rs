@@ -145,9 +145,7 @@ async fn state_stays_with_tensors_that_move() {
             let first = model.step(bench, &rule, &places, 0, |bindings| {
                 let mut new = GpuOptimizer::new(&bench.kernels, rule.clone(), bindings).unwrap();
                 assert_eq!(new.plan().pieces.len(), 1);
-                let mut encoder = bench.encoder();
-                new.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut new);
                 optimizer = Some(new);
             });
             first.await;

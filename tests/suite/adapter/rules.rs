@@ -7,7 +7,7 @@ use wgpu_optim::{
     wgpu,
 };
 
-use super::{Bench, gpu_test, whole};
+use super::{Bench, Tensors, gpu_test, whole};
 use crate::cases::{LRS, sizes, values};
 use crate::golden_rules;
 use crate::rule_cases::rules;
@@ -55,9 +55,7 @@ async fn the_points_that_the_libraries_printed_are_visited() {
                 optimizer.set_lr(golden.lr[step]).unwrap();
                 let frozen = golden.frozen_steps.contains(&step);
                 optimizer.set_frozen("theta", frozen).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 let params = bench.download(&params).await;
                 if optimizer.applied_steps("theta") > Some(0) {
                     check(bench, &optimizer, 0, oracle, &params, &golden.name).await;
@@ -123,9 +121,7 @@ async fn every_config_over_every_size_and_offset() {
                 // The seventh tensor misses a step: its corrections then differ from its neighbours'.
                 optimizer.set_frozen("7", step == 1).unwrap();
                 optimizer.set_lr(lr).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 for (tensor, oracle) in oracles.iter_mut().enumerate() {
                     if tensor != 7 || step != 1 {
                         let start = starts[tensor] + shift;
@@ -192,9 +188,7 @@ async fn batches_of_three_slots() {
                 .collect();
             for step in 0..3 {
                 optimizer.set_frozen("3", step == 1).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 for (tensor, (oracle, (.., gradient))) in
                     oracles.iter_mut().zip(&buffers).enumerate()
                 {
@@ -240,18 +234,14 @@ async fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
     let all = |(index, bench)| configs.iter().map(move |config| (index, bench, config));
     for (index, bench, config) in benches.iter().enumerate().flat_map(all) {
         let shapes = [("a", vec![7, 11]), ("b", vec![20_001]), ("c", vec![64])];
-        let numels = shapes
-            .clone()
-            .map(|(_, shape)| shape.iter().product::<usize>());
-        let starts = numels.map(|numel| values(numel as u64, numel));
-        let grads = numels.map(|numel| values(1 + numel as u64, numel));
-        let arena = Arena::new(&bench.device, &bench.queue, shapes).unwrap();
-        arena.upload_all_params(&starts).unwrap();
-        arena.upload_all_grads(&grads).unwrap();
+        let tensors = Tensors::new(shapes);
+        let arena = Arena::new(&bench.device, &bench.queue, tensors.shapes.clone()).unwrap();
+        tensors.upload(&arena);
         let fresh =
             || GpuOptimizer::new(&bench.kernels, config.clone(), &arena.bindings()).unwrap();
         let mut optimizer = fresh();
-        let mut oracles = starts
+        let mut oracles = tensors
+            .starts
             .each_ref()
             .map(|start| Oracle::new(start, Roundoff::WGSL));
         for step in 0..4 {
@@ -261,10 +251,8 @@ async fn an_arena_is_one_dispatch_of_any_rule_and_its_state_carries_on() {
                 optimizer.load_state(&state).unwrap();
                 assert_eq!(bench.wait(optimizer.state()).await.unwrap(), state);
             }
-            let mut encoder = bench.encoder();
-            optimizer.step(&mut encoder).unwrap();
-            bench.queue.submit([encoder.finish()]);
-            for (oracle, grads) in oracles.iter_mut().zip(&grads) {
+            bench.step(&mut optimizer);
+            for (oracle, grads) in oracles.iter_mut().zip(&tensors.grads) {
                 oracle.step(config, grads);
             }
         }

@@ -7,7 +7,7 @@ use wgpu_optim::{
     SgdConfig, StepControl, StorageType, TensorBinding, wgpu,
 };
 
-use super::control::rules;
+use super::control::{momentum, rules};
 use super::{Bench, gpu_test};
 use crate::cases::{LRS, values};
 use crate::stored::{Stored, all, decode, encode, rounded};
@@ -304,14 +304,19 @@ async fn follow_by(
     }
 }
 
+/// The same, or one where `WGPU_OPTIM_TEST_ALL` is set.
+fn one_in(sparse: usize) -> usize {
+    match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
+        Some(_) => 1,
+        None => sparse,
+    }
+}
+
 /// Every rule, and every way to store; all pairs of both where `WGPU_OPTIM_TEST_ALL` is set, which takes minutes of
 /// compiling, else one in seven. The twins go through all of them (`no_device::mixed`).
 #[gpu_test]
 async fn every_rule_and_every_way_to_store() {
-    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
-        Some(_) => 1,
-        None => 7 * SPARSE,
-    };
+    let every = one_in(7 * SPARSE);
     let bench = Bench::best().await;
     for (index, rule) in rules().iter().enumerate() {
         for (case, stored) in all(&rule.slots()).iter().enumerate() {
@@ -325,8 +330,7 @@ async fn every_rule_and_every_way_to_store() {
 #[gpu_test]
 async fn every_way_to_store_on_both_roads_of_the_scalars() {
     for (road, bench) in Bench::both().await.enumerate() {
-        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule: AnyRule = rule.build().unwrap().into();
+        let rule = momentum();
         for (case, stored) in all(&rule.slots())
             .iter()
             .enumerate()
@@ -340,10 +344,7 @@ async fn every_way_to_store_on_both_roads_of_the_scalars() {
 
 #[gpu_test]
 async fn every_rule_and_some_ways_to_store_under_a_control() {
-    let every = match std::env::var_os("WGPU_OPTIM_TEST_ALL") {
-        Some(_) => 1,
-        None => 31 * SPARSE,
-    };
+    let every = one_in(31 * SPARSE);
     for (road, bench) in Bench::both().await.enumerate() {
         for (index, rule) in rules().iter().enumerate() {
             for (case, stored) in all(&rule.slots()).iter().enumerate() {
@@ -358,8 +359,7 @@ async fn every_rule_and_some_ways_to_store_under_a_control() {
 #[gpu_test]
 async fn every_way_to_store_under_a_control() {
     for (road, bench) in Bench::both().await.enumerate() {
-        let rule = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
-        let rule: AnyRule = rule.build().unwrap().into();
+        let rule = momentum();
         for (case, stored) in all(&rule.slots())
             .iter()
             .enumerate()
@@ -394,9 +394,7 @@ async fn run(
         let mut bytes = encode(grads_type, values);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bench.queue.write_buffer(&grads, 0, &bytes);
-        let mut encoder = bench.encoder();
-        optimizer.step(&mut encoder).unwrap();
-        bench.queue.submit([encoder.finish()]);
+        bench.step(&mut optimizer);
     }
     let mut bytes = bench.bytes(&params).await;
     bytes.truncate(host_params.len() * params_type.bytes() as usize);
@@ -493,9 +491,7 @@ async fn random_bits_do_not_depend_on_how_a_dispatch_is_cut() {
             let mut optimizer = GpuOptimizer::with_groups(&kernels, &groups, &[tensor]).unwrap();
             let mut host: Vec<u16> = bytemuck::pod_collect_to_vec(&encode(of, &start));
             for step in 0..3 {
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 host = expected(step, &host);
                 let bytes = bench.bytes(&params).await;
                 let there: Vec<u16> =
@@ -518,13 +514,8 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
         let params = bench.buffer_of_bytes(&tensors.params_bytes(stored));
         let bindings = tensors.bindings(stored, &names, &params, &grads);
         let mut optimizer = GpuOptimizer::with_groups(&bench.kernels, &groups, &bindings).unwrap();
-        let step = |optimizer: &mut GpuOptimizer<AnyRule>| {
-            let mut encoder = bench.encoder();
-            optimizer.step(&mut encoder).unwrap();
-            bench.queue.submit([encoder.finish()]);
-        };
-        step(&mut optimizer);
-        step(&mut optimizer);
+        bench.step(&mut optimizer);
+        bench.step(&mut optimizer);
         let state = bench.wait(optimizer.state()).await.unwrap();
         let then = bench.buffer_of_bytes(&bench.bytes(&params).await);
         let bindings = tensors.bindings(stored, &names, &then, &grads);
@@ -535,8 +526,8 @@ async fn a_state_of_sixteen_bits_goes_on_where_it_was() {
             state,
             "{stored:?}"
         );
-        step(&mut optimizer);
-        step(&mut other);
+        bench.step(&mut optimizer);
+        bench.step(&mut other);
         assert_eq!(bench.bytes(&params).await, bench.bytes(&then).await);
         let [state, others] = [&optimizer, &other].map(GpuOptimizer::state);
         assert_eq!(
@@ -592,9 +583,7 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
             for step in 0..3 {
                 // A mask with a hole.
                 optimizer.set_frozen("64", step == 1).unwrap();
-                let mut encoder = bench.encoder();
-                optimizer.step(&mut encoder).unwrap();
-                bench.queue.submit([encoder.finish()]);
+                bench.step(&mut optimizer);
                 for (tensor, oracle) in oracles.iter_mut().enumerate() {
                     if tensor != 1 || step != 1 {
                         oracle.step(&config, &host[tensor].1);

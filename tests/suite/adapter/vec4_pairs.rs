@@ -5,11 +5,11 @@ use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
     AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState, SgdConfig,
-    StepControl, TensorBinding, wgpu,
+    StepControl, wgpu,
 };
 
 use super::control::rules;
-use super::{Bench, gpu_test};
+use super::{Bench, bindings_at, gpu_test};
 use crate::cases::{LRS, sizes, values};
 
 const CANARY: f32 = -4_321.125;
@@ -48,16 +48,8 @@ async fn scattered(bench: &Bench, rule: &AnyRule, shift: usize, is_software: boo
     let params = bench.buffer_of(&host_params);
     let grads = bench.buffer_of(&host_grads);
     let names: Vec<_> = (0..places.len()).map(|index| index.to_string()).collect();
-    let tensors: Vec<_> = names
-        .iter()
-        .zip(&places)
-        .map(|(name, (start, numel))| {
-            let [params_bytes, grads_bytes] = [*start, start + shift].map(|at| 4 * at as u64);
-            TensorBinding::new(name, &params, &grads, [*numel])
-                .params_at(params_bytes)
-                .grads_at(grads_bytes)
-        })
-        .collect();
+    let of = |(start, numel): &(usize, usize)| (*numel, [*start, start + shift]);
+    let tensors = bindings_at(&names, (&params, &grads), places.iter().map(of));
     let kernels = bench.kernels.clone().as_for_software(is_software);
     let mut optimizer = GpuOptimizer::new(&kernels, rule.clone(), &tensors).unwrap();
     let mut oracles: Vec<_> = places

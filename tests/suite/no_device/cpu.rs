@@ -1,5 +1,6 @@
 use wgpu_optim::cpu::{SliceError, TensorError};
 use wgpu_optim::oracle::{Oracle, Roundoff};
+use wgpu_optim::rules::Real;
 use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
 use wgpu_optim::rules::sgd::{Coefficients, Terms};
 use wgpu_optim::state::{DuplicateName, TensorState};
@@ -10,6 +11,22 @@ use wgpu_optim::{
 use crate::cases::{LRS, configs, sizes, values};
 use crate::test;
 
+fn reference_step<T: Real>(
+    config: &SgdConfig,
+    is_first: bool,
+    params: &mut [T],
+    velocity: &mut [T],
+    grads: &[T],
+) {
+    let k = Coefficients::new(config, is_first).cast();
+    let has = Terms::of(config);
+    if has.velocity {
+        sgd(&k, has, params, velocity, grads);
+    } else {
+        sgd_plain(&k, has, params, grads);
+    }
+}
+
 #[test]
 fn reference_follows_the_oracle_in_every_config() {
     for config in configs() {
@@ -19,13 +36,7 @@ fn reference_follows_the_oracle_in_every_config() {
         for (step, lr) in LRS.into_iter().enumerate() {
             let config = config.with_lr(lr).unwrap();
             let grads = values(10 + step as u64, numel);
-            let k = Coefficients::new(&config, step == 0).cast();
-            let has = Terms::of(&config);
-            if has.velocity {
-                sgd(&k, has, &mut params, &mut velocity, &grads);
-            } else {
-                sgd_plain(&k, has, &mut params, &grads);
-            }
+            reference_step(&config, step == 0, &mut params, &mut velocity, &grads);
             oracle.step(&config, &grads);
             oracle
                 .check_params(&params)
@@ -48,13 +59,7 @@ fn reference_in_f64_is_the_oracle_to_f64_precision() {
             let config = config.with_lr(lr).unwrap();
             let grads = values(10 + step as u64, 50);
             let exact_grads: Vec<_> = grads.iter().copied().map(f64::from).collect();
-            let k = Coefficients::new(&config, step == 0);
-            let has = Terms::of(&config);
-            if has.velocity {
-                sgd(&k, has, &mut params, &mut velocity, &exact_grads);
-            } else {
-                sgd_plain(&k, has, &mut params, &exact_grads);
-            }
+            reference_step(&config, step == 0, &mut params, &mut velocity, &exact_grads);
             oracle.step(&config, &grads);
         }
         for (actual, expected) in params.iter().zip(oracle.params()) {

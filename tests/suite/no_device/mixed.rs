@@ -116,18 +116,24 @@ fn however_many_threads_there_are() {
     }
 }
 
+/// Parameters of bf16 with a state of f32.
+fn in_bf16(grads: StorageType, masters: Masters, rounding: storage::Rounding) -> Stored {
+    Stored {
+        params: StorageType::Bf16,
+        grads,
+        precision: Precision {
+            masters,
+            rounding,
+            ..Precision::default()
+        },
+    }
+}
+
 #[test]
 fn masters_are_the_run_in_f32_and_rests_are_the_masters() {
     let config = AnyRule::preset("adamw", None, 0.01).unwrap();
     let numels = [4099];
-    let with = |masters| Stored {
-        params: StorageType::Bf16,
-        grads: StorageType::Bf16,
-        precision: Precision {
-            masters,
-            ..Precision::default()
-        },
-    };
+    let with = |masters| in_bf16(StorageType::Bf16, masters, storage::Rounding::Nearest);
     let (start, grads) = start(&with(Masters::None), &numels);
     let mut in_f32 = start[0].to_f32();
     let mut reference = CpuOptimizer::new(config.clone(), [("4099", [4099])]).unwrap();
@@ -156,15 +162,7 @@ fn what_is_too_small_for_bf16_adds_up_in_masters_and_in_the_mean() {
     let config: AnyRule = SgdConfig::builder(1e-3).build().unwrap().into();
     let numel = 4096;
     let after = |masters, rounding| {
-        let stored = Stored {
-            params: StorageType::Bf16,
-            grads: StorageType::F32,
-            precision: Precision {
-                masters,
-                rounding,
-                ..Precision::default()
-            },
-        };
+        let stored = in_bf16(StorageType::F32, masters, rounding);
         let mut optimizer = optimizer(&config, &stored, &[numel]);
         let mut params = [Values::new(StorageType::Bf16, &vec![1.0; numel])];
         // A thousand steps of 1e-4 each, where bf16 goes by 2^-7 from one on.
@@ -207,14 +205,7 @@ fn a_state_goes_on_where_it_was_and_masters_become_rests() {
         assert_eq!(params, others, "{stored:?}");
         assert_eq!(optimizer_then.state(), other.state());
     }
-    let with = |masters| Stored {
-        params: StorageType::Bf16,
-        grads: StorageType::F16,
-        precision: Precision {
-            masters,
-            ..Precision::default()
-        },
-    };
+    let with = |masters| in_bf16(StorageType::F16, masters, storage::Rounding::Nearest);
     let (mut params, grads) = start(&with(Masters::F32), &[100]);
     let mut masters = optimizer(&config, &with(Masters::F32), &[100]);
     step(&mut masters, &mut params, &grads);

@@ -3,7 +3,7 @@
 use allocation_counter::measure;
 use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, SgdConfig, TensorBinding, wgpu};
 
-use super::{STORAGE, buffer, device};
+use super::{Apart, STORAGE, device};
 
 /// Heap allocations of recording by hand, as a step does it, `dispatches` dispatches over so many tensors each.
 fn by_hand(device: &wgpu::Device, queue: &wgpu::Queue, dispatches: usize, tensors: u32) -> u64 {
@@ -117,15 +117,8 @@ fn a_step_allocates_no_more_than_its_commands_and_a_guard() {
         [(1, 1, 9000), (300, 1, 9000), (5, 2, 1024), (300, 2, 1024)]
     {
         let tensors = dispatches * together as usize;
-        let buffers: Vec<_> = (0..2 * tensors)
-            .map(|_| buffer(&kernels, 4 * numel, STORAGE))
-            .collect();
-        let names: Vec<_> = (0..tensors).map(|index| index.to_string()).collect();
-        let tensors: Vec<_> = names
-            .iter()
-            .zip(buffers.chunks(2))
-            .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
-            .collect();
+        let apart = Apart::new(&kernels, tensors, numel);
+        let tensors = apart.bindings();
         let theirs = by_hand(&device, &queue, dispatches, together);
         assert!(theirs > 0, "wgpu has been counted");
         let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();

@@ -9,10 +9,7 @@ use super::{STORAGE, buffer, build, kernels, tensor};
 #[test]
 fn a_good_list_builds_and_steps() {
     let kernels = kernels();
-    let (params, grads) = (
-        buffer(&kernels, 400, STORAGE),
-        buffer(&kernels, 400, STORAGE),
-    );
+    let [params, grads] = [(); 2].map(|()| buffer(&kernels, 400, STORAGE));
     let tensors = [
         tensor("a", (&params, 0), (&grads, 0), 50),
         tensor("empty", (&params, 200), (&grads, 0), 0),
@@ -51,16 +48,25 @@ fn mistakes_are_named_and_the_next_list_builds() {
         refused(&[good(), good()]),
         BuildError::DuplicateName(DuplicateName { tensor: "a".into() })
     );
-    for (role, bad) in [
-        ("params", tensor("b", (params, 42), (grads, 40), 10)),
-        ("grads", tensor("b", (params, 40), (grads, 42), 10)),
+    let misaligned = |role| BuildError::Misaligned {
+        tensor: name(),
+        role,
+        offset_bytes: 42,
+        elem_bytes: 4,
+    };
+    let unusable = |role| BuildError::MissingUsage {
+        tensor: name(),
+        role,
+        required: STORAGE,
+        actual: wgpu::BufferUsages::COPY_DST,
+    };
+    for ((params, grads), expected) in [
+        (((params, 42), (grads, 40)), misaligned("params")),
+        (((params, 40), (grads, 42)), misaligned("grads")),
+        (((copy, 0), (grads, 0)), unusable("params")),
+        (((params, 40), (copy, 0)), unusable("grads")),
     ] {
-        let expected = BuildError::Misaligned {
-            tensor: name(),
-            role,
-            offset_bytes: 42,
-            elem_bytes: 4,
-        };
+        let bad = tensor("b", params, grads, 10);
         assert_eq!(refused(&[good(), bad]), expected);
     }
     for (role, offset_bytes, numel) in [
@@ -84,18 +90,6 @@ fn mistakes_are_named_and_the_next_list_builds() {
         refused(&[good(), bad]),
         BuildError::OutOfBounds { role: "grads", .. }
     ));
-    for (role, bad) in [
-        ("params", tensor("b", (copy, 0), (grads, 0), 10)),
-        ("grads", tensor("b", (params, 40), (copy, 0), 10)),
-    ] {
-        let expected = BuildError::MissingUsage {
-            tensor: name(),
-            role,
-            required: STORAGE,
-            actual: wgpu::BufferUsages::COPY_DST,
-        };
-        assert_eq!(refused(&[good(), bad]), expected);
-    }
     // In one buffer: over each other, and too close for two bindings.
     let within = tensor("b", (params, 40), (params, 60), 10);
     let overlap = BuildError::Overlap {
@@ -157,10 +151,7 @@ fn overlaps_are_found_in_any_order() {
 #[test]
 fn a_destroyed_buffer_is_an_error_and_the_next_list_builds() {
     let kernels = kernels();
-    let (params, grads) = (
-        buffer(&kernels, 400, STORAGE),
-        buffer(&kernels, 400, STORAGE),
-    );
+    let [params, grads] = [(); 2].map(|()| buffer(&kernels, 400, STORAGE));
     params.destroy();
     let refused = build(&kernels, &[tensor("a", (&params, 0), (&grads, 0), 100)]);
     assert!(

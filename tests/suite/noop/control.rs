@@ -7,10 +7,10 @@ use allocation_counter::measure;
 use wgpu_optim::wgsl::{KernelError, ScalarPath};
 use wgpu_optim::{
     AdamConfig, BuildError, GpuControl, GpuOptimizer, Kernels, LossScale, Optimizer, StepControl,
-    StepError, TensorBinding, wgpu,
+    StepError, wgpu,
 };
 
-use super::{STORAGE, buffer, device, kernels};
+use super::{Apart, device, kernels};
 
 fn on_immediates() -> Kernels {
     let limits = wgpu::Limits {
@@ -30,17 +30,9 @@ fn control(kernels: &Kernels) -> GpuControl {
 
 /// An optimizer of many tensors, each in buffers of its own.
 fn optimizer(kernels: &Kernels, tensors: usize, numel: u64) -> GpuOptimizer<AdamConfig> {
-    let buffers: Vec<_> = (0..2 * tensors)
-        .map(|_| buffer(kernels, 4 * numel, STORAGE))
-        .collect();
-    let names: Vec<_> = (0..tensors).map(|index| index.to_string()).collect();
-    let bindings: Vec<_> = names
-        .iter()
-        .zip(buffers.chunks(2))
-        .map(|(name, pair)| TensorBinding::new(name, &pair[0], &pair[1], [numel as usize]))
-        .collect();
+    let apart = Apart::new(kernels, tensors, numel);
     let config = AdamConfig::adamw(0.1).build().unwrap();
-    GpuOptimizer::new(kernels, config, &bindings).unwrap()
+    GpuOptimizer::new(kernels, config, &apart.bindings()).unwrap()
 }
 
 /// A poll, and a submission too, calls back for what is done; a mapping needs either.

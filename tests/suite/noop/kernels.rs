@@ -1,4 +1,4 @@
-use wgpu_optim::rules::{Scalars, Slots};
+use wgpu_optim::rules::Scalars;
 use wgpu_optim::wgsl::{KernelError, ScalarPath};
 use wgpu_optim::{BuildError, ConfigError, GpuOptimizer, Kernels, Rule, wgpu};
 
@@ -74,10 +74,6 @@ struct Written(&'static str);
 impl Rule for Written {
     fn stem(&self) -> &'static str {
         "written"
-    }
-
-    fn slots(&self) -> Slots {
-        [].into()
     }
 
     fn wgsl(&self) -> String {

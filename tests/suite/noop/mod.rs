@@ -43,6 +43,33 @@ fn tensor<'a>(
         .grads_at(grads_offset_bytes)
 }
 
+/// Tensors that each fill buffers of their own.
+struct Apart {
+    names: Vec<String>,
+    buffers: Vec<wgpu::Buffer>,
+}
+
+impl Apart {
+    fn new(kernels: &Kernels, tensors: usize, numel: u64) -> Self {
+        Self {
+            names: (0..tensors).map(|index| index.to_string()).collect(),
+            buffers: (0..2 * tensors)
+                .map(|_| buffer(kernels, 4 * numel, STORAGE))
+                .collect(),
+        }
+    }
+
+    fn bindings(&self) -> Vec<TensorBinding<'_>> {
+        let pairs = self.names.iter().zip(self.buffers.chunks(2));
+        pairs
+            .map(|(name, pair)| {
+                let numel = pair[0].size() as usize / 4;
+                TensorBinding::new(name, &pair[0], &pair[1], [numel])
+            })
+            .collect()
+    }
+}
+
 fn build(kernels: &Kernels, tensors: &[TensorBinding<'_>]) -> Result<GpuOptimizer, BuildError> {
     let config = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
     GpuOptimizer::new(kernels, config, tensors)

@@ -11,6 +11,8 @@
 //! convergence of iteration methods*, 1964; Sutskever et al., *On the importance of initialization and momentum in
 //! deep learning*, 2013, section 2).
 
+use std::fmt;
+
 use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
@@ -85,6 +87,17 @@ pub struct Run {
     /// Length of the error vector over that of the first, for each step that is shown.
     #[serde(skip)]
     errors: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (k, method) = (self.condition_number, self.method.name());
+        let (measured, theoretical) = (self.measured_rate, self.theoretical_rate);
+        write!(
+            f,
+            "k = {k:<5} {method:<14} {measured:.6}, in theory {theoretical:.6}"
+        )
+    }
 }
 
 #[derive(Serialize)]

@@ -11,6 +11,8 @@
 //! ever. Explicit Euler, which moves `x` with the old `v`, multiplies the energy by `1 + dt^2*k/m` at every step
 //! (Hairer, Lubich and Wanner, *Geometric Numerical Integration*, section I.1).
 
+use std::fmt;
+
 use serde::Serialize;
 use wgpu_optim::ConfigError;
 use wgpu_optim::rules::sgd::physics::Particle;
@@ -99,6 +101,17 @@ pub struct Run {
     /// Energy over that at the start, for each step.
     #[serde(skip)]
     energies: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dt, integrator) = (self.time_step, self.integrator.name());
+        let (growth, most) = (self.growth, self.largest_deviation);
+        write!(
+            f,
+            "dt = {dt:<4} {integrator:<20} {growth:.4e}, largest deviation {most:.4e}"
+        )
+    }
 }
 
 #[derive(Serialize)]

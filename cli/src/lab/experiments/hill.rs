@@ -5,6 +5,8 @@
 //! `(1 - 0.9)/sqrt(lr)` in steps of `sqrt(lr)`, see [`wgpu_optim::rules::sgd::physics`]: it starts higher than the hill, and
 //! does not lose the difference on the way. (Polyak 1964 explains the method by such a ball.)
 
+use std::fmt;
+
 use serde::Serialize;
 use wgpu_optim::{ConfigError, SgdConfig};
 
@@ -40,6 +42,16 @@ pub struct Run {
     /// Where the ball was, the start first.
     #[serde(skip)]
     positions: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (momentum, end, valley) = (self.momentum, self.end, self.valley);
+        write!(
+            f,
+            "momentum {momentum:<4} x = {end:.6}, the {valley} valley"
+        )
+    }
 }
 
 #[derive(Serialize)]

@@ -9,7 +9,7 @@ mod hill;
 mod rules;
 mod sixteen_bits;
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::PathBuf;
 
@@ -94,68 +94,41 @@ pub fn run(common: &CommonArgs, args: &ExperimentsArgs) -> Result<(), Failure> {
 
 impl Summary {
     fn to_text(&self) -> String {
-        let mut text = String::from("convergence on a quadratic, error per step\n");
-        // Writing to a string cannot fail.
-        for run in &self.convergence {
-            let _ = writeln!(
-                text,
-                "  k = {:<5} {:<14} {:.6}, in theory {:.6}",
-                run.condition_number,
-                run.method.name(),
-                run.measured_rate,
-                run.theoretical_rate,
-            );
-        }
-        text += "energy without friction, end / start\n";
-        for run in &self.energy {
-            let _ = writeln!(
-                text,
-                "  dt = {:<4} {:<20} {:.4e}, largest deviation {:.4e}",
-                run.time_step,
-                run.integrator.name(),
-                run.growth,
-                run.largest_deviation,
-            );
-        }
-        text += "valley behind a hill, resting place\n";
-        for run in &self.hill {
-            let _ = writeln!(
-                text,
-                "  momentum {:<4} x = {:.6}, the {} valley",
-                run.momentum, run.end, run.valley
-            );
-        }
-        text += "the same landscapes by different rules, each at its best learning rate\n";
-        for run in &self.rules {
-            let steps = match run.steps_to_a_thousandth {
-                Some(steps) => format!("a thousandth of the loss after {steps} steps"),
-                None => format!("never a thousandth of the loss in {} steps", run.steps),
-            };
-            let _ = writeln!(
-                text,
-                "  {:<20} {:<13} lr {:.2e}, loss {:.1e}, {steps}",
-                run.landscape.name(),
-                run.rule.name(),
-                run.lr,
-                run.loss,
-            );
-        }
-        text += "a thousand steps too small for bf16, mean of the parameters\n";
-        for run in &self.sixteen_bits {
-            let _ = writeln!(
-                text,
-                "  {:<12} {:.4}, exactly {:.4}, deviation {:.4}",
-                run.method.name(),
-                run.mean,
-                run.exact,
-                run.deviation,
-            );
-        }
-        text += "written\n";
-        for file in &self.files {
-            let _ = writeln!(text, "  {}", file.display());
-        }
+        let mut text = String::new();
+        add(
+            &mut text,
+            "convergence on a quadratic, error per step",
+            &self.convergence,
+        );
+        add(
+            &mut text,
+            "energy without friction, end / start",
+            &self.energy,
+        );
+        add(&mut text, "valley behind a hill, resting place", &self.hill);
+        add(
+            &mut text,
+            "the same landscapes by different rules, each at its best learning rate",
+            &self.rules,
+        );
+        add(
+            &mut text,
+            "a thousand steps too small for bf16, mean of the parameters",
+            &self.sixteen_bits,
+        );
+        let files: Vec<_> = self.files.iter().map(|file| file.display()).collect();
+        add(&mut text, "written", &files);
         text
+    }
+}
+
+/// A paragraph of what one experiment has come to.
+fn add(text: &mut String, title: &str, runs: &[impl fmt::Display]) {
+    text.push_str(title);
+    text.push('\n');
+    for run in runs {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {run}");
     }
 }
 

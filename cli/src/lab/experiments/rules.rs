@@ -5,6 +5,8 @@
 //! gradients in `f32` through the library's CPU optimizer. Its learning rate is the one of a grid at which the mean
 //! logarithm of its loss is least.
 
+use std::fmt;
+
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use wgpu_optim::{
@@ -206,6 +208,21 @@ pub struct Run {
     /// Where the parameters to evaluate with were, the start first.
     #[serde(skip)]
     path: Vec<[f64; 2]>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (landscape, rule) = (self.landscape.name(), self.rule.name());
+        let (lr, loss) = (self.lr, self.loss);
+        write!(
+            f,
+            "{landscape:<20} {rule:<13} lr {lr:.2e}, loss {loss:.1e}, "
+        )?;
+        match self.steps_to_a_thousandth {
+            Some(steps) => write!(f, "a thousandth of the loss after {steps} steps"),
+            None => write!(f, "never a thousandth of the loss in {} steps", self.steps),
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -4,6 +4,8 @@
 //! `2^-8 = 3.9e-3` away. Rounded to the nearest, they stand still; masters add up what the parameters cannot show, and
 //! rounding by random bits is right in the mean.
 
+use std::fmt;
+
 use anyhow::Result;
 use serde::Serialize;
 use wgpu_optim::half::bf16;
@@ -90,6 +92,17 @@ pub struct Run {
     /// The first of the parameters.
     #[serde(skip)]
     firsts: Vec<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (method, mean) = (self.method.name(), self.mean);
+        let (exact, deviation) = (self.exact, self.deviation);
+        write!(
+            f,
+            "{method:<12} {mean:.4}, exactly {exact:.4}, deviation {deviation:.4}"
+        )
+    }
 }
 
 #[derive(Serialize)]

@@ -6,10 +6,10 @@ use train::cpu::Twin;
 use train::gpu::Engine;
 use train::task::Task;
 use train::training::{Device, Gradients, Run as _, train};
-use wgpu_optim::oracle::{Arithmetic, Bounded, Oracle, Roundoff, Textbook as _};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Element, Oracle, Roundoff, Textbook as _};
 use wgpu_optim::readback::block_on;
-use wgpu_optim::wgpu;
-use wgpu_optim::{AdapterRequest, AnyRule, CpuOptimizer, Gpu, Rule as _, StorageType};
+use wgpu_optim::rules::MAX_SLOTS;
+use wgpu_optim::{AdapterRequest, AnyRule, CpuOptimizer, Gpu, StorageType, wgpu};
 
 use crate::bounds::{exactly, gradients, outside, widest};
 use crate::{rules, task};
@@ -127,8 +127,7 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
     for (rule, at_least) in [(plain, 40), (momentum, 20), (nesterov, 15)] {
         let at = Arithmetic::new(Roundoff::WGSL);
         let mut params = exactly(&start.params);
-        let slots = rule.slots().len();
-        let zeros = |values: &Vec<_>| vec![vec![Bounded::default(); slots]; values.len()];
+        let zeros = |values: &Vec<_>| vec![[Bounded::default(); MAX_SLOTS]; values.len()];
         let mut state: Vec<_> = params.iter().map(zeros).collect();
         let mut on_device = engine.run(&rule, &start, false).unwrap();
         let mut on_twin = twin.run(&rule, &start, false).unwrap();
@@ -138,7 +137,12 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
             steps += 1;
             for ((params, state), grads) in params.iter_mut().zip(&mut state).zip(&bound.grads) {
                 for ((theta, slots), grad) in params.iter_mut().zip(state).zip(grads) {
-                    rule.bound(steps as u64, at, theta, slots, *grad);
+                    let mut element = Element {
+                        theta: *theta,
+                        slots: *slots,
+                    };
+                    rule.bound(steps as u64, at, &mut element, *grad);
+                    (*theta, *slots) = (element.theta, element.slots);
                 }
             }
             on_device.step().unwrap();

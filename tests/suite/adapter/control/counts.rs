@@ -7,28 +7,27 @@ use wgpu_optim::Optimizer;
 #[gpu_test]
 async fn nobody_has_to_read_for_training_to_go_on() {
     let bench = Bench::best().await;
-    let (start, gradient) = (values(1, 100), values(2, 100));
-    let mut poisoned = gradient.clone();
-    poisoned[99] = f32::NAN;
-    let params = bench.buffer_of(&start);
-    let grads = bench.buffer_of(&gradient);
-    let tensor = [whole("theta", &params, &grads)];
-    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut theta = bench.follow(adamw(), 100);
+    let poisoned = theta.poisoned(99, f32::NAN);
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     for step in 0..400 {
         let is_poisoned = step % 4 == 3;
-        bench.upload(&grads, if is_poisoned { &poisoned } else { &gradient });
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        let gradient = if is_poisoned {
+            &poisoned
+        } else {
+            &theta.gradient
+        };
+        bench.upload(&theta.grads, gradient);
+        bench.submit(|encoder| theta.step_with(encoder, &mut control));
         if !is_poisoned {
-            oracle.step(&adamw(), &gradient);
+            theta.expect_step();
         }
         if step % 16 == 0 {
             // Not a word to the control or the optimizer.
-            bench.download(&params).await;
+            bench.download(&theta.params).await;
         }
     }
-    oracle.check_params(&bench.download(&params).await).unwrap();
+    theta.check().await;
     assert_eq!(control.steps(), 400);
     let records = bench.outcomes(&mut control).await;
     assert_eq!(
@@ -37,59 +36,49 @@ async fn nobody_has_to_read_for_training_to_go_on() {
         "the last 64 are kept"
     );
     assert_eq!(records[63].skipped, 100);
-    assert_eq!(optimizer.applied_steps("theta"), Some(300));
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(300));
 }
 
 #[gpu_test]
 async fn a_state_counts_as_having_been_read() {
     let bench = Bench::best().await;
-    let gradient = values(2, 100);
-    let mut poisoned = gradient.clone();
-    poisoned[0] = f32::INFINITY;
-    let (params, grads) = (bench.buffer_of(&values(1, 100)), bench.buffer(100));
-    let tensor = [whole("theta", &params, &grads)];
-    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut theta = bench.follow(adamw(), 100);
+    let poisoned = theta.poisoned(0, f32::INFINITY);
     let mut control = bench.control(only_finite());
-    for grad in [&gradient, &poisoned, &gradient] {
-        bench.upload(&grads, grad);
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+    for grad in [&theta.gradient, &poisoned, &theta.gradient] {
+        bench.upload(&theta.grads, grad);
+        bench.submit(|encoder| theta.optimizer.step_with(encoder, &mut control).unwrap());
     }
-    let state = bench.wait(optimizer.state()).await.unwrap();
+    let state = bench.wait(theta.optimizer.state()).await.unwrap();
     assert_eq!((state.steps, state.tensors[0].applied_steps), (3, 2));
-    assert_eq!(optimizer.applied_steps("theta"), Some(2));
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(2));
     // A step without a control needs to know, and now does.
-    bench.submit(|encoder| optimizer.step(encoder).unwrap());
-    assert_eq!(optimizer.applied_steps("theta"), Some(3));
+    bench.submit(|encoder| theta.optimizer.step(encoder).unwrap());
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(3));
 }
 
 /// More than 64 steps in one encoder, all skipped: there are no scalars for what comes then, and that is said.
 #[gpu_test]
 async fn a_step_without_scalars_is_skipped_and_said_once() {
     let bench = Bench::best().await;
-    let (start, gradient) = (values(1, 100), values(2, 100));
-    let mut poisoned = gradient.clone();
-    poisoned[99] = f32::NAN;
-    let params = bench.buffer_of(&start);
-    let (good, bad) = (bench.buffer_of(&gradient), bench.buffer_of(&poisoned));
-    let grads = bench.buffer_of(&gradient);
-    let tensor = [whole("theta", &params, &grads)];
-    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut theta = bench.follow(adamw(), 100);
+    let good = bench.buffer_of(&theta.gradient);
+    let bad = bench.buffer_of(&theta.poisoned(99, f32::NAN));
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     let mut encoder = bench.encoder();
     // After 64 skipped steps there are scalars, and after 65 there are none.
     for step in 0..67 {
         let from = if [0, 65].contains(&step) { &good } else { &bad };
         let from = if step == 66 { &good } else { from };
-        encoder.copy_buffer_to_buffer(from, 0, &grads, 0, 400);
-        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        encoder.copy_buffer_to_buffer(from, 0, &theta.grads, 0, 400);
+        theta.step_with(&mut encoder, &mut control);
         if [0, 65].contains(&step) {
-            oracle.step(&adamw(), &gradient);
+            theta.expect_step();
         }
         if step == 65 {
             // One more skipped step, so that the next is too far ahead.
-            encoder.copy_buffer_to_buffer(&bad, 0, &grads, 0, 400);
-            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            encoder.copy_buffer_to_buffer(&bad, 0, &theta.grads, 0, 400);
+            theta.step_with(&mut encoder, &mut control);
         }
     }
     bench.queue.submit([encoder.finish()]);
@@ -99,20 +88,20 @@ async fn a_step_without_scalars_is_skipped_and_said_once() {
         (last.step, last.is_skipped, last.found_nonfinite),
         (68, true, false)
     );
-    oracle.check_params(&bench.download(&params).await).unwrap();
+    theta.check().await;
     let mut encoder = bench.encoder();
-    let said = optimizer.step_with(&mut encoder, &mut control);
+    let said = theta.optimizer.step_with(&mut encoder, &mut control);
     assert_eq!(said, Err(StepError::TooFarAhead { step: 68 }));
     // It has been said, and all is known again.
     for _ in 0..3 {
-        optimizer.step_with(&mut encoder, &mut control).unwrap();
-        oracle.step(&adamw(), &gradient);
+        theta.step_with(&mut encoder, &mut control);
+        theta.expect_step();
     }
     bench.queue.submit([encoder.finish()]);
-    oracle.check_params(&bench.download(&params).await).unwrap();
+    theta.check().await;
     bench.outcomes(&mut control).await;
-    assert_eq!(optimizer.applied_steps("theta"), Some(5));
-    assert_eq!(optimizer.steps(), 71);
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(5));
+    assert_eq!(theta.optimizer.steps(), 71);
 }
 
 /// More than 64 steps in one encoder, some of them skipped: there are scalars for the next, be it that they depend on the
@@ -178,12 +167,8 @@ async fn reports_are_taken_when_their_submission_is_done() {
     use std::sync::mpsc::channel;
 
     let bench = Bench::best().await;
-    let (start, gradient) = (values(1, 100), values(2, 100));
-    let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
-    let tensor = [whole("theta", &params, &grads)];
-    let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut theta = bench.follow(adamw(), 100);
     let mut control = bench.control(only_finite());
-    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
     let mapped = bench.device.create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 4,
@@ -194,8 +179,8 @@ async fn reports_are_taken_when_their_submission_is_done() {
     let (goes_on, go_on) = channel();
     bench.submit(|encoder| {
         for _ in 0..75 {
-            optimizer.step_with(encoder, &mut control).unwrap();
-            oracle.step(&adamw(), &gradient);
+            theta.step_with(encoder, &mut control);
+            theta.expect_step();
         }
         encoder.clear_buffer(&mapped, 0, None);
         encoder.map_buffer_on_submit(&mapped, wgpu::MapMode::Read, .., move |_| {
@@ -207,17 +192,17 @@ async fn reports_are_taken_when_their_submission_is_done() {
     std::thread::scope(|scope| {
         scope.spawn(|| bench.device.poll(wgpu::PollType::wait_indefinitely()));
         between.recv().unwrap();
-        optimizer.step_with(&mut encoder, &mut control).unwrap();
+        theta.step_with(&mut encoder, &mut control);
         goes_on.send(()).unwrap();
     });
     bench.queue.submit([encoder.finish()]);
-    oracle.step(&adamw(), &gradient);
+    theta.expect_step();
     bench.outcomes(&mut control).await;
-    bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
-    oracle.step(&adamw(), &gradient);
+    bench.submit(|encoder| theta.step_with(encoder, &mut control));
+    theta.expect_step();
     bench.outcomes(&mut control).await;
-    oracle.check_params(&bench.download(&params).await).unwrap();
-    assert_eq!(optimizer.applied_steps("theta"), Some(77));
+    theta.check().await;
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(77));
 }
 
 /// A submission that wgpu refuses has not been made: what lies in its report's buffer is another step's.
@@ -225,33 +210,29 @@ async fn reports_are_taken_when_their_submission_is_done() {
 #[gpu_test]
 async fn a_submission_that_fails_is_no_step() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 100), values(2, 100));
-        let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&gradient));
-        let tensor = [whole("theta", &params, &grads)];
-        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut theta = bench.follow(adamw(), 100);
         let mut control = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut steps = 0;
         for step in 0..12 {
             let fails = [0, 4, 5, 9].contains(&step);
             let mut encoder = bench.encoder();
-            optimizer.step_with(&mut encoder, &mut control).unwrap();
+            theta.step_with(&mut encoder, &mut control);
             let scope = bench.device.push_error_scope(wgpu::ErrorFilter::Validation);
             if fails {
-                encoder.copy_buffer_to_buffer(&grads, 0, &params, 400, 400);
+                encoder.copy_buffer_to_buffer(&theta.grads, 0, &theta.params, 400, 400);
             } else {
-                oracle.step(&adamw(), &gradient);
+                theta.expect_step();
                 steps += 1;
             }
             bench.queue.submit([encoder.finish()]);
             assert_eq!(scope.pop().await.is_some(), fails);
-            oracle.check_params(&bench.download(&params).await).unwrap();
+            theta.check().await;
             if step % 3 == 2 {
                 control.read();
-                assert_eq!(optimizer.applied_steps("theta"), Some(steps));
+                assert_eq!(theta.optimizer.applied_steps("theta"), Some(steps));
             }
         }
-        let state = bench.wait(optimizer.state()).await.unwrap();
+        let state = bench.wait(theta.optimizer.state()).await.unwrap();
         assert_eq!(state.tensors[0].applied_steps, steps);
     }
 }
@@ -305,89 +286,77 @@ async fn counts_that_are_set_stay_while_others_are_on_their_way() {
 #[gpu_test]
 async fn an_optimizer_that_comes_later_starts_afresh() {
     let bench = Bench::best().await;
-    let gradient = values(2, 100);
-    let mut poisoned = gradient.clone();
-    poisoned[0] = f32::NAN;
-    let start = values(1, 100);
-    let (params, grads) = (bench.buffer_of(&start), bench.buffer_of(&poisoned));
-    let tensor = [whole("theta", &params, &grads)];
-    let mut first = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
-    let mut second = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+    let mut theta = bench.follow(adamw(), 100);
+    bench.upload(&theta.grads, &theta.poisoned(0, f32::NAN));
+    let mut first = bench.optimizer(adamw(), &theta.params, &theta.grads);
     let mut control = bench.control(only_finite());
-    let mut encoder = bench.encoder();
-    for _ in 0..63 {
-        first.step_with(&mut encoder, &mut control).unwrap();
-    }
-    bench.queue.submit([encoder.finish()]);
-    bench.upload(&grads, &gradient);
-    let mut oracle = Oracle::new(&start, Roundoff::WGSL);
-    let mut encoder = bench.encoder();
-    for _ in 0..10 {
-        second.step_with(&mut encoder, &mut control).unwrap();
-        oracle.step(&adamw(), &gradient);
-    }
-    bench.queue.submit([encoder.finish()]);
-    oracle.check_params(&bench.download(&params).await).unwrap();
+    bench.submit(|encoder| {
+        for _ in 0..63 {
+            first.step_with(encoder, &mut control).unwrap();
+        }
+    });
+    bench.upload(&theta.grads, &theta.gradient);
+    bench.submit(|encoder| {
+        for _ in 0..10 {
+            theta.step_with(encoder, &mut control);
+            theta.expect_step();
+        }
+    });
+    theta.check().await;
     bench.outcomes(&mut control).await;
-    assert_eq!(second.applied_steps("theta"), Some(10));
+    assert_eq!(theta.optimizer.applied_steps("theta"), Some(10));
 }
 
 #[gpu_test]
 async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 1003), values(2, 1003));
-        let mut poisoned = gradient.clone();
-        poisoned[1002] = f32::INFINITY;
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let tensor = [whole("theta", &params, &grads)];
-        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut theta = bench.follow(adamw(), 1003);
+        let poisoned = theta.poisoned(1002, f32::INFINITY);
         let mut control = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
-        for grad in [&gradient, &poisoned, &gradient, &poisoned] {
-            bench.upload(&grads, grad);
-            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        for grad in [&theta.gradient, &poisoned, &theta.gradient, &poisoned] {
+            bench.upload(&theta.grads, grad);
+            bench.submit(|encoder| theta.optimizer.step_with(encoder, &mut control).unwrap());
         }
-        oracle.step(&adamw(), &gradient);
-        oracle.step(&adamw(), &gradient);
-        let state = bench.wait(optimizer.state()).await.unwrap();
+        theta.expect_step();
+        theta.expect_step();
+        let state = bench.wait(theta.optimizer.state()).await.unwrap();
         assert_eq!((state.steps, state.tensors[0].applied_steps), (4, 2));
         // One that is recorded may still be submitted.
         let mut open = bench.encoder();
-        optimizer.step_with(&mut open, &mut control).unwrap();
+        theta.step_with(&mut open, &mut control);
         let mut encoder = bench.encoder();
-        assert_eq!(optimizer.step(&mut encoder), Err(StepError::Unread));
+        assert_eq!(theta.optimizer.step(&mut encoder), Err(StepError::Unread));
         let mut other = bench.control(only_finite());
-        let refused = optimizer.step_with(&mut encoder, &mut other);
+        let refused = theta.optimizer.step_with(&mut encoder, &mut other);
         assert_eq!(refused, Err(StepError::Unread));
         drop((encoder, open));
         bench.outcomes(&mut control).await;
-        assert_eq!(optimizer.applied_steps("theta"), Some(2));
+        assert_eq!(theta.optimizer.applied_steps("theta"), Some(2));
         // By turns without a control, with another one, and with the first again.
-        bench.upload(&grads, &gradient);
-        bench.submit(|encoder| optimizer.step(encoder).unwrap());
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut other).unwrap());
+        bench.upload(&theta.grads, &theta.gradient);
+        bench.submit(|encoder| theta.optimizer.step(encoder).unwrap());
+        bench.submit(|encoder| theta.step_with(encoder, &mut other));
         bench.outcomes(&mut other).await;
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        bench.submit(|encoder| theta.step_with(encoder, &mut control));
         for _ in 0..3 {
-            oracle.step(&adamw(), &gradient);
+            theta.expect_step();
         }
-        oracle.check_params(&bench.download(&params).await).unwrap();
+        theta.check().await;
 
         // What is on its way when a state is loaded is not mistaken for it.
-        let mut oracle = Oracle::resume(&adamw(), &start, &state.tensors[0], Roundoff::WGSL);
-        bench.upload(&params, &start);
-        optimizer.load_state(&state).unwrap();
+        theta.oracle = Oracle::resume(&adamw(), &theta.start, &state.tensors[0], Roundoff::WGSL);
+        bench.upload(&theta.params, &theta.start);
+        theta.optimizer.load_state(&state).unwrap();
         bench.outcomes(&mut control).await;
-        assert_eq!(optimizer.applied_steps("theta"), Some(2));
-        for grad in [&poisoned, &gradient] {
-            bench.upload(&grads, grad);
-            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        assert_eq!(theta.optimizer.applied_steps("theta"), Some(2));
+        for grad in [&poisoned, &theta.gradient] {
+            bench.upload(&theta.grads, grad);
+            bench.submit(|encoder| theta.optimizer.step_with(encoder, &mut control).unwrap());
         }
-        oracle.step(&adamw(), &gradient);
-        oracle.check_params(&bench.download(&params).await).unwrap();
+        theta.expect_step();
+        theta.check().await;
         bench.outcomes(&mut control).await;
-        assert_eq!(optimizer.applied_steps("theta"), Some(3));
+        assert_eq!(theta.optimizer.applied_steps("theta"), Some(3));
 
         // The scale goes on, too.
         let scale = StepControl::builder()
@@ -407,7 +376,7 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
         );
         scaled.load_state(&state).unwrap();
         let mut scaled = scaled;
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut scaled).unwrap());
+        bench.submit(|encoder| theta.step_with(encoder, &mut scaled));
         let state = bench.wait(scaled.state()).await.unwrap();
         assert_eq!((state.scale, state.growth_tracker), (4.0, 0));
     }

@@ -12,7 +12,7 @@ use wgpu_optim::{
     TensorBinding, wgpu,
 };
 
-use super::{Bench, gpu_test, whole};
+use super::{Bench, Followed, gpu_test, whole};
 use crate::cases::{sizes, values};
 use crate::scales;
 use crate::stored::{encode, rounded};
@@ -50,11 +50,21 @@ impl Bench {
     }
 }
 
+impl Followed<'_, AnyRule> {
+    /// The gradient with an element that is not finite.
+    fn poisoned(&self, index: usize, by: f32) -> Vec<f32> {
+        let mut gradient = self.gradient.clone();
+        gradient[index] = by;
+        gradient
+    }
+}
+
 fn adamw() -> AnyRule {
     AdamConfig::adamw(0.05).build().unwrap().into()
 }
 
-fn momentum() -> AnyRule {
+/// Momentum whose first step is another.
+pub fn momentum() -> AnyRule {
     let config = SgdConfig::builder(0.05).momentum(0.9).dampening(0.3);
     config.build().unwrap().into()
 }
@@ -78,11 +88,7 @@ fn only_finite() -> StepControl {
 #[gpu_test]
 async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 1003), values(2, 1003));
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let tensor = [whole("theta", &params, &grads)];
-        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut theta = bench.follow(adamw(), 1003);
         let scale = LossScale {
             initial: 8.0,
             growth_interval: 2,
@@ -90,20 +96,19 @@ async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
         };
         let control = StepControl::builder().loss_scale(scale).build().unwrap();
         let mut control = bench.control(control);
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut scale = 8.0;
         for (step, poison) in [false, true, false, false, true, false]
             .into_iter()
             .enumerate()
         {
-            let mut scaled: Vec<_> = gradient.iter().map(|g| g * scale).collect();
+            let mut scaled: Vec<_> = theta.gradient.iter().map(|g| g * scale).collect();
             if poison {
                 scaled[500] = f32::INFINITY;
             } else {
-                oracle.step(&adamw(), &gradient);
+                theta.expect_step();
             }
-            bench.upload(&grads, &scaled);
-            bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+            bench.upload(&theta.grads, &scaled);
+            bench.submit(|encoder| theta.step_with(encoder, &mut control));
             let records = bench.outcomes(&mut control).await;
             assert_eq!(records.len(), 1);
             assert_eq!(records[0].step, step as u64 + 1);
@@ -114,10 +119,10 @@ async fn a_loss_scale_follows_and_a_skipped_step_writes_and_counts_nothing() {
                 scale *= 2.0;
             }
             assert_eq!(bench.wait(control.state()).await.unwrap().scale, scale);
-            oracle.check_params(&bench.download(&params).await).unwrap();
+            theta.check().await;
         }
-        assert_eq!(optimizer.applied_steps("theta"), Some(4));
-        assert_eq!(optimizer.steps(), 6);
+        assert_eq!(theta.optimizer.applied_steps("theta"), Some(4));
+        assert_eq!(theta.optimizer.steps(), 6);
     }
 }
 
@@ -389,13 +394,8 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
 #[gpu_test]
 async fn steps_of_one_encoder_each_see_their_own_control() {
     for bench in Bench::both().await {
-        let (start, gradient) = (values(1, 300), values(2, 300));
-        let params = bench.buffer_of(&start);
-        let grads = bench.buffer_of(&gradient);
-        let tensor = [whole("theta", &params, &grads)];
-        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &tensor).unwrap();
+        let mut theta = bench.follow(adamw(), 300);
         let mut on_device = bench.control(only_finite());
-        let mut oracle = Oracle::new(&start, Roundoff::WGSL);
         let mut encoder = bench.encoder();
         for (max_norm, scale, lr) in [(1.0, 2.0, 0.1), (0.25, 3.0, 0.01), (8.0, 1.0, 0.2)] {
             let mut control = StepControl::builder().max_norm(max_norm).grad_scale(scale);
@@ -403,12 +403,16 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
                 control = control.clip_value(0.001);
             }
             let control = control.build().unwrap();
-            let decision =
-                ControlOracle::new(&control, Roundoff::WGSL).decide(&[("default", &gradient)]);
+            let decision = ControlOracle::new(&control, Roundoff::WGSL)
+                .decide(&[("default", &theta.gradient)]);
             on_device.set_control(control);
-            optimizer.set_lr(lr).unwrap();
-            optimizer.step_with(&mut encoder, &mut on_device).unwrap();
-            oracle.step_by(optimizer.config(), &gradient, &decision.of_group("default"));
+            theta.optimizer.set_lr(lr).unwrap();
+            theta.step_with(&mut encoder, &mut on_device);
+            theta.oracle.step_by(
+                theta.optimizer.config(),
+                &theta.gradient,
+                &decision.of_group("default"),
+            );
         }
         bench.queue.submit([encoder.finish()]);
         let records = bench.outcomes(&mut on_device).await;
@@ -419,7 +423,7 @@ async fn steps_of_one_encoder_each_see_their_own_control() {
                 .collect::<Vec<_>>(),
             [2.0, 3.0, 1.0]
         );
-        oracle.check_params(&bench.download(&params).await).unwrap();
+        theta.check().await;
     }
 }
 

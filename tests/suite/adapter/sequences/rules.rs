@@ -1,6 +1,6 @@
 //! Rules whose scalars depend on the count of steps in ways of their own.
 
-use wgpu_optim::oracle::{Arithmetic, Bounded, Textbook};
+use wgpu_optim::oracle::{Arithmetic, Bounded, Element, Textbook};
 use wgpu_optim::rules::{Scalars, Slot, Slots, Start};
 use wgpu_optim::{ConfigError, Rule};
 
@@ -41,33 +41,31 @@ impl<R: Rule> Rule for Counted<R> {
 }
 
 impl<R: Textbook> Textbook for Counted<R> {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        for (value, slot) in slots.iter_mut().zip(&*self.slots()) {
-            match slot.start {
-                Start::Params if step == 1 => *value = *theta,
-                Start::FirstStep if step == 1 => *value = self.lr(),
-                _ => {}
-            }
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        if step == 1 {
+            self.start(element, self.lr());
         }
-        self.rule.follow(self.count, theta, slots, grad);
+        self.rule.follow(self.count, element, grad);
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        for (value, slot) in slots.iter_mut().zip(&*self.slots()) {
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        if step == 1 {
+            self.start(element, at.scalar(self.lr()));
+        }
+        self.rule.bound(self.count, at, element, grad);
+    }
+}
+
+impl<R: Rule> Counted<R> {
+    fn start<T: Copy>(&self, element: &mut Element<T>, lr: T) {
+        let (theta, values) = element.split();
+        for (value, slot) in values.iter_mut().zip(&*self.slots()) {
             match slot.start {
-                Start::Params if step == 1 => *value = *theta,
-                Start::FirstStep if step == 1 => *value = at.scalar(self.lr()),
-                _ => {}
+                Start::Params => *value = *theta,
+                Start::FirstStep => *value = lr,
+                Start::Value(_) => {}
             }
         }
-        self.rule.bound(self.count, at, theta, slots, grad);
     }
 }
 
@@ -116,21 +114,16 @@ fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State
 }
 
 impl Textbook for Stairs {
-    fn follow(&self, step: u64, theta: &mut f64, slots: &mut [f64], grad: f64) {
-        slots[0] = 0.5 * slots[0] + grad;
-        *theta -= self.lr_of((step - 1) / 3 * 3) * slots[0];
+    fn follow(&self, step: u64, element: &mut Element<f64>, grad: f64) {
+        let (theta, [sum, ..]) = element.split();
+        *sum = 0.5 * *sum + grad;
+        *theta -= self.lr_of((step - 1) / 3 * 3) * *sum;
     }
 
-    fn bound(
-        &self,
-        step: u64,
-        at: Arithmetic,
-        theta: &mut Bounded,
-        slots: &mut [Bounded],
-        grad: Bounded,
-    ) {
-        slots[0] = at.sum([at.product(at.scalar(0.5), slots[0]), grad]);
-        let lr = at.scalar(self.lr_of((step - 1) / 3 * 3));
-        *theta = at.difference(*theta, at.product(lr, slots[0]));
+    fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
+        let (theta, [sum, ..]) = element.split();
+        *sum = at.sum([at.scaled(0.5, *sum), grad]);
+        let lr = self.lr_of((step - 1) / 3 * 3);
+        *theta = at.difference(*theta, at.scaled(lr, *sum));
     }
 }
