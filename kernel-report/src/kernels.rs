@@ -154,6 +154,23 @@ pub fn all() -> Result<Vec<Kernel>> {
                 .filter(|kernel| kernel.name.contains(".vec4.")),
         );
     }
+    let chunks = [
+        ("chunks", Access::Vec4Chunks, 1),
+        ("scalar_chunks", Access::ScalarChunks, 1),
+    ];
+    let masters = Stored {
+        params: StorageType::Bf16,
+        grads: StorageType::Bf16,
+        ..Stored::default()
+    };
+    for (name, stored) in [
+        ("adamw", Stored::default()),
+        ("adamw_bf16_masters", masters),
+    ] {
+        kernels.extend(by_accesses(name, &adamw, &stored, same, &chunks));
+        let name = format!("{name}_controlled");
+        kernels.extend(by_accesses(&name, &adamw, &stored, controlled, &chunks));
+    }
     kernels.extend(norms());
     Ok(kernels)
 }
@@ -164,6 +181,14 @@ struct Stored {
     params: StorageType,
     grads: StorageType,
     precision: Precision,
+}
+
+impl Stored {
+    /// The storage of a rule's tensors.
+    fn storage(&self, rule: &impl Rule) -> Storage {
+        let slots = rule.slots();
+        Storage::new(self.params, self.grads, slots.kept_names(), &self.precision)
+    }
 }
 
 /// Ways to store that people use: gradients alone, parameters with masters, everything in 16 bits.
@@ -213,14 +238,6 @@ fn of_variant(
     stored: &Stored,
     of: impl Fn(KernelVariant) -> KernelVariant,
 ) -> Vec<Kernel> {
-    let mut kernels = Vec::new();
-    let slots = rule.slots();
-    let storage = Storage::new(
-        stored.params,
-        stored.grads,
-        slots.kept_names(),
-        &stored.precision,
-    );
     let accesses = [
         ("vec4", Access::Vec4, 1),
         ("vec4_offset", Access::Vec4Offset, 1),
@@ -229,10 +246,22 @@ fn of_variant(
         ("batch_scalar", Access::Scalar, BATCH),
     ];
     // What is rounded by random bits is in no batch.
-    let accesses = match storage.is_stochastic {
+    let accesses = match stored.storage(rule).is_stochastic {
         true => &accesses[..3],
         false => &accesses[..],
     };
+    by_accesses(form, rule, stored, of, accesses)
+}
+
+fn by_accesses(
+    form: &str,
+    rule: &impl Rule,
+    stored: &Stored,
+    of: impl Fn(KernelVariant) -> KernelVariant,
+    accesses: &[(&str, Access, usize)],
+) -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    let storage = stored.storage(rule);
     for (access_name, access, tensors) in accesses.iter().copied() {
         for (path, path_name) in PATHS {
             let variant = of(KernelVariant::new(rule, access, tensors).stored(storage));

@@ -223,19 +223,24 @@ impl NullDevice {
                 .descriptor_count(1)
                 .stage_flags(vk::ShaderStageFlags::COMPUTE)
         };
-        let tensors: Vec<_> = (0..spirv.storage_bindings)
-            .map(|index| binding(index, vk::DescriptorType::STORAGE_BUFFER))
-            .collect();
-        let scalars = [binding(0, vk::DescriptorType::UNIFORM_BUFFER_DYNAMIC)];
-        let mut groups: Vec<&[_]> = vec![&tensors];
-        groups.extend((0..spirv.uniform_groups).map(|_| &scalars[..]));
+        let of_group = |group: &Vec<(u32, bool)>| -> Vec<_> {
+            let ty = |is_uniform| match is_uniform {
+                true => vk::DescriptorType::UNIFORM_BUFFER_DYNAMIC,
+                false => vk::DescriptorType::STORAGE_BUFFER,
+            };
+            let bindings = group.iter();
+            bindings
+                .map(|(index, is_uniform)| binding(*index, ty(*is_uniform)))
+                .collect()
+        };
+        let groups: Vec<_> = spirv.groups.iter().map(of_group).collect();
         let immediates = vk::PushConstantRange::default()
             .stage_flags(vk::ShaderStageFlags::ALL)
             .size(spirv.immediate_bytes);
         // SAFETY: as for the caller.
         unsafe {
             let sets = groups
-                .into_iter()
+                .iter()
                 .map(|bindings| {
                     let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(bindings);
                     Ok(self.device.create_descriptor_set_layout(&info, None)?)

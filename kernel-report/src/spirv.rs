@@ -9,12 +9,13 @@ use naga::{AddressSpace, ResourceBinding, ShaderStage};
 
 use crate::kernels::Kernel;
 
+/// Whether a binding is a uniform buffer, bound by dynamic offset.
+type IsUniform = bool;
+
 pub struct Spirv {
     pub words: Vec<u32>,
-    /// Storage bindings of group 0, in order from binding 0.
-    pub storage_bindings: u32,
-    /// Groups of one uniform buffer each, from group 1 on.
-    pub uniform_groups: u32,
+    /// The bindings of each group, by number; those that are no uniform buffers are storage buffers.
+    pub groups: Vec<Vec<(u32, IsUniform)>>,
     /// Bytes of immediates.
     pub immediate_bytes: u32,
 }
@@ -33,8 +34,7 @@ impl Spirv {
 
         let mut spirv = Self {
             words: Vec::new(),
-            storage_bindings: 0,
-            uniform_groups: 0,
+            groups: Vec::new(),
             immediate_bytes: 0,
         };
         let mut options = options(kernel.bounds_checks, robust_buffer_access2);
@@ -44,15 +44,14 @@ impl Spirv {
             if used[handle].is_empty() {
                 continue;
             }
-            match global.space {
-                AddressSpace::Immediate => {
-                    spirv.immediate_bytes = module.types[global.ty].inner.size(module.to_ctx());
-                }
-                AddressSpace::Uniform => spirv.uniform_groups += 1,
-                AddressSpace::WorkGroup => {}
-                _ => spirv.storage_bindings += 1,
+            if global.space == AddressSpace::Immediate {
+                spirv.immediate_bytes = module.types[global.ty].inner.size(module.to_ctx());
             }
             if let Some(ResourceBinding { group, binding }) = global.binding {
+                let groups = spirv.groups.len().max(group as usize + 1);
+                spirv.groups.resize(groups, Vec::new());
+                let is_uniform = global.space == AddressSpace::Uniform;
+                spirv.groups[group as usize].push((binding, is_uniform));
                 let info = spv::BindingInfo {
                     descriptor_set: group,
                     binding,

@@ -32,7 +32,7 @@ impl Plan {
     #[must_use]
     pub fn max_chunks(&self) -> u64 {
         let chunks_of = |piece: &Piece| {
-            let elems = Access::CHUNKS.map(|access| chunk_elems(piece, access));
+            let elems = Access::CHUNKS.map(|access| self.chunk_elems(piece, access));
             // A run has a short chunk, and an odd end on either side.
             let short = 3 * piece.parts.len() as u64;
             u64::from(piece.numel / elems[0]) + u64::from(piece.numel / elems[1]) + short
@@ -90,6 +90,12 @@ impl Plan {
         left
     }
 
+    /// Elements that a workgroup reaches, as far as a dispatch may.
+    fn chunk_elems(&self, piece: &Piece, access: Access) -> u32 {
+        let unit = piece.unit_elems(access);
+        (WORKGROUP_SIZE * unit).min(self.max_dispatch_elems - self.max_dispatch_elems % unit)
+    }
+
     /// Adds the dispatches of one access, none of more elements than the device's watchdog allows.
     fn add_dispatches<C: Copy>(
         &self,
@@ -105,8 +111,7 @@ impl Plan {
             let runs = runs(piece, access, start + elems.start..start + elems.end);
             runs.into_iter().map(move |elems| (elems, *class))
         });
-        let max_elems = chunk_elems(piece, access)
-            .min(self.max_dispatch_elems - self.max_dispatch_elems % piece.unit_elems(access));
+        let max_elems = self.chunk_elems(piece, access);
         let first_of_all = chunks.len();
         for (Range { mut start, end }, class) in of_access {
             while start < end {
@@ -157,11 +162,6 @@ impl Plan {
 /// Whether a piece may have more runs of elements than have dispatches of their own. Random bits belong to one tensor.
 fn may_be_chunked(piece: &Piece) -> bool {
     !piece.is_absent && piece.parts.len() > MAX_SPANS && !piece.storage.is_stochastic
-}
-
-/// Elements that a workgroup reaches.
-fn chunk_elems(piece: &Piece, access: Access) -> u32 {
-    WORKGROUP_SIZE * piece.unit_elems(access)
 }
 
 /// How much further on gradients are than parameters, in units; with a scalar access in elements.
