@@ -10,9 +10,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use wgpu_optim::rules::sgd::Terms;
+use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, SgdConfig, StorageType, TensorBinding,
-    readback, wgpu,
+    AdapterRequest, Arena, Gpu, GpuOptimizer, Kernels, Optimizer as _, SgdConfig, StorageType,
+    TensorBinding, readback, wgpu,
 };
 
 fn gpu_step(criterion: &mut Criterion) {
@@ -49,7 +50,8 @@ fn gpu_step(criterion: &mut Criterion) {
 
 /// 1000 tensors of 1000 elements: one tensor of a million, an arena, and buffers of their own, in batches and, on a
 /// device that binds too few buffers for them, each alone; beside as many dispatches of an empty kernel. In bf16, with
-/// masters in f32, one element more, so that none fills its last word.
+/// masters in f32, one element more, so that none fills its last word. And the arena with every other tensor frozen, in
+/// chunks and split.
 fn many_tensors(criterion: &mut Criterion) {
     const TENSORS: usize = 1000;
     const NUMEL: usize = 1000;
@@ -118,6 +120,31 @@ fn many_tensors(criterion: &mut Criterion) {
             })
             .collect();
         bench(case, gpu, &scattered);
+    }
+    // With immediates nobody has to prepare what goes into a pass, and nobody sends chunks.
+    let kernels = Kernels::new(device, queue).unwrap();
+    let mut frozen = GpuOptimizer::new(&kernels, config, &arena.bindings()).unwrap();
+    for name in names.iter().step_by(2) {
+        frozen.set_frozen(name, true).unwrap();
+    }
+    let immediates = kernels.scalar_path() == ScalarPath::Immediates;
+    for (case, in_pass) in [("half_frozen", false), ("half_frozen_split", true)] {
+        if in_pass && !immediates {
+            continue;
+        }
+        group.bench_function(case, |bencher| {
+            bencher.iter(|| {
+                let mut encoder = device.create_command_encoder(&Default::default());
+                if in_pass {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    frozen.record(&mut pass).unwrap();
+                } else {
+                    frozen.step(&mut encoder).unwrap();
+                }
+                queue.submit([encoder.finish()]);
+                device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+            });
+        });
     }
     group.bench_function("empty_dispatches", |bencher| {
         let pipeline = empty_kernel(device);
