@@ -26,6 +26,9 @@ pub struct StateSlice<'o> {
     pub codec: Codec,
 }
 
+/// A section of a tensor's state, with its values if there are some.
+type SavedSection<'s> = (Section, Option<Cow<'s, SectionValues>>);
+
 /// The most that one transfer moves, so that a state of any size needs no larger staging buffer.
 const MAX_TRANSFER_BYTES: u64 = 1 << 28;
 
@@ -237,27 +240,14 @@ impl<R: Rule> GpuOptimizer<R> {
             .moves
             .drain(..)
             .for_each(|moves| moves.cancel(queue));
-        let sections: Vec<_> = self
-            .recorder
-            .tensors
-            .as_slice()
-            .iter()
-            .zip(&matched)
-            .map(|(tensor, entry)| {
-                let slots = self.groups.config(tensor.group).slots();
-                let sections = Section::all(&slots, &tensor.storage);
-                let fresh = |section: Section| {
-                    entry.section(&section).unwrap_or_else(|| {
-                        Cow::Owned(SectionValues::filled(
-                            section.codec,
-                            section.start.value(),
-                            tensor.numel as usize,
-                        ))
-                    })
-                };
-                sections.map(fresh).collect::<Vec<_>>()
-            })
-            .collect();
+        let tensors = self.recorder.tensors.as_slice().iter().zip(&matched);
+        let sections = tensors.map(|(tensor, entry)| {
+            let slots = self.groups.config(tensor.group).slots();
+            let sections = Section::all(&slots, &tensor.storage);
+            let saved = sections.map(|section| (section, entry.section(&section)));
+            saved.collect::<Vec<SavedSection<'_>>>()
+        });
+        let sections: Vec<_> = sections.collect();
         for index in 0..self.recorder.plan.pieces.len() {
             self.load_piece(index, &sections)?;
         }
@@ -267,11 +257,11 @@ impl<R: Rule> GpuOptimizer<R> {
         Ok(())
     }
 
-    /// Uploads the state of a piece; `sections` are those of all tensors.
+    /// Uploads the state of a piece; `sections` are those of all tensors, with what is saved of them.
     fn load_piece(
         &self,
         index: usize,
-        sections: &[Vec<Cow<'_, SectionValues>>],
+        sections: &[Vec<SavedSection<'_>>],
     ) -> Result<(), TransferError> {
         let recorder = &self.recorder;
         let (device, queue) = (recorder.kernels.device(), recorder.kernels.queue());
@@ -284,11 +274,19 @@ impl<R: Rule> GpuOptimizer<R> {
         let mut whole = vec![0_u8; if is_whole { buffer.size() as usize } else { 0 }];
         for part in &recorder.plan.parts[piece.parts.clone()] {
             let elems = part.elems.start as usize..part.elems.end as usize;
-            for (section, values) in sections[part.tensor].iter().enumerate() {
-                let Some(Range { start, end }) = recorder.plan.state_bytes_of(part, section) else {
+            for (index, (section, saved)) in sections[part.tensor].iter().enumerate() {
+                let Some(Range { start, end }) = recorder.plan.state_bytes_of(part, index) else {
                     continue;
                 };
-                let values = values.slice(elems.clone());
+                let fresh;
+                let values = match saved {
+                    Some(saved) => saved.slice(elems.clone()),
+                    None => {
+                        let value = section.start.value();
+                        fresh = SectionValues::filled(section.codec, value, elems.len());
+                        fresh.bytes()
+                    }
+                };
                 if is_whole {
                     whole[start as usize..end as usize].copy_from_slice(values);
                 } else {
