@@ -156,7 +156,7 @@ pub fn all() -> Result<Vec<Kernel>> {
     }
     let chunks = [
         ("chunks", Access::Vec4Chunks, 1),
-        ("scalar_chunks", Access::ScalarChunks, 1),
+        ("chunks_scalar", Access::ScalarChunks, 1),
     ];
     let masters = Stored {
         params: StorageType::Bf16,

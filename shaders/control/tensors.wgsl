@@ -15,17 +15,10 @@ struct Inputs {
     ranges: array<vec2<u32>>,
 }
 
+// Words of `Record` in finish.wgsl, and which of them is its clip factor.
+const RECORD: u32 = 8u;
+const CLIP_FACTOR: u32 = 2u;
 const HISTORY: u32 = 64u;
-
-struct Record {
-    step: u32,
-    norm: u32,
-    clip_factor: atomic<u32>,
-    flags: u32,
-    scale: f32,
-    skipped: u32,
-    unused: vec2<u32>,
-}
 
 struct Verdict {
     skip: u32,
@@ -37,8 +30,8 @@ struct Verdict {
 @group(0) @binding(1) var<storage, read> partials: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> verdict: Verdict;
 @group(0) @binding(3) var<storage, read_write> factors: array<vec2<u32>>;
-@group(0) @binding(4) var<storage, read_write> latest: Record;
-@group(0) @binding(5) var<storage, read_write> history: array<Record, HISTORY>;
+@group(0) @binding(4) var<storage, read_write> latest: array<atomic<u32>>;
+@group(0) @binding(5) var<storage, read_write> history: array<atomic<u32>>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn clip_tensors(
@@ -63,8 +56,8 @@ fn clip_tensors(
     let clipped = factors_of(sums, k.max_norm, unscale);
     factors[tensor] = clipped.pair;
     // Bits of what is not negative are in order; a record that says NaN keeps it.
-    if atomicLoad(&latest.clip_factor) != NAN {
-        atomicMin(&latest.clip_factor, clipped.clip);
-        atomicMin(&history[k.step % HISTORY].clip_factor, clipped.clip);
+    if atomicLoad(&latest[CLIP_FACTOR]) != NAN {
+        atomicMin(&latest[CLIP_FACTOR], clipped.clip);
+        atomicMin(&history[RECORD * (k.step % HISTORY) + CLIP_FACTOR], clipped.clip);
     }
 }

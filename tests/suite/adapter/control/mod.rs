@@ -391,6 +391,58 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
     }
 }
 
+/// Under one control, of tensors whose norms are 5, 13 and 0.5; frozen, skipped and let go on.
+#[gpu_test]
+async fn tensors_of_several_optimizers_are_clipped_one_by_one() {
+    for bench in Bench::both().await {
+        let config = SgdConfig::builder(1.0).build().unwrap();
+        let grads = [[3.0, -4.0], [5.0, 12.0], [0.3, 0.4]];
+        let buffers = grads.map(|grads| (bench.buffer_of(&[0.0; 2]), bench.buffer_of(&grads)));
+        let [a, b, c] = buffers.each_ref().map(|(params, grads)| (params, grads));
+        let tensors = [whole("a", a.0, a.1), whole("b", b.0, b.1)];
+        let mut first = GpuOptimizer::new(&bench.kernels, config, &tensors).unwrap();
+        let mut second = bench.optimizer(config, c.0, c.1);
+        let scale = LossScale {
+            initial: 2.0,
+            ..LossScale::default()
+        };
+        let control = StepControl::builder().tensor_max_norm(1.25);
+        let mut control = bench.control(control.loss_scale(scale).build().unwrap());
+        let mut step = |first: &mut GpuOptimizer, second: &mut GpuOptimizer| {
+            bench.submit(|encoder| control.step(encoder, &mut [first, second]).unwrap());
+        };
+        // Half of each, of norm 1.25 at most; then without the one that is frozen.
+        step(&mut first, &mut second);
+        first.set_frozen("a", true).unwrap();
+        step(&mut first, &mut second);
+        bench.upload(c.1, &[f32::INFINITY, 0.0]);
+        step(&mut first, &mut second);
+        first.set_frozen("a", false).unwrap();
+        bench.upload(c.1, &grads[2]);
+        step(&mut first, &mut second);
+        let records = bench.outcomes(&mut control).await;
+        let skipped: Vec<_> = records.iter().map(|record| record.is_skipped).collect();
+        assert_eq!(skipped, [false, false, true, false]);
+        let unscaled = [0.5, 0.5, 1.0];
+        for (index, (params, _)) in buffers.iter().enumerate() {
+            let norm = grads[index].iter().map(|g| g * g).sum::<f32>().sqrt();
+            let mut expected = 0.0;
+            for (step, factor) in unscaled.into_iter().enumerate() {
+                if index > 0 || step != 1 {
+                    expected -= factor * (1.25 / (factor * norm)).min(1.0);
+                }
+            }
+            let params = bench.download(params).await;
+            for (param, grad) in params.iter().zip(grads[index]) {
+                approx::assert_relative_eq!(*param, expected * grad, max_relative = 1e-5);
+            }
+        }
+        for (record, factor) in records.iter().zip([6.5, 6.5, f32::INFINITY, 13.0]) {
+            approx::assert_relative_eq!(record.clip_factor, 1.25 / factor, max_relative = 1e-5);
+        }
+    }
+}
+
 #[gpu_test]
 async fn steps_of_one_encoder_each_see_their_own_control() {
     for bench in Bench::both().await {
