@@ -223,7 +223,8 @@ async fn neighbours_that_share_a_dispatch_keep_their_own_state() {
             bench.step(&mut optimizer);
             counts.push(optimizer.dispatches());
         }
-        assert!(counts[2] > 10, "{counts:?}");
+        // Chunks of each class by the vec4, and of what is left at the ends.
+        assert!(counts.iter().all(|count| *count <= 4), "{counts:?}");
         assert_eq!(
             counts[7], 2,
             "one by the vec4, one for what is left at the end"
