@@ -107,6 +107,7 @@ impl<R: Recorded> SavedState<R> {
                     let source = StateFileError::Dtype {
                         tensor: tensor.to_owned(),
                         slot: slot.to_owned(),
+                        expected: "as many elements as its name says",
                         actual: format!("{} of {:?}", entry.dtype, entry.shape),
                     };
                     return Err(FileError::content(file.source.path())(source));

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wgpu_optim::files::{Dtype, Header, TensorEntry};
 use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::state::{SlotEntry, StateRecord};
+use wgpu_optim::storage::Codec;
 use wgpu_optim::{AdamConfig, AnyRule, Rule as _, SgdConfig};
 
 use file::{f32_file, of_text, sections};
@@ -241,7 +242,7 @@ fn shapes_of_state<'s>(
     let counted = records.flat_map(|record| record.applied_steps.keys());
     let mut shapes: Shapes = counted.map(|name| (name.clone(), vec![3])).collect();
     let slots = headers.flat_map(SlotEntry::all_in);
-    let slots = slots.filter(|slot| slot.entry.dtype == Dtype::F32);
+    let slots = slots.filter(|slot| Codec::try_from(slot.entry.dtype).is_ok());
     shapes.extend(slots.map(|slot| (slot.tensor.to_owned(), slot.entry.shape.clone())));
     shapes.remove(RESERVED_NAME);
     shapes

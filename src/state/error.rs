@@ -189,13 +189,15 @@ pub enum StateFileError {
         /// The slots that the rule may keep.
         expected: String,
     },
-    /// A slot or scalar that is not F32.
-    #[error("tensor {tensor:?}: the {slot} is {actual}, expected F32")]
+    /// A slot or scalar of a dtype that it cannot have.
+    #[error("tensor {tensor:?}: the {slot} is {actual}, expected {expected}")]
     Dtype {
         /// The tensor.
         tensor: String,
         /// The slot or scalar.
         slot: String,
+        /// The dtypes that it may have.
+        expected: &'static str,
         /// Its dtype.
         actual: String,
     },

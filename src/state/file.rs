@@ -388,6 +388,10 @@ pub(super) fn codec_of(
         _ => Err(StateFileError::Dtype {
             tensor: tensor.to_owned(),
             slot: slot.to_owned(),
+            expected: match is_low_bits {
+                true => "U16 or F32",
+                false => "F32, BF16 or F16",
+            },
             actual: entry.dtype.to_string(),
         }),
     }

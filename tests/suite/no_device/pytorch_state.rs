@@ -327,7 +327,7 @@ fn what_pytorchs_adamw_could_not_have_written_is_refused() {
     let wide = with("state.0.step", Some((Dtype::F64, vec![], &[0; 8])));
     assert_eq!(
         refused(&wide),
-        "tensor \"weight\": the step is F64, expected F32"
+        "tensor \"weight\": the step is F64, expected F32, BF16 or F16"
     );
     let long = with("state.0.step", Some((Dtype::F32, vec![1], &[0; 4])));
     assert_eq!(

@@ -651,7 +651,7 @@ fn files_that_are_no_states_are_refused_by_name() {
         (
             "a.momentum_buffer",
             Dtype::F64,
-            "tensor \"a\": the momentum_buffer is F64, expected F32",
+            "tensor \"a\": the momentum_buffer is F64, expected F32, BF16 or F16",
         ),
     ] {
         assert_eq!(refused(&[(name, dtype)], &metadata), message);
@@ -663,7 +663,7 @@ fn files_that_are_no_states_are_refused_by_name() {
     assert_eq!(state.tensors[0].state_kind, "adam");
     assert_eq!(
         refused(&[("a.exp_avg", Dtype::I32)], &other),
-        "tensor \"a\": the exp_avg is I32, expected F32"
+        "tensor \"a\": the exp_avg is I32, expected F32, BF16 or F16"
     );
     let text = OptimizerState::<SgdConfig>::from_safetensors(b"this is text").unwrap_err();
     assert!(matches!(text, StateFileError::Header(_)));
