@@ -25,6 +25,8 @@
 //! let grads = model.forward(input).mean().backward();
 //! let grads = GradientsParams::from_grads(grads, &model);
 //! model = optimizer.step(0.1, model, grads)?;
+//! # // A process that ends while its device is at work may end by a signal.
+//! # model.weight.val().into_data();
 //! # Ok(())
 //! # }
 //! ```
