@@ -7,9 +7,8 @@ use wgpu_optim::control::{ControlRecord, NonFinite};
 use wgpu_optim::oracle::{ControlOracle, Oracle, Roundoff};
 use wgpu_optim::wgsl::ScalarPath;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, CpuControl, CpuOptimizer, GpuControl, GpuOptimizer, LionConfig,
-    LossScale, Optimizer, ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType,
-    TensorBinding, wgpu,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, LionConfig, LossScale, Optimizer,
+    ParamGroups, Rule, SgdConfig, StepControl, StepError, StorageType, TensorBinding, wgpu,
 };
 
 use super::{Bench, Followed, gpu_test, whole};
@@ -328,8 +327,12 @@ async fn every_rule_follows_its_oracle_under_a_control() {
 }
 
 /// A tensor of many partial sums, one of several pieces, small ones; with an infinite gradient that is applied, too.
+/// Beside the twin on all cores, which a browser has not.
+#[cfg(not(target_arch = "wasm32"))]
 #[gpu_test]
 async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
+    use wgpu_optim::{CpuControl, CpuOptimizer};
+
     for bench in Bench::both().await {
         for nonfinite in [None, Some(f32::INFINITY), Some(f32::NAN)] {
             let numels = [400_001, 64, 7, 65_536];
