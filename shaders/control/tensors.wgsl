@@ -43,6 +43,10 @@ fn clip_tensors(
         return;
     }
     let range = k.ranges[tensor];
+    // It is frozen, or clipped by the norm of its group.
+    if range.y == 0u {
+        return;
+    }
     var total = Partial();
     for (var i = lane; i < range.y; i += WORKGROUP_SIZE) {
         total = both(total, partial_of(partials[k.partial + range.x + i]));

@@ -33,8 +33,9 @@ pub struct GradNorm {
 pub struct GradNorms {
     /// The norms of parameter groups together, by [`StepControl::norm_of`](super::StepControl::norm_of).
     pub shared: Vec<GradNorm>,
-    /// The norm of each tensor, where a control [clips them](super::StepControlBuilder::tensor_max_norm) by it; else none.
-    pub tensors: Vec<GradNorm>,
+    /// The norm of each tensor that a control [clips](super::StepControlBuilder::tensor_max_norm) by it; none of a tensor that
+    /// is frozen, or in a group that is clipped by a norm of its own.
+    pub tensors: Vec<Option<GradNorm>>,
 }
 
 /// The bits of infinity: those of NaN are larger.

@@ -97,7 +97,8 @@ impl CpuControl {
             }
         }
         let (steps, skipped) = (self.steps, self.skipped);
-        let tensors = norms.iter().flat_map(|norms| norms.tensors.iter().copied());
+        let tensors = norms.iter().flat_map(|norms| &norms.tensors);
+        let tensors = tensors.copied().flatten();
         let state = &mut self.state;
         let verdict = Verdict::of(&self.control, &all, tensors, state, steps, skipped);
         self.steps = verdict.record().step;
@@ -204,7 +205,8 @@ impl<R: Twin> CpuOptimizer<R> {
         }
         let of_tensor = |(index, tensor): (usize, &Tensor)| {
             let group = self.groups.name(tensor.group);
-            verdict.factors(group, norms.tensors.get(index))
+            let norm = norms.tensors.get(index).and_then(Option::as_ref);
+            verdict.factors(group, norm)
         };
         let tensors = self.tensors.as_slice().iter().enumerate();
         let factors: Vec<_> = tensors.map(of_tensor).collect();
@@ -236,12 +238,14 @@ impl<R: Twin> CpuOptimizer<R> {
         };
         let mut norms = GradNorms {
             shared: vec![GradNorm::default(); control.norms()],
-            tensors: vec![GradNorm::default(); of_tensors],
+            tensors: vec![None; of_tensors],
         };
         for ((norm, tensor), sum) in sums {
             norms.shared[norm] = norms.shared[norm].and(sum);
-            if let Some(norm) = norms.tensors.get_mut(tensor) {
-                *norm = norm.and(sum);
+            let group = self.groups.name(self.tensors.as_slice()[tensor].group);
+            if control.tensor_max_norm_of(group).is_some() {
+                let norm = &mut norms.tensors[tensor];
+                *norm = Some(norm.unwrap_or_default().and(sum));
             }
         }
         norms

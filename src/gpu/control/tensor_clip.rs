@@ -76,14 +76,14 @@ impl TensorClip {
     }
 
     /// Records what the kernel needs: of each tensor its partial sums, the first and how many, counted from the
-    /// optimizer's first.
+    /// optimizer's first. One without any is not clipped.
     pub(crate) fn prepare(
         &mut self,
         device: &wgpu::Device,
         encoder: &mut wgpu::CommandEncoder,
         context: &ControlContext,
         staged: &StagedStep,
-        ranges: &[[u32; 2]],
+        ranges: impl ExactSizeIterator<Item = [u32; 2]>,
     ) -> Result<(), StepError> {
         let max_norm = context.control.tensor_max_norm().unwrap_or(f64::MAX) as f32;
         let header: [u32; HEADER_WORDS] = [
@@ -97,7 +97,9 @@ impl TensorClip {
         let bytes = &mut self.inputs.bytes;
         bytes.clear();
         bytes.extend_from_slice(bytemuck::bytes_of(&header));
-        bytes.extend_from_slice(bytemuck::cast_slice(ranges));
+        for range in ranges {
+            bytes.extend_from_slice(bytemuck::bytes_of(&range));
+        }
         self.inputs.record(device, encoder)
     }
 

@@ -395,6 +395,12 @@ impl UnderControl {
         self.norm
             .prepare(device, encoder, staged.partial, &self.norm_of, reported)?;
         if let Some((clip, ranges)) = self.tensor_clip.as_mut().zip(self.norm.ranges()) {
+            let tensors = recorder.tensors.as_slice().iter().zip(ranges);
+            let ranges = tensors.map(|(tensor, range)| {
+                let group = rules.name(tensor.group);
+                let max_norm = context.control.tensor_max_norm_of(group);
+                max_norm.map_or([0; 2], |_| *range)
+            });
             clip.prepare(device, encoder, context, staged, ranges)?;
         }
         if let Some(chunks) = &mut self.chunks {

@@ -347,15 +347,21 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
             arena.upload_all_params(&start).unwrap();
             arena.upload_all_grads(&gradients).unwrap();
             let config = SgdConfig::builder(0.5).build().unwrap();
+            // The largest norm is that of a group, which does not clip; the tensor of the next largest is frozen.
+            let groups = ParamGroups::new(config).with("head", config, |name| name == "a");
+            let groups = groups.unwrap();
             let mut optimizer =
-                GpuOptimizer::new(&bench.kernels, config, &arena.bindings()).unwrap();
+                GpuOptimizer::with_groups(&bench.kernels, &groups, &arena.bindings()).unwrap();
+            optimizer.set_frozen("d", true).unwrap();
             let control = StepControl::builder().tensor_max_norm(3.0);
+            let control = control.group_max_norm("head", 1e6);
             let control = control.nonfinite(NonFinite::Apply).build().unwrap();
             let mut on_device = bench.control(control.clone());
             bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
             let record = bench.outcomes(&mut on_device).await[0];
 
-            let mut twin = CpuOptimizer::new(config, specs).unwrap();
+            let mut twin = CpuOptimizer::with_groups(&groups, specs).unwrap();
+            twin.set_frozen("d", true).unwrap();
             let mut params = start.clone();
             let mut slices: Vec<_> = params.iter_mut().map(Vec::as_mut_slice).collect();
             let grads: Vec<_> = gradients.iter().map(Vec::as_slice).collect();
@@ -371,10 +377,27 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
             assert!(is_near(factors[0], factors[1]), "{factors:?}");
             assert_eq!(record.found_nonfinite, nonfinite.is_some());
 
-            let seen: Vec<_> = grads.iter().map(|grads| ("default", *grads)).collect();
+            let group_of = |tensor: usize| if tensor == 0 { "head" } else { "default" };
+            let seen = grads[..3].iter().enumerate();
+            let seen: Vec<_> = seen.map(|(i, grads)| (group_of(i), *grads)).collect();
+            if nonfinite.is_none() {
+                let norms = grads[1..3].iter().map(|grads| {
+                    let squares = grads.iter().map(|g| f64::from(*g).powi(2));
+                    squares.sum::<f64>().sqrt()
+                });
+                let factor = norms.map(|norm| 3.0 / (norm + 1e-6)).fold(1.0, f64::min);
+                assert!(
+                    is_near(expected.clip_factor, factor as f32),
+                    "{expected:?} {factor}"
+                );
+            }
             let decision = ControlOracle::new(&control, Roundoff::WGSL).decide(&seen);
             let stepped = bench.wait(arena.download_all_params()).await.unwrap();
             for (tensor, start) in start.iter().enumerate() {
+                if tensor == 3 {
+                    assert_eq!((&stepped[3], &params[3]), (start, start));
+                    continue;
+                }
                 if nonfinite.is_some() && tensor == 1 {
                     let pairs = stepped[1].iter().zip(&params[1]);
                     assert!({ pairs }.all(|(x, y)| is_same(*x, *y)));
@@ -385,7 +408,7 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
                     (&params[tensor], Roundoff::NEAREST),
                 ] {
                     let mut oracle = Oracle::new(start, rounding);
-                    let factors = decision.of_tensor(tensor, "default");
+                    let factors = decision.of_tensor(tensor, group_of(tensor));
                     oracle.step_by(&config, grads[tensor], &factors);
                     oracle.check_params(params).unwrap();
                 }
