@@ -21,7 +21,7 @@ impl ChunkTable {
         Ok(Self(checked(device, new)?))
     }
 
-    /// What kernels in chunks bind: the table, and the blocks of a control by class if there is one.
+    /// Makes the bindings of kernels in chunks: the table, and the blocks of a control by class if there is one.
     pub(super) fn bind(&self, kernels: &Kernels, blocks: Option<&wgpu::Buffer>) -> wgpu::BindGroup {
         let table = self.0.buffer();
         let blocks = blocks.map(|blocks| (0, blocks));

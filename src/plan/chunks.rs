@@ -7,14 +7,14 @@ use super::{Access, Dispatch, Piece, Plan, Target, WORKGROUP_SIZE, grid};
 /// Most runs of elements of a piece that have dispatches of their own: beyond, looking up costs less.
 const MAX_SPANS: usize = 4;
 
-/// Where a plan's dispatches may be in chunks.
+/// The choice of the dispatches of a plan that may be in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunked {
-    /// Nowhere.
+    /// No dispatch is.
     Never,
-    /// Where all tensors of a dispatch are of one class.
+    /// Those are whose tensors are all of one class.
     ByClass,
-    /// Wherever a piece would take many: workgroups look up the class of their tensors, too.
+    /// All are of a piece that would take many: workgroups look up the class of their tensors, too.
     Together,
 }
 

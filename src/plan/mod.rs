@@ -322,9 +322,9 @@ pub enum Access {
     /// modulo its unit: one element per invocation, or the two that may share a word where something is stored in 16
     /// bits.
     Scalar,
-    /// As [`Vec4Offset`](Self::Vec4Offset), in chunks: each workgroup looks up which elements are its.
+    /// Units as by [`Vec4Offset`](Self::Vec4Offset), in chunks: each workgroup looks up which elements are its.
     Vec4Chunks,
-    /// As [`Scalar`](Self::Scalar), in chunks.
+    /// Units as by [`Scalar`](Self::Scalar), in chunks.
     ScalarChunks,
 }
 
@@ -528,8 +528,8 @@ impl Plan {
         self.dispatches_by(Chunked::Never, class_of).0
     }
 
-    /// As [`dispatches`](Self::dispatches), but where a piece would take many of them it takes few in
-    /// [chunks](Access::Vec4Chunks), which come with the tensors' classes.
+    /// The [dispatches](Self::dispatches) of one step, of which a piece that would take many takes few in
+    /// [chunks](Access::Vec4Chunks); these come with their tensors' classes.
     pub fn dispatches_by<C: Copy + PartialEq>(
         &self,
         chunked: Chunked,

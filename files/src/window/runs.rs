@@ -25,7 +25,7 @@ pub struct Run {
     pub codec: Codec,
 }
 
-/// Where the slices of a window lie in files, as few runs as they make. `parts_of` has the parts of a tensor; those without
+/// Finds where the slices of a window lie in files, as few runs as they make. `parts_of` has the parts of a tensor; those without
 /// any are left out.
 pub fn runs<'p>(slices: &[Slice], parts_of: impl Fn(usize) -> &'p [Part]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();

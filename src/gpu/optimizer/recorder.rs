@@ -41,7 +41,7 @@ pub struct Recorder {
     /// The kernel by which state is made of the parameters anew.
     pub(super) fill: Option<Fill>,
     classes: Classes<Class>,
-    /// What dispatches in chunks need, from the first frozen tensor on.
+    /// The table of dispatches in chunks and its bindings, from the first frozen tensor on.
     pub(super) chunks: Option<(ChunkTable, wgpu::BindGroup)>,
     /// How often tensors or counts have changed otherwise than by a step.
     pub(super) revision: u64,
