@@ -34,9 +34,6 @@ impl From<StorageType> for Codec {
 }
 
 impl Codec {
-    /// Every codec.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::LowBits];
-
     /// The type of number that it stores, which the low bits of one are not.
     #[must_use]
     pub const fn float(self) -> Option<StorageType> {
@@ -197,12 +194,5 @@ impl fmt::Debug for SectionValues {
         f.debug_tuple(self.codec.name())
             .field(&self.to_f32())
             .finish()
-    }
-}
-
-impl PartialEq<[f32]> for SectionValues {
-    /// Whether they are these, as numbers.
-    fn eq(&self, other: &[f32]) -> bool {
-        self.to_f32() == other
     }
 }
