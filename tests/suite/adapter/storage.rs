@@ -591,8 +591,14 @@ async fn scattered_tensors_of_sixteen_bits_share_dispatches() {
                 }
             }
             if !storage.is_stochastic {
+                // Where few buffers can be bound, the last one of a kind is left alone.
                 let pieces = &optimizer.plan().pieces;
-                assert!(pieces.iter().all(|piece| piece.batched), "{stored:?}");
+                for is_whole in [true, false] {
+                    let alone = pieces.iter().filter(|piece| {
+                        !piece.batched && piece.numel.is_multiple_of(4) == is_whole
+                    });
+                    assert!(alone.count() <= 1, "{stored:?}");
+                }
             }
             for ((params, _), oracle) in buffers.iter().zip(&oracles) {
                 let mut bytes = bench.bytes(params).await;
