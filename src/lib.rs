@@ -113,8 +113,8 @@ pub use optimizer::Optimizer;
 #[doc(inline)]
 pub use rules::{
     AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
-    LionConfig, NAdamConfig, ParamGroups, RAdamConfig, RmsPropConfig, RpropConfig, Rule,
-    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
+    LambConfig, LionConfig, NAdamConfig, ParamGroups, RAdamConfig, RmsPropConfig, RpropConfig,
+    Rule, ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
 #[doc(inline)]
 pub use state::{OptimizerState, StateError, TensorSpec};

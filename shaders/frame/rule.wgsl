@@ -20,6 +20,22 @@ struct State {
 //# end
 }
 
+//# if SUMS
+// What four elements add to the sums over their tensor.
+struct Summands {
+//# for SUMS
+    SUM: vec4<f32>,
+//# end
+}
+
+// The sums over a tensor.
+struct Sums {
+//# for SUMS
+    SUM: f32,
+//# end
+}
+
+//# end
 // `wo_k`. A unit is what an invocation updates: see unit.wgsl.
 struct wo_Uniforms {
 //# if not CONTROLLED

@@ -5,6 +5,10 @@ const wo_WORKGROUP_SIZE: u32 = LANES;
 //# if CHUNKS
 // Elements of a unit.
 const wo_UNIT: u32 = u32(ELEMS);
+//# if MEASURES
+// The most units of a chunk.
+const wo_CHUNK_UNITS: u32 = 256;
+//# end
 //# end
 
 fn wo_unit_of(invocation: vec3<u32>) -> u32 {
@@ -109,11 +113,36 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
 //# else
 
 //# if CHUNKS
-// Of each workgroup the elements from and to which it updates, counted from the start of the parameters' binding, and the
-// class of their tensors.
+// Of each workgroup the elements from and to which it updates, counted from the start of the parameters' binding, the class
+// of their tensors, and the tensor where they are of one.
 @group(GROUP) @binding(1) var<storage, read> wo_chunks: array<vec4<u32>>;
 //# end
 
+//# if SUMS
+//# if MEASURES
+// The sums of each chunk, in so many parts.
+const wo_PARTS: u32 = 8;
+@group(GROUP) @binding(2) var<storage, read_write> wo_partials: array<vec4<f32>>;
+//# else
+// shaders/frame/totals.wgsl.
+struct wo_Total {
+    sums: vec4<f32>,
+    numel: f32,
+}
+@group(GROUP) @binding(2) var<storage, read> wo_totals: array<wo_Total>;
+
+// The scalars that the rule decides on for a tensor.
+fn wo_decided(tensor: u32) -> Scalars {
+    let total = wo_totals[tensor];
+    return decide(wo_scalars(), Sums(
+//# for SUMS
+        total.sums[INDEX],
+//# end
+    ), total.numel);
+}
+//# end
+
+//# end
 // Where a unit of the dispatch lies in the arrays of parameters and state, and in that of the gradients.
 //# if CHUNKS
 fn wo_place_of(unit: u32, chunk: vec4<u32>) -> wo_Place {
@@ -163,6 +192,75 @@ fn wo_grads_place_of(at: wo_Place) -> wo_Place {
     return grads;
 }
 
+//# if MEASURES
+// What the elements of a unit that are the dispatch's add to a sum.
+fn wo_sum_of(at: wo_Place, summands: vec4<f32>) -> f32 {
+//# if VECTORS
+    return (summands.x + summands.y) + (summands.z + summands.w);
+//# else
+//# if PAIRS
+    return select(0.0, summands.x, at.mine.x) + select(0.0, summands.y, at.mine.y);
+//# else
+    return summands.x;
+//# end
+//# end
+}
+
+fn wo_measured(k: Scalars, at: wo_Place) -> vec4<f32> {
+    let theta = wo_load_theta_0(at);
+    let g = wo_load_grads_0(wo_grads_place_of(at));
+    let s = wo_load_state_0(at);
+    var sums = vec4<f32>();
+//# for PARTS
+    let g_PART = wo_gradient(bitcast<vec4<f32>>(g.PART));
+    let summands_PART = measure(k, bitcast<vec4<f32>>(theta.PART), g_PART, s.PART);
+//# for SUMS
+    sums[INDEX] += wo_sum_of(at, summands_PART.SUM);
+//# end
+//# end
+    return sums;
+}
+
+//# if BARRIERS
+var<workgroup> wo_shared: array<vec4<f32>, wo_WORKGROUP_SIZE>;
+
+//# end
+// A workgroup adds up its chunk. On software adapters it has as many invocations as the sum has parts, and none waits for
+// another.
+@compute @workgroup_size(wo_WORKGROUP_SIZE)
+fn ENTRY(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = workgroup.y * wo_k.row + workgroup.x;
+    let chunk = wo_chunks[wo_k.first + min(index, wo_k.count - 1u)];
+//# if CONTROLLED
+    wo_c = wo_blocks[chunk.z].control;
+//# end
+    let scalars = wo_scalars();
+    let is_measured = index < wo_k.count && !wo_is_skipped();
+    var sums = vec4<f32>();
+    if is_measured {
+        let end = min(chunk.x / wo_UNIT + wo_CHUNK_UNITS, (chunk.y + wo_UNIT - 1u) / wo_UNIT);
+        for (var unit = chunk.x / wo_UNIT + lane; unit < end; unit += wo_WORKGROUP_SIZE) {
+            sums += wo_measured(scalars, wo_place_of(unit, chunk));
+        }
+    }
+//# if BARRIERS
+    wo_shared[lane] = sums;
+    for (var width = wo_WORKGROUP_SIZE / 2u; width >= wo_PARTS; width /= 2u) {
+        workgroupBarrier();
+        if lane < width {
+            wo_shared[lane] += wo_shared[lane + width];
+        }
+    }
+    sums = wo_shared[lane];
+//# end
+    if is_measured && lane < wo_PARTS {
+        wo_partials[(wo_k.first + index) * wo_PARTS + lane] = sums;
+    }
+}
+//# else
 // All loads come before the first store: buffers may alias for all that a compiler knows, so it cannot move a load up over a
 // store, and a wave would wait for memory twice. All arithmetic does too: a value that is still needed when it is stored is
 // copied first (five of 33 instructions on AMD's Vega).
@@ -211,7 +309,11 @@ fn ENTRY(
 //# if CONTROLLED
     wo_c = wo_blocks[chunk.z].control;
 //# end
+//# if SUMS
+    let scalars = wo_decided(chunk.w);
+//# else
     let scalars = wo_scalars();
+//# end
     let unit = chunk.x / wo_UNIT + lane;
     if index >= wo_k.count || unit * wo_UNIT >= chunk.y || wo_is_skipped() {
         return;
@@ -237,5 +339,6 @@ fn ENTRY(@builtin(global_invocation_id) invocation: vec3<u32>) {
     wo_store_state_0(at, s);
     wo_store_theta_0(at, theta_new);
 }
+//# end
 //# end
 //# end

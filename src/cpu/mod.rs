@@ -155,6 +155,7 @@ impl<R: Twin> CpuOptimizer<R> {
                 tensors: self.tensors.as_slice(),
                 applied: &self.counts.applied,
                 factors,
+                decided: &[],
                 params,
                 state: &mut self.state,
                 grads,

@@ -6,11 +6,13 @@ use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use super::slices::{Grads, Params, Words, WordsMut};
 use super::stored::{self, Stored};
 use super::values::Values;
 use crate::control::Factors;
-use crate::rules::{Groups, Twin};
+use crate::rules::{Groups, MAX_SUMS, Scalars, Twin};
 use crate::state::Tensor;
 use crate::storage::MAX_SECTIONS;
 
@@ -33,6 +35,8 @@ pub(super) struct Batch<'a, P, G> {
     pub(super) applied: &'a [u64],
     /// The factors of each tensor's gradients; none where they come as they are.
     pub(super) factors: &'a [Factors],
+    /// The scalars that the rule of each tensor has decided on; none before, and where no rule takes sums.
+    pub(super) decided: &'a [Option<Scalars>],
     pub(super) params: &'a mut [P],
     /// The sections of each.
     pub(super) state: &'a mut [Vec<Values>],
@@ -44,6 +48,7 @@ struct Part<'a> {
     tensor: &'a Tensor,
     applied_steps: u64,
     factors: Option<Factors>,
+    decided: Option<Scalars>,
     /// Its first element.
     start: usize,
     params: WordsMut<'a>,
@@ -59,6 +64,28 @@ enum Task<'a, P, G> {
 
 /// Applies one step to every tensor that is not frozen.
 pub(super) fn step<R: Twin, P: Params + Send, G: Grads + Sync>(
+    groups: &Groups<R>,
+    mut batch: Batch<'_, P, G>,
+) {
+    let has_sums = |tensor: &Tensor| !groups.config(tensor.group).sums().is_empty();
+    if batch.tensors.iter().any(has_sums) {
+        let decided: Vec<_> = batch
+            .reborrowed()
+            .parts()
+            .map(|part| {
+                let takes_part = !part.tensor.frozen && has_sums(part.tensor);
+                takes_part.then(|| part.decide(groups))
+            })
+            .collect();
+        let mut batch = batch.reborrowed();
+        batch.decided = &decided;
+        return step_decided(groups, batch);
+    }
+    step_decided(groups, batch);
+}
+
+/// Applies the step whose scalars are known.
+fn step_decided<R: Twin, P: Params + Send, G: Grads + Sync>(
     groups: &Groups<R>,
     batch: Batch<'_, P, G>,
 ) {
@@ -134,12 +161,22 @@ impl<'a, P: Params, G: Grads> Queue<'a, P, G> {
 }
 
 impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
+    /// The batch for a pass that comes before another.
+    fn reborrowed(&mut self) -> Batch<'_, P, G> {
+        Batch {
+            params: &mut *self.params,
+            state: &mut *self.state,
+            ..*self
+        }
+    }
+
     /// Takes the first `count` tensors out.
     fn split_off(&mut self, count: usize) -> Self {
         let count = count.min(self.tensors.len());
         let (tensors, later_tensors) = self.tensors.split_at(count);
         let (applied, later_applied) = self.applied.split_at(count);
         let (factors, later_factors) = self.factors.split_at(count.min(self.factors.len()));
+        let (decided, later_decided) = self.decided.split_at(count.min(self.decided.len()));
         let (params, later_params) = mem::take(&mut self.params).split_at_mut(count);
         let (state, later_state) = mem::take(&mut self.state).split_at_mut(count);
         let (grads, later_grads) = self.grads.split_at(count);
@@ -147,6 +184,7 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
             tensors: later_tensors,
             applied: later_applied,
             factors: later_factors,
+            decided: later_decided,
             params: later_params,
             state: later_state,
             grads: later_grads,
@@ -155,6 +193,7 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
             tensors,
             applied,
             factors,
+            decided,
             params,
             state,
             grads,
@@ -164,15 +203,17 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
     fn parts(self) -> impl Iterator<Item = Part<'a>> {
         let slices = self.params.iter_mut().zip(self.state).zip(self.grads);
         let factors = self.factors.iter().copied().map(Some).chain(repeat(None));
+        let decided = self.decided.iter().copied().chain(repeat(None));
         let tensors = self.tensors.iter().zip(self.applied).zip(factors);
-        let tensors = tensors.zip(slices);
+        let tensors = tensors.zip(decided).zip(slices);
         tensors.map(
-            |(((tensor, applied_steps), factors), ((params, state), grads))| {
+            |((((tensor, applied_steps), factors), decided), ((params, state), grads))| {
                 let mut sections = state.iter_mut();
                 Part {
                     tensor,
                     applied_steps: *applied_steps,
                     factors,
+                    decided,
                     start: 0,
                     params: params.words(),
                     state: std::array::from_fn(|_| match sections.next() {
@@ -193,26 +234,61 @@ impl<'a, P: Params, G: Grads> Batch<'a, P, G> {
 }
 
 impl Part<'_> {
-    fn step<R: Twin>(self, groups: &Groups<R>) {
-        let Self {
-            tensor,
-            applied_steps,
-            factors,
-            start,
-            params,
-            mut state,
-            grads,
-        } = self;
-        let config = groups.config(tensor.group);
-        let scalars = config.scalars(config.phase(applied_steps));
-        let stored = Stored {
-            storage: tensor.storage,
-            key: tensor.key(groups.rounding(tensor.group), applied_steps),
-            start,
-            factors: factors.filter(|factors| !factors.change_nothing()),
+    fn step<R: Twin>(mut self, groups: &Groups<R>) {
+        let config = groups.config(self.tensor.group);
+        let scalars = self.decided.unwrap_or_else(|| self.scalars(config));
+        let stored = self.stored(groups);
+        let state = &mut self.state[..self.tensor.storage.state.len()];
+        stored::step(config, &scalars, stored, self.params, state, self.grads);
+    }
+
+    /// The scalars of a step over the whole tensor that this is, by the sums of its rule. Their order does not depend on the
+    /// number of threads.
+    fn decide<R: Twin>(self, groups: &Groups<R>) -> Scalars {
+        let config = groups.config(self.tensor.group);
+        let (scalars, count) = (self.scalars(config), config.sums().len());
+        let (numel, mut rest) = (self.tensor.numel as f32, Some(self));
+        let tasks = std::iter::from_fn(|| {
+            let (task, later) = rest.take()?.split(TASK_ELEMS);
+            rest = later;
+            Some(task)
+        });
+        let measured = |mut task: Self| {
+            let mut sums = [0.0; MAX_SUMS];
+            let stored = task.stored(groups);
+            let state = &mut task.state[..task.tensor.storage.state.len()];
+            let (params, grads) = (task.params, task.grads);
+            let into = &mut sums[..count];
+            stored::measure(config, &scalars, stored, params, state, grads, into);
+            sums
         };
-        let state = &mut state[..tensor.storage.state.len()];
-        stored::step(config, &scalars, stored, params, state, grads);
+        let tasks: Vec<_> = tasks.collect();
+        let of_tasks: Vec<_> = match tasks.len() {
+            1 => tasks.into_iter().map(measured).collect(),
+            _ => tasks.into_par_iter().map(measured).collect(),
+        };
+        let mut sums = [0.0; MAX_SUMS];
+        for of_task in of_tasks {
+            for (sum, of_task) in sums.iter_mut().zip(of_task) {
+                *sum += of_task;
+            }
+        }
+        let sums = sums.map(|sum| sum as f32);
+        config.decide(&scalars, &sums[..count], numel)
+    }
+
+    fn scalars<R: Twin>(&self, config: &R) -> Scalars {
+        config.scalars(config.phase(self.applied_steps))
+    }
+
+    fn stored<R: Twin>(&self, groups: &Groups<R>) -> Stored {
+        let rounding = groups.rounding(self.tensor.group);
+        Stored {
+            storage: self.tensor.storage,
+            key: self.tensor.key(rounding, self.applied_steps),
+            start: self.start,
+            factors: self.factors.filter(|factors| !factors.change_nothing()),
+        }
     }
 
     /// The first `elems` elements, and the rest if there is one.
@@ -230,11 +306,12 @@ impl Part<'_> {
         }
         let nothing = || WordsMut::F32(&mut []);
         let (tensor, applied_steps, start) = (self.tensor, self.applied_steps, self.start);
-        let factors = self.factors;
+        let (factors, decided) = (self.factors, self.decided);
         let first = Self {
             tensor,
             applied_steps,
             factors,
+            decided,
             start,
             params,
             state: state.map(|section| section.unwrap_or_else(nothing)),
@@ -244,6 +321,7 @@ impl Part<'_> {
             tensor,
             applied_steps,
             factors,
+            decided,
             start: start + elems,
             params: later_params,
             state: later_state.map(|section| section.unwrap_or_else(nothing)),

@@ -30,13 +30,47 @@ pub(super) fn step<R: Twin>(
     config: &R,
     scalars: &Scalars,
     stored: Stored,
-    mut params: WordsMut<'_>,
+    params: WordsMut<'_>,
     state: &mut [WordsMut<'_>],
     grads: Words<'_>,
 ) {
+    over(stored, params, state, grads, |theta, values, g| {
+        config.step(scalars, theta, values, g);
+    });
+}
+
+/// Adds what some elements of a tensor contribute to the sums of a rule. What is stored is read and rounded again, which
+/// changes nothing.
+pub(super) fn measure<R: Twin>(
+    config: &R,
+    scalars: &Scalars,
+    stored: Stored,
+    params: WordsMut<'_>,
+    state: &mut [WordsMut<'_>],
+    grads: Words<'_>,
+    sums: &mut [f64],
+) {
+    over(stored, params, state, grads, |theta, values, g| {
+        let (mut state, kept): ([&[f32]; MAX_SLOTS], _) = (Default::default(), values.len());
+        for (slot, values) in state.iter_mut().zip(values) {
+            *slot = values;
+        }
+        config.measure(scalars, theta, &state[..kept], g, sums);
+    });
+}
+
+/// Calls for values as a twin takes them, and stores what it makes of them: parameters, slots and gradients, all at once
+/// or block by block.
+fn over(
+    stored: Stored,
+    mut params: WordsMut<'_>,
+    state: &mut [WordsMut<'_>],
+    grads: Words<'_>,
+    mut update: impl FnMut(&mut [f32], &mut [&mut [f32]], &[f32]),
+) {
     let storage = stored.storage;
     if storage.is_f32() && stored.factors.is_none() {
-        return step_f32(config, scalars, params, state, grads);
+        return over_f32(params, state, grads, update);
     }
     let (slots, masters) = state.split_at_mut(storage.slots().len());
     let mut blocks: [Block; 2 + MAX_SLOTS] = [[0.0; BLOCK_ELEMS]; 2 + MAX_SLOTS];
@@ -76,7 +110,7 @@ pub(super) fn step<R: Twin>(
                 }
             };
         }
-        let mut update = |theta: &mut [f32]| config.step(scalars, theta, &mut values[..kept], g);
+        let mut update = |theta: &mut [f32]| update(theta, &mut values[..kept], g);
         let random = |number| {
             storage.is_stochastic.then_some(Random {
                 key: stored.key,
@@ -121,13 +155,12 @@ pub(super) fn step<R: Twin>(
     }
 }
 
-/// The twin's own step, over all elements at once.
-fn step_f32<R: Twin>(
-    config: &R,
-    scalars: &Scalars,
+/// Calls for all elements at once.
+fn over_f32(
     params: WordsMut<'_>,
     state: &mut [WordsMut<'_>],
     grads: Words<'_>,
+    mut update: impl FnMut(&mut [f32], &mut [&mut [f32]], &[f32]),
 ) {
     let (mut values, kept): ([&mut [f32]; MAX_SLOTS], _) = (Default::default(), state.len());
     for (values, slot) in values.iter_mut().zip(state) {
@@ -136,7 +169,7 @@ fn step_f32<R: Twin>(
         }
     }
     if let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) {
-        config.step(scalars, params, &mut values[..kept], grads);
+        update(params, &mut values[..kept], grads);
     }
 }
 

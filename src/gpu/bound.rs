@@ -26,7 +26,7 @@ pub(super) struct Pipelines {
 }
 
 /// A pipeline with the layout of what it binds.
-type Pipeline = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
+pub(super) type Pipeline = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
 
 /// The pipelines of a plan, and the buffers that they are bound to.
 pub(super) struct Bound {
@@ -95,6 +95,11 @@ impl Bound {
         })?;
         bound.made.sort_unstable();
         Ok(bound)
+    }
+
+    /// What a piece with dispatches of its own binds.
+    pub(super) fn tensors_of(&self, piece: usize) -> &wgpu::BindGroup {
+        &self.pieces[&piece]
     }
 
     /// Which pieces share pipelines.
@@ -169,6 +174,25 @@ impl Pipelines {
         };
         self.by_chunks = kinds.iter().map(of_kind).collect::<Result<_, _>>()?;
         Ok(())
+    }
+
+    /// Compiles the variants of a plan's kernels that take sums, by kind of piece and in the order of [`Access::CHUNKS`].
+    pub(super) fn measuring(
+        kernels: &Kernels,
+        rules: &dyn GroupRules,
+        plan: &Plan,
+        of: impl Fn(KernelVariant) -> KernelVariant,
+    ) -> Result<Vec<Option<[Pipeline; 2]>>, KernelError> {
+        let (kinds, _) = kinds(rules, &plan.pieces);
+        let of_kind = |kind: &Kind| {
+            if !rules.has_sums(kind.group) {
+                return Ok(None);
+            }
+            let of_access = |access| kernels.pipeline(of(kind.variant(rules, access)));
+            let [vec4, scalar] = Access::CHUNKS.map(of_access);
+            Ok(Some([vec4?, scalar?]))
+        };
+        kinds.iter().map(of_kind).collect()
     }
 }
 
@@ -328,36 +352,38 @@ impl<'a> Buffers<'a> {
         &self,
         tensors: &[TensorBinding<'_>],
         host: &Tensors,
+        rules: &dyn GroupRules,
     ) -> Vec<TensorLayout> {
         let absent = |host: &Tensor| TensorLayout {
             numel: host.numel,
             group: host.group,
             storage: host.storage,
             is_absent: true,
+            has_sums: rules.has_sums(host.group),
             ..TensorLayout::default()
         };
         let mut layouts: Vec<_> = host.as_slice().iter().map(absent).collect();
         for tensor in tensors {
             if let Some(index) = host.index_of(tensor.name) {
-                layouts[index] = self.layout_of(tensor, &host.as_slice()[index]);
+                let absent = layouts[index];
+                layouts[index] = self.layout_of(tensor, absent);
             }
         }
         layouts
     }
 
-    fn layout_of(&self, tensor: &TensorBinding<'_>, host: &Tensor) -> TensorLayout {
+    /// The layout of a tensor that has had no place.
+    fn layout_of(&self, tensor: &TensorBinding<'_>, absent: TensorLayout) -> TensorLayout {
         let place = |buffer: &wgpu::Buffer, offset_bytes| Place {
             buffer: self.0.partition_point(|other| *other < buffer),
             offset_bytes,
         };
         TensorLayout {
-            numel: host.numel,
             params: place(tensor.params, tensor.params_offset_bytes),
             grads: place(tensor.grads, tensor.grads_offset_bytes),
             padding_elems: tensor.padding_elems,
-            group: host.group,
-            storage: host.storage,
             is_absent: false,
+            ..absent
         }
     }
 

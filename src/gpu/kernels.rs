@@ -1,7 +1,6 @@
 //! Shader modules, explicit layouts and pipelines: built once per device, shared by its optimizers.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error_scope::{LOST, LossWatch, checked, is_lost};
@@ -30,8 +29,8 @@ struct Inner {
     scalars_layout: Option<wgpu::BindGroupLayout>,
     /// The layout of a control's block.
     control_layout: wgpu::BindGroupLayout,
-    /// The layouts of a table of chunks, and of a control's blocks with one.
-    chunks_layouts: [wgpu::BindGroupLayout; 2],
+    /// The layouts of a table of chunks, behind a control's blocks and not, by what lies behind it.
+    chunks_layouts: [[wgpu::BindGroupLayout; 3]; 2],
     compiled: Mutex<Compiled>,
 }
 
@@ -61,6 +60,28 @@ pub(crate) enum BindingKind {
     Uniform,
     Read,
     ReadWrite,
+}
+
+/// What kernels in chunks bind behind their table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BehindChunks {
+    Nothing,
+    /// The sums of chunks, to be written.
+    Partials,
+    /// The sums over tensors.
+    Totals,
+}
+
+impl BehindChunks {
+    const ALL: [Self; 3] = [Self::Nothing, Self::Partials, Self::Totals];
+
+    fn of(variant: &KernelVariant) -> Self {
+        match variant.has_sums() {
+            true if variant.is_measuring() => Self::Partials,
+            true => Self::Totals,
+            false => Self::Nothing,
+        }
+    }
 }
 
 impl BindingKind {
@@ -96,7 +117,9 @@ impl Kernels {
                 ScalarPath::Uniforms => Some(layout("wgpu_optim.uniforms", Uniforms::MAX_BYTES)),
             };
             let control = layout("wgpu_optim.control", CONTROL_BYTES);
-            let chunks = [1..2, 0..2].map(|bindings| chunks_layout(device, bindings));
+            let chunks = [false, true].map(|is_controlled| {
+                BehindChunks::ALL.map(|behind| chunks_layout(device, is_controlled, behind))
+            });
             (scalars, control, chunks)
         })
         .map_err(|error| KernelError::Device {
@@ -184,8 +207,26 @@ impl Kernels {
     }
 
     /// The layout of a table of chunks, behind a control's blocks or not.
-    pub(crate) fn chunks_layout(&self, is_controlled: bool) -> &wgpu::BindGroupLayout {
-        &self.inner.chunks_layouts[usize::from(is_controlled)]
+    pub(crate) fn chunks_layout(
+        &self,
+        is_controlled: bool,
+        behind: BehindChunks,
+    ) -> &wgpu::BindGroupLayout {
+        &self.inner.chunks_layouts[usize::from(is_controlled)][behind as usize]
+    }
+
+    /// Makes sure that the device binds enough storage buffers for rules that take sums, under a control or not.
+    pub(crate) fn check_sums(&self, is_controlled: bool) -> Result<(), KernelError> {
+        let actual = self.inner.device.limits();
+        let actual = actual.max_storage_buffers_per_shader_stage;
+        let required = 5 + u32::from(is_controlled);
+        (actual >= required)
+            .then_some(())
+            .ok_or(KernelError::LimitTooLow {
+                limit: "max_storage_buffers_per_shader_stage",
+                required: required.into(),
+                actual: actual.into(),
+            })
     }
 
     /// Whether the device binds enough storage buffers for kernels in chunks.
@@ -275,7 +316,10 @@ impl Inner {
             })
         });
         let control = match (variant.is_chunked(), variant.is_controlled()) {
-            (true, is_controlled) => Some(&self.chunks_layouts[usize::from(is_controlled)]),
+            (true, is_controlled) => {
+                let behind = BehindChunks::of(variant);
+                Some(&self.chunks_layouts[usize::from(is_controlled)][behind as usize])
+            }
             (false, is_controlled) => is_controlled.then_some(&self.control_layout),
         };
         let groups = [Some(&*layout), self.scalars_layout.as_ref(), control];
@@ -356,14 +400,26 @@ impl Inner {
     }
 }
 
-/// A control's blocks and a table of chunks, or one of both.
-fn chunks_layout(device: &wgpu::Device, bindings: Range<u32>) -> wgpu::BindGroupLayout {
+/// A control's blocks if there is one, a table of chunks, and what lies behind it.
+fn chunks_layout(
+    device: &wgpu::Device,
+    is_controlled: bool,
+    behind: BehindChunks,
+) -> wgpu::BindGroupLayout {
+    let blocks = is_controlled.then_some((0, BindingKind::Read));
+    let behind = match behind {
+        BehindChunks::Nothing => None,
+        BehindChunks::Partials => Some((2, BindingKind::ReadWrite)),
+        BehindChunks::Totals => Some((2, BindingKind::Read)),
+    };
+    let bindings = blocks.into_iter().chain([(1, BindingKind::Read)]);
     let entries: Vec<_> = bindings
-        .map(|binding| wgpu::BindGroupLayoutEntry {
+        .chain(behind)
+        .map(|(binding, kind)| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
-                ty: BindingKind::Read.ty(),
+                ty: kind.ty(),
                 has_dynamic_offset: false,
                 min_binding_size: None,
             },

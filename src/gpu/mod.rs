@@ -20,6 +20,7 @@ mod rules;
 mod scalars;
 mod staged;
 mod submission;
+mod sums;
 
 pub use arena::{Arena, ArenaBuffer, ArenaBuilder, ArenaLayout, ArenaTensor};
 pub use binding::TensorBinding;

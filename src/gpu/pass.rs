@@ -38,15 +38,15 @@ pub(super) fn prepare<S: AsRef<[u8]>>(
     ring.record(device, encoder)
 }
 
-/// Records calls, whose scalars are in the ring if there is one.
+/// Records calls, each with the index of its scalars, which are in the ring if there is one. Returns their number.
 pub(super) fn record<'a, S: AsRef<[u8]>>(
     pass: &mut wgpu::ComputePass<'_>,
     ring: Option<&UniformRing>,
-    calls: impl Iterator<Item = Call<'a>>,
+    calls: impl Iterator<Item = (usize, Call<'a>)>,
     scalars_of: impl Fn(usize) -> S,
-) {
-    let mut current = None;
-    for (index, call) in calls.enumerate() {
+) -> usize {
+    let (mut current, mut recorded) = (None, 0);
+    for (index, call) in calls {
         if current != Some(call.pipeline) {
             pass.set_pipeline(call.pipeline);
             current = Some(call.pipeline);
@@ -62,7 +62,9 @@ pub(super) fn record<'a, S: AsRef<[u8]>>(
         }
         let [x, y] = call.workgroups;
         pass.dispatch_workgroups(x, y, 1);
+        recorded += 1;
     }
+    recorded
 }
 
 /// Records a kernel of one workgroup.

@@ -15,6 +15,8 @@ pub trait GroupRules {
     fn rounding(&self, group: usize) -> Rounding;
     /// The slots of a group's rule.
     fn slots(&self, group: usize) -> Slots;
+    /// Whether a group's rule takes sums over tensors; see [`Rule::sums`].
+    fn has_sums(&self, group: usize) -> bool;
     /// The number of scalars that a group's rule takes.
     fn scalar_count(&self, group: usize) -> usize;
     /// The phase of a group's step after so many applied ones; see [`Rule::phase`].
@@ -40,6 +42,10 @@ impl<R: Rule> GroupRules for Groups<R> {
 
     fn slots(&self, group: usize) -> Slots {
         self.config(group).slots()
+    }
+
+    fn has_sums(&self, group: usize) -> bool {
+        !self.config(group).sums().is_empty()
     }
 
     fn scalar_count(&self, group: usize) -> usize {

@@ -177,6 +177,12 @@ impl Arithmetic {
         }
     }
 
+    /// A sum of terms of one sign, each of which has been rounded so often.
+    #[must_use]
+    pub(super) fn rounded(self, sum: Bounded, roundings: u32) -> Bounded {
+        widened(sum, self.0.gamma(roundings))
+    }
+
     /// The difference of two values.
     #[must_use]
     pub fn difference(self, x: Bounded, y: Bounded) -> Bounded {
@@ -190,6 +196,12 @@ impl Arithmetic {
         let roundings = u32::from(!is_one(x) && !is_one(y));
         let product = corners(x.exact * y.exact, x, y, |x, y| x * y);
         widened(product, self.0.gamma(roundings))
+    }
+
+    /// The square of a value, which is not negative.
+    #[must_use]
+    pub fn square(self, x: Bounded) -> Bounded {
+        self.product(x.magnitude(), x.magnitude())
     }
 
     /// The product of a scalar of the step and a value.

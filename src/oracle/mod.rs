@@ -16,6 +16,7 @@ mod adamax;
 mod arithmetic;
 mod control;
 mod decay;
+mod lamb;
 mod lion;
 mod nadam;
 mod radam;
@@ -34,7 +35,7 @@ pub use arithmetic::{Arithmetic, Bounded};
 pub use control::{ControlOracle, Decision, GradFactors};
 
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{AnyRule, MAX_SLOTS, Rule, Slots, Start, every_rule};
+use crate::rules::{AnyRule, MAX_SLOTS, MAX_SUMS, Rule, Slots, Start, every_rule};
 use crate::state::TensorState;
 use crate::storage::{MASTER_PARAMS, Masters, Storage, StorageType, rest};
 
@@ -81,6 +82,24 @@ pub trait Textbook: Rule {
 
     /// Makes the same step by the statements of the kernel, over values with bounds.
     fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded);
+
+    /// What an element adds to each of the rule's [`sums`](Rule::sums) before it is updated, in `f64`. By default nothing.
+    fn follow_sums(&self, step: u64, element: &Element<f64>, grad: f64) -> [f64; MAX_SUMS] {
+        let _ = (step, element, grad);
+        [0.0; MAX_SUMS]
+    }
+
+    /// What it adds by the statements of the kernel. By default nothing.
+    fn bound_sums(
+        &self,
+        step: u64,
+        at: Arithmetic,
+        element: &Element<Bounded>,
+        grad: Bounded,
+    ) -> [Bounded; MAX_SUMS] {
+        let _ = (step, at, element, grad);
+        [Bounded::default(); MAX_SUMS]
+    }
 }
 
 /// A parameter and its slots: one value for each of [`Rule::slots`], kept or not, and behind them zeros.
@@ -90,6 +109,10 @@ pub struct Element<T> {
     pub theta: T,
     /// The slots, in their order.
     pub slots: [T; MAX_SLOTS],
+    /// The sums over the tensor that the step takes first, in the order of [`Rule::sums`].
+    pub sums: [T; MAX_SUMS],
+    /// The number of elements of the tensor.
+    pub numel: usize,
 }
 
 impl<T> Element<T> {
@@ -129,11 +152,17 @@ impl Element<Bounded> {
         }
     }
 
-    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Roundoff, grad: Bounded) {
-        let mut exact = Element {
+    fn exact(&self) -> Element<f64> {
+        Element {
             theta: self.theta.exact,
             slots: self.slots.map(|slot| slot.exact),
-        };
+            sums: self.sums.map(|sum| sum.exact),
+            numel: self.numel,
+        }
+    }
+
+    fn step(&mut self, rule: &impl Textbook, step: u64, rounding: Roundoff, grad: Bounded) {
+        let mut exact = self.exact();
         rule.follow(step, &mut exact, grad.exact);
         rule.bound(step, Arithmetic(rounding), self, grad);
         self.theta.exact = exact.theta;
@@ -181,6 +210,8 @@ impl<R: Textbook> Oracle<R> {
         let at = |theta: &f32| Element {
             theta: Bounded::exactly(*theta),
             slots: [Bounded::default(); MAX_SLOTS],
+            sums: [Bounded::default(); MAX_SUMS],
+            numel: params.len(),
         };
         Self {
             elements: params.iter().map(at).collect(),
@@ -254,15 +285,38 @@ impl<R: Textbook> Oracle<R> {
         self.step_over(config, grads.iter().map(|grad| factors.apply(*grad)));
     }
 
-    fn step_over(&mut self, config: &R, grads: impl Iterator<Item = Bounded>) {
+    fn step_over(&mut self, config: &R, grads: impl Iterator<Item = Bounded> + Clone) {
         if self.slots.is_none() {
             self.start(config);
         }
         self.applied_steps += 1;
+        if !config.sums().is_empty() {
+            self.add_up(config, grads.clone());
+        }
         let types = self.slot_types();
         for (element, grad) in self.elements.iter_mut().zip(grads) {
             element.step(config, self.applied_steps, self.rounding, grad);
             element.store(&self.storage, &types);
+        }
+    }
+
+    /// Gives every element the sums over all of them.
+    fn add_up(&mut self, config: &R, grads: impl Iterator<Item = Bounded>) {
+        let (step, at) = (self.applied_steps, Arithmetic(self.rounding));
+        let mut sums = [Bounded::default(); MAX_SUMS];
+        for (element, grad) in self.elements.iter().zip(grads) {
+            let exact = config.follow_sums(step, &element.exact(), grad.exact);
+            let bounded = config.bound_sums(step, at, element, grad);
+            for ((sum, exact), bounded) in sums.iter_mut().zip(exact).zip(bounded) {
+                sum.exact += exact;
+                sum.low += bounded.low;
+                sum.high += bounded.high;
+            }
+        }
+        let roundings = sum_roundings(self.elements.len());
+        let sums = sums.map(|sum| at.rounded(sum, roundings));
+        for element in &mut self.elements {
+            element.sums = sums;
         }
     }
 
@@ -325,6 +379,14 @@ impl Oracle {
     pub fn check_velocity(&self, actual: &[f32]) -> Result<Agreement, Disagreement> {
         self.check_slot(VELOCITY, actual)
     }
+}
+
+/// The most roundings of a term of a sum over so many elements. On a GPU the four of a vector meet, then 32 of those in an
+/// invocation or across a workgroup; then every 64th of the parts of chunks, eight for each 256 elements at least, and those
+/// again. On a CPU 32 meet in a lane, and the rest in `f64`.
+fn sum_roundings(numel: usize) -> u32 {
+    let parts = 8 * (numel / 256 + 3);
+    (2 + 32 + parts.div_ceil(64) + 6 + 2) as u32
 }
 
 /// The momentum family's one slot.
@@ -471,6 +533,14 @@ macro_rules! any_textbook {
 
             fn bound(&self, step: u64, at: Arithmetic, element: &mut Element<Bounded>, grad: Bounded) {
                 match self { $( Self::$Variant(rule) => rule.bound(step, at, element, grad), )* }
+            }
+
+            fn follow_sums(&self, step: u64, element: &Element<f64>, grad: f64) -> [f64; MAX_SUMS] {
+                match self { $( Self::$Variant(rule) => rule.follow_sums(step, element, grad), )* }
+            }
+
+            fn bound_sums(&self, step: u64, at: Arithmetic, element: &Element<Bounded>, grad: Bounded) -> [Bounded; MAX_SUMS] {
+                match self { $( Self::$Variant(rule) => rule.bound_sums(step, at, element, grad), )* }
             }
         }
     };

@@ -10,7 +10,7 @@ const MAX_SPANS: usize = 4;
 /// The choice of the dispatches of a plan that may be in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunked {
-    /// No dispatch is.
+    /// No dispatch is, but for rules that take sums over tensors, whose dispatches always are.
     Never,
     /// Those are whose tensors are all of one class.
     ByClass,
@@ -25,6 +25,18 @@ pub struct Chunk<C> {
     pub elems: Range<u32>,
     /// The class of their tensors.
     pub class: C,
+    /// Their tensor, where the rule takes sums over tensors; otherwise the first of several.
+    pub tensor: usize,
+}
+
+/// Elements of a piece that follow each other, of tensors of one class.
+#[derive(Clone, Debug)]
+pub(super) struct Span<C> {
+    /// The elements, counted from the start of the piece.
+    pub(super) elems: Range<u32>,
+    pub(super) class: C,
+    /// The first of the tensors: the only one, where the rule takes sums over tensors.
+    pub(super) tensor: usize,
 }
 
 impl Plan {
@@ -37,7 +49,9 @@ impl Plan {
             let short = 3 * piece.parts.len() as u64;
             u64::from(piece.numel / elems[0]) + u64::from(piece.numel / elems[1]) + short
         };
-        let pieces = self.pieces.iter().filter(|piece| may_be_chunked(piece));
+        let is_chunked =
+            |piece: &&Piece| may_be_chunked(piece) || (piece.has_sums && !piece.is_absent);
+        let pieces = self.pieces.iter().filter(is_chunked);
         pieces.map(chunks_of).sum()
     }
 
@@ -45,41 +59,48 @@ impl Plan {
     pub(super) fn add_chunks<C: Copy + PartialEq>(
         &self,
         index: usize,
-        spans: Vec<(Range<u32>, C)>,
+        spans: Vec<Span<C>>,
         chunked: Chunked,
         dispatches: &mut Vec<(Dispatch, C)>,
         chunks: &mut Vec<Chunk<C>>,
-    ) -> Vec<(Range<u32>, C)> {
+    ) -> Vec<Span<C>> {
         let piece = &self.pieces[index];
-        if chunked == Chunked::Never || spans.len() <= MAX_SPANS || !may_be_chunked(piece) {
+        // Whoever takes sums looks up the tensor; random bits belong to one, which is then a class of its own.
+        let (chunked, max_spans) = match piece.has_sums {
+            true if chunked == Chunked::Together && !piece.storage.is_stochastic => (chunked, 0),
+            true => (Chunked::ByClass, 0),
+            false if may_be_chunked(piece) => (chunked, MAX_SPANS),
+            false => (Chunked::Never, 0),
+        };
+        if chunked == Chunked::Never || spans.len() <= max_spans {
             return spans;
         }
         // Two that share a word would write it at once.
-        let are_apart = |pair: &[(Range<u32>, C)]| {
-            let [(first, _), (second, _)] = pair else {
+        let are_apart = |pair: &[Span<C>]| {
+            let [first, second] = pair else {
                 return true;
             };
-            let end = piece.params.first_elem + first.end;
-            piece.storage.is_f32() || end.is_multiple_of(2) || first.end < second.start
+            let end = piece.params.first_elem + first.elems.end;
+            let is_apart = first.elems.end < second.elems.start;
+            piece.storage.is_f32() || end.is_multiple_of(2) || is_apart
         };
-        if !spans.windows(2).all(are_apart) {
+        let are_apart = spans.windows(2).all(are_apart);
+        if !are_apart && !piece.has_sums {
             return spans;
         }
-        let (mut left, mut together): (_, Vec<Vec<_>>) = (Vec::new(), Vec::new());
-        match chunked {
-            Chunked::Never => return spans,
-            Chunked::Together => together.push(spans),
-            Chunked::ByClass => {
-                for span in spans {
-                    match together.iter_mut().find(|spans| spans[0].1 == span.1) {
-                        Some(spans) => spans.push(span),
-                        None => together.push(vec![span]),
-                    }
-                }
+        // Neighbours that share a word are in dispatches of their own.
+        let side = |index: usize| if are_apart { 0 } else { index % 2 };
+        let (mut left, mut together): (_, Vec<(_, Vec<_>)>) = (Vec::new(), Vec::new());
+        for (index, span) in spans.into_iter().enumerate() {
+            let class = (chunked == Chunked::ByClass).then_some(span.class);
+            let key = (class, side(index));
+            match together.iter_mut().find(|(other, _)| *other == key) {
+                Some((_, spans)) => spans.push(span),
+                None => together.push((key, vec![span])),
             }
         }
-        for spans in together {
-            if spans.len() > MAX_SPANS {
+        for (_, spans) in together {
+            if spans.len() > max_spans {
                 for access in Access::CHUNKS {
                     self.add_dispatches(index, access, &spans, dispatches, chunks);
                 }
@@ -101,25 +122,29 @@ impl Plan {
         &self,
         index: usize,
         access: Access,
-        spans: &[(Range<u32>, C)],
+        spans: &[Span<C>],
         dispatches: &mut Vec<(Dispatch, C)>,
         chunks: &mut Vec<Chunk<C>>,
     ) {
         let piece = &self.pieces[index];
-        let of_access = spans.iter().flat_map(|(elems, class)| {
-            let start = piece.params.first_elem;
+        let of_access = spans.iter().flat_map(|span| {
+            let (start, elems) = (piece.params.first_elem, &span.elems);
             let runs = runs(piece, access, start + elems.start..start + elems.end);
-            runs.into_iter().map(move |elems| (elems, *class))
+            runs.into_iter().map(move |elems| (elems, span))
         });
         let max_elems = self.chunk_elems(piece, access);
         let first_of_all = chunks.len();
-        for (Range { mut start, end }, class) in of_access {
+        for (Range { mut start, end }, span) in of_access {
             while start < end {
                 // Chunks end where words do.
                 let stop = start - start % piece.unit_elems(access) + max_elems;
                 let elems = start..stop.min(end);
                 start = elems.end;
-                chunks.push(Chunk { elems, class });
+                chunks.push(Chunk {
+                    elems,
+                    class: span.class,
+                    tensor: span.tensor,
+                });
             }
         }
         let mut first = first_of_all;

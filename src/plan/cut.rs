@@ -162,6 +162,7 @@ impl Plan {
                 parts: parts_start..self.parts.len(),
                 batched: false,
                 is_absent: first.is_absent,
+                has_sums: first.has_sums,
                 in_vec4_pairs: self.is_software && storage.is_f32(),
             };
             if !piece.is_absent && piece.in_one_buffer() && piece.params.overlaps(&piece.grads) {
@@ -194,6 +195,7 @@ impl Plan {
             };
             let first_elems = piece.params.first_elem + piece.grads.first_elem;
             !piece.is_absent
+                && !piece.has_sums
                 && first_elems == 0
                 && piece.batch_units(access) <= room
                 && piece.numel <= MAX_BATCHED_ELEMS

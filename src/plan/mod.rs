@@ -9,6 +9,7 @@ mod error;
 
 use std::ops::Range;
 
+use chunks::Span;
 pub use chunks::{Chunk, Chunked};
 use cut::{Room, check_layout};
 pub use error::PlanError;
@@ -81,6 +82,8 @@ pub struct TensorLayout {
     pub storage: Storage,
     /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
     pub is_absent: bool,
+    /// Whether its group's rule takes sums over tensors, so that its workgroups have to know their tensor.
+    pub has_sums: bool,
 }
 
 impl TensorLayout {
@@ -91,7 +94,7 @@ impl TensorLayout {
             let end = place.offset_bytes + extent_elems * elem_bytes;
             next.buffer == place.buffer && next.offset_bytes == end
         };
-        let kind = |layout: &Self| (layout.group, layout.storage);
+        let kind = |layout: &Self| (layout.group, layout.storage, layout.has_sums);
         let present = !self.is_absent && !next.is_absent;
         present
             && kind(self) == kind(next)
@@ -219,6 +222,8 @@ pub struct Piece {
     pub batched: bool,
     /// Whether its tensor lies nowhere yet, so that there is nothing to bind.
     pub is_absent: bool,
+    /// Whether its rule takes sums over tensors: all of its dispatches are in chunks.
+    pub has_sums: bool,
     /// Whether an invocation of its vec4 entry points updates two vec4 that follow each other: on software adapters,
     /// where both share the costs of an invocation, in `f32`.
     pub in_vec4_pairs: bool,
@@ -334,6 +339,15 @@ impl Access {
 
     /// Both accesses in chunks.
     pub const CHUNKS: [Self; 2] = [Self::Vec4Chunks, Self::ScalarChunks];
+
+    /// The access in chunks to the same items.
+    #[must_use]
+    pub const fn in_chunks(self) -> Self {
+        match self {
+            Self::Vec4 | Self::Vec4Offset | Self::Vec4Chunks => Self::Vec4Chunks,
+            Self::Scalar | Self::ScalarChunks => Self::ScalarChunks,
+        }
+    }
 
     /// Whether workgroups look up which elements are theirs.
     #[must_use]
@@ -494,6 +508,18 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The number of tensors that have been planned.
+    #[must_use]
+    pub const fn tensors(&self) -> usize {
+        self.tensor_parts.len()
+    }
+
+    /// Whether a rule takes sums over tensors.
+    #[must_use]
+    pub fn has_sums(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.has_sums)
+    }
+
     /// The parts of one tensor, in order.
     #[must_use]
     pub fn parts_of(&self, tensor: usize) -> &[Part] {
@@ -545,11 +571,12 @@ impl Plan {
             }
             let spans = self.spans(piece, &class_of);
             let spans = self.add_chunks(index, spans, chunked, &mut dispatches, &mut chunks);
-            for (Range { mut start, end }, class) in spans {
+            for span in spans {
+                let Range { mut start, end } = span.elems;
                 while start < end {
                     let stop = self.end_of_dispatch(piece, start, end);
                     let covering = self.cover(index, start..stop).into_iter().flatten();
-                    dispatches.extend(covering.map(|dispatch| (dispatch, class)));
+                    dispatches.extend(covering.map(|dispatch| (dispatch, span.class)));
                     start = stop;
                 }
             }
@@ -574,16 +601,26 @@ impl Plan {
         &self,
         piece: &Piece,
         class_of: impl Fn(usize) -> Option<C>,
-    ) -> Vec<(Range<u32>, C)> {
-        let mut spans: Vec<(Range<u32>, C)> = Vec::new();
+    ) -> Vec<Span<C>> {
+        let mut spans: Vec<Span<C>> = Vec::new();
         for part in &self.parts[piece.parts.clone()] {
-            let end = part.start + part.numel() + part.padding;
-            match (class_of(part.tensor), spans.last_mut()) {
-                (Some(class), Some((elems, last))) if *last == class && elems.end == part.start => {
-                    elems.end = end;
+            let Some(class) = class_of(part.tensor) else {
+                continue;
+            };
+            // What lies behind a tensor is no part of a sum over it.
+            let padding = if piece.has_sums { 0 } else { part.padding };
+            let elems = part.start..part.start + part.numel() + padding;
+            match spans.last_mut() {
+                Some(last)
+                    if last.class == class && last.elems.end == part.start && !piece.has_sums =>
+                {
+                    last.elems.end = elems.end;
                 }
-                (Some(class), _) => spans.push((part.start..end, class)),
-                (None, _) => {}
+                _ => spans.push(Span {
+                    elems,
+                    class,
+                    tensor: part.tensor,
+                }),
             }
         }
         spans

@@ -207,6 +207,10 @@ macro_rules! rule_enum {
                 match self { $( Self::$Variant(rule) => $crate::Rule::scalar_names(rule), )+ }
             }
 
+            fn sums(&self) -> &'static [&'static str] {
+                match self { $( Self::$Variant(rule) => $crate::Rule::sums(rule), )+ }
+            }
+
             fn phase(&self, applied_steps: u64) -> u64 {
                 match self { $( Self::$Variant(rule) => $crate::Rule::phase(rule, applied_steps), )+ }
             }
@@ -247,6 +251,14 @@ macro_rules! rule_enum {
 
             fn step_in_turn(&self, scalars: &$crate::rules::Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
                 match self { $( Self::$Variant(rule) => $crate::rules::Twin::step_in_turn(rule, scalars, params, state, grads), )+ }
+            }
+
+            fn measure(&self, scalars: &$crate::rules::Scalars, params: &[f32], state: &[&[f32]], grads: &[f32], sums: &mut [f64]) {
+                match self { $( Self::$Variant(rule) => $crate::rules::Twin::measure(rule, scalars, params, state, grads, sums), )+ }
+            }
+
+            fn decide(&self, scalars: &$crate::rules::Scalars, sums: &[f32], numel: f32) -> $crate::rules::Scalars {
+                match self { $( Self::$Variant(rule) => $crate::rules::Twin::decide(rule, scalars, sums, numel), )+ }
             }
         }
     };

@@ -237,6 +237,10 @@ macro_rules! scalars {
                 [lambda, $( own.$field, )* rho].map(crate::rules::Real::from_f64).into()
             }
 
+            fn joined(lambda: f32, own: Self, rho: f32) -> crate::rules::Scalars {
+                [lambda, $( own.$field, )* rho].into()
+            }
+
             fn split(scalars: &crate::rules::Scalars) -> (f32, Self, f32) {
                 let [lambda, $( $field, )* rho, ..] = *scalars.values();
                 (lambda, Self { $( $field, )* }, rho)

@@ -39,6 +39,9 @@ pub(super) trait ScalarSet: Copy {
     /// All scalars, each rounded once.
     fn rounded(lambda: f64, own: Self::Exact, rho: f64) -> Scalars;
 
+    /// All scalars, from what [`split`](Self::split) makes of them.
+    fn joined(lambda: f32, own: Self, rho: f32) -> Scalars;
+
     /// `lambda`, the rule's own scalars and `rho`.
     fn split(scalars: &Scalars) -> (f32, Self, f32);
 }
@@ -87,6 +90,20 @@ pub(super) trait ElementRule: Hyperparameters {
 
     /// One step on the CPU: [`Pass::over`] by the element of this configuration.
     fn step(&self, pass: Pass<'_, '_>);
+
+    /// The sums over a tensor that a step takes first.
+    const SUMS: &'static [&'static str] = &[];
+
+    /// Adds up on the CPU: [`Measure::over`] by the element of this configuration.
+    fn measure(&self, measure: Measure<'_, '_>) {
+        let _ = measure;
+    }
+
+    /// Returns the rule's own scalars for a tensor of so many elements with these sums.
+    fn decide(&self, k: Self::K, sums: &[f32], numel: f32) -> Self::K {
+        let _ = (sums, numel);
+        k
+    }
 
     /// The terms beside those of `decay.wgsl`.
     fn terms(&self) -> Vec<(&'static str, bool)> {
@@ -139,6 +156,10 @@ impl<R: ElementRule> Rule for R {
 
     fn scalar_names(&self) -> &'static [&'static str] {
         R::K::NAMES
+    }
+
+    fn sums(&self) -> &'static [&'static str] {
+        R::SUMS
     }
 
     fn phase(&self, applied_steps: u64) -> u64 {
@@ -200,6 +221,30 @@ impl<R: ElementRule> Twin for R {
                 ..pass
             },
         );
+    }
+
+    fn measure(
+        &self,
+        scalars: &Scalars,
+        params: &[f32],
+        state: &[&[f32]],
+        grads: &[f32],
+        sums: &mut [f64],
+    ) {
+        let measure = Measure {
+            decay: self.decay(),
+            scalars,
+            params,
+            state,
+            grads,
+            sums,
+        };
+        ElementRule::measure(self, measure);
+    }
+
+    fn decide(&self, scalars: &Scalars, sums: &[f32], numel: f32) -> Scalars {
+        let (lambda, k, rho) = R::K::split(scalars);
+        R::K::joined(lambda, ElementRule::decide(self, k, sums, numel), rho)
     }
 }
 
@@ -351,6 +396,99 @@ where
             grads: grads_end,
         };
         rest.in_turn();
+    }
+}
+
+/// What an element adds to the sums over its tensor.
+pub(super) trait Measured<K, const SLOTS: usize, const SUMS: usize>: Copy {
+    /// Returns what is added, from the parameter as it is and the direction `h`. Has to be inlined, or it is not vectorised.
+    fn summands(self, k: K, theta: f32, h: f32, slots: [f32; SLOTS]) -> [f32; SUMS];
+}
+
+/// The sums over slices of one length.
+pub(super) struct Measure<'s, 'v> {
+    decay: Decay,
+    scalars: &'s Scalars,
+    params: &'s [f32],
+    state: &'s [&'v [f32]],
+    grads: &'s [f32],
+    sums: &'s mut [f64],
+}
+
+impl Measure<'_, '_> {
+    /// Adds up every element.
+    pub(super) fn over<K: ScalarSet, const SLOTS: usize, const SUMS: usize>(
+        self,
+        element: impl Measured<K, SLOTS, SUMS>,
+    ) {
+        match self.decay.has_lambda() {
+            true => self.run::<K, SLOTS, SUMS, true>(element),
+            false => self.run::<K, SLOTS, SUMS, false>(element),
+        }
+    }
+
+    fn run<K: ScalarSet, const SLOTS: usize, const SUMS: usize, const LAMBDA: bool>(
+        self,
+        element: impl Measured<K, SLOTS, SUMS>,
+    ) {
+        let Ok(state) = <&[&[f32]; SLOTS]>::try_from(self.state) else {
+            return;
+        };
+        let (lambda, k, rho) = K::split(self.scalars);
+        let decay = self.decay.twin::<LAMBDA>(lambda, rho);
+        for start in (0..self.params.len()).step_by(MEASURED_ELEMS) {
+            let elems = start..self.params.len().min(start + MEASURED_ELEMS);
+            let added = Arch::new().dispatch(Added {
+                element,
+                k,
+                decay,
+                params: &self.params[elems.clone()],
+                state: state.map(|slot| &slot[elems.clone()]),
+                grads: &self.grads[elems],
+            });
+            for (sum, added) in self.sums.iter_mut().zip(added) {
+                *sum += added;
+            }
+        }
+    }
+}
+
+/// Elements whose sums are taken in `f32`, in as many lanes as a block has elements.
+const MEASURED_ELEMS: usize = 32 * BLOCK_ELEMS;
+
+struct Added<'a, E, K, const SLOTS: usize, const SUMS: usize, const LAMBDA: bool> {
+    element: E,
+    k: K,
+    decay: DecayTwin<LAMBDA>,
+    params: &'a [f32],
+    state: [&'a [f32]; SLOTS],
+    grads: &'a [f32],
+}
+
+impl<E, K: Copy, const SLOTS: usize, const SUMS: usize, const LAMBDA: bool> WithSimd
+    for Added<'_, E, K, SLOTS, SUMS, LAMBDA>
+where
+    E: Measured<K, SLOTS, SUMS>,
+{
+    type Output = [f64; SUMS];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> [f64; SUMS] {
+        let mut lanes = [[0.0_f32; BLOCK_ELEMS]; SUMS];
+        for start in (0..self.params.len()).step_by(BLOCK_ELEMS) {
+            let len = BLOCK_ELEMS.min(self.params.len() - start);
+            let (params, grads) = (&self.params[start..][..len], &self.grads[start..][..len]);
+            let state = self.state.map(|slot| &slot[start..][..len]);
+            for i in 0..len {
+                let slots = std::array::from_fn(|slot| state[slot][i]);
+                let h = self.decay.direction(params[i], grads[i]);
+                let summands = self.element.summands(self.k, params[i], h, slots);
+                for (lanes, summand) in lanes.iter_mut().zip(summands) {
+                    lanes[i] += summand;
+                }
+            }
+        }
+        lanes.map(|lanes| lanes.iter().map(|lane| f64::from(*lane)).sum())
     }
 }
 

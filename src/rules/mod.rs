@@ -16,6 +16,7 @@ mod decay;
 mod elementwise;
 mod error;
 mod groups;
+mod lamb;
 mod lion;
 mod nadam;
 mod radam;
@@ -49,6 +50,7 @@ macro_rules! every_rule {
             Adabelief(AdaBeliefConfig),
             Yogi(YogiConfig),
             Rprop(RpropConfig),
+            Lamb(LambConfig),
         }
     };
 }
@@ -64,13 +66,16 @@ pub(crate) use decay::Decay;
 pub(crate) use elementwise::Hyperparameters;
 pub use error::{ConfigError, GroupError, UnknownSlot};
 pub use groups::{Groups, ParamGroups};
+pub use lamb::{LambConfig, LambConfigBuilder};
 pub use lion::{LionConfig, LionConfigBuilder};
 pub use nadam::{NAdamConfig, NAdamConfigBuilder};
 pub use radam::{RAdamConfig, RAdamConfigBuilder};
 pub use real::Real;
 pub use rmsprop::{RmsPropConfig, RmsPropConfigBuilder};
 pub use rprop::{RpropConfig, RpropConfigBuilder};
-pub use rule::{IntoRule, MAX_SCALARS, MAX_SLOTS, Rule, Scalars, Slot, Slots, Start, Twin};
+pub use rule::{
+    IntoRule, MAX_SCALARS, MAX_SLOTS, MAX_SUMS, Rule, Scalars, Slot, Slots, Start, Twin,
+};
 pub use schedule_free_adamw::{ScheduleFreeAdamWConfig, ScheduleFreeAdamWConfigBuilder};
 pub use schedule_free_sgd::{ScheduleFreeSgdConfig, ScheduleFreeSgdConfigBuilder};
 pub use sgd::{SgdConfig, SgdConfigBuilder};

@@ -10,6 +10,9 @@ pub use crate::storage::MAX_SLOTS;
 /// Most scalars that a step of a rule may take.
 pub const MAX_SCALARS: usize = 16;
 
+/// Most sums that a rule may take over a tensor.
+pub const MAX_SUMS: usize = 4;
+
 /// The start of a slot: its values before a tensor's first step.
 ///
 /// A start that is made at the first step is NaN until then, so that the device knows which step is the first, whichever
@@ -145,7 +148,7 @@ impl<const N: usize> From<[f32; N]> for Scalars {
     }
 }
 
-/// A rule by which each element moves on its own: checked hyper-parameters, and what becomes of them on GPU and CPU.
+/// A rule by which elements move: checked hyper-parameters, and what becomes of them on GPU and CPU.
 ///
 /// The frame around it (addresses, loads and stores, batches, groups, states) is the library's. A rule is a type with
 /// its configuration, and its WGSL is a function over four elements:
@@ -160,6 +163,18 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// not kept is zero, and lost. Names that begin with `wo_` are the frame's; all others are the rule's to declare. Errors
 /// in it are a [`KernelError`](crate::wgsl::KernelError) when the optimizer is built, and count lines as it does.
 /// [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
+///
+/// A rule whose elements need something of their whole tensor, such as its norm, names [`sums`](Self::sums). A step then has
+/// two passes: the first adds up, in an order that depends on the tensor's length alone, and the second updates. Its WGSL has
+/// two more functions:
+///
+/// ```wgsl
+/// fn measure(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: State) -> Summands { .. }
+/// fn decide(k: Scalars, sums: Sums, numel: f32) -> Scalars { .. }
+/// ```
+///
+/// where `Summands` has a `vec4<f32>` and `Sums` an `f32` for each of the sums. `decide` returns the scalars that `update`
+/// gets for the tensor of so many elements.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a rule",
     label = "expected a checked configuration, such as `AdamConfig`",
@@ -186,6 +201,12 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
 
     /// The names of the scalars, [`MAX_SCALARS`] at most: the fields of `Scalars` in WGSL.
     fn scalar_names(&self) -> &'static [&'static str];
+
+    /// The names of the sums over a tensor's elements that a step takes before it updates any, [`MAX_SUMS`] at most. By
+    /// default there are none, and a step is one pass.
+    fn sums(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The key of the step after `applied_steps` applied ones: the smallest number of steps after which the
     /// scalars are the same. Tensors of one phase share a dispatch. By default every step has its own.
@@ -226,9 +247,11 @@ pub trait Rule: Clone + Debug + PartialEq + Send + Sync + 'static {
     }
 
     /// Bytes that one step moves per element: the parameters and each slot that is kept read and written, the gradient
-    /// read.
+    /// read; and all of them read once before, where there are sums.
     fn bytes_per_elem(&self) -> u64 {
-        4 * (3 + 2 * self.slots().kept().count() as u64)
+        let kept = self.slots().kept().count() as u64;
+        let measured = if self.sums().is_empty() { 0 } else { 2 + kept };
+        4 * (3 + 2 * kept + measured)
     }
 }
 
@@ -262,6 +285,26 @@ pub trait Twin: Rule {
     /// The twin of the WGSL: one step over slices of equal length, in the same statement order. `scalars` are those of
     /// the step's [`phase`](Rule::phase), as the WGSL takes them, and `state` has a slice for each slot that is kept.
     fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]);
+
+    /// Adds to each of the rule's [`sums`](Rule::sums) what some elements of a tensor contribute, before any of them is
+    /// updated: the twin of `measure` in WGSL. By default there is nothing to add.
+    fn measure(
+        &self,
+        scalars: &Scalars,
+        params: &[f32],
+        state: &[&[f32]],
+        grads: &[f32],
+        sums: &mut [f64],
+    ) {
+        let _ = (scalars, params, state, grads, sums);
+    }
+
+    /// Returns the scalars of a step over a tensor of so many elements with these [`sums`](Rule::sums): the twin of `decide`
+    /// in WGSL. By default they are what they were.
+    fn decide(&self, scalars: &Scalars, sums: &[f32], numel: f32) -> Scalars {
+        let _ = (sums, numel);
+        *scalars
+    }
 
     /// Makes the step one element after the other. [`step`](Self::step) is bit for bit the same, where it is in vectors; by
     /// default this is `step` itself.

@@ -28,6 +28,16 @@ pub enum KernelError {
         /// The number of scalars that it gives.
         actual: usize,
     },
+    /// A rule that names more sums than it may take.
+    #[error("rule {rule:?} names {actual} sums, expected {most} at most")]
+    Sums {
+        /// The rule's stem.
+        rule: &'static str,
+        /// The most that there may be.
+        most: usize,
+        /// The number of sums that it names.
+        actual: usize,
+    },
     /// A rule whose WGSL does not declare the function that steps four elements, or otherwise than it is called.
     #[error(
         "the WGSL of rule {rule:?} declares {}: expected `fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, \

@@ -17,7 +17,7 @@ pub use scalars::ScalarPath;
 use template::Scope;
 
 use crate::plan::{Access, BATCH_WORKGROUP_SIZE, WORKGROUP_SIZE};
-use crate::rules::{MAX_SCALARS, Rule};
+use crate::rules::{MAX_SCALARS, MAX_SUMS, Rule};
 use crate::storage::{Codec, Masters, Precision, Storage, StorageType};
 
 /// The beginning of every entry point's name. Every name of the frame begins with `wo_`, and no name of a rule does.
@@ -67,7 +67,18 @@ pub struct KernelVariant {
     in_one_buffer: bool,
     in_vec4_pairs: bool,
     control: Option<Controls>,
+    measures: Option<Measures>,
 }
+
+/// The pass of a step that takes sums over tensors, before the one that updates them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Measures {
+    /// As many invocations as a chunk's sums have parts, none of which waits for another.
+    is_software: bool,
+}
+
+/// The parts that the sums of a chunk come in: `wo_PARTS` in `step.wgsl`.
+pub(crate) const SUM_PARTS: u32 = 8;
 
 /// The changes to gradients that a control may make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +95,7 @@ struct RuleSource {
     slots: Vec<(&'static str, bool)>,
     terms: Vec<(&'static str, bool)>,
     scalars: &'static [&'static str],
+    sums: &'static [&'static str],
 }
 
 impl RuleSource {
@@ -95,6 +107,7 @@ impl RuleSource {
             slots: slots.iter().map(|slot| (slot.name, slot.is_kept)).collect(),
             terms: rule.terms(),
             scalars: rule.scalar_names(),
+            sums: rule.sums(),
         }
     }
 
@@ -109,7 +122,14 @@ impl RuleSource {
 pub(crate) fn check_scalars(rule: &impl Rule) -> Result<(), KernelError> {
     let expected = rule.scalar_names().len();
     match rule.scalars(rule.phase(0)).as_slice().len() {
-        actual if actual == expected && expected <= MAX_SCALARS => Ok(()),
+        actual if actual == expected && expected <= MAX_SCALARS => match rule.sums().len() {
+            sums if sums <= MAX_SUMS => Ok(()),
+            sums => Err(KernelError::Sums {
+                rule: rule.stem(),
+                most: MAX_SUMS,
+                actual: sums,
+            }),
+        },
         actual => Err(KernelError::Scalars {
             rule: rule.stem(),
             expected,
@@ -120,10 +140,15 @@ pub(crate) fn check_scalars(rule: &impl Rule) -> Result<(), KernelError> {
 
 impl KernelVariant {
     /// A rule's kernel that reaches its elements by `access`, over so many tensors, each with bindings of its own, in
-    /// the order of all parameters, all gradients, all states: more than one in a batch.
+    /// the order of all parameters, all gradients, all states: more than one in a batch. A rule that takes sums is always in
+    /// chunks, of one tensor's bindings.
     #[must_use]
     pub fn new(rule: &impl Rule, access: Access, tensors: usize) -> Self {
         let of = StorageType::F32;
+        let (access, tensors) = match rule.sums().is_empty() {
+            true => (access, tensors),
+            false => (access.in_chunks(), 1),
+        };
         Self {
             rule: RuleSource::of(rule),
             access,
@@ -132,6 +157,7 @@ impl KernelVariant {
             in_one_buffer: false,
             in_vec4_pairs: false,
             control: None,
+            measures: None,
         }
     }
 
@@ -162,6 +188,23 @@ impl KernelVariant {
     pub fn controlled(mut self, clips_values: bool) -> Self {
         self.control = Some(Controls { clips_values });
         self
+    }
+
+    /// Returns the kernel that takes the rule's sums and updates nothing: with barriers, or as a software adapter wants it.
+    #[must_use]
+    pub fn measuring(mut self, is_software: bool) -> Self {
+        self.measures = self.has_sums().then_some(Measures { is_software });
+        self
+    }
+
+    /// Whether the rule takes sums.
+    pub(crate) const fn has_sums(&self) -> bool {
+        !self.rule.sums.is_empty()
+    }
+
+    /// Whether it takes the rule's sums and updates nothing.
+    pub(crate) const fn is_measuring(&self) -> bool {
+        self.measures.is_some()
     }
 
     /// The storage of its tensors.
@@ -248,10 +291,15 @@ impl KernelVariant {
             true => "read_write",
             false => "read",
         };
-        let lanes = match self.is_batch() {
-            true => BATCH_WORKGROUP_SIZE,
-            false => WORKGROUP_SIZE,
+        let lanes = match self.measures {
+            _ if self.is_batch() => BATCH_WORKGROUP_SIZE,
+            Some(Measures { is_software: true }) => SUM_PARTS,
+            _ => WORKGROUP_SIZE,
         };
+        let sum = |(index, name): (usize, &&'static str)| {
+            Scope::default().word("SUM", name).word("INDEX", index)
+        };
+        let has_barriers = self.measures == Some(Measures { is_software: false });
         let tensors = self.tensors.max(1);
         let tensor = |tensor| {
             let scope = Scope::default().word("TENSOR", tensor);
@@ -272,6 +320,8 @@ impl KernelVariant {
             .flag("CHUNKS", self.access.is_chunked())
             .flag("BATCH", self.is_batch())
             .flag("DOUBLED", self.is_doubled())
+            .flag("MEASURES", self.is_measuring())
+            .flag("BARRIERS", has_barriers)
             .flag("STOCHASTIC", self.storage.is_stochastic)
             .flag("MASTERS", self.storage.masters == Masters::F32)
             .flag("RESTS", self.storage.masters == Masters::LowBits)
@@ -285,6 +335,7 @@ impl KernelVariant {
             .list("PARTS", parts.map(named("PART")))
             .list("SCALARS", rule.scalars.iter().copied().map(named("SCALAR")))
             .list("SLOTS", slots.map(named("SLOT")))
+            .list("SUMS", rule.sums.iter().enumerate().map(sum))
             .list("KEPT", rule.kept().map(named("SLOT")))
             .list("TENSORS", (0..tensors).map(tensor))
     }
@@ -351,7 +402,8 @@ impl KernelVariant {
             Access::Vec4 | Access::Vec4Offset if self.in_vec4_pairs => "_vec4_pairs",
             Access::Vec4 | Access::Vec4Offset => "",
         };
-        format!("{PREFIX}{}{suffix}", self.rule.stem)
+        let sums = if self.is_measuring() { "_sums" } else { "" };
+        format!("{PREFIX}{}{suffix}{sums}", self.rule.stem)
     }
 
     /// The pipeline's label.

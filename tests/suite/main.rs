@@ -18,6 +18,8 @@ mod golden;
 mod golden_control;
 #[cfg(feature = "safetensors")]
 mod golden_rules;
+#[cfg(feature = "safetensors")]
+mod golden_tensors;
 mod no_device;
 #[cfg(not(target_arch = "wasm32"))]
 mod noop;

@@ -382,7 +382,7 @@ impl Norm {
         });
         let scalars_of =
             |part: usize| scalars(&self.parts[part], self.max_workgroups, partial, norm_of);
-        pass::record(pass, self.ring.as_ref(), calls, scalars_of);
+        pass::record(pass, self.ring.as_ref(), calls.enumerate(), scalars_of);
     }
 
     /// The step of this number has been recorded behind what [`prepare`](Self::prepare) did.

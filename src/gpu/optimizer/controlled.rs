@@ -7,7 +7,7 @@ use super::recorder::{FrameClass, Prepared, uniforms_of};
 use super::{GpuOptimizer, Recorder};
 use crate::control::{MAX_GROUP_NORMS, StepControl};
 use crate::gpu::bound::Pipelines;
-use crate::gpu::chunks::ChunkTable;
+use crate::gpu::chunks::{ChunkBindings, ChunkTable};
 use crate::gpu::control::sealed::Parts;
 use crate::gpu::control::{
     ControlContext, Counted, GpuControl, Mailbox, Norm, Report, ReportOf, StagedStep, TensorClip,
@@ -287,8 +287,8 @@ impl Recorder {
         }
         pass::record_one(pass, &context.select.0, &under.places.select);
         let (bound, group) = (&self.bound, self.kernels.scalar_path().control_group());
-        let dispatches = under.classes.dispatches().iter();
-        let calls = dispatches.map(|(dispatch, class)| {
+        let (plan, dispatches) = (&self.plan, under.classes.dispatches());
+        let calls = dispatches.iter().map(|(dispatch, class)| {
             let (pipeline, tensors) = bound.of_dispatch(&under.pipelines, dispatch);
             Call {
                 pipeline,
@@ -296,7 +296,7 @@ impl Recorder {
                 decision: match &under.places.chunks {
                     Some(bindings) if dispatch.access.is_chunked() => Some(Decision {
                         group,
-                        bindings,
+                        bindings: bindings.of(plan, dispatch),
                         offset_bytes: None,
                     }),
                     _ => Some(Decision {
@@ -308,10 +308,16 @@ impl Recorder {
                 workgroups: dispatch.workgroups,
             }
         });
-        let uniforms_of = |call| under.uniforms(&self.plan, call);
-        pass::record(pass, self.ring.as_ref(), calls, uniforms_of);
+        let uniforms_of = |call| under.uniforms(plan, call);
+        let ring = self.ring.as_ref();
+        let chunks = under.chunks.as_ref().zip(under.places.chunks.as_ref());
+        let sums = chunks.map_or(0, |(table, bindings)| {
+            let bindings = (group, bindings);
+            table.record_sums(pass, ring, plan, bound, bindings, dispatches, uniforms_of)
+        });
+        let recorded = pass::record(pass, ring, calls.enumerate(), uniforms_of);
         let of_control = 1 + usize::from(under.tensor_clip.is_some());
-        self.recorded = under.norm.dispatches() + of_control + under.classes.dispatches().len();
+        self.recorded = under.norm.dispatches() + of_control + sums + recorded;
         self.device_counts.control = Some(context.identity.clone());
         let step = self.ledger.record_counted(submission.clone());
         under.norm.set_recorded(step);
@@ -336,13 +342,12 @@ impl UnderControl {
         let clips_values = context.control.clips_values();
         let controlled = |variant: KernelVariant| variant.controlled(clips_values);
         let mut pipelines = Pipelines::new(kernels, rules, plan, controlled)?;
-        let chunks = match plan.max_chunks() > 0 && kernels.can_chunk() {
-            true => {
-                pipelines.add_chunks(kernels, rules, plan, controlled)?;
-                Some(ChunkTable::new(kernels, plan)?)
-            }
-            false => None,
-        };
+        if plan.has_sums() {
+            kernels.check_sums(true)?;
+        }
+        let table = || ChunkTable::new(kernels, rules, plan, &mut pipelines, controlled);
+        let can_chunk = plan.max_chunks() > 0 && kernels.can_chunk();
+        let chunks = can_chunk.then(table).transpose()?;
         let by_tensor = context.control.tensor_max_norm().is_some();
         let tensors = recorder.tensors.as_slice().len();
         let tensor_clip = by_tensor.then(|| TensorClip::new(kernels, context, tensors));
@@ -404,7 +409,7 @@ impl UnderControl {
             clip.prepare(device, encoder, context, staged, ranges)?;
         }
         if let Some(chunks) = &mut self.chunks {
-            chunks.prepare(device, encoder, self.classes.chunks())?;
+            chunks.prepare(device, encoder, self.classes.chunks(), &recorder.plan)?;
         }
         self.places.inputs.record(device, encoder)
     }
@@ -533,7 +538,7 @@ struct Places {
     /// The block of a class, by dynamic offset.
     block: wgpu::BindGroup,
     /// All blocks, with the table of dispatches in chunks.
-    chunks: Option<wgpu::BindGroup>,
+    chunks: Option<ChunkBindings>,
 }
 
 impl Places {

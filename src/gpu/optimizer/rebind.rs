@@ -1,5 +1,6 @@
 //! Tensors that lie elsewhere from step to step.
 
+use super::recorder::sums_of;
 use super::{GpuOptimizer, Recorder};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
@@ -44,7 +45,7 @@ impl Recorder {
         self.check_known(tensors)?;
         check_bindings(tensors)?;
         let buffers = Buffers::of(tensors);
-        let layouts = buffers.layouts_of(tensors, &self.tensors);
+        let layouts = buffers.layouts_of(tensors, &self.tensors, rules);
         let plan = Plan::apart(&layouts, self.kernels.device_limits());
         let plan = plan.map_err(|error| error.named(|index| self.tensors.name_of(index)));
         let plan = plan.map_err(BuildError::from)?;
@@ -68,7 +69,8 @@ impl Recorder {
             state[*index] = buffer;
         }
         let made = &self.bound.made;
-        let bound = Bound::new(&self.kernels, rules, &buffers, &plan, &state, made)?;
+        let mut bound = Bound::new(&self.kernels, rules, &buffers, &plan, &state, made)?;
+        let chunks = sums_of(&self.kernels, rules, &plan, &mut bound)?;
         let targets = moved.iter().filter_map(|index| {
             let parts = &plan.parts[plan.pieces[*index].parts.clone()];
             Some((state[*index].as_ref()?, parts))
@@ -99,7 +101,7 @@ impl Recorder {
         }
         self.max_partials = Default::default();
         (self.plan, self.state, self.bound) = (plan, state, bound);
-        (self.chunks, self.controlled) = (None, None);
+        (self.chunks, self.controlled) = (chunks, None);
         self.tensors.set_absent(&absent(&layouts));
         self.set_stale();
         Ok(())

@@ -6,7 +6,7 @@ use super::classes::Classes;
 use super::controlled::{DeviceCounts, UnderControl};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
-use crate::gpu::chunks::ChunkTable;
+use crate::gpu::chunks::{ChunkBindings, ChunkTable};
 use crate::gpu::control::StagedStep;
 use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::{LOST, checked};
@@ -41,8 +41,8 @@ pub struct Recorder {
     /// The kernel by which state is made of the parameters anew.
     pub(super) fill: Option<Fill>,
     classes: Classes<Class>,
-    /// The table of dispatches in chunks and its bindings, from the first frozen tensor on.
-    pub(super) chunks: Option<(ChunkTable, wgpu::BindGroup)>,
+    /// The table of dispatches in chunks and its bindings: from the first frozen tensor on, or where a rule takes sums.
+    pub(super) chunks: Option<(ChunkTable, ChunkBindings)>,
     /// How often tensors or counts have changed otherwise than by a step.
     pub(super) revision: u64,
     pub(super) prepared: Prepared,
@@ -98,12 +98,13 @@ impl Recorder {
             });
         }
         let buffers = Buffers::of(bindings);
-        let layouts = buffers.layouts_of(bindings, &tensors);
+        let layouts = buffers.layouts_of(bindings, &tensors, rules);
         let plan = Plan::new(&layouts, kernels.device_limits());
         let plan = plan.map_err(|error| error.named(|index| tensors.name_of(index)))?;
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, rules, &all)?;
-        let bound = Bound::new(kernels, rules, &buffers, &plan, &state, &[])?;
+        let mut bound = Bound::new(kernels, rules, &buffers, &plan, &state, &[])?;
+        let chunks = sums_of(kernels, rules, &plan, &mut bound)?;
         let has_any_of_params = |tensor: &Tensor| {
             let slots = rules.slots(tensor.group);
             Section::all(&slots, &tensor.storage).any(|section| section.is_of_params())
@@ -127,7 +128,7 @@ impl Recorder {
             moves: Vec::new(),
             fill,
             classes: Classes::new(),
-            chunks: None,
+            chunks,
             revision: 0,
             prepared: Prepared::Nothing,
             ring,
@@ -158,16 +159,8 @@ impl Recorder {
         if self.chunks.is_some() || self.plan.max_chunks() == 0 || !self.kernels.can_chunk() {
             return;
         }
-        let (kernels, plan) = (&self.kernels, &self.plan);
-        let pipelines = &mut self.bound.pipelines;
-        let built = pipelines.add_chunks(kernels, rules, plan, |variant| variant);
-        let built = built.map_err(BuildError::from).and_then(|()| {
-            let table = ChunkTable::new(kernels, plan)?;
-            let bindings = checked(kernels.device(), || table.bind(kernels, None))?;
-            Ok((table, bindings))
-        });
         // Where it cannot be built dispatches are split.
-        self.chunks = built.ok();
+        self.chunks = build_chunks(&self.kernels, rules, &self.plan, &mut self.bound).ok();
     }
 
     /// Takes over what has become of recorded steps, as far as that is known by now.
@@ -240,7 +233,7 @@ impl Recorder {
         let (device, calls) = (self.kernels.device(), classes.dispatches().len());
         pass::prepare(&mut self.ring, device, encoder, calls, uniforms_of)?;
         if let Some((table, _)) = &mut self.chunks {
-            table.prepare(device, encoder, classes.chunks())?;
+            table.prepare(device, encoder, classes.chunks(), plan)?;
         }
         self.prepared = Prepared::Step(submission.clone());
         Ok(())
@@ -255,7 +248,9 @@ impl Recorder {
         match &self.prepared {
             Prepared::Step(prepared) if prepared.fate() != Fate::Dropped => {}
             // Nobody has sent chunks.
-            _ if self.ring.is_none() => self.refresh(rules, Chunked::Never)?,
+            _ if self.ring.is_none() && !self.plan.has_sums() => {
+                self.refresh(rules, Chunked::Never)?;
+            }
             _ => return Err(StepError::NotPrepared),
         }
         let submission = self.submissions.of_pass(pass);
@@ -272,27 +267,34 @@ impl Recorder {
     ) {
         self.record_moves(pass, &submission);
         let bound = &self.bound;
-        let chunks = self.chunks.as_ref().map(|(_, bindings)| Decision {
-            group: self.kernels.scalar_path().control_group(),
-            bindings,
-            offset_bytes: None,
-        });
-        let dispatches = self.classes.dispatches().iter();
-        let calls = dispatches.map(|(dispatch, _)| {
-            let (pipeline, tensors) = bound.of_dispatch(&bound.pipelines, dispatch);
-            Call {
-                pipeline,
-                tensors,
-                decision: chunks.filter(|_| dispatch.access.is_chunked()),
-                workgroups: dispatch.workgroups,
-            }
-        });
         let (tensors, ledger) = (&self.tensors, &self.ledger);
         let (plan, classes) = (&self.plan, &self.classes);
         let uniforms_of = |call| uniforms(rules, tensors, ledger, plan, classes, call);
-        pass::record(pass, self.ring.as_ref(), calls, uniforms_of);
+        let group = self.kernels.scalar_path().control_group();
+        let chunks = self.chunks.as_ref();
+        let dispatches = classes.dispatches();
+        let calls = dispatches.iter().map(|(dispatch, _)| {
+            let (pipeline, tensors) = bound.of_dispatch(&bound.pipelines, dispatch);
+            let chunks = chunks.filter(|_| dispatch.access.is_chunked());
+            Call {
+                pipeline,
+                tensors,
+                decision: chunks.map(|(_, bindings)| Decision {
+                    group,
+                    bindings: bindings.of(plan, dispatch),
+                    offset_bytes: None,
+                }),
+                workgroups: dispatch.workgroups,
+            }
+        });
+        let ring = self.ring.as_ref();
+        let sums = chunks.map_or(0, |(table, bindings)| {
+            let bindings = (group, bindings);
+            table.record_sums(pass, ring, plan, bound, bindings, dispatches, uniforms_of)
+        });
+        let recorded = pass::record(pass, ring, calls.enumerate(), uniforms_of);
         self.prepared = Prepared::Nothing;
-        self.recorded = self.classes.dispatches().len();
+        self.recorded = sums + recorded;
         self.ledger.record(submission);
     }
 
@@ -329,6 +331,33 @@ impl Recorder {
         }
         Ok(())
     }
+}
+
+/// Builds the table of a plan in chunks, and compiles their kernels.
+fn build_chunks(
+    kernels: &Kernels,
+    rules: &dyn GroupRules,
+    plan: &Plan,
+    bound: &mut Bound,
+) -> Result<(ChunkTable, ChunkBindings), BuildError> {
+    let pipelines = &mut bound.pipelines;
+    let table = ChunkTable::new(kernels, rules, plan, pipelines, |variant| variant)?;
+    let bindings = checked(kernels.device(), || table.bind(kernels, None))?;
+    Ok((table, bindings))
+}
+
+/// Builds the table of a plan in chunks, where a rule takes sums.
+pub(super) fn sums_of(
+    kernels: &Kernels,
+    rules: &dyn GroupRules,
+    plan: &Plan,
+    bound: &mut Bound,
+) -> Result<Option<(ChunkTable, ChunkBindings)>, BuildError> {
+    if !plan.has_sums() {
+        return Ok(None);
+    }
+    kernels.check_sums(false)?;
+    build_chunks(kernels, rules, plan, bound).map(Some)
 }
 
 impl FrameClass {

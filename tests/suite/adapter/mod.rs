@@ -37,6 +37,8 @@ mod sequences;
 mod shared;
 #[cfg(feature = "safetensors")]
 mod storage;
+#[cfg(feature = "safetensors")]
+mod sums;
 mod transfers;
 mod vec4_pairs;
 mod vertices;

@@ -27,3 +27,5 @@ mod schedule;
 #[cfg(feature = "safetensors")]
 mod state_file;
 pub mod storage;
+#[cfg(feature = "safetensors")]
+mod sums;

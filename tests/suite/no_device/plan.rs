@@ -159,7 +159,10 @@ fn check_chunks(plan: &Plan, limits: &DeviceLimits, left_out: &dyn Fn(usize) -> 
             let own = dispatch.first as usize..(dispatch.first + dispatch.count) as usize;
             let mut numel = 0;
             let mut words = HashSet::new();
-            for Chunk { elems, class: of } in &chunks[own] {
+            for Chunk {
+                elems, class: of, ..
+            } in &chunks[own]
+            {
                 assert!(chunked == Chunked::Together || of == class);
                 let units = elems.start / unit..elems.end.div_ceil(unit);
                 assert!(units.len() as u32 <= WORKGROUP_SIZE && !elems.is_empty());
