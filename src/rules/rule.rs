@@ -306,6 +306,19 @@ pub trait Twin: Rule {
         *scalars
     }
 
+    /// Returns the scalars of a step over a whole tensor: those of the phase, and what the rule decides by its sums.
+    fn decided(&self, phase: u64, params: &[f32], state: &[&[f32]], grads: &[f32]) -> Scalars {
+        let scalars = self.scalars(phase);
+        let count = self.sums().len();
+        if count == 0 {
+            return scalars;
+        }
+        let mut sums = [0.0; MAX_SUMS];
+        self.measure(&scalars, params, state, grads, &mut sums[..count]);
+        let sums = sums.map(|sum| sum as f32);
+        self.decide(&scalars, &sums[..count], params.len() as f32)
+    }
+
     /// Makes the step one element after the other. [`step`](Self::step) is bit for bit the same, where it is in vectors; by
     /// default this is `step` itself.
     fn step_in_turn(

@@ -157,7 +157,13 @@ impl Walk<'_> {
                     ref reject,
                     ..
                 } => nested(accept).max(nested(reject)),
-                Statement::Return { .. } => 0,
+                // One round.
+                Statement::Loop {
+                    ref body,
+                    ref continuing,
+                    ..
+                } => nested(body) + nested(continuing),
+                Statement::Return { .. } | Statement::Break | Statement::ControlBarrier(_) => 0,
                 ref other => unreachable!("nobody counts the bytes of {other:?}"),
             })
             .sum()
@@ -189,7 +195,7 @@ impl Walk<'_> {
 #[test]
 fn the_bytes_per_element_are_those_that_the_shader_moves() {
     for path in PATHS {
-        for config in configs() {
+        for config in elementwise(configs()) {
             let alone = Access::ALL.map(|access| (access, 1));
             let batched = [Access::Vec4, Access::Scalar];
             let batched = batched.map(|access| (access, MAX_BATCH_PIECES as usize));
@@ -205,6 +211,49 @@ fn the_bytes_per_element_are_those_that_the_shader_moves() {
                     let pairs = variant.in_vec4_pairs(true);
                     let bytes = 2 * config.bytes_per_elem() * elems;
                     assert_eq!(bytes_moved(&pairs, path), bytes, "{path:?} {pairs:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The rules whose step is one pass.
+fn elementwise(mut rules: Vec<AnyRule>) -> Vec<AnyRule> {
+    rules.retain(|rule| rule.sums().is_empty());
+    rules
+}
+
+/// A workgroup looks up its chunk, and writes the sums of it or reads those over the tensor.
+#[test]
+fn sums_move_the_bytes_of_both_passes() {
+    let rules = configs().into_iter().filter(|rule| !rule.sums().is_empty());
+    for (rule, path) in rules.flat_map(|rule| PATHS.map(|path| (rule.clone(), path))) {
+        for access in Access::CHUNKS {
+            let update = KernelVariant::new(&rule, access, 1);
+            let elems = u64::from(access.unit_elems(&Storage::default()));
+            let updated = bytes_moved(&update, path) - 16 - 32;
+            for is_software in [false, true] {
+                let measuring = update.clone().measuring(is_software);
+                let measured = bytes_moved(&measuring, path) - 16 - 16;
+                let slots = rule.slots().kept().count() as u64;
+                assert_eq!(measured, 4 * (2 + slots) * elems, "{measuring:?}");
+                assert_eq!(measured + updated, rule.bytes_per_elem() * elems);
+            }
+        }
+    }
+}
+
+/// Both passes over every way to store, under a control and without.
+#[test]
+fn sums_over_every_way_to_store_are_valid() {
+    let rules = kinds().into_iter().filter(|rule| !rule.sums().is_empty());
+    for (rule, path) in rules.flat_map(|rule| PATHS.map(|path| (rule.clone(), path))) {
+        for storage in storages(&rule.slots()) {
+            for (access, is_software) in Access::CHUNKS.into_iter().zip([false, true]) {
+                let update = KernelVariant::new(&rule, access, 1).stored(storage);
+                for variant in [update.clone(), update.clone().controlled(true)] {
+                    parse(path, &variant.source(path));
+                    parse(path, &variant.measuring(is_software).source(path));
                 }
             }
         }
@@ -295,7 +344,7 @@ fn most_bytes(storage: &Storage) -> u64 {
 
 #[test]
 fn every_way_to_store_is_valid_and_moves_the_bytes_that_it_says() {
-    for config in kinds() {
+    for config in elementwise(kinds()) {
         let slots = config.slots();
         for storage in storages(&slots) {
             let all = [
@@ -347,7 +396,7 @@ fn the_uniforms_of_sixteen_bits_lie_in_rust_as_in_wgsl() {
 
 #[test]
 fn a_control_moves_no_tensors_bytes_and_lies_in_rust_as_in_wgsl() {
-    for (config, path) in kinds()
+    for (config, path) in elementwise(kinds())
         .iter()
         .flat_map(|config| PATHS.map(|path| (config, path)))
     {

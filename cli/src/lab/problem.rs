@@ -1,5 +1,7 @@
 //! One problem, the ways to step through it, and the comparison of each with the oracle.
 
+use std::ops::Range;
+
 use anyhow::anyhow;
 use rayon::prelude::*;
 use wgpu_optim::cpu::TensorValues;
@@ -132,7 +134,9 @@ impl Problem {
         let slots = self.config.slots().kept().count() as u64;
         let masters = self.storage().masters.codec().map_or(0, Codec::elem_bytes);
         let result = 2 * (1 + slots) * size_of::<f32>() as u64 + masters;
-        let compared = self.numel().min(CHUNK * rayon::current_num_threads());
+        let longest = self.compared().iter().map(Range::len).max();
+        let compared = longest.unwrap_or_default() * rayon::current_num_threads();
+        let compared = self.numel().min(compared);
         result * self.numel() as u64 + ORACLE_BYTES * compared as u64
     }
 
@@ -142,7 +146,13 @@ impl Problem {
 
     /// Bytes that one step moves per element.
     pub fn bytes_per_elem(&self) -> u64 {
-        self.storage().bytes_per_elem()
+        let storage = self.storage();
+        // Where sums are taken first, all is read once before.
+        let measured = match self.config.sums().is_empty() {
+            true => 0,
+            false => storage.params.bytes() + storage.grads.bytes() + storage.state_bytes(),
+        };
+        storage.bytes_per_elem() + measured
     }
 
     /// How the rule's slots and the parameters are remembered.
@@ -226,9 +236,8 @@ impl Problem {
             .map(|lr| self.config_at(lr))
             .collect::<Result<Vec<_>, _>>()?;
         let slots = self.config.slots();
-        let compare_chunk = |index: usize| -> Result<Agreement, Disagreement> {
-            let start = index * CHUNK;
-            let range = start..self.start.len().min(start + CHUNK);
+        let compare_part = |range: Range<usize>| -> Result<Agreement, Disagreement> {
+            let start = range.start;
             let oracle = Oracle::new(&self.start[range.clone()], rounding);
             let mut oracle = oracle.stored(self.storage());
             for config in &configs {
@@ -243,11 +252,26 @@ impl Problem {
             }
             Ok(worst)
         };
-        (0..self.start.len().div_ceil(CHUNK))
+        self.compared()
             .into_par_iter()
-            .map(compare_chunk)
+            .map(compare_part)
             .try_reduce(Agreement::default, |x, y| Ok(x.worst(y, 0)))
             .map_err(|wrong| Failure::Wrong(anyhow!("wrong results: {wrong}")))
+    }
+
+    /// The elements that an oracle follows together: chunks, or whole tensors where the rule takes sums over them.
+    fn compared(&self) -> Vec<Range<usize>> {
+        if self.config.sums().is_empty() {
+            let starts = (0..self.numel()).step_by(CHUNK);
+            let chunks = starts.map(|start| start..self.numel().min(start + CHUNK));
+            return chunks.collect();
+        }
+        let mut end = 0;
+        let tensor = |numel: &usize| {
+            end += numel;
+            end - numel..end
+        };
+        self.sizes.iter().map(tensor).collect()
     }
 
     /// The values of each slot in a state, those of all tensors one after the other.
@@ -478,9 +502,21 @@ impl Stepper for OnReference<'_> {
     fn step(&mut self, lr: f64) -> Result<(), Failure> {
         let config = self.problem.config_at(lr)?;
         let Results { params, slots } = &mut self.results;
-        let mut slots: Vec<_> = slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let scalars = config.scalars(config.phase(self.steps));
-        config.step_in_turn(&scalars, params, &mut slots, &self.problem.grads);
+        let phase = config.phase(self.steps);
+        let mut start = 0;
+        for numel in &self.problem.sizes {
+            let elems = start..start + numel;
+            let (params, grads) = (
+                &mut params[elems.clone()],
+                &self.problem.grads[elems.clone()],
+            );
+            let state: Vec<_> = slots.iter().map(|slot| &slot[elems.clone()]).collect();
+            let scalars = config.decided(phase, params, &state, grads);
+            let state = slots.iter_mut().map(|slot| &mut slot[elems.clone()]);
+            let mut state: Vec<_> = state.collect();
+            config.step_in_turn(&scalars, params, &mut state, grads);
+            start = elems.end;
+        }
         self.steps += 1;
         Ok(())
     }

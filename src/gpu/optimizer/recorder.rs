@@ -101,6 +101,9 @@ impl Recorder {
         let layouts = buffers.layouts_of(bindings, &tensors, rules);
         let plan = Plan::new(&layouts, kernels.device_limits());
         let plan = plan.map_err(|error| error.named(|index| tensors.name_of(index)))?;
+        if plan.has_sums() {
+            kernels.check_sums(false)?;
+        }
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, rules, &all)?;
         let mut bound = Bound::new(kernels, rules, &buffers, &plan, &state, &[])?;
@@ -356,7 +359,6 @@ pub(super) fn sums_of(
     if !plan.has_sums() {
         return Ok(None);
     }
-    kernels.check_sums(false)?;
     build_chunks(kernels, rules, plan, bound).map(Some)
 }
 

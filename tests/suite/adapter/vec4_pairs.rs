@@ -4,8 +4,8 @@
 use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::rules::AmsGrad;
 use wgpu_optim::{
-    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState, SgdConfig,
-    StepControl, wgpu,
+    AdamConfig, AnyRule, Arena, GpuControl, GpuOptimizer, Optimizer, OptimizerState, Rule,
+    SgdConfig, StepControl, wgpu,
 };
 
 use super::control::rules;
@@ -136,7 +136,8 @@ async fn a_step_is_the_same_by_single_vec4_and_in_pairs() {
             let two = scattered(bench, rule, shift, true).await;
             assert!(fuses || one == two, "{rule:?}, {shift}");
         }
-        for rule in rules() {
+        // Software adapters add up in an order of their own.
+        for rule in rules().into_iter().filter(|rule| rule.sums().is_empty()) {
             let one = controlled(bench, &rule, false).await;
             let two = controlled(bench, &rule, true).await;
             assert!(fuses || one == two, "{rule:?}");

@@ -130,7 +130,10 @@ fn check_chunks(plan: &Plan, limits: &DeviceLimits, left_out: &dyn Fn(usize) -> 
             .collect();
         let (dispatches, chunks) = plan.dispatches_by(chunked, class_of);
         assert!(chunks.len() as u64 <= plan.max_chunks());
-        assert!(dispatches.len() <= plan.dispatches(class_of).len());
+        // Whole chunks come short of a ceiling by a chunk at most: by half of it, where it is that low.
+        let is_low = limits.max_dispatch_elems < 1 << 16;
+        let most = plan.dispatches(class_of).len() * if is_low { 2 } else { 1 };
+        assert!(dispatches.len() <= most);
         for (dispatch, class) in &dispatches {
             let mut update = |piece: usize, element: u64, class: usize| {
                 let before = classes[piece][element as usize].replace(class);

@@ -3,8 +3,8 @@ use wgpu_optim::rules::RulePreset;
 use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::{
     AdaBeliefConfig, AdadeltaConfig, AdagradConfig, AdamConfig, AdamaxConfig, AnyRule, ConfigError,
-    LionConfig, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig, ScheduleFreeAdamWConfig,
-    ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
+    LambConfig, LionConfig, NAdamConfig, RAdamConfig, RmsPropConfig, RpropConfig,
+    ScheduleFreeAdamWConfig, ScheduleFreeSgdConfig, SgdConfig, SignumConfig, YogiConfig,
 };
 
 use crate::cases::values;
@@ -93,6 +93,8 @@ fn with_weight_decay() -> Vec<(&'static str, AnyRule, bool)> {
         AdagradConfig::builder(0.1) => false,
         AdagradConfig::optax(0.1) => false,
         AdadeltaConfig::builder(0.1) => false,
+        LambConfig::builder(0.1) => true,
+        LambConfig::timm(0.1) => true,
         LionConfig::builder(0.1) => true,
         SignumConfig::builder(0.1) => false,
         SignumConfig::sign_sgd(0.1) => false,

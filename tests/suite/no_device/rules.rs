@@ -126,8 +126,10 @@ impl Reference {
     }
 
     pub fn step(&mut self, rule: &impl Twin, grads: &[f32]) {
+        let slots: Vec<_> = self.slots.iter().map(Vec::as_slice).collect();
+        let phase = rule.phase(self.applied_steps);
+        let scalars = rule.decided(phase, &self.params, &slots, grads);
         let mut slots: Vec<_> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
-        let scalars = rule.scalars(rule.phase(self.applied_steps));
         rule.step_in_turn(&scalars, &mut self.params, &mut slots, grads);
         self.applied_steps += 1;
     }

@@ -1,7 +1,7 @@
 //! In the steady state a step allocates what wgpu allocates for the same commands, and nothing of its own.
 
 use allocation_counter::measure;
-use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, SgdConfig, TensorBinding, wgpu};
+use wgpu_optim::{AnyRule, GpuOptimizer, Kernels, Optimizer, Rule, SgdConfig, TensorBinding, wgpu};
 
 use super::{Apart, STORAGE, device};
 
@@ -124,6 +124,8 @@ fn a_step_allocates_no_more_than_its_commands_and_a_guard() {
         let momentum = SgdConfig::builder(0.1).momentum(0.9).build().unwrap();
         let presets = AnyRule::presets().filter(|preset| preset.rule != "sgd");
         let presets = presets.map(|preset| preset.config(0.1).unwrap());
+        // A rule that takes sums makes more dispatches, and sends its tables.
+        let presets = presets.filter(|rule| rule.sums().is_empty());
         for rule in presets.chain([momentum.into()]) {
             let ours = allocations(&kernels, &rule, &tensors, dispatches);
             // A rule without a slot binds less.

@@ -553,7 +553,9 @@ mod tests {
         for preset in AnyRule::presets() {
             let rule = preset.config(0.1).unwrap();
             let copy = &COPIES[rule.slots().kept().count()];
-            assert_eq!(4 * copy.accesses, rule.bytes_per_elem(), "{preset:?}");
+            if rule.sums().is_empty() {
+                assert_eq!(4 * copy.accesses, rule.bytes_per_elem(), "{preset:?}");
+            }
         }
         // Ten accesses against the fused step's five, and five against three.
         let sum = |ops: &[Op]| ops.iter().map(|op| op.accesses).sum::<u64>();
