@@ -103,6 +103,11 @@ fn forms() -> Result<Vec<(&'static str, SgdConfig)>> {
 /// Tensors in the batches that are looked at: as many as a default device binds with momentum (eight storage buffers).
 pub const BATCH: usize = 2;
 
+const CHUNKS: [(&str, Access, usize); 2] = [
+    ("chunks", Access::Vec4Chunks, 1),
+    ("chunks_scalar", Access::ScalarChunks, 1),
+];
+
 /// Every form and rule x access x path of the scalars, by names such as `heavy_ball.vec4.immediates`.
 pub fn all() -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
@@ -113,8 +118,18 @@ pub fn all() -> Result<Vec<Kernel>> {
     for preset in AnyRule::presets().filter(|preset| preset.rule != "sgd") {
         let name = preset.rule.replace('-', "_");
         let is_there = |kernel: &Kernel| kernel.name.split('.').next() == Some(&name);
-        if !kernels.iter().any(is_there) {
-            kernels.extend(of_rule(&name, &preset.config(0.1)?));
+        if kernels.iter().any(is_there) {
+            continue;
+        }
+        let rule = preset.config(0.1)?;
+        if rule.sums().is_empty() {
+            kernels.extend(of_rule(&name, &rule));
+        } else {
+            let stored = Stored::default();
+            let measuring = |variant: KernelVariant| variant.measuring(false);
+            kernels.extend(by_accesses(&name, &rule, &stored, |same| same, &CHUNKS));
+            let name = format!("{name}_sums");
+            kernels.extend(by_accesses(&name, &rule, &stored, measuring, &CHUNKS));
         }
     }
     let amsgrad = AdamConfig::adamw(0.1).amsgrad(AmsGrad::OfAverage);
@@ -154,10 +169,6 @@ pub fn all() -> Result<Vec<Kernel>> {
                 .filter(|kernel| kernel.name.contains(".vec4.")),
         );
     }
-    let chunks = [
-        ("chunks", Access::Vec4Chunks, 1),
-        ("chunks_scalar", Access::ScalarChunks, 1),
-    ];
     let masters = Stored {
         params: StorageType::Bf16,
         grads: StorageType::Bf16,
@@ -167,9 +178,9 @@ pub fn all() -> Result<Vec<Kernel>> {
         ("adamw", Stored::default()),
         ("adamw_bf16_masters", masters),
     ] {
-        kernels.extend(by_accesses(name, &adamw, &stored, same, &chunks));
+        kernels.extend(by_accesses(name, &adamw, &stored, same, &CHUNKS));
         let name = format!("{name}_controlled");
-        kernels.extend(by_accesses(&name, &adamw, &stored, controlled, &chunks));
+        kernels.extend(by_accesses(&name, &adamw, &stored, controlled, &CHUNKS));
     }
     kernels.extend(norms());
     Ok(kernels)
