@@ -29,7 +29,8 @@ pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
 pub use error::{
-    ArenaError, BuildError, GpuError, LoadError, RebindError, StepError, TransferError,
+    ArenaError, BuildError, CheckpointError, GpuError, LoadError, RebindError, StepError,
+    TransferError,
 };
 pub use kernels::Kernels;
 pub use optimizer::{GpuOptimizer, StateSlice};

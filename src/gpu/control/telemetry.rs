@@ -99,6 +99,18 @@ impl Telemetry {
         self.arrived
     }
 
+    /// Steps that are known to have been skipped.
+    pub(super) const fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Goes on from other numbers, where no step is on its way. Records that have arrived are still returned.
+    pub(super) fn restart(&mut self, steps: u64, skipped: u64) {
+        // A loaded state may say any number.
+        const MOST: u64 = u64::MAX / 2;
+        (self.arrived, self.skipped) = (steps.min(MOST), skipped.min(MOST));
+    }
+
     /// The last step that was skipped because there were no scalars for it, once.
     pub(super) fn take_too_far_ahead(&mut self) -> Option<u64> {
         self.too_far_ahead.take()

@@ -30,7 +30,7 @@ pub struct StateSlice<'o> {
 type SavedSection<'s> = (Section, Option<Cow<'s, SectionValues>>);
 
 /// The most that one transfer moves, so that a state of any size needs no larger staging buffer.
-const MAX_TRANSFER_BYTES: u64 = 1 << 28;
+pub(super) const MAX_TRANSFER_BYTES: u64 = 1 << 28;
 
 impl<R: Rule> GpuOptimizer<R> {
     /// The places of a slot of a tensor's state, in runs of its elements, so that a program can save it or put another in
@@ -80,7 +80,7 @@ impl<R: Rule> GpuOptimizer<R> {
     }
 
     /// Sets the counts of some tensors, and the number of steps perhaps.
-    fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
+    pub(super) fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
         let recorder = &mut self.recorder;
         recorder.learn();
         let queue = recorder.kernels.queue();
