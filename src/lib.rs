@@ -105,7 +105,7 @@ pub use cpu::{CpuControl, CpuOptimizer, TensorSlice, TensorSliceMut};
 #[cfg(feature = "gpu")]
 #[doc(inline)]
 pub use gpu::{
-    AdapterRequest, Arena, BuildError, Converter, Gpu, GpuControl, GpuOptimizer, Kernels,
+    AdapterRequest, Arena, BuildError, Converter, Gpu, GpuControl, GpuOptimizer, Kernels, Metrics,
     OPTIONAL_FEATURES, StepError, TensorBinding, TransferError, readback,
 };
 pub use half;

@@ -12,6 +12,8 @@ mod error_scope;
 mod fill;
 mod kernels;
 mod ledger;
+mod mapped;
+mod metrics;
 mod moves;
 mod optimizer;
 mod pass;
@@ -33,4 +35,5 @@ pub use error::{
     TransferError,
 };
 pub use kernels::Kernels;
+pub use metrics::{Metrics, StepMetrics};
 pub use optimizer::{GpuOptimizer, StateSlice};
