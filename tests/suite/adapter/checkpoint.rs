@@ -299,3 +299,34 @@ async fn parameters_that_cannot_be_had_are_named() {
     };
     assert_eq!(unbound, Err(expected));
 }
+
+/// The number of steps is set between steps that are recorded, dropped and submitted.
+#[gpu_test]
+async fn a_number_of_steps_that_is_set_goes_on_with_what_is_submitted() {
+    for bench in Bench::both().await {
+        let mut theta = bench.follow(SgdConfig::builder(0.1).build().unwrap(), 10);
+        bench.step(&mut theta.optimizer);
+        let [mut dropped, mut submitted] = [bench.encoder(), bench.encoder()];
+        theta.optimizer.step(&mut dropped).unwrap();
+        theta.optimizer.step(&mut submitted).unwrap();
+        theta.optimizer.set_steps(100);
+        drop(dropped);
+        bench.queue.submit([submitted.finish()]);
+        bench.step(&mut theta.optimizer);
+        for _ in 0..3 {
+            theta.expect_step();
+        }
+        theta.check().await;
+        // Applied steps are those of the tensor.
+        assert_eq!(theta.optimizer.applied_steps("theta"), Some(3));
+        let state = bench.wait(theta.optimizer.state()).await.unwrap();
+        assert_eq!((state.steps, state.tensors[0].applied_steps), (102, 3));
+        bench.step(&mut theta.optimizer);
+        assert_eq!(theta.optimizer.steps(), 103);
+        assert_eq!(theta.optimizer.names(), ["theta"]);
+        theta.optimizer.set_frozen_where(|name| name == "theta");
+        let before = bench.download(&theta.params).await;
+        bench.step(&mut theta.optimizer);
+        assert_eq!(bench.download(&theta.params).await, before);
+    }
+}
