@@ -231,6 +231,18 @@ impl<R: Twin> CpuOptimizer<R> {
         Ok(())
     }
 
+    /// Takes over a state of fewer tensors, or of tensors with fewer rows (elements of the first dimension), of which these
+    /// are the first: an optimizer whose tensors have grown goes on. What there is keeps its momenta and step counts; new rows
+    /// start as their slots do, and masters and the `z` of schedule-free rules as the parameters. New tensors start fresh. A new
+    /// row has the step count of its tensor.
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state): [`StateError`] if a tensor has gone, has fewer rows, or rows of another shape.
+    pub fn load_grown_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
+        let grown = self.tensors.grown(state, &self.groups);
+        self.load_state(&grown)
+    }
+
     /// A copy of the parameters, of what the optimizer remembers of them, and of what the control of its steps does; see
     /// [`Checkpoint`].
     ///

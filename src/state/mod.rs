@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 use crate::control::ControlState;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{Groups, ParamGroups, Rule};
+use crate::rules::{Groups, ParamGroups, Rule, Slots};
 use crate::storage::{
     Codec, Key, MASTER_PARAMS, PARAMS_REST, Rounding, SectionValues, Storage, StorageType,
 };
@@ -327,6 +327,31 @@ impl Tensors {
         Ok(matched)
     }
 
+    /// A state of fewer tensors, or of tensors with fewer rows, as one of these: what it does not have starts as the rule says.
+    pub(crate) fn grown<R: Rule>(
+        &self,
+        state: &OptimizerState<R>,
+        groups: &Groups<R>,
+    ) -> OptimizerState<R> {
+        let mut grown = state.clone();
+        let positions = state.tensors.iter().enumerate();
+        let positions: HashMap<_, _> = positions.map(|(at, of)| (&*of.name, at)).collect();
+        for tensor in &self.tensors {
+            let config = groups.config(tensor.group);
+            match positions.get(&*tensor.name) {
+                Some(at) => tensor.grow(&mut grown.tensors[*at], &config.slots()),
+                None => grown.tensors.push(TensorState {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.clone(),
+                    applied_steps: 0,
+                    state_kind: config.state_kind(),
+                    slots: Vec::new(),
+                }),
+            }
+        }
+        grown
+    }
+
     /// Pairs each tensor with the one of these entries that has its name.
     fn pair<'e, E>(
         &self,
@@ -405,6 +430,31 @@ impl Tensor {
             }
             _ => Key::default(),
         }
+    }
+
+    /// Appends the rows that an entry of this tensor lacks.
+    fn grow(&self, entry: &mut TensorState, slots: &Slots) {
+        let (Some((before, width)), Some((now, own_width))) =
+            (entry.shape.split_first(), self.shape.split_first())
+        else {
+            return;
+        };
+        // All else is for the check of a state to say.
+        if before >= now || width != own_width {
+            return;
+        }
+        let had = numel(&entry.shape);
+        for slot in &mut entry.slots {
+            let mut sections = Section::all(slots, &self.storage);
+            let Some(section) = sections.find(|section| section.name == slot.name) else {
+                continue;
+            };
+            if slot.values.len() as u64 == had {
+                let rows = (self.numel - had) as usize;
+                slot.values.extend(section.start.value(), rows);
+            }
+        }
+        entry.shape.clone_from(&self.shape);
     }
 
     /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none. Masters may be there or

@@ -1,6 +1,5 @@
 //! Checkpoints of parameters that lie in the caller's buffers.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::recorder::ParamsPlace;
@@ -202,33 +201,27 @@ impl Recorder {
     ) -> Result<(), TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         // What shares a word with other tensors, or with what is nobody's, is put into it here.
-        let all_shared = stored.iter().flat_map(|stored| {
+        let shared_words = stored.iter().flat_map(|stored| {
             let shared = stored.shared_words();
-            shared.map(|(word, _)| ((stored.buffer, word), [0; ELEM_BYTES as usize]))
+            shared.map(|(word, _)| (stored.buffer, word..word + ELEM_BYTES))
         });
-        let mut shared: BTreeMap<(&wgpu::Buffer, u64), [u8; ELEM_BYTES as usize]> =
-            all_shared.collect();
-        let regions = shared
-            .keys()
-            .map(|(buffer, word)| (*buffer, *word..*word + ELEM_BYTES));
-        let regions: Vec<Region<'_>> = regions.collect();
-        let before = readback::download_regions(device, queue, &regions).await?;
-        for (word, before) in shared
-            .values_mut()
-            .zip(before.chunks_exact(ELEM_BYTES as usize))
-        {
-            word.copy_from_slice(before);
-        }
+        let mut regions: Vec<Region<'_>> = shared_words.collect();
+        regions.sort_unstable_by(|left, right| order_of(left).cmp(&order_of(right)));
+        regions.dedup();
+        let mut shared = readback::download_regions(device, queue, &regions).await?;
+        let mut words = shared
+            .chunks_exact_mut(ELEM_BYTES as usize)
+            .collect::<Vec<_>>();
         for (stored, values) in stored.iter().zip(values) {
             for (word, bytes) in stored.shared_words() {
                 let from =
                     |start: u64| (bytes.start - start) as usize..(bytes.end - start) as usize;
-                if let Some(shared) = shared.get_mut(&(stored.buffer, word)) {
-                    shared[from(word)].copy_from_slice(&values[from(stored.bytes.start)]);
+                let place = (stored.buffer, word);
+                if let Ok(index) = regions.binary_search_by(|region| order_of(region).cmp(&place)) {
+                    words[index][from(word)].copy_from_slice(&values[from(stored.bytes.start)]);
                 }
             }
         }
-        let shared: Vec<u8> = shared.into_values().flatten().collect();
         let pairs: Vec<_> = stored.iter().zip(values).collect();
         for pairs in transfers(&pairs, |(_, values)| values.len() as u64) {
             let mut bytes = Vec::new();
@@ -238,11 +231,16 @@ impl Recorder {
                 bytes.extend(&values[start..start + (whole.end - whole.start) as usize]);
                 (stored.buffer, whole)
             });
-            let regions: Vec<Region<'_>> = regions.collect();
-            readback::upload_regions(device, queue, &regions, &bytes)?;
+            let whole: Vec<Region<'_>> = regions.collect();
+            readback::upload_regions(device, queue, &whole, &bytes)?;
         }
         readback::upload_regions(device, queue, &regions, &shared)
     }
+}
+
+/// Regions are in the order of their buffers, and in one from its start on.
+fn order_of<'b>((buffer, bytes): &Region<'b>) -> (&'b wgpu::Buffer, u64) {
+    (buffer, bytes.start)
 }
 
 /// Runs of some items, each of so many bytes as one transfer moves, or of one item that is larger.

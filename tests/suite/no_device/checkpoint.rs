@@ -356,3 +356,99 @@ fn names_steps_and_frozen_tensors_are_set() {
     let numbers: ControlState = run.control.state();
     assert_eq!(numbers.steps, 3);
 }
+
+/// Rows and tensors that come: what there is goes on bit for bit, what is new as a fresh optimizer has it, but for the count.
+#[test]
+fn a_state_of_fewer_rows_and_tensors_goes_on() {
+    use wgpu_optim::{
+        AdagradConfig, AnyRule, Masters, ParamGroups, Precision, Rule, ScheduleFreeSgdConfig,
+    };
+
+    let rules: [AnyRule; 4] = [
+        AdamConfig::adamw(0.01).build().unwrap().into(),
+        SgdConfig::builder(0.1)
+            .momentum(0.9)
+            .build()
+            .unwrap()
+            .into(),
+        ScheduleFreeSgdConfig::builder(0.1).build().unwrap().into(),
+        AdagradConfig::builder(0.1)
+            .initial_accumulator_value(0.5)
+            .build()
+            .unwrap()
+            .into(),
+    ];
+    for rule in rules {
+        for (of, masters) in [
+            (StorageType::F32, Masters::None),
+            (StorageType::Bf16, Masters::F32),
+            (StorageType::Bf16, Masters::LowBits),
+        ] {
+            let precision = Precision {
+                masters,
+                ..Precision::default()
+            };
+            let groups = ParamGroups::new(rule.clone()).with_precision(precision);
+            let spec = |name: &str, rows: usize| TensorSpec::new(name, [rows, 3]).params_type(of);
+            let step = |optimizer: &mut CpuOptimizer<AnyRule>, params: &mut [TensorValues]| {
+                let grads = params.iter().map(|params| {
+                    let numel = params.to_f32().len();
+                    // The same for a row, wherever it is.
+                    TensorValues::new(StorageType::F32, &values(3, 30)[..numel])
+                });
+                let grads: Vec<_> = grads.collect();
+                let grads: Vec<_> = grads.iter().map(TensorValues::slice).collect();
+                let slices = params.iter_mut().map(TensorValues::slice_mut);
+                optimizer
+                    .step_mixed(&mut slices.collect::<Vec<_>>(), &grads)
+                    .unwrap();
+            };
+            let mut few = CpuOptimizer::with_groups(&groups, [spec("rows", 2)]).unwrap();
+            let mut few_params = [TensorValues::new(of, &values(1, 6))];
+            for _ in 0..3 {
+                step(&mut few, &mut few_params);
+            }
+            let specs = [spec("new", 1), spec("rows", 4)];
+            let mut many = CpuOptimizer::with_groups(&groups, specs).unwrap();
+            many.load_grown_state(&few.state()).unwrap();
+            assert_eq!(many.applied_steps("rows"), Some(3));
+            assert_eq!((many.steps(), many.applied_steps("new")), (3, Some(0)));
+            let new = values(2, 6);
+            let rows = [few_params[0].to_f32(), new.clone()].concat();
+            let mut many_params = [
+                TensorValues::new(of, &[0.5; 3]),
+                TensorValues::new(of, &rows),
+            ];
+            let here = format!("{rule:?} {of:?} {masters:?}");
+            for _ in 0..3 {
+                step(&mut few, &mut few_params);
+                step(&mut many, &mut many_params);
+                let there = many_params[1].to_f32();
+                assert_eq!(there[..6], few_params[0].to_f32(), "{here}");
+                let moved = there[6..].iter().zip(&new).filter(|(x, y)| x != y).count();
+                assert!(
+                    there.iter().all(|x| x.is_finite()) && moved > 0,
+                    "{here}: {there:?}"
+                );
+            }
+            let state = many.state();
+            for slot in rule.slots().kept_names() {
+                assert!(
+                    state.tensors[1]
+                        .slot(slot)
+                        .unwrap()
+                        .iter()
+                        .all(|x| x.is_finite()),
+                    "{here}"
+                );
+            }
+            for (name, shape) in [("rows", [1, 3]), ("rows", [4, 2]), ("other", [2, 3])] {
+                let spec = TensorSpec::new(name, shape).params_type(of);
+                let mut other = CpuOptimizer::with_groups(&groups, [spec]).unwrap();
+                let before = other.state();
+                assert!(other.load_grown_state(&few.state()).is_err(), "{here}");
+                assert_eq!(other.state(), before);
+            }
+        }
+    }
+}
