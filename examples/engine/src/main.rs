@@ -98,7 +98,7 @@ fn main() -> Result<()> {
     let config = AdamConfig::adamw(1e-2).build()?;
     let no_decay = AdamConfig::adamw(1e-2).weight_decay(0.0).build()?;
     let groups =
-        ParamGroups::new(config).with("no decay", no_decay, |name| name.ends_with("bias"))?;
+        ParamGroups::new(config).with("biases", no_decay, |name| name.ends_with("bias"))?;
     let bindings = tensors.iter().map(|tensor| {
         TensorBinding::new(&tensor.name, &tensor.params, &tensor.grads, &*tensor.shape)
     });
@@ -112,10 +112,8 @@ fn main() -> Result<()> {
 
     if Path::new(&path).exists() {
         let checkpoint = Checkpoint::load(&path)?;
-        block_on(
-            &device,
-            optimizer.load_checkpoint(&checkpoint, Some(&mut control)),
-        )?;
+        let load = optimizer.load_checkpoint(&checkpoint, Some(&mut control));
+        block_on(&device, load)?;
         println!("resumed at step {}", optimizer.steps());
     }
     while optimizer.steps() < steps {
