@@ -39,6 +39,7 @@
 //! | [`gpu`], [`cpu`] | everything about devices, arenas and transfers; everything about slices |
 //! | [`state`] | what optimizers remember, and its form in files |
 //! | [`files`] | headers and indexes of safetensors files |
+//! | [`guide`] | pages on weight tying, accumulation, averages, rows and more, each of which runs |
 //! | [`oracle`] | every rule in double precision, with bounds on the error of an `f32` step |
 //! | [`plan`], [`wgsl`] | how tensors become dispatches and rules become kernels, for tools and for hosts other than wgpu; they change with every version |
 //!
@@ -89,6 +90,8 @@ pub mod cpu;
 pub mod files;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(feature = "gpu")]
+pub mod guide;
 mod optimizer;
 pub mod oracle;
 pub mod plan;
@@ -105,7 +108,7 @@ pub use cpu::{CpuControl, CpuOptimizer, TensorSlice, TensorSliceMut};
 #[cfg(feature = "gpu")]
 #[doc(inline)]
 pub use gpu::{
-    AdapterRequest, Arena, BuildError, Converter, Gpu, GpuControl, GpuOptimizer, Kernels,
+    AdapterRequest, Arena, BuildError, Converter, Gpu, GpuControl, GpuOptimizer, Kernels, Metrics,
     OPTIONAL_FEATURES, StepError, TensorBinding, TransferError, readback,
 };
 pub use half;

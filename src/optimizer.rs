@@ -45,7 +45,7 @@ use crate::state::UnknownTensor;
 /// # }
 /// ```
 ///
-/// Setters allocate nothing and hold from the next step on; on the GPU, from the next step that is recorded.
+/// Setters of hyper-parameters allocate nothing. All hold from the next step on; on the GPU, from the next step that is recorded.
 pub trait Optimizer {
     /// The rule of its parameter groups.
     type Rule: Rule;
@@ -61,6 +61,14 @@ pub trait Optimizer {
     #[must_use]
     fn steps(&self) -> u64;
 
+    /// Says how many steps have been made: for a run that goes on at another position in its schedule. Steps applied to
+    /// tensors, on which bias corrections depend, stay as they are.
+    fn set_steps(&mut self, steps: u64);
+
+    /// The names of the tensors, in the order in which they were given.
+    #[must_use]
+    fn names(&self) -> Vec<&str>;
+
     /// How many steps have been applied to a tensor: none while it was frozen. [`None`] where no tensor has this name.
     ///
     /// Under a control on the GPU these are the steps that are known to have been applied, by what has been read so far
@@ -73,6 +81,30 @@ pub trait Optimizer {
     /// # Errors
     /// [`UnknownTensor`] if no tensor has this name.
     fn set_frozen(&mut self, tensor: &str, frozen: bool) -> Result<(), UnknownTensor>;
+
+    /// Freezes the tensors whose names `is_frozen` holds for, and lets all others go on.
+    ///
+    /// ```
+    /// use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig};
+    ///
+    /// let config = SgdConfig::builder(1.0).build()?;
+    /// let mut optimizer = CpuOptimizer::new(config, [("body.weight", [1]), ("head.weight", [1])])?;
+    /// optimizer.set_frozen_where(|name| !name.starts_with("head."));
+    /// let (mut body, mut head) = ([0.0], [0.0]);
+    /// optimizer.step(&mut [&mut body, &mut head], &[&[1.0], &[1.0]])?;
+    /// assert_eq!((body, head), ([0.0], [-1.0]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn set_frozen_where(&mut self, is_frozen: impl Fn(&str) -> bool)
+    where
+        Self: Sized,
+    {
+        let names = self.names().into_iter().map(str::to_owned);
+        for name in names.collect::<Vec<_>>() {
+            // The tensor is there.
+            let _ = self.set_frozen(&name, is_frozen(&name));
+        }
+    }
 
     /// The configuration, with the hyper-parameters of the next step; that of the default group where there are several.
     #[must_use]

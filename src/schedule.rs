@@ -31,17 +31,45 @@ pub const fn constant(_step: u64, value: f64) -> f64 {
 /// `total_steps` and `floor` from there on (Loshchilov and Hutter 2017, SGDR, without restarts).
 #[must_use]
 pub fn warmup_cosine(step: u64, warmup_steps: u64, total_steps: u64, peak: f64, floor: f64) -> f64 {
-    if step < warmup_steps {
-        return peak * (step + 1) as f64 / warmup_steps as f64;
+    let decay_steps = total_steps.saturating_sub(warmup_steps);
+    with_warmup(step, warmup_steps, |step| {
+        cosine_decay(step, decay_steps, peak, floor)
+    })
+}
+
+/// Any schedule behind a linear warm-up: in `warmup_steps` steps from its first value over their number up to that value,
+/// and then the schedule from its own step zero on.
+///
+/// ```
+/// use wgpu_optim::schedule::{cosine_decay, step_decay, with_warmup};
+///
+/// let lr = |step| with_warmup(step, 4, |step| step_decay(step, 10, 0.1, 0.5));
+/// assert_eq!([0, 1, 3, 4, 13, 14].map(lr), [0.025, 0.05, 0.1, 0.1, 0.1, 0.05]);
+///
+/// // Schedules are functions: one goes into another.
+/// let lr = |step| with_warmup(step, 10, |step| cosine_decay(step, 90, 3e-4, 3e-5));
+/// assert_eq!(lr(100), 3e-5);
+/// ```
+#[must_use]
+pub fn with_warmup(step: u64, warmup_steps: u64, schedule: impl FnOnce(u64) -> f64) -> f64 {
+    match step.checked_sub(warmup_steps) {
+        Some(step) => schedule(step),
+        None => schedule(0) * (step + 1) as f64 / warmup_steps as f64,
     }
-    cosine(
-        progress(
-            step - warmup_steps,
-            total_steps.saturating_sub(warmup_steps),
-        ),
-        peak,
-        floor,
-    )
+}
+
+/// Half a cosine from `peak` at step zero down to `floor` at `total_steps`, and `floor` from there on: PyTorch's
+/// `CosineAnnealingLR`, which goes up again instead.
+#[must_use]
+pub fn cosine_decay(step: u64, total_steps: u64, peak: f64, floor: f64) -> f64 {
+    cosine(progress(step, total_steps), peak, floor)
+}
+
+/// A line from `peak` at step zero down to `floor` at `total_steps`, and `floor` from there on: PyTorch's `LinearLR`.
+#[must_use]
+pub fn linear_decay(step: u64, total_steps: u64, peak: f64, floor: f64) -> f64 {
+    let done = progress(step, total_steps);
+    peak * (1.0 - done) + floor * done
 }
 
 /// `base * gamma^floor(step/period)`: PyTorch's `StepLR`. A period of zero counts as one.

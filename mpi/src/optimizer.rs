@@ -558,6 +558,14 @@ impl<S: Share> Optimizer for ShardedOptimizer<S> {
         self.steps
     }
 
+    fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.share.optimizer().names()
+    }
+
     fn applied_steps(&self, tensor: &str) -> Option<u64> {
         self.share.optimizer().applied_steps(tensor)
     }

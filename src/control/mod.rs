@@ -152,14 +152,21 @@ impl StepControl {
             },
             growth_tracker: 0,
             is_dynamic: self.loss_scale().is_some(),
+            steps: 0,
+            skipped: 0,
         }
     }
 
-    /// The state that this control goes on with after another one's: of that it takes over a dynamic loss scale.
+    /// The state that this control goes on with after another one's: of that it takes over the numbers of steps, and a
+    /// dynamic loss scale.
     pub(crate) fn resumed(&self, state: &ControlState) -> ControlState {
         match self.scale {
             Scale::Dynamic(_) if state.is_dynamic => *state,
-            _ => self.initial_state(),
+            _ => ControlState {
+                steps: state.steps,
+                skipped: state.skipped,
+                ..self.initial_state()
+            },
         }
     }
 
@@ -380,7 +387,8 @@ impl StepControlBuilder {
     }
 }
 
-/// The memory of a control from step to step: `scale` and `_growth_tracker` of `GradScaler.state_dict()`.
+/// The memory of a control from step to step: `scale` and `_growth_tracker` of `GradScaler.state_dict()`, and how far the
+/// numbers of its records have come.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(
     feature = "safetensors",
@@ -396,6 +404,12 @@ pub struct ControlState {
     /// over by another control.
     #[cfg_attr(feature = "safetensors", serde(default = "is_dynamic"))]
     pub is_dynamic: bool,
+    /// The number of the last step, which the records of later ones go on from. Older files do not say it.
+    #[cfg_attr(feature = "safetensors", serde(default))]
+    pub steps: u64,
+    /// How many of the steps were skipped. Older files do not say it.
+    #[cfg_attr(feature = "safetensors", serde(default))]
+    pub skipped: u64,
 }
 
 /// The value for files that do not say so.

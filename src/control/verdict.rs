@@ -43,14 +43,12 @@ impl Factors {
 
 impl Verdict {
     /// Decides about gradients that are summed by the norms they are part of, [`StepControl::norms`] many and perhaps those
-    /// of tensors, and moves the state on to the next step. `steps` and `skipped` count those before it.
+    /// of tensors, and moves the state on to the next step.
     pub(crate) fn of(
         control: &StepControl,
         norms: &[GradNorm],
         tensors: impl Iterator<Item = GradNorm>,
         state: &mut ControlState,
-        steps: u64,
-        skipped: u64,
     ) -> Self {
         let scale = state.scale;
         let clip = |(index, norm)| match control.max_norm_of(index) {
@@ -68,14 +66,17 @@ impl Verdict {
         });
         let found_nonfinite = !all.is_finite();
         let is_skipped = found_nonfinite && control.nonfinite == NonFinite::Skip;
+        // A loaded state may say any number.
+        state.steps = state.steps.saturating_add(1);
+        state.skipped = state.skipped.saturating_add(is_skipped.into());
         let record = ControlRecord {
-            step: steps + 1,
+            step: state.steps,
             norm: unscaled(&all, scale) as f32,
             clip_factor: clips.iter().copied().chain(of_tensors).fold(1.0, least),
             found_nonfinite,
             is_skipped,
             scale,
-            skipped: skipped + u64::from(is_skipped),
+            skipped: state.skipped,
         };
         state.follow(control, found_nonfinite);
         Self {

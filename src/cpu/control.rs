@@ -41,8 +41,6 @@ const BLOCK_ELEMS: usize = 256;
 pub struct CpuControl {
     control: StepControl,
     state: ControlState,
-    steps: u64,
-    skipped: u64,
 }
 
 impl CpuControl {
@@ -52,8 +50,6 @@ impl CpuControl {
         Self {
             state: control.initial_state(),
             control,
-            steps: 0,
-            skipped: 0,
         }
     }
 
@@ -76,13 +72,13 @@ impl CpuControl {
         self.state.scale
     }
 
-    /// The control's memory: the loss scale, and how long it has been good.
+    /// The control's memory: the loss scale, how long it has been good, and the number of the last step.
     #[must_use]
     pub const fn state(&self) -> ControlState {
         self.state
     }
 
-    /// Takes over what a control remembered: its loss scale, if that is dynamic here and was there.
+    /// Takes over what a control remembered: its numbers of steps, and its loss scale, if that is dynamic here and was there.
     pub fn load_state(&mut self, state: &ControlState) {
         self.state = self.control.resumed(state);
     }
@@ -96,14 +92,9 @@ impl CpuControl {
                 *all = all.and(*norm);
             }
         }
-        let (steps, skipped) = (self.steps, self.skipped);
         let tensors = norms.iter().flat_map(|norms| &norms.tensors);
         let tensors = tensors.copied().flatten();
-        let state = &mut self.state;
-        let verdict = Verdict::of(&self.control, &all, tensors, state, steps, skipped);
-        self.steps = verdict.record().step;
-        self.skipped = verdict.record().skipped;
-        verdict
+        Verdict::of(&self.control, &all, tensors, &mut self.state)
     }
 }
 

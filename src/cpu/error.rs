@@ -1,7 +1,7 @@
 //! Tensors that no optimizer in memory can have, and slices that are not those of its tensors.
 
 use crate::rules::UnknownSlot;
-use crate::state::DuplicateName;
+use crate::state::{CheckpointMismatch, DuplicateName};
 
 /// Tensors that no optimizer in memory can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,4 +75,16 @@ pub enum SliceError {
         /// The storage type that was given.
         actual: &'static str,
     },
+}
+
+/// A checkpoint that was not taken over. Parameters, optimizer and control are as they were.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Slices that do not fit the tensors.
+    #[error(transparent)]
+    Slices(#[from] SliceError),
+    /// A checkpoint that does not belong to the optimizer.
+    #[error(transparent)]
+    Mismatch(#[from] CheckpointMismatch),
 }

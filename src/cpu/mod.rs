@@ -12,11 +12,12 @@ use crate::optimizer::Optimizer;
 use crate::rules::sgd::SgdConfig;
 use crate::rules::{Groups, ParamGroups, Twin};
 use crate::state::{
-    Counts, OptimizerState, Section, StateError, Tensor, TensorSpec, Tensors, UnknownTensor,
+    Checkpoint, CheckpointMismatch, Counts, OptimizerState, Section, StateError, Tensor,
+    TensorSpec, Tensors, UnknownTensor,
 };
 use crate::storage::StorageType;
 pub use control::CpuControl;
-pub use error::{SliceError, TensorError};
+pub use error::{CheckpointError, SliceError, TensorError};
 use queue::Batch;
 use slices::{Grads, Params};
 pub use slices::{TensorSlice, TensorSliceMut, TensorValues};
@@ -231,6 +232,69 @@ impl<R: Twin> CpuOptimizer<R> {
         Ok(())
     }
 
+    /// Takes over a state of fewer tensors, or of tensors with fewer rows (elements of the first dimension), of which these
+    /// are the first: an optimizer whose tensors have grown goes on. What there is keeps its momenta and step counts; new rows
+    /// start as their slots do, and masters and the `z` of schedule-free rules as the parameters. New tensors start fresh. A new
+    /// row has the step count of its tensor.
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state): [`StateError`] if a tensor has gone, has fewer rows, or rows of another shape.
+    pub fn load_grown_state(&mut self, state: &OptimizerState<R>) -> Result<(), StateError> {
+        let grown = self.tensors.grown(state, &self.groups);
+        self.load_state(&grown)
+    }
+
+    /// A copy of the parameters, of what the optimizer remembers of them, and of what the control of its steps does; see
+    /// [`Checkpoint`].
+    ///
+    /// # Errors
+    /// [`SliceError`] if the number of slices, or the length or type of one, is not the optimizer's.
+    pub fn checkpoint(
+        &self,
+        params: &[TensorSlice<'_>],
+        control: Option<&CpuControl>,
+    ) -> Result<Checkpoint<R>, SliceError> {
+        let params_are = params
+            .iter()
+            .map(|slice| (slice.storage_type(), slice.len()));
+        self.check("params", params_are, |tensor| tensor.storage.params)?;
+        Ok(Checkpoint {
+            params: self.tensors.params(params.iter().map(TensorSlice::stored)),
+            state: OptimizerState {
+                control: control.map(CpuControl::state),
+                ..self.state()
+            },
+        })
+    }
+
+    /// Takes over a checkpoint of the same tensors: parameters, state, step counts, and the memory of the control, which is
+    /// given if the checkpoint was made with one.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if slices are not the optimizer's, or the checkpoint is of other tensors, by name, shape or type, of
+    /// another rule, or made with a control where none is given or the other way round; then nothing has changed.
+    pub fn load_checkpoint(
+        &mut self,
+        checkpoint: &Checkpoint<R>,
+        params: &mut [TensorSliceMut<'_>],
+        control: Option<&mut CpuControl>,
+    ) -> Result<(), CheckpointError> {
+        let params_are = params
+            .iter()
+            .map(|slice| (slice.storage_type(), slice.len()));
+        self.check("params", params_are, |tensor| tensor.storage.params)?;
+        let saved = checkpoint.params_of(&self.tensors, control.is_some())?;
+        self.load_state(&checkpoint.state)
+            .map_err(CheckpointMismatch::from)?;
+        for (params, saved) in params.iter_mut().zip(saved) {
+            params.bytes_mut().copy_from_slice(saved.values.bytes());
+        }
+        if let Some((control, state)) = control.zip(checkpoint.state.control) {
+            control.load_state(&state);
+        }
+        Ok(())
+    }
+
     fn check(
         &self,
         role: &'static str,
@@ -256,6 +320,14 @@ impl<R: Twin> Optimizer for CpuOptimizer<R> {
 
     fn steps(&self) -> u64 {
         self.counts.steps
+    }
+
+    fn set_steps(&mut self, steps: u64) {
+        self.counts.steps = steps;
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tensors.names()
     }
 
     fn applied_steps(&self, tensor: &str) -> Option<u64> {

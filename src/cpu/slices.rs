@@ -4,7 +4,7 @@ use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 
 use super::error::SliceError;
-use crate::storage::StorageType;
+use crate::storage::{SectionValues, StorageType};
 
 /// The values of a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +127,27 @@ macro_rules! what_a_slice_is {
 
 what_a_slice_is!(TensorSlice);
 what_a_slice_is!(TensorSliceMut);
+
+impl TensorSlice<'_> {
+    /// A copy of the values.
+    pub(super) fn stored(&self) -> SectionValues {
+        let bytes = match self.words() {
+            Words::F32(slice) => bytemuck::cast_slice(slice),
+            Words::Half(slice) => bytemuck::cast_slice(slice),
+        };
+        SectionValues::from_bytes(self.storage_type().into(), bytes.to_vec())
+    }
+}
+
+impl TensorSliceMut<'_> {
+    /// The values as they lie in memory.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self.words() {
+            WordsMut::F32(slice) => bytemuck::cast_slice_mut(slice),
+            WordsMut::Half(slice) => bytemuck::cast_slice_mut(slice),
+        }
+    }
+}
 
 impl SliceError {
     /// Makes sure that slices are those of the tensors: `expected` has each one's name, type and number of elements, and

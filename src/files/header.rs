@@ -1,6 +1,7 @@
 //! The header of a safetensors file: names, dtypes, shapes, places, and metadata in their order.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
+use std::iter;
 use std::ops::Range;
 
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -298,29 +299,57 @@ pub(crate) fn serialize(
     metadata: Vec<(String, String)>,
     tensors: Vec<Content<'_>>,
 ) -> Result<Vec<u8>, HeaderError> {
-    let entries = tensors.iter();
-    let entries = entries.map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.to_vec()));
-    let header = Header::new(metadata, entries)?;
-    let mut tensors = tensors;
-    tensors.sort_unstable_by(|left, right| (right.1, &left.0).cmp(&(left.1, &right.0)));
-    // Before memory is taken for them.
-    for (entry, (_, _, _, bytes)) in header.in_place_order().zip(&tensors) {
-        let expected_bytes = entry.data_bytes.end - entry.data_bytes.start;
-        let actual_bytes = bytes.len() as u64;
-        if actual_bytes != expected_bytes {
-            return Err(HeaderError::Values {
-                tensor: entry.name.clone(),
-                expected_bytes,
-                actual_bytes,
-            });
+    Ok(Contents::new(metadata, tensors)?.to_bytes())
+}
+
+/// The parts of a file, in its order.
+pub(crate) struct Contents<'c> {
+    header: Vec<u8>,
+    tensors: Vec<Content<'c>>,
+}
+
+impl<'c> Contents<'c> {
+    /// Checks and sorts the tensors of a file.
+    pub(crate) fn new(
+        metadata: Vec<(String, String)>,
+        mut tensors: Vec<Content<'c>>,
+    ) -> Result<Self, HeaderError> {
+        let entries = tensors.iter();
+        let entries = entries.map(|(name, dtype, shape, _)| (name.clone(), *dtype, shape.to_vec()));
+        let header = Header::new(metadata, entries)?;
+        tensors.sort_unstable_by(|left, right| (right.1, &left.0).cmp(&(left.1, &right.0)));
+        // Before memory is taken for them.
+        for (entry, (_, _, _, bytes)) in header.in_place_order().zip(&tensors) {
+            let expected_bytes = entry.data_bytes.end - entry.data_bytes.start;
+            let actual_bytes = bytes.len() as u64;
+            if actual_bytes != expected_bytes {
+                return Err(HeaderError::Values {
+                    tensor: entry.name.clone(),
+                    expected_bytes,
+                    actual_bytes,
+                });
+            }
         }
+        Ok(Self {
+            header: header.to_bytes()?,
+            tensors,
+        })
     }
-    let mut file = header.to_bytes()?;
-    file.reserve_exact(header.data_len() as usize);
-    for (_, _, _, bytes) in &tensors {
-        file.extend(*bytes);
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let tensors = self.tensors.iter().map(|(_, _, _, bytes)| *bytes);
+        iter::once(&*self.header).chain(tensors)
     }
-    Ok(file)
+
+    /// All of it, in memory.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.parts().collect::<Vec<_>>().concat()
+    }
+
+    /// Writes all of it.
+    pub(crate) fn write_to(&self, writer: &mut impl Write) -> io::Result<()> {
+        self.parts().try_for_each(|part| writer.write_all(part))
+    }
 }
 
 /// Bytes of a tensor, a whole number of them.

@@ -12,7 +12,7 @@ mod other_format;
 
 pub(crate) use entries::Entries;
 pub use error::{HeaderError, IndexError};
-pub(crate) use header::serialize;
+pub(crate) use header::{Content, Contents, serialize};
 pub use header::{Header, TensorEntry};
 pub use index::Index;
 pub use other_format::OtherFormat;

@@ -4,7 +4,7 @@
 use crate::files::HeaderError;
 use crate::plan::PlanError;
 use crate::rules::UnknownSlot;
-use crate::state::{DuplicateName, StateError, UnknownTensor};
+use crate::state::{CheckpointMismatch, DuplicateName, StateError, UnknownTensor};
 use crate::wgsl::KernelError;
 
 /// No device could be opened.
@@ -277,6 +277,45 @@ pub enum LoadError {
     /// The device failed half-way: the optimizer's state is undefined.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+}
+
+/// A checkpoint that could not be made of an optimizer on the device, or not be taken over by one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A checkpoint that does not belong to this optimizer. Nothing has been written.
+    #[error(transparent)]
+    Mismatch(#[from] CheckpointMismatch),
+    /// A tensor that lies nowhere at the moment, so that its parameters are not to be had. Nothing has been written.
+    #[error("tensor {tensor:?} lies nowhere at the moment, expected it to be bound")]
+    Unbound {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Parameters in a buffer that cannot be copied from, or to. Nothing has been written.
+    #[error(
+        "tensor {tensor:?}: the params buffer has usage {actual:?}, expected it to hold {required:?}"
+    )]
+    MissingUsage {
+        /// The tensor.
+        tensor: String,
+        /// The usage that is missing.
+        required: wgpu::BufferUsages,
+        /// The usages of the buffer.
+        actual: wgpu::BufferUsages,
+    },
+    /// The device is lost, or out of memory. Half-way through a checkpoint that is loaded parameters and state are undefined.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
+impl From<LoadError> for CheckpointError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::State(error) => Self::Mismatch(error.into()),
+            LoadError::Transfer(error) => Self::Transfer(error),
+        }
+    }
 }
 
 /// An arena that could not be made, or a tensor that it does not have.

@@ -12,6 +12,8 @@ mod error_scope;
 mod fill;
 mod kernels;
 mod ledger;
+mod mapped;
+mod metrics;
 mod moves;
 mod optimizer;
 mod pass;
@@ -30,7 +32,9 @@ pub use device::{AdapterRequest, Gpu, OPTIONAL_FEATURES, adapters};
 #[cfg(feature = "safetensors")]
 pub use error::ArenaFileError;
 pub use error::{
-    ArenaError, BuildError, GpuError, LoadError, RebindError, StepError, TransferError,
+    ArenaError, BuildError, CheckpointError, GpuError, LoadError, RebindError, StepError,
+    TransferError,
 };
 pub use kernels::Kernels;
+pub use metrics::{Metrics, StepMetrics};
 pub use optimizer::{GpuOptimizer, StateSlice};

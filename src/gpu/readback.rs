@@ -513,7 +513,7 @@ fn check_regions(
     })
 }
 
-fn check(
+pub(super) fn check(
     buffer: &wgpu::Buffer,
     offset_bytes: u64,
     numel: u64,
@@ -538,7 +538,7 @@ fn check(
     Ok(())
 }
 
-fn refused(device: &wgpu::Device, error: &wgpu::Error) -> TransferError {
+pub(super) fn refused(device: &wgpu::Device, error: &wgpu::Error) -> TransferError {
     match out_of_memory(error) {
         Some(out_of_memory) => out_of_memory,
         None => unless_lost(device, error.to_string()),

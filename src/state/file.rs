@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::{OptimizerState, Recorded, SlotState, StateFileError, TensorState, format_1};
 use crate::control::ControlState;
-use crate::files::{Entries, Header, TensorEntry, serialize};
+use crate::files::{Content, Entries, Header, TensorEntry, serialize};
 use crate::rules::{AnyRule, Slots};
 use crate::storage::{Codec, MASTER_PARAMS, PARAMS_REST, SectionValues};
 
@@ -44,6 +44,11 @@ impl<'h> SlotEntry<'h> {
         let is_format_1 = is_format_1(header);
         let entries = header.in_place_order();
         entries.filter_map(move |entry| Self::of(entry, is_format_1))
+    }
+
+    /// The slot that an entry of a file of the latest format is, if its name is one.
+    pub(super) fn of_entry(entry: &'h TensorEntry) -> Option<Self> {
+        Self::of(entry, false)
     }
 
     fn of(entry: &'h TensorEntry, is_format_1: bool) -> Option<Self> {
@@ -126,6 +131,13 @@ impl<R: Recorded> StateRecord<R> {
     /// [`StateFileError`] naming what is missing or wrong: a metadata entry, another rule, a tensor that is no slot of
     /// the rule, is not of floats, has another shape than the tensor's other slots, or has no count.
     pub fn of(header: &Header) -> Result<Self, StateFileError> {
+        let record = Self::of_metadata(header)?;
+        record.check_slots(header, header.in_place_order())?;
+        Ok(record)
+    }
+
+    /// The record in the metadata of a header, whatever tensors that has.
+    pub(super) fn of_metadata(header: &Header) -> Result<Self, StateFileError> {
         let version = required(header, "format_version")?;
         let (rule, meanings) = match version {
             FORMAT_1 => {
@@ -172,14 +184,18 @@ impl<R: Recorded> StateRecord<R> {
         for tensor in record.state_kinds.keys() {
             record.check_count(tensor)?;
         }
-        record.check_slots(header)?;
         Ok(record)
     }
 
-    fn check_slots(&self, header: &Header) -> Result<(), StateFileError> {
+    /// Checks that these tensors of a file are slots of the rule, each of its tensor's shape.
+    pub(super) fn check_slots<'h>(
+        &self,
+        header: &Header,
+        entries: impl Iterator<Item = &'h TensorEntry>,
+    ) -> Result<(), StateFileError> {
         let (slots, is_format_1) = (self.config.slots(), is_format_1(header));
         let mut shapes = HashMap::new();
-        for entry in header.in_place_order() {
+        for entry in entries {
             let Some(SlotEntry { tensor, slot, .. }) = SlotEntry::of(entry, is_format_1) else {
                 return Err(StateFileError::SlotName {
                     name: entry.name.clone(),
@@ -243,6 +259,14 @@ impl<R: Recorded> OptimizerState<R> {
     /// [`StateFileError`] if a slot does not have as many elements as its tensor's shape says, a name comes twice, or
     /// a slot is none of the rule's or has a name that no file can hold.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, StateFileError> {
+        let (record, slots) = self.record_and_slots()?;
+        Ok(serialize(record.to_metadata()?, slots)?)
+    }
+
+    /// The record of a file, and its slots.
+    pub(super) fn record_and_slots(
+        &self,
+    ) -> Result<(StateRecord<R>, Vec<Content<'_>>), StateFileError> {
         let (record, known) = (self.record()?, self.config.slots());
         let mut slots = Vec::new();
         for tensor in &self.tensors {
@@ -254,7 +278,7 @@ impl<R: Recorded> OptimizerState<R> {
                 slots.push((name_in_file, dtype, &*tensor.shape, bytes));
             }
         }
-        Ok(serialize(record.to_metadata()?, slots)?)
+        Ok((record, slots))
     }
 
     /// The record that a file of the state has beside its slots.
@@ -293,44 +317,57 @@ impl<R: Recorded> OptimizerState<R> {
     /// [`StateFileError`] naming what is missing or wrong.
     pub fn from_safetensors(file: &[u8]) -> Result<Self, StateFileError> {
         let header = Header::of(file)?;
-        let StateRecord {
+        let slots = SlotEntry::all_in(&header);
+        let slots = slots.map(|slot| (slot, header.data(file, slot.entry).to_vec()));
+        StateRecord::of(&header)?.with_slots(slots)
+    }
+}
+
+impl<R: Recorded> StateRecord<R> {
+    /// The state of a record with slots that have been checked, each with its bytes. Tensors come in alphabetical order.
+    pub(super) fn with_slots<'h>(
+        self,
+        all: impl IntoIterator<Item = (SlotEntry<'h>, Vec<u8>)>,
+    ) -> Result<OptimizerState<R>, StateFileError> {
+        let Self {
             config,
             steps,
             applied_steps,
             state_kinds,
             control,
-        } = StateRecord::<R>::of(&header)?;
-        let mut slots: HashMap<&str, Vec<SlotEntry<'_>>> = HashMap::new();
-        for slot in SlotEntry::all_in(&header) {
-            slots.entry(slot.tensor).or_default().push(slot);
+        } = self;
+        let mut slots: HashMap<&str, Vec<(SlotEntry<'_>, Vec<u8>)>> = HashMap::new();
+        for (slot, bytes) in all {
+            slots.entry(slot.tensor).or_default().push((slot, bytes));
         }
         let (own, order) = (config.state_kind(), config.slots());
-        let place_of = |slot: &SlotEntry<'_>| {
+        let place_of = |(slot, _): &(SlotEntry<'_>, Vec<u8>)| {
             let place = order.iter().position(|known| known.name == slot.slot);
             place.unwrap_or(order.len())
         };
         let tensor_state = |(name, applied_steps): (String, u64)| {
             let mut slots = slots.remove(name.as_str()).unwrap_or_default();
             slots.sort_by_key(place_of);
-            let slot_state = |slot: &SlotEntry<'_>| {
+            let first = slots.first();
+            let shape = first.map_or_else(Vec::new, |(slot, _)| slot.entry.shape.clone());
+            let slot_state = |(slot, bytes): (SlotEntry<'_>, Vec<u8>)| {
+                let codec = codec_of(slot.tensor, slot.slot, slot.entry)?;
                 Ok(SlotState {
                     name: slot.slot.to_owned(),
-                    values: values_in(&header, file, slot)?,
+                    values: SectionValues::from_bytes(codec, bytes).of_slot(slot.slot),
                 })
             };
-            let slot_states = slots.iter().map(slot_state);
+            let slot_states = slots.into_iter().map(slot_state);
             Ok(TensorState {
                 slots: slot_states.collect::<Result<_, StateFileError>>()?,
-                shape: slots
-                    .first()
-                    .map_or_else(Vec::new, |slot| slot.entry.shape.clone()),
+                shape,
                 applied_steps,
                 state_kind: state_kinds.get(&name).unwrap_or(&own).clone(),
                 name,
             })
         };
         let tensors = applied_steps.into_iter().map(tensor_state);
-        Ok(Self {
+        Ok(OptimizerState {
             config,
             steps,
             tensors: tensors.collect::<Result<_, StateFileError>>()?,
@@ -395,21 +432,6 @@ pub(super) fn codec_of(
             actual: entry.dtype.to_string(),
         }),
     }
-}
-
-/// The values of a slot in a file.
-fn values_in(
-    header: &Header,
-    file: &[u8],
-    SlotEntry {
-        tensor,
-        slot,
-        entry,
-    }: &SlotEntry<'_>,
-) -> Result<SectionValues, StateFileError> {
-    let codec = codec_of(tensor, slot, entry)?;
-    let bytes = header.data(file, entry).to_vec();
-    Ok(SectionValues::from_bytes(codec, bytes).of_slot(slot))
 }
 
 pub(super) fn check_shape(

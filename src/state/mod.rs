@@ -1,5 +1,6 @@
 //! The memory of an optimizer between steps, in a form that does not depend on where it runs.
 
+mod checkpoint;
 mod error;
 #[cfg(feature = "safetensors")]
 mod file;
@@ -16,14 +17,16 @@ use std::collections::HashMap;
 
 use crate::control::ControlState;
 use crate::rules::sgd::SgdConfig;
-use crate::rules::{Groups, ParamGroups, Rule};
+use crate::rules::{Groups, ParamGroups, Rule, Slots};
 use crate::storage::{
     Codec, Key, MASTER_PARAMS, PARAMS_REST, Rounding, SectionValues, Storage, StorageType,
 };
+pub use checkpoint::{Checkpoint, CheckpointMismatch, TensorParams};
 pub use error::{DuplicateName, StateError};
 pub(crate) use section::Section;
 #[cfg(feature = "safetensors")]
 pub use {
+    checkpoint::CheckpointFileError,
     error::{RecordError, StateFileError},
     file::{SlotEntry, StateRecord},
     recorded::Recorded,
@@ -176,6 +179,23 @@ pub(crate) struct Counts {
     pub(crate) applied: Vec<u64>,
 }
 
+/// A tensor, by its name, that an optimizer or what it is to load has not, or has twice.
+enum Unpaired {
+    Duplicate(String),
+    Missing(String),
+    Unknown(String),
+}
+
+impl From<Unpaired> for StateError {
+    fn from(unpaired: Unpaired) -> Self {
+        match unpaired {
+            Unpaired::Duplicate(tensor) => Self::DuplicateTensor { tensor },
+            Unpaired::Missing(tensor) => Self::MissingTensor { tensor },
+            Unpaired::Unknown(tensor) => Self::UnknownTensor { tensor },
+        }
+    }
+}
+
 /// The tensors of an optimizer, in the order in which they were given.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensors {
@@ -221,6 +241,11 @@ impl Tensors {
 
     pub(crate) fn name_of(&self, index: usize) -> String {
         self.tensors[index].name.clone()
+    }
+
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let tensors = self.tensors.iter();
+        tensors.map(|tensor| &*tensor.name).collect()
     }
 
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
@@ -295,33 +320,60 @@ impl Tensors {
         state: &'s OptimizerState<R>,
         groups: &Groups<R>,
     ) -> Result<Vec<&'s TensorState>, StateError> {
-        let mut entries = HashMap::with_capacity(state.tensors.len());
-        for entry in &state.tensors {
-            if entries.insert(entry.name.as_str(), entry).is_some() {
-                return Err(StateError::DuplicateTensor {
-                    tensor: entry.name.clone(),
-                });
+        let matched = self.pair(&state.tensors, |entry| &*entry.name)?;
+        for (tensor, entry) in self.tensors.iter().zip(&matched) {
+            tensor.check(entry, groups.config(tensor.group))?;
+        }
+        Ok(matched)
+    }
+
+    /// A state of fewer tensors, or of tensors with fewer rows, as one of these: what it does not have starts as the rule says.
+    pub(crate) fn grown<R: Rule>(
+        &self,
+        state: &OptimizerState<R>,
+        groups: &Groups<R>,
+    ) -> OptimizerState<R> {
+        let mut grown = state.clone();
+        let positions = state.tensors.iter().enumerate();
+        let positions: HashMap<_, _> = positions.map(|(at, of)| (&*of.name, at)).collect();
+        for tensor in &self.tensors {
+            let config = groups.config(tensor.group);
+            match positions.get(&*tensor.name) {
+                Some(at) => tensor.grow(&mut grown.tensors[*at], &config.slots()),
+                None => grown.tensors.push(TensorState {
+                    name: tensor.name.clone(),
+                    shape: tensor.shape.clone(),
+                    applied_steps: 0,
+                    state_kind: config.state_kind(),
+                    slots: Vec::new(),
+                }),
+            }
+        }
+        grown
+    }
+
+    /// Pairs each tensor with the one of these entries that has its name.
+    fn pair<'e, E>(
+        &self,
+        entries: &'e [E],
+        name_of: impl Fn(&E) -> &str,
+    ) -> Result<Vec<&'e E>, Unpaired> {
+        let mut by_name = HashMap::with_capacity(entries.len());
+        for entry in entries {
+            let name = name_of(entry);
+            if by_name.insert(name.to_owned(), entry).is_some() {
+                return Err(Unpaired::Duplicate(name.to_owned()));
             }
         }
         let take = |tensor: &Tensor| {
-            let Some(entry) = entries.remove(tensor.name.as_str()) else {
-                return Err(StateError::MissingTensor {
-                    tensor: tensor.name.clone(),
-                });
-            };
-            tensor.check(entry, groups.config(tensor.group))?;
-            Ok(entry)
+            let entry = by_name.remove(&tensor.name);
+            entry.ok_or_else(|| Unpaired::Missing(tensor.name.clone()))
         };
-        let matched = self
-            .tensors
-            .iter()
-            .map(take)
-            .collect::<Result<Vec<_>, _>>()?;
-        match entries.into_keys().min() {
-            Some(unknown) => Err(StateError::UnknownTensor {
-                tensor: unknown.to_owned(),
-            }),
-            None => Ok(matched),
+        let paired = self.tensors.iter().map(take);
+        let paired = paired.collect::<Result<Vec<_>, _>>()?;
+        match by_name.into_keys().min() {
+            Some(unknown) => Err(Unpaired::Unknown(unknown)),
+            None => Ok(paired),
         }
     }
 
@@ -378,6 +430,31 @@ impl Tensor {
             }
             _ => Key::default(),
         }
+    }
+
+    /// Appends the rows that an entry of this tensor lacks.
+    fn grow(&self, entry: &mut TensorState, slots: &Slots) {
+        let (Some((before, width)), Some((now, own_width))) =
+            (entry.shape.split_first(), self.shape.split_first())
+        else {
+            return;
+        };
+        // All else is for the check of a state to say.
+        if before >= now || width != own_width {
+            return;
+        }
+        let had = numel(&entry.shape);
+        for slot in &mut entry.slots {
+            let mut sections = Section::all(slots, &self.storage);
+            let Some(section) = sections.find(|section| section.name == slot.name) else {
+                continue;
+            };
+            if slot.values.len() as u64 == had {
+                let rows = (self.numel - had) as usize;
+                slot.values.extend(section.start.value(), rows);
+            }
+        }
+        entry.shape.clone_from(&self.shape);
     }
 
     /// Checks that an entry is of this tensor, and has all slots that its rule keeps, or none. Masters may be there or

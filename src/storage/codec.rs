@@ -111,6 +111,12 @@ impl SectionValues {
         }
     }
 
+    /// Appends as many of one value.
+    pub(crate) fn extend(&mut self, value: f32, numel: usize) {
+        self.bytes
+            .extend(Self::filled(self.codec, value, numel).bytes);
+    }
+
     /// Returns the values of a slot of this name in a file: low bits of masters ([`PARAMS_REST`]) are whole numbers in
     /// `f32` in older ones.
     #[must_use]

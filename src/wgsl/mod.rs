@@ -4,6 +4,7 @@
 
 mod error;
 mod norm;
+mod packing;
 pub(crate) mod scalars;
 pub(crate) mod signature;
 mod template;
@@ -13,6 +14,7 @@ mod tests;
 
 pub use error::KernelError;
 pub use norm::NormVariant;
+pub use packing::packing;
 pub use scalars::ScalarPath;
 use template::Scope;
 

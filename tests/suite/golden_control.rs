@@ -278,6 +278,8 @@ impl Golden {
             scale: golden.scale,
             growth_tracker: golden.growth_tracker,
             is_dynamic: self.control().loss_scale().is_some(),
+            steps: rest.step,
+            skipped: rest.skipped,
         };
         assert_eq!(after, scale, "{here}");
     }

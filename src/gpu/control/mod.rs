@@ -200,7 +200,7 @@ impl GpuControl {
             (context, finish_bindings, settings, buffers)
         });
         let (context, finish_bindings, settings, buffers) = control?;
-        let control = Self {
+        let mut control = Self {
             kernels: kernels.clone(),
             context,
             finish,
@@ -259,7 +259,8 @@ impl GpuControl {
         &self.buffers.latest
     }
 
-    /// How many steps have been recorded. One whose encoder was dropped does not count.
+    /// How many steps have been recorded, those before a [loaded](Self::load_state) state included. One whose encoder was
+    /// dropped does not count.
     #[must_use]
     pub fn steps(&self) -> u64 {
         let dropped = self.recorded.iter().filter(is_dropped);
@@ -332,8 +333,7 @@ impl GpuControl {
         self.make_room(max_partials)?;
         self.serial += 1;
         // No two steps that may still be submitted have one number.
-        let last = self.recorded.back();
-        let last = last.map_or(self.telemetry.last_arrived(), |(number, _)| *number);
+        let last = self.last_number();
         let mut count = 0;
         for optimizer in &mut *optimizers {
             let (rules, recorder) = optimizer.parts();
@@ -478,29 +478,56 @@ impl GpuControl {
     pub async fn state(&self) -> Result<ControlState, TransferError> {
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         let is_dynamic = self.context.control.loss_scale().is_some();
-        let take = |bytes: &[u8]| {
-            let mut words = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned);
-            let mut next = || words.next().unwrap_or_default();
-            ControlState {
-                scale: f32::from_bits(next()),
-                growth_tracker: next(),
-                is_dynamic,
-            }
-        };
-        readback::read(device, queue, &self.buffers.scale, 0, 2, take).await
+        let regions = [(&self.buffers.scale, 0..12), (&self.buffers.latest, 0..4)];
+        let bytes = readback::download_regions(device, queue, &regions).await?;
+        let mut words = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned);
+        let mut next = || -> u32 { words.next().unwrap_or_default() };
+        let (scale, growth_tracker) = (f32::from_bits(next()), next());
+        // The device counts modulo 2^32.
+        let (recorded, skipped) = (self.last_number(), self.telemetry.skipped());
+        let newly_skipped = next().wrapping_sub(skipped as u32);
+        let not_done = (recorded as u32).wrapping_sub(next());
+        Ok(ControlState {
+            scale,
+            growth_tracker,
+            is_dynamic,
+            steps: recorded.saturating_sub(not_done.into()),
+            skipped: skipped.saturating_add(newly_skipped.into()),
+        })
     }
 
-    /// Takes over what a control remembered: its loss scale, if that is dynamic here and was there. Takes effect before the
-    /// commands of the next submission.
+    /// Takes over what a control remembered: its loss scale, if that is dynamic here and was there, and the numbers of its
+    /// records, unless steps of this one are [unread](Self::unread), whose numbers go on. Takes effect before the commands of
+    /// the next submission.
     ///
     /// # Errors
     /// [`TransferError`] if the device is out of memory.
-    pub fn load_state(&self, state: &ControlState) -> Result<(), TransferError> {
+    pub fn load_state(&mut self, state: &ControlState) -> Result<(), TransferError> {
+        self.settle();
         let (device, queue) = (self.kernels.device(), self.kernels.queue());
         let state = self.context.control.resumed(state);
+        let upload = |buffer, words: &[u32]| {
+            readback::upload_bytes(device, queue, buffer, 0, bytemuck::cast_slice(words))
+        };
         let words = [state.scale.to_bits(), state.growth_tracker];
-        let bytes = bytemuck::bytes_of(&words);
-        readback::upload_bytes(device, queue, &self.buffers.scale, 0, bytes)
+        upload(&self.buffers.scale, &words)?;
+        if self.recorded.is_empty() {
+            let [scale, growth_tracker] = words;
+            let (steps, skipped) = (state.steps as u32, state.skipped as u32);
+            upload(&self.buffers.scale, &[scale, growth_tracker, skipped])?;
+            upload(&self.buffers.latest, &[steps])?;
+            // A record that is there could be taken for that of a step to come.
+            upload(&self.buffers.history, &[0; HISTORY * RECORD_WORDS])?;
+            self.telemetry.restart(state.steps, state.skipped);
+            self.steps = self.telemetry.last_arrived();
+        }
+        Ok(())
+    }
+
+    /// The number of the last step that was recorded, and is not known to have been dropped.
+    fn last_number(&self) -> u64 {
+        let last = self.recorded.back();
+        last.map_or(self.telemetry.last_arrived(), |(number, _)| *number)
     }
 }
 
@@ -527,7 +554,7 @@ impl Buffers {
             history: buffer(
                 "wgpu_optim.history",
                 HISTORY * RECORD_WORDS,
-                Usages::COPY_SRC,
+                Usages::COPY_SRC | Usages::COPY_DST,
             ),
         }
     }

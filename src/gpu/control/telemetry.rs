@@ -2,11 +2,10 @@
 //! when somebody asks.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::super::error_scope::checked;
-use super::super::submission::{Fate, Submission};
+use super::super::mapped::MappedOnSubmit;
+use super::super::submission::Submission;
 use crate::control::ControlRecord;
 
 /// Records that the device keeps, and words of each; `Record` in `shaders/control/finish.wgsl`.
@@ -62,41 +61,27 @@ pub(super) struct Telemetry {
 }
 
 struct Slot {
-    buffer: wgpu::Buffer,
-    arrival: Arc<AtomicU8>,
-    /// The submission that maps it.
-    submission: Option<Submission>,
+    mapped: MappedOnSubmit,
     step: u64,
     counted: Vec<Counted>,
-}
-
-const FREE: u8 = 0;
-const ON_ITS_WAY: u8 = 1;
-const MAPPED: u8 = 2;
-
-/// Goes with a copy; one that is never submitted is dropped with its encoder.
-struct Arrival(Arc<AtomicU8>);
-
-impl Arrival {
-    fn set_mapped(self, mapped: bool) {
-        let to = if mapped { MAPPED } else { FREE };
-        self.0.store(to, Ordering::Release);
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        let (from, to) = (ON_ITS_WAY, FREE);
-        let _ = self
-            .0
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
-    }
 }
 
 impl Telemetry {
     /// The last step whose record has arrived.
     pub(super) const fn last_arrived(&self) -> u64 {
         self.arrived
+    }
+
+    /// Steps that are known to have been skipped.
+    pub(super) const fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Goes on from other numbers, where no step is on its way. Records that have arrived are still returned.
+    pub(super) fn restart(&mut self, steps: u64, skipped: u64) {
+        // A loaded state may say any number.
+        const MOST: u64 = u64::MAX / 2;
+        (self.arrived, self.skipped) = (steps.min(MOST), skipped.min(MOST));
     }
 
     /// The last step that was skipped because there were no scalars for it, once.
@@ -121,9 +106,7 @@ impl Telemetry {
         let words: usize = counted.iter().map(|counted| counted.tensors).sum();
         let size = history.size() + 4 * words as u64;
         let is_shared = |slot: &&mut Slot| {
-            let is_same = slot.submission.as_ref();
-            let is_same = is_same.is_some_and(|other| other.is_same(submission));
-            is_same && slot.buffer.size() >= size
+            slot.mapped.is_sent_with(submission) && slot.mapped.buffer().size() >= size
         };
         let shared = self.slots.iter_mut().find(is_shared);
         let is_new = shared.is_none();
@@ -134,21 +117,17 @@ impl Telemetry {
         let Some(slot) = slot else {
             return;
         };
-        encoder.copy_buffer_to_buffer(history, 0, &slot.buffer, 0, history.size());
+        let buffer = slot.mapped.buffer();
+        encoder.copy_buffer_to_buffer(history, 0, buffer, 0, history.size());
         let mut offset = history.size();
         for counted in &counted {
             let size = 4 * counted.tensors as u64;
-            encoder.copy_buffer_to_buffer(&counted.counted, 0, &slot.buffer, offset, size);
+            encoder.copy_buffer_to_buffer(&counted.counted, 0, buffer, offset, size);
             offset += size;
         }
         (slot.step, slot.counted) = (*step, counted);
         if is_new {
-            slot.submission = Some(submission.clone());
-            slot.arrival = Arc::new(AtomicU8::new(ON_ITS_WAY));
-            let arrival = Arrival(slot.arrival.clone());
-            encoder.map_buffer_on_submit(&slot.buffer, wgpu::MapMode::Read, .., move |mapped| {
-                arrival.set_mapped(mapped.is_ok());
-            });
+            slot.mapped.send(encoder, submission);
         }
     }
 
@@ -158,29 +137,20 @@ impl Telemetry {
         for (index, slot) in self.slots.iter().enumerate() {
             let rank = |index: usize| {
                 let slot: &Slot = &self.slots[index];
-                match slot.arrival.load(Ordering::Acquire) {
-                    FREE => 0,
-                    _ => slot.step,
+                match slot.mapped.is_mapped() {
+                    true => slot.step,
+                    false => 0,
                 }
             };
-            let is_usable = slot.arrival.load(Ordering::Acquire) != ON_ITS_WAY;
+            let is_usable = !slot.mapped.is_on_its_way();
             if is_usable && best.is_none_or(|best| rank(index) < rank(best)) {
                 best = Some(index);
             }
         }
         let new = || {
-            let buffer = checked(device, || {
-                device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("wgpu_optim.telemetry"),
-                    size,
-                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            });
+            let mapped = MappedOnSubmit::new(device, "wgpu_optim.telemetry", size);
             Some(Slot {
-                buffer: buffer.ok()?,
-                arrival: Arc::new(AtomicU8::new(FREE)),
-                submission: None,
+                mapped: mapped.ok()?,
                 step: 0,
                 counted: Vec::new(),
             })
@@ -194,10 +164,8 @@ impl Telemetry {
             best = best.or(Some(self.slots.len() - 1));
         }
         let slot = &mut self.slots[best?];
-        if slot.arrival.load(Ordering::Acquire) == MAPPED {
-            slot.buffer.unmap();
-        }
-        if slot.buffer.size() < size {
+        slot.mapped.free();
+        if slot.mapped.buffer().size() < size {
             *slot = new()?;
         }
         Some(slot)
@@ -205,23 +173,15 @@ impl Telemetry {
 
     /// Takes in what has arrived since the last call; what the device has counted goes to the optimizers.
     pub(super) fn collect(&mut self) {
-        let mut slots: Vec<&mut Slot> = Vec::new();
-        for slot in &mut self.slots {
-            // wgpu says that a buffer is mapped before it says that the submission is done.
-            let submission = slot.submission.as_ref();
-            let is_pending = submission.is_some_and(|of| of.fate() == Fate::Pending);
-            if slot.arrival.load(Ordering::Acquire) == MAPPED && !is_pending {
-                slots.push(slot);
-            }
-        }
+        let slots = self
+            .slots
+            .iter_mut()
+            .filter(|slot| slot.mapped.has_arrived());
+        let mut slots: Vec<_> = slots.collect();
         slots.sort_by_key(|slot| slot.step);
         for slot in slots {
             // A device that was lost meanwhile has nothing to say.
-            if let Ok(bytes) = slot.buffer.get_mapped_range(..) {
-                let words: Vec<u32> = bytes
-                    .chunks_exact(4)
-                    .map(bytemuck::pod_read_unaligned)
-                    .collect();
+            if let Some(words) = slot.mapped.take_words() {
                 let (history, counts) = words.split_at(HISTORY * RECORD_WORDS);
                 let of_step = |step: u64| {
                     let at = RECORD_WORDS * (step as usize % HISTORY);
@@ -262,9 +222,6 @@ impl Telemetry {
                     }
                 }
             }
-            slot.buffer.unmap();
-            slot.submission = None;
-            slot.arrival.store(FREE, Ordering::Release);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The GPU optimizer: tensors, state, `step(encoder)`.
 
+mod checkpoint;
 mod classes;
 mod controlled;
 mod rebind;
@@ -181,6 +182,16 @@ impl<R: Rule> Optimizer for GpuOptimizer<R> {
 
     fn steps(&self) -> u64 {
         self.recorder.ledger.steps()
+    }
+
+    /// Takes effect as [`set_applied_steps`](GpuOptimizer::set_applied_steps) does: steps that are submitted later count on.
+    fn set_steps(&mut self, steps: u64) {
+        let unchanged = vec![None; self.recorder.tensors.as_slice().len()];
+        self.set_counts(&unchanged, Some(steps));
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.recorder.tensors.names()
     }
 
     fn applied_steps(&self, tensor: &str) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! Tensors that lie elsewhere from step to step.
 
-use super::recorder::sums_of;
+use super::recorder::{ParamsPlace, sums_of};
 use super::{GpuOptimizer, Recorder};
 use crate::gpu::binding::{TensorBinding, check_bindings};
 use crate::gpu::bound::{Bound, Buffers, absent, allocate_state, new_ring};
@@ -101,6 +101,7 @@ impl Recorder {
         }
         self.max_partials = Default::default();
         (self.plan, self.state, self.bound) = (plan, state, bound);
+        self.params = ParamsPlace::all(tensors, &self.tensors);
         (self.chunks, self.controlled) = (chunks, None);
         self.tensors.set_absent(&absent(&layouts));
         self.set_stale();

@@ -33,6 +33,8 @@ pub struct Recorder {
     is_refrozen: bool,
     pub(super) submissions: Submissions,
     pub(super) plan: Plan,
+    /// The parameters of each tensor that lies somewhere.
+    pub(super) params: Vec<Option<ParamsPlace>>,
     /// One per piece of the plan, where its rule keeps slots.
     pub(super) state: Vec<Option<wgpu::Buffer>>,
     pub(super) bound: Bound,
@@ -55,6 +57,29 @@ pub struct Recorder {
     pub(super) controlled: Option<Box<UnderControl>>,
     /// Dispatches of the last recorded step.
     pub(super) recorded: usize,
+}
+
+/// Where the parameters of a tensor start.
+#[derive(Clone, Debug)]
+pub(super) struct ParamsPlace {
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) offset_bytes: u64,
+}
+
+impl ParamsPlace {
+    /// The places of all tensors, of which these have one.
+    pub(super) fn all(bindings: &[TensorBinding<'_>], tensors: &Tensors) -> Vec<Option<Self>> {
+        let mut places = vec![None; tensors.as_slice().len()];
+        for binding in bindings {
+            if let Some(index) = tensors.index_of(binding.name) {
+                places[index] = Some(Self {
+                    buffer: binding.params.clone(),
+                    offset_bytes: binding.params_offset_bytes,
+                });
+            }
+        }
+        places
+    }
 }
 
 /// The next step, as far as it has been prepared.
@@ -122,6 +147,7 @@ impl Recorder {
             max_partials: Default::default(),
             kernels: kernels.clone(),
             ledger: Ledger::new(tensors.as_slice().len()),
+            params: ParamsPlace::all(bindings, &tensors),
             tensors,
             is_refrozen: true,
             submissions: Submissions::default(),

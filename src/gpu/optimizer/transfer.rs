@@ -30,7 +30,7 @@ pub struct StateSlice<'o> {
 type SavedSection<'s> = (Section, Option<Cow<'s, SectionValues>>);
 
 /// The most that one transfer moves, so that a state of any size needs no larger staging buffer.
-const MAX_TRANSFER_BYTES: u64 = 1 << 28;
+pub(super) const MAX_TRANSFER_BYTES: u64 = 1 << 28;
 
 impl<R: Rule> GpuOptimizer<R> {
     /// The places of a slot of a tensor's state, in runs of its elements, so that a program can save it or put another in
@@ -80,7 +80,7 @@ impl<R: Rule> GpuOptimizer<R> {
     }
 
     /// Sets the counts of some tensors, and the number of steps perhaps.
-    fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
+    pub(super) fn set_counts(&mut self, applied: &[Option<u64>], steps: Option<u64>) {
         let recorder = &mut self.recorder;
         recorder.learn();
         let queue = recorder.kernels.queue();
@@ -255,6 +255,46 @@ impl<R: Rule> GpuOptimizer<R> {
         let applied: Vec<_> = applied.into_iter().map(Some).collect();
         self.set_counts(&applied, Some(steps));
         Ok(())
+    }
+
+    /// Takes over a state of fewer tensors, or of tensors with fewer rows (elements of the first dimension), of which these
+    /// are the first: an optimizer whose tensors have grown goes on. What there is keeps its momenta and step counts; new rows
+    /// start as their slots do, and masters and the `z` of schedule-free rules as the parameters. New tensors start fresh. A new
+    /// row has the step count of its tensor.
+    ///
+    /// ```
+    /// use wgpu_optim::{AdamConfig, AdapterRequest, Gpu, GpuOptimizer, Kernels, Optimizer, TensorBinding, readback};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Gpu { device, queue, .. } = Gpu::open_blocking(&AdapterRequest::default())?;
+    /// # let buffer = |values: &[f32]| readback::storage_buffer(&device, &queue, "buffer", values);
+    /// # let (params, grads) = (buffer(&[1.0; 2])?, buffer(&[1.0; 2])?);
+    /// # let (more_params, more_grads) = (buffer(&[1.0; 6])?, buffer(&[1.0; 6])?);
+    /// let kernels = Kernels::new(&device, &queue)?;
+    /// let config = AdamConfig::adamw(1e-3).build()?;
+    /// let rows = TensorBinding::new("rows", &params, &grads, [1, 2]);
+    /// let mut optimizer = GpuOptimizer::new(&kernels, config, &[rows])?;
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// optimizer.step(&mut encoder)?;
+    /// encoder.copy_buffer_to_buffer(&params, 0, &more_params, 0, params.size());
+    /// queue.submit([encoder.finish()]);
+    ///
+    /// let state = readback::block_on(&device, optimizer.state())?;
+    /// let rows = TensorBinding::new("rows", &more_params, &more_grads, [3, 2]);
+    /// let mut optimizer = GpuOptimizer::new(&kernels, config, &[rows])?;
+    /// optimizer.load_grown_state(&state)?;
+    /// assert_eq!((optimizer.steps(), optimizer.applied_steps("rows")), (1, Some(1)));
+    /// # let state = readback::block_on(&device, optimizer.state())?;
+    /// # assert_eq!(state.tensors[0].slot("exp_avg").unwrap_or_default()[1..4], [0.1, 0.0, 0.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state): [`LoadError::State`] if a tensor has gone, has fewer rows, or rows of another shape.
+    pub fn load_grown_state(&mut self, state: &OptimizerState<R>) -> Result<(), LoadError> {
+        let grown = self.recorder.tensors.grown(state, &self.groups);
+        self.load_state(&grown)
     }
 
     /// Uploads the state of a piece; `sections` are those of all tensors, with what is saved of them.

@@ -9,6 +9,8 @@ mod arena_file;
 mod batches;
 #[cfg(target_arch = "wasm32")]
 mod browser;
+#[cfg(all(feature = "safetensors", not(target_arch = "wasm32")))]
+mod checkpoint;
 mod control;
 #[cfg(feature = "safetensors")]
 mod control_golden;
@@ -23,8 +25,10 @@ mod groups;
 mod large;
 #[cfg(target_os = "linux")]
 mod memory;
+mod metrics;
 #[cfg(not(target_arch = "wasm32"))]
 mod null_hardware;
+mod packing;
 mod parity;
 mod pools;
 #[cfg(not(target_arch = "wasm32"))]

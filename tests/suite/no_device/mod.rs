@@ -1,6 +1,8 @@
 //! Tier one: no device.
 
 mod adapters;
+#[cfg(all(feature = "safetensors", not(target_arch = "wasm32")))]
+mod checkpoint;
 mod config;
 #[cfg(feature = "safetensors")]
 mod control;

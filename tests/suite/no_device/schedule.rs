@@ -2,7 +2,8 @@ use serde_json::Value;
 use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::schedule::{
-    OneCycle, constant, exponential, one_cycle, step_decay, sutskever_momentum, warmup_cosine,
+    OneCycle, constant, cosine_decay, exponential, linear_decay, one_cycle, step_decay,
+    sutskever_momentum, warmup_cosine, with_warmup,
 };
 use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig};
 
@@ -32,6 +33,9 @@ fn schedules_are_pytorchs() {
     check("cosine_40_0.001", |step| {
         (warmup_cosine(step, 0, 40, 0.1, 0.001), 0.9)
     });
+    check("cosine_40_0.001", |step| {
+        (cosine_decay(step, 40, 0.1, 0.001), 0.9)
+    });
     let cycle = OneCycle {
         max_lr: 0.5,
         ..OneCycle::default()
@@ -53,6 +57,36 @@ fn warm_up_is_linear_and_what_lies_past_the_end_stays() {
     let cycle = OneCycle::default();
     assert_eq!(one_cycle(49, 50, &cycle), one_cycle(1000, 50, &cycle));
     assert_eq!(step_decay(3, 0, 1.0, 0.5), 0.125);
+}
+
+#[test]
+fn a_warm_up_goes_around_any_schedule_and_another_around_that() {
+    let inner = |step| exponential(step, 0.8, 0.5);
+    let lr = |step| with_warmup(step, 4, inner);
+    assert_eq!([0, 1, 2, 3].map(lr), [0.2, 0.4, 0.8 * 3.0 / 4.0, 0.8]);
+    for step in 0..100 {
+        assert_eq!(lr(step + 4), inner(step));
+        assert_eq!(with_warmup(step, 0, inner), inner(step));
+        assert_eq!(with_warmup(step + 2, 2, lr), lr(step));
+        assert_eq!(
+            warmup_cosine(step, 7, 60, 0.3, 0.01),
+            with_warmup(step, 7, |step| cosine_decay(step, 53, 0.3, 0.01))
+        );
+    }
+    assert_eq!(with_warmup(0, 2, lr), 0.1);
+    // A warm-up that no step comes to the end of.
+    assert_eq!(with_warmup(9, u64::MAX, |_| 1.0), 10.0 / u64::MAX as f64);
+}
+
+#[test]
+fn a_line_goes_down_and_stays_there() {
+    let lr = |step| linear_decay(step, 4, 1.0, 0.5);
+    assert_eq!(
+        [0, 1, 2, 3, 4, 5].map(lr),
+        [1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+    );
+    assert_eq!(linear_decay(0, 0, 1.0, 0.25), 0.25);
+    assert_eq!(linear_decay(u64::MAX, u64::MAX, 1.0, 0.25), 0.25);
 }
 
 #[test]

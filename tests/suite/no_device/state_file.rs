@@ -272,6 +272,8 @@ fn what_a_control_remembers_goes_with_a_state() {
             scale,
             growth_tracker,
             is_dynamic: true,
+            steps: u64::MAX,
+            skipped: 3,
         });
         let file = state.to_safetensors().unwrap();
         assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
@@ -281,6 +283,8 @@ fn what_a_control_remembers_goes_with_a_state() {
         scale: 4.0,
         growth_tracker: 0,
         is_dynamic: false,
+        steps: 7,
+        skipped: 0,
     });
     let file = state.to_safetensors().unwrap();
     assert_eq!(OptimizerState::from_safetensors(&file).unwrap(), state);
@@ -293,6 +297,8 @@ fn what_a_control_remembers_goes_with_a_state() {
         scale: 4.0,
         growth_tracker: 7,
         is_dynamic: true,
+        steps: 0,
+        skipped: 0,
     };
     assert_eq!(record.control, Some(expected));
     for scale in [0.0, -1.0, f32::INFINITY, f32::NAN, 1e-40] {
@@ -300,6 +306,8 @@ fn what_a_control_remembers_goes_with_a_state() {
             scale,
             growth_tracker: 1,
             is_dynamic: true,
+            steps: 1,
+            skipped: 1,
         });
         let file = state.to_safetensors().unwrap();
         let error = OptimizerState::<SgdConfig>::from_safetensors(&file).unwrap_err();

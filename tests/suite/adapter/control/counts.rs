@@ -363,7 +363,7 @@ async fn counts_are_saved_loaded_and_needed_by_steps_without_a_control() {
             .loss_scale(LossScale::default())
             .build()
             .unwrap();
-        let scaled = bench.control(scale);
+        let mut scaled = bench.control(scale);
         let mut state = bench.wait(scaled.state()).await.unwrap();
         assert_eq!((state.scale, state.growth_tracker), (65536.0, 0));
         (state.scale, state.growth_tracker) = (

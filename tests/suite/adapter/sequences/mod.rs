@@ -116,8 +116,9 @@ struct Run<'b, R: Textbook> {
     flights: VecDeque<Flight<R>>,
     model: Model<R>,
     saved: Option<Saved<R>>,
-    /// Records that are yet to come, and the last number given out to a step that has been submitted.
-    expected: Vec<(u64, Decision)>,
+    /// Records that are yet to come, each with how many steps are skipped by then, and the last number given out to a step that
+    /// has been submitted.
+    expected: Vec<(u64, u64, Decision)>,
     records: Vec<ControlRecord>,
     number: u64,
     skipped: u64,
@@ -397,7 +398,8 @@ impl<'b, R: Textbook> Run<'b, R> {
             let of_tensor = |place| decision.of_tensor(place, "default");
             factors = Some((0..seen.len()).map(of_tensor).collect::<Vec<_>>());
             let is_skipped = decision.is_skipped;
-            self.expected.push((number, decision));
+            self.skipped += u64::from(is_skipped);
+            self.expected.push((number, self.skipped, decision));
             self.number = number;
             if is_skipped {
                 return;
@@ -528,8 +530,13 @@ impl<'b, R: Textbook> Run<'b, R> {
             (&mut self.control, saved.control)
             && self.rng.bool()
         {
-            self.log.push("load control".to_owned());
+            self.records.extend(control.read());
+            let unread = control.unread();
+            self.log.push(format!("load control, unread: {unread}"));
             control.load_state(&state).unwrap();
+            if unread == 0 {
+                (self.number, self.skipped) = (state.steps, state.skipped);
+            }
             *oracle = at_the_time;
         }
         let place = &self.places[self.data_at];
@@ -650,6 +657,8 @@ impl<'b, R: Textbook> Run<'b, R> {
         };
         let state = self.bench.wait(control.state()).await.unwrap();
         assert_eq!(f64::from(state.scale), oracle.scale(), "{}", self.here());
+        let numbers = (state.steps, state.skipped);
+        assert_eq!(numbers, (self.number, self.skipped), "{}", self.here());
         let in_flight: usize = self.flights.iter().map(|flight| flight.steps.len()).sum();
         assert_eq!(control.unread(), in_flight as u64, "{}", self.here());
         assert_eq!(
@@ -659,10 +668,9 @@ impl<'b, R: Textbook> Run<'b, R> {
             self.records,
             self.here()
         );
-        for (record, (number, decision)) in self.records.iter().zip(&self.expected) {
-            self.skipped += u64::from(decision.is_skipped);
+        for (record, (number, skipped, decision)) in self.records.iter().zip(&self.expected) {
             let there = (record.step, record.is_skipped, record.skipped);
-            let expected = (*number, decision.is_skipped, self.skipped);
+            let expected = (*number, decision.is_skipped, *skipped);
             assert_eq!(there, expected, "{}", self.here());
             assert_eq!(record.found_nonfinite, decision.found_nonfinite);
             let (norm, bound) = (f64::from(record.norm), &decision.norm);
