@@ -167,6 +167,15 @@ impl Model {
         self.index.as_ref()
     }
 
+    /// What the index and the files have under a key of their metadata.
+    pub fn metadata<'m>(&'m self, key: &'m str) -> impl Iterator<Item = &'m str> {
+        let of_index = self.index.iter().flat_map(|index| &index.metadata);
+        let shards = self.shards.iter();
+        let of_shards = shards.flat_map(|shard| &shard.header.metadata);
+        let entries = of_index.chain(of_shards).filter(move |(own, _)| own == key);
+        entries.map(|(_, value)| value.as_str())
+    }
+
     /// How many tensors there are.
     pub fn len(&self) -> usize {
         self.places.len()

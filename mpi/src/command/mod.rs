@@ -8,12 +8,13 @@ mod state;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use mpi::Threading;
 use wgpu_optim_cli::{
     CommonArgs, Failure, RuleArgs, allow_open_files, print_help, usage_error, with_negative_numbers,
 };
+use wgpu_optim_files::round::WeightedSum;
 
 use crate::error::ShardError;
 use crate::ranks::Ranks;
@@ -137,8 +138,8 @@ impl From<ShardError> for Failure {
     }
 }
 
-/// The weight of each rank.
-fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
+/// The weights of all ranks.
+fn weights(ranks: &Ranks, weight: &[f64]) -> Result<WeightedSum, Failure> {
     let own = match weight {
         [weight] => Ok(*weight),
         weights if weights.len() == ranks.size() => Ok(weights[ranks.rank()]),
@@ -148,18 +149,8 @@ fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
             ranks.size()
         )),
     };
-    let own = own.and_then(|weight| match weight >= 0.0 && weight.is_finite() {
-        true => Ok(weight),
-        false => Err(anyhow!(
-            "--weight {weight}: expected zero or a positive number"
-        )),
-    });
     let own = ranks.all_well(own.map_err(Failure::from))?;
     let all = ranks.gather(own.to_le_bytes()).into_iter();
-    let all: Vec<_> = all.map(f64::from_le_bytes).collect();
-    let total: f64 = all.iter().sum();
-    (total > 0.0 && total.is_finite())
-        .then_some(all)
-        .context("the weights of all ranks are zero, or their sum is infinite")
-        .map_err(Failure::from)
+    let mean = WeightedSum::mean(all.map(f64::from_le_bytes).collect());
+    mean.map_err(|error| Failure::Refused(error.into()))
 }

@@ -519,13 +519,13 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
     );
     assert_eq!(
         error,
-        "error: rank 1: rank1/global.safetensors is of round 7, and the state of round 1"
+        "error: rank 1: global model rank1/global.safetensors: it is of round 7, and the state of round 1"
     );
 
     for (weight, why) in [
         (
             "-1e-3",
-            "--weight -0.001: expected zero or a positive number",
+            "weight -0.001: expected zero or a positive number",
         ),
         (
             "1,2",
@@ -533,7 +533,7 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
         ),
         (
             "0",
-            "the weights of all ranks are zero, or their sum is infinite",
+            "the weights of all local models are zero, or their sum is infinite",
         ),
     ] {
         let error = refused(&|| {}, &["--weight", weight], 2);
