@@ -157,6 +157,15 @@ impl Model {
         &self.shards
     }
 
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        let shard = self.shards.first().map(|shard| shard.source.path());
+        match &self.index {
+            Some(index) => &index.path,
+            None => shard.unwrap_or(Path::new("")),
+        }
+    }
+
     /// The files to read from.
     pub fn sources(&self) -> Vec<&SourceFile> {
         self.shards.iter().map(|shard| &shard.source).collect()

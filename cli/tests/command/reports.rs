@@ -202,7 +202,7 @@ fn info_plans_a_model() {
             (&plan["dispatches"], &plan["buffers"]),
             (&1.into(), &1.into())
         );
-        assert!(plan["velocity_bytes"].as_u64().unwrap() >= 4 * 85);
+        assert!(plan["state_bytes"].as_u64().unwrap() >= 4 * 85);
         assert_eq!(plan["masters_bytes"], 0);
         assert_eq!(plan["tensors_left_out"], 1);
     }
@@ -234,7 +234,7 @@ fn info_plans_a_model() {
         for (key, expected) in [
             ("params_bytes", 2 * numel),
             ("grads_bytes", 2 * numel),
-            ("velocity_bytes", 4 * numel),
+            ("state_bytes", 4 * numel),
             ("masters_bytes", 4 * (2 << 20)),
         ] {
             assert!((expected..expected + 4096).contains(&bytes(key)), "{plan}");

@@ -1,7 +1,6 @@
 //! The command `wgpu-optim-mpi` (feature `command`), as a library.
 
 mod models;
-mod report;
 mod round;
 mod state;
 
@@ -32,13 +31,12 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a round of DiLoCo or federated averaging: the last global model moves by the mean of what it is more than
-    /// each rank's local model, by an outer optimizer whose state is kept in shards. Each rank replaces {rank} in a
-    /// path by its number
+    /// each rank's local model, by an outer optimizer whose state is kept in shards: without --rule DiLoCo's,
+    /// sgd --lr 0.7 --momentum 0.9 --nesterov. Each rank replaces {rank} in a path by its number
     Round(RoundArgs),
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(mut_arg("lr", |lr| lr.required(true)))]
 struct RoundArgs {
     /// Model that this rank has trained since the last round: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
@@ -46,7 +44,8 @@ struct RoundArgs {
     /// Global model that it started from, the same on every rank: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     global: PathBuf,
-    /// Outer state that an earlier round wrote, on a disk that all ranks see; without it, the optimizer starts afresh
+    /// Outer state that an earlier round wrote, on a disk that all ranks see; without it, the optimizer starts afresh. Rule,
+    /// hyper-parameters and learning rate that are not given are those that it was made with
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// File for each rank's copy of the new global model; may be an input. An .index.json if --global is one

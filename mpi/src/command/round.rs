@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, ensure};
-use wgpu_optim::files::Header;
 use wgpu_optim::Rule as _;
+use wgpu_optim::files::Header;
 use wgpu_optim_cli::{
-    Choice, CommonArgs, Failure, Interrupt, Progress, peak_memory_bytes, print, warn,
+    Choice, CommonArgs, Failure, Interrupt, Over, Progress, Resumed, RoundReport, outer_rule,
+    peak_memory_bytes, print, warn,
 };
 use wgpu_optim_files::round::{RoundError, check_round, first_not_finite, pseudo_gradients};
 use wgpu_optim_files::window::{Engine, NotRounded, Reader, Values, Writer, runs};
@@ -18,8 +19,7 @@ use wgpu_optim_files::{Outputs, directory_of};
 
 use super::RoundArgs;
 use super::models::{Models, Tensor};
-use super::report::Report;
-use super::state::State;
+use super::state::{State, open_saved};
 use crate::buckets::{Buckets, Memory, Staging, Stored};
 use crate::checkpoint::Names;
 use crate::ranks::{Ranks, Terms};
@@ -30,7 +30,7 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     let interrupt = Interrupt::catch()?;
     let weights = super::weights(ranks, &args.weight)?;
     let opened = open(args).map_err(Failure::from);
-    let (mut models, mut state) = ranks.all_well(opened)?;
+    let (mut models, mut state, rule) = ranks.all_well(opened)?;
     ranks.agree::<Failure>(Ok(&terms(args, &models, &state)))?;
 
     let numels: Vec<_> = models.tensors.iter().map(|tensor| tensor.numel).collect();
@@ -80,19 +80,25 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     ranks.all_well(unchanged.and_then(|()| interrupt.check()))?;
     staged.put_in_place(ranks, &names, &args.out_state)?;
 
-    let report = Report {
-        ranks: ranks.size(),
+    let report = RoundReport {
+        over: Over::Ranks {
+            ranks: ranks.size(),
+            bytes_sent: ranks.gather_numbers(ranks.traffic().sent).sum(),
+        },
         backend: choice.kind(),
         adapter: choice.name(),
         reason: choice.reason.clone(),
+        rule,
+        groups: Vec::new(),
+        state: args.state.clone(),
         outer_step: state.record.steps,
         tensors: models.tensors.len(),
         copied_tensors: models.copied,
         numel: numels.iter().sum(),
         weights: weights.factors,
+        notes: Vec::new(),
         bytes_read: ranks.gather_numbers(read.into_inner()).sum(),
         bytes_written: ranks.gather_numbers(written.into_inner()).sum(),
-        bytes_sent: ranks.gather_numbers(ranks.traffic().sent).sum(),
         peak_memory_bytes: {
             let own = peak_memory_bytes().unwrap_or(0);
             ranks.gather_numbers(own).max().unwrap_or(own)
@@ -166,20 +172,21 @@ impl Staged {
     }
 }
 
-fn open(args: &RoundArgs) -> anyhow::Result<(Models, State)> {
-    let config = args.rule.config()?;
+fn open(args: &RoundArgs) -> anyhow::Result<(Models, State, Resumed)> {
+    let of_state = || match &args.state {
+        Some(path) => format!("state {}", path.display()),
+        None => "state".to_owned(),
+    };
+    let saved = args.state.as_deref().map(open_saved).transpose();
+    let saved = saved.with_context(of_state)?;
+    let before = saved.as_ref().map(|saved| &saved.record.config);
+    let rule = outer_rule(&args.rule, before)?;
     let models = Models::open(&args.local, &args.global)?;
-    let state =
-        State::open(args.state.as_deref(), config, &models.tensors).with_context(|| match &args
-            .state
-        {
-            Some(path) => format!("state {}", path.display()),
-            None => "state".to_owned(),
-        })?;
+    let state = State::after(saved, rule.config.clone(), &models.tensors).with_context(of_state)?;
     let before = state.before.as_ref().map(|before| before.record.steps);
     check_round(&models.global, before)
         .with_context(|| format!("global model {}", args.global.display()))?;
-    Ok((models, state))
+    Ok((models, state, rule))
 }
 
 /// Whether two paths of files, which need not be there, lead to one.
