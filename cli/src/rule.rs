@@ -76,6 +76,7 @@ impl RuleArgs {
                 config: self.config()?,
                 typed: self.name(),
                 from_state: Map::new(),
+                from_start: Map::new(),
             });
         };
         let fields = fields_of(base)?;
@@ -87,29 +88,26 @@ impl RuleArgs {
                 Some(_) => format!("the state was made by the rule {}", name_of(&fields)),
                 None => format!("without --rule it starts from {}", in_words(&fields)),
             })?;
-        let mut from_state = Map::new();
-        if saved.is_some() {
-            let now = fields_of(&config)?;
-            let is_kept = |field: &&String| now.get(*field) == fields.get(*field);
-            let is_typed = |field: &str| {
-                let mut given = self.fields.fields_set();
-                given.any(|other| other == field) || (field == "form" && self.form.is_some())
-            };
-            let kept = fields.keys().filter(is_kept);
-            let kept = kept.filter(|field| *field != RULE && !is_typed(field));
-            from_state.extend(kept.map(|field| (field.clone(), fields[field].clone())));
+        let now = fields_of(&config)?;
+        let is_typed = |field: &str| {
+            let mut given = self.fields.fields_set();
+            given.any(|other| other == field) || (field == "form" && self.form.is_some())
+        };
+        let kept = fields.iter().filter(|(field, value)| {
+            *field != RULE && now.get(*field) == Some(value) && !is_typed(field)
+        });
+        let kept = kept.map(|(field, value)| (field.clone(), value.clone()));
+        let (mut from_state, mut from_start) = (Map::new(), Map::new());
+        match saved {
+            Some(_) => from_state.extend(kept),
+            None => from_start.extend(kept),
         }
+        let words = [rule].into_iter().chain(self.flags());
         Ok(Resumed {
             config,
-            typed: match (saved, self.fields.flags().is_empty()) {
-                (None, true) => in_words(&fields),
-                _ => [rule]
-                    .into_iter()
-                    .chain(self.flags())
-                    .collect::<Vec<_>>()
-                    .join(" "),
-            },
+            typed: words.collect::<Vec<_>>().join(" "),
             from_state,
+            from_start,
         })
     }
 
@@ -530,21 +528,31 @@ pub struct Resumed {
     /// The rule with all its fields.
     #[serde(flatten)]
     pub config: AnyRule,
-    /// What was typed of it, or stands for that.
+    /// What was typed of it.
     #[serde(skip)]
     pub typed: String,
     /// The fields that are what they were where the state was made, because nothing else was typed.
     pub from_state: Map<String, Value>,
+    /// The fields that are the command's own where there is no state.
+    #[serde(skip)]
+    from_start: Map<String, Value>,
 }
 
 impl Resumed {
     /// In one line; `state` is the file of the state.
     pub fn to_text(&self, state: Option<&Path>) -> String {
-        match (list(&self.from_state), state) {
-            (fields, Some(state)) if !fields.is_empty() => {
-                format!("{}; {fields} from {}", self.typed, state.display())
+        let Self {
+            typed,
+            from_state,
+            from_start,
+            ..
+        } = self;
+        match (list(from_state), list(from_start), state) {
+            (fields, _, Some(state)) if !fields.is_empty() => {
+                format!("{typed}; {fields} from {}", state.display())
             }
-            _ => self.typed.clone(),
+            (_, fields, _) if !fields.is_empty() => format!("{typed}; {fields} by default"),
+            _ => typed.clone(),
         }
     }
 }

@@ -13,6 +13,7 @@ use wgpu_optim::oracle::{Oracle, Roundoff};
 use crate::DEVICES;
 use crate::model::{Model, Tensor, Workspace, values};
 use crate::refusals::assert_refused;
+use crate::reports::json;
 
 /// Local models of a tensor whose mean in `f64` is what the global one is less this gradient, exactly: each takes the most
 /// that an `f32` holds of what is left of four times that.
@@ -97,9 +98,18 @@ fn three_rounds_of_four_workers_are_pytorchs_sgd_on_the_mean() {
             };
             let output = command.output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
+            let rule = match step {
+                0 => format!(
+                    "rule        sgd --lr {lr}; form heavy-ball, momentum 0.9, nesterov, time_step 1.0 by default\n"
+                ),
+                _ => format!(
+                    "rule        sgd; form heavy-ball, lr {lr}, momentum 0.9, nesterov, time_step 1.0 from outer\n"
+                ),
+            };
             let words = [
                 format!("round       {}\n", step + 1),
                 "models      4 local\n".to_owned(),
+                rule,
             ];
             assert!(words.iter().all(|words| text.contains(words)), "{text}");
 
@@ -201,6 +211,41 @@ fn a_round_over_shards_is_that_over_one_file() {
         }
         // Masters of two.
         assert_eq!(found, 4 + 4 + 2);
+    }
+}
+
+/// Bytes of files, as `docs/scale.md` has them.
+#[test]
+fn a_round_moves_the_bytes_of_the_formulas() {
+    for (dtype, elem_bytes, state_bytes) in [(Dtype::F32, 4, 4), (Dtype::BF16, 2, 8)] {
+        let workspace = Workspace::new();
+        let (numel, locals) = (1234, 3);
+        for (seed, name) in ["global", "local0", "local1", "local2"]
+            .into_iter()
+            .enumerate()
+        {
+            let values = values(seed as u64, numel);
+            let tensor = Tensor::stored_as(dtype, &[numel], &values);
+            Model::new([("w", tensor), ("batches", Tensor::i64(&[7]))])
+                .write(&workspace.path(name));
+        }
+        let numel = numel as u64;
+        for step in 1..=2 {
+            let mut round = round(&workspace, "cpu", locals);
+            match step {
+                1 => round.args(["--out-state", "outer"]),
+                _ => round.args(["--state", "outer"]),
+            };
+            let report = json(&round.arg("--json").output().unwrap());
+            let params = elem_bytes * numel;
+            let state = state_bytes * numel;
+            let read = (locals as u64 + 1) * params + if step == 1 { 0 } else { state };
+            // And the integers of the global model.
+            assert_eq!(report["bytes_read"], read + 8);
+            assert_eq!(report["bytes_written"], params + state + 8);
+            assert_eq!(report["local_models"], locals);
+            assert_eq!(report["outer_step"], step);
+        }
     }
 }
 
