@@ -58,23 +58,14 @@ struct Job {
     name: String,
 }
 
-/// A step over a model, in an arena for each dtype, and as the command `step` streams it.
+/// What a step is over, and what it takes.
 #[derive(Debug, Default, Serialize)]
-struct PlanReport {
+struct Sizes {
     rule: String,
     tensors: usize,
     /// Tensors of other dtypes than F32, BF16 and F16.
     tensors_left_out: usize,
     numel: u64,
-    /// Dispatches of the command `step`; the fields below are of the arenas.
-    step_dispatches: u64,
-    arenas: usize,
-    /// Parameter buffers; there are as many gradient buffers.
-    buffers: usize,
-    pieces: usize,
-    /// Small pieces that share a dispatch.
-    batches: usize,
-    dispatches: usize,
     params_bytes: u64,
     grads_bytes: u64,
     /// Bytes of the rule's slots.
@@ -85,20 +76,29 @@ struct PlanReport {
     traffic_bytes: u64,
 }
 
+/// A step over a model, in an arena for each dtype, and as the command `step` streams it.
+#[derive(Debug, Default, Serialize)]
+struct PlanReport {
+    #[serde(flatten)]
+    sizes: Sizes,
+    /// Dispatches of the command `step`; the fields below are of the arenas.
+    step_dispatches: u64,
+    arenas: usize,
+    /// Parameter buffers; there are as many gradient buffers.
+    buffers: usize,
+    pieces: usize,
+    /// Small pieces that share a dispatch.
+    batches: usize,
+    dispatches: usize,
+}
+
 /// A step of the CPU twin over the same.
 #[derive(Debug, Default, Serialize)]
 struct CpuPlanReport {
-    rule: String,
-    tensors: usize,
-    tensors_left_out: usize,
-    numel: u64,
+    #[serde(flatten)]
+    sizes: Sizes,
     /// Windows of the command `step`.
     step_windows: u64,
-    params_bytes: u64,
-    grads_bytes: u64,
-    state_bytes: u64,
-    masters_bytes: u64,
-    traffic_bytes: u64,
 }
 
 impl Job {
@@ -154,12 +154,17 @@ impl Job {
         )
     }
 
-    fn on_cpu(&self) -> CpuPlanReport {
-        let mut report = CpuPlanReport {
+    /// Sizes of no tensor yet.
+    fn no_sizes(&self) -> Sizes {
+        Sizes {
             rule: self.name.clone(),
             tensors_left_out: self.model.left_out,
-            ..CpuPlanReport::default()
-        };
+            ..Sizes::default()
+        }
+    }
+
+    fn on_cpu(&self) -> CpuPlanReport {
+        let mut sizes = self.no_sizes();
         for (of, tensors) in &self.model.by_type {
             let storage = self.storage(*of);
             let numel = |(_, shape): &(String, Vec<usize>)| {
@@ -173,30 +178,31 @@ impl Job {
                 .map(|codec| codec.elem_bytes())
                 .sum::<u64>();
             let bytes = |per_elem: u64| numel.saturating_mul(per_elem);
-            report.tensors += tensors.len();
-            report.numel += numel;
-            report.params_bytes += bytes(of.bytes());
-            report.grads_bytes += bytes(of.bytes());
-            report.state_bytes += bytes(slots);
-            report.masters_bytes += bytes(storage.state_bytes() - slots);
-            report.traffic_bytes += bytes(storage.bytes_per_elem());
+            sizes.tensors += tensors.len();
+            sizes.numel += numel;
+            sizes.params_bytes += bytes(of.bytes());
+            sizes.grads_bytes += bytes(of.bytes());
+            sizes.state_bytes += bytes(slots);
+            sizes.masters_bytes += bytes(storage.state_bytes() - slots);
+            sizes.traffic_bytes += bytes(storage.bytes_per_elem());
         }
-        report.step_windows = cpu_windows(report.numel);
-        report
+        CpuPlanReport {
+            step_windows: cpu_windows(sizes.numel),
+            sizes,
+        }
     }
 }
 
 impl PlanReport {
     fn new(job: &Job, adapter: &wgpu::Adapter) -> anyhow::Result<Self> {
         let mut report = Self {
-            rule: job.name.clone(),
-            tensors_left_out: job.model.left_out,
+            sizes: job.no_sizes(),
             ..Self::default()
         };
         for (of, tensors) in &job.model.by_type {
             report.add_arena(job, (*of, tensors), adapter)?;
         }
-        report.step_dispatches = gpu_dispatches(report.numel);
+        report.step_dispatches = gpu_dispatches(report.sizes.numel);
         Ok(report)
     }
 
@@ -223,21 +229,21 @@ impl PlanReport {
         };
         let plan = plan_with(Masters::F32)?;
         let slots_bytes = plan_with(Masters::None)?.state_bytes();
-        self.tensors += layout.tensors.len();
+        self.sizes.tensors += layout.tensors.len();
         let numel: u64 = layout.tensors.iter().map(|tensor| tensor.numel).sum();
-        self.numel += numel;
-        self.traffic_bytes += numel * job.storage(of).bytes_per_elem();
+        self.sizes.numel += numel;
+        self.sizes.traffic_bytes += numel * job.storage(of).bytes_per_elem();
         self.arenas += 1;
         self.buffers += layout.buffers.len();
         self.pieces += plan.pieces.len();
         self.batches += plan.batches.len();
         self.dispatches += plan.dispatches(|_| Some(())).len();
         for buffer in &layout.buffers {
-            self.params_bytes += buffer.params_bytes();
-            self.grads_bytes += buffer.grads_bytes();
+            self.sizes.params_bytes += buffer.params_bytes();
+            self.sizes.grads_bytes += buffer.grads_bytes();
         }
-        self.state_bytes += slots_bytes;
-        self.masters_bytes += plan.state_bytes() - slots_bytes;
+        self.sizes.state_bytes += slots_bytes;
+        self.sizes.masters_bytes += plan.state_bytes() - slots_bytes;
         Ok(())
     }
 }
@@ -320,7 +326,7 @@ impl Report {
                     "  plan              {}\n  \
                      as step streams   {} dispatches\n  \
                      {:<18}{} dispatches over {} bindings, {} batches of them, in {} buffers\n{}",
-                    over(&plan.rule, plan.tensors, plan.numel, plan.tensors_left_out),
+                    plan.sizes.over(),
                     plan.step_dispatches,
                     match plan.arenas {
                         0 | 1 => "in an arena".to_owned(),
@@ -330,15 +336,7 @@ impl Report {
                     plan.pieces,
                     plan.batches,
                     plan.buffers,
-                    memory(
-                        [
-                            plan.params_bytes,
-                            plan.grads_bytes,
-                            plan.state_bytes,
-                            plan.masters_bytes
-                        ],
-                        plan.traffic_bytes,
-                    ),
+                    plan.sizes.memory(),
                 ),
                 Some(Planned::Refused { error }) => writeln!(text, "  no plan           {error}"),
                 None => Ok(()),
@@ -353,41 +351,43 @@ impl Report {
             let _ = writeln!(
                 text,
                 "  plan              {}\n  as step streams   {} windows\n{}",
-                over(&plan.rule, plan.tensors, plan.numel, plan.tensors_left_out),
+                plan.sizes.over(),
                 plan.step_windows,
-                memory(
-                    [
-                        plan.params_bytes,
-                        plan.grads_bytes,
-                        plan.state_bytes,
-                        plan.masters_bytes
-                    ],
-                    plan.traffic_bytes,
-                ),
+                plan.sizes.memory(),
             );
         }
         text
     }
 }
 
-fn over(rule: &str, tensors: usize, numel: u64, left_out: usize) -> String {
-    let left_out = match left_out {
-        0 => String::new(),
-        left_out => format!("; {left_out} left out, not F32, BF16 or F16"),
-    };
-    format!("{rule}, {tensors} tensors, {numel} parameters{left_out}")
-}
+impl Sizes {
+    fn over(&self) -> String {
+        let left_out = match self.tensors_left_out {
+            0 => String::new(),
+            left_out => format!("; {left_out} left out, not F32, BF16 or F16"),
+        };
+        let (rule, tensors, numel) = (&self.rule, self.tensors, self.numel);
+        format!("{rule}, {tensors} tensors, {numel} parameters{left_out}")
+    }
 
-/// Two lines on what is in memory and how much of it a step moves.
-fn memory(bytes: [u64; 4], traffic_bytes: u64) -> String {
-    let mib = |bytes: u64| bytes >> 20;
-    let [params, grads, state, masters] = bytes.map(mib);
-    format!(
-        "  memory            {} MiB: {params} MiB parameters, {grads} MiB gradients, {state} MiB state, {masters} MiB masters\n  \
-         traffic           {} MiB read and written by a step",
-        mib(bytes
+    /// Two lines on what is in memory and how much of it a step moves.
+    fn memory(&self) -> String {
+        let bytes = [
+            self.params_bytes,
+            self.grads_bytes,
+            self.state_bytes,
+            self.masters_bytes,
+        ];
+        let mib = |bytes: u64| bytes >> 20;
+        let all = bytes
             .iter()
-            .fold(0, |sum, bytes| sum.saturating_add(*bytes))),
-        mib(traffic_bytes),
-    )
+            .fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+        let [params, grads, state, masters] = bytes.map(mib);
+        format!(
+            "  memory            {} MiB: {params} MiB parameters, {grads} MiB gradients, {state} MiB state, {masters} MiB masters\n  \
+             traffic           {} MiB read and written by a step",
+            mib(all),
+            mib(self.traffic_bytes),
+        )
+    }
 }
