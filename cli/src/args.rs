@@ -10,17 +10,17 @@ use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{ConfigError, Masters, Precision, StepControl};
 
+use crate::groups::GroupArgs;
 use crate::rule::RuleArgs;
 
 /// Optimizer steps on GPU and CPU: momentum and its family, Adam and others.
-#[cfg_attr(feature = "lab", doc = "Without a command: bench.")]
 #[derive(Debug, Parser)]
-#[command(name = "wgpu-optim", version, about)]
+#[command(name = "wgpu-optim", version, about, arg_required_else_help = true)]
 pub struct Args {
     #[command(flatten)]
     pub common: CommonArgs,
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Command,
 }
 
 /// Options that every command takes.
@@ -56,6 +56,9 @@ pub enum DeviceArg {
 pub enum Command {
     /// Apply the update to a model held in safetensors files
     Step(StepArgs),
+    /// Make a round of DiLoCo or federated averaging: the global model moves by the mean of what it is more than each
+    /// worker's local model, by an outer optimizer: without --rule DiLoCo's, sgd --lr 0.7 --momentum 0.9 --nesterov
+    Round(RoundArgs),
     #[cfg(feature = "lab")]
     #[command(flatten)]
     Lab(crate::lab::Command),
@@ -64,7 +67,6 @@ pub enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(mut_arg("lr", |lr| lr.required(true)))]
 pub struct StepArgs {
     /// Parameters to update, a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
@@ -73,7 +75,8 @@ pub struct StepArgs {
     /// pseudo-gradient is old minus new parameters: where yours is new minus old, add --maximize
     #[arg(long, value_name = "FILE")]
     pub grads: PathBuf,
-    /// State that an earlier step wrote; without it, the optimizer starts afresh
+    /// State that an earlier step wrote; without it, the optimizer starts afresh. Rule, hyper-parameters, learning rate and
+    /// groups that are not given are those that it was made with
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
     /// File for the updated parameters; may be --params itself. An .index.json if --params is one
@@ -116,6 +119,41 @@ pub struct StepArgs {
     /// Seed of the random bits of --rounding stochastic [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub groups: GroupArgs,
+    #[command(flatten)]
+    pub rule: RuleArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RoundArgs {
+    /// Model that a worker has trained since the last round: a safetensors file or the .index.json of several. Given once
+    /// for each worker; their mean is summed in this order
+    #[arg(long, value_name = "FILE", required = true)]
+    pub local: Vec<PathBuf>,
+    /// Global model that all of them started from: a safetensors file or the .index.json of several
+    #[arg(long, value_name = "FILE")]
+    pub global: PathBuf,
+    /// Outer state that an earlier round wrote, over MPI or not; without it, the optimizer starts afresh. Rule,
+    /// hyper-parameters, learning rate and groups that are not given are those that it was made with
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// File for the new global model; may be --global itself, the default. An .index.json if --global is one
+    #[arg(long, value_name = "FILE")]
+    pub out_global: Option<PathBuf>,
+    /// File for the outer state of the next round; may be --state itself, the default. For an .index.json, in as many
+    /// files as --global
+    #[arg(long, value_name = "FILE", required_unless_present = "state")]
+    pub out_state: Option<PathBuf>,
+    /// Start afresh without --state even if --out-state holds a state already, which is then lost
+    #[arg(long)]
+    pub overwrite_state: bool,
+    /// Weights of the local models in their mean, such as of their examples: a number for each, separated by commas
+    /// [default: all alike]
+    #[arg(long, value_name = "X,X,..", value_delimiter = ',')]
+    pub weights: Vec<f64>,
+    #[command(flatten)]
+    pub groups: GroupArgs,
     #[command(flatten)]
     pub rule: RuleArgs,
 }
@@ -215,9 +253,36 @@ pub enum NonFinite {
 
 #[derive(Debug, ClapArgs)]
 pub struct InfoArgs {
-    /// Plan a step over the F32 tensors of this safetensors file, too, laid out in an arena
-    #[arg(long, value_name = "FILE")]
-    pub plan: Option<PathBuf>,
+    /// Plan a step by --rule, too: over the tensors of this safetensors file, in an arena for each dtype, or of --numel.
+    /// Without a rule it is momentum
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    pub plan: Option<Option<PathBuf>>,
+    /// Plan it over F32 tensors of these sizes, in elements; K, M and G are powers of 1024
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = parse_numel)]
+    pub numel: Vec<usize>,
+    #[command(flatten)]
+    pub rule: RuleArgs,
+}
+
+/// A number of elements.
+pub fn parse_numel(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.to_ascii_uppercase().strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => {
+            let shift = match text.chars().last() {
+                Some('k' | 'K') => 10,
+                Some('m' | 'M') => 20,
+                _ => 30,
+            };
+            (digits.to_owned(), shift)
+        }
+        None => (text.to_owned(), 0),
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|numel| (1..=1 << 40).contains(numel))
+        .ok_or_else(|| "expected a number of elements such as 1000, 64K, 16M or 1G".to_owned())
 }
 
 /// Negative numbers that follow an option become one with it, `--lr -1e-3` becomes `--lr=-1e-3`: they start as options do,

@@ -6,6 +6,7 @@
 
 mod args;
 mod backend;
+mod groups;
 mod info;
 mod interrupt;
 #[cfg(feature = "lab")]
@@ -20,17 +21,20 @@ use std::fmt;
 use std::io::{self, Write as _};
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use serde::Serialize;
 use wgpu_optim_files::{EngineError, FileError};
 
 use args::{Args, Command};
 pub use args::{CommonArgs, usage_error, with_negative_numbers};
 pub use backend::Choice;
+pub use groups::check_none as check_no_groups;
 pub use interrupt::Interrupt;
 #[cfg(feature = "lab")]
 pub use lab::picture;
 pub use progress::Progress;
-pub use rule::{FieldArgs, RuleArgs};
+pub use rule::{FieldArgs, Resumed, RuleArgs};
+pub use step::round::{Over, RoundReport, outer_rule};
 pub use system::{allow_open_files, peak_memory_bytes};
 
 /// Why a command did not succeed.
@@ -97,17 +101,35 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// Makes `bench` of arguments without a command where `cargo run` has started this package's own program, as in the first
+/// line of the README: then it says so first, on stderr. Elsewhere they stay as they are, and ask for help.
+pub fn with_bench_under_cargo(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    // Cargo names the package of the program that it runs; one that is installed was built from another folder, or is not
+    // run by cargo.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    let by_cargo = package.is_some_and(|package| package == env!("CARGO_MANIFEST_DIR"));
+    if cfg!(feature = "lab") && by_cargo && args.len() == 1 {
+        let _ = writeln!(
+            io::stderr(),
+            "cargo run without a command: bench, a minute of measuring this machine. Others are step, round, accuracy, \
+             experiments and info; `cargo run --release -- --help` lists them"
+        );
+        args.push("bench".into());
+    }
+    args
+}
+
 /// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
 /// and stderr.
 pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
-    let mut args = with_negative_numbers(args);
-    let mut parsed = Args::try_parse_from(&args);
-    if cfg!(feature = "lab") && matches!(&parsed, Ok(Args { command: None, .. })) {
-        args.push("bench".into());
-        parsed = Args::try_parse_from(&args);
-    }
-    let args = match parsed {
+    let args = match Args::try_parse_from(with_negative_numbers(args)) {
         Ok(args) => args,
+        // It has nothing wrong with it to be said in a line.
+        Err(help) if help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            print_help(&help);
+            return help.exit_code().clamp(0, 255) as u8;
+        }
         Err(error) if error.use_stderr() => {
             return exit_code(Err(Failure::Refused(usage_error(&error))));
         }
@@ -115,11 +137,11 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
     };
     allow_open_files();
     let outcome = match &args.command {
-        Some(Command::Step(step)) => step::run(&args.common, step),
-        Some(Command::Info(info)) => info::run(&args.common, info),
+        Command::Step(step) => step::run(&args.common, step),
+        Command::Round(round) => step::round::run(&args.common, round),
+        Command::Info(info) => info::run(&args.common, info),
         #[cfg(feature = "lab")]
-        Some(Command::Lab(lab)) => lab.run(&args.common),
-        None => Err(anyhow::anyhow!("expected a command").into()),
+        Command::Lab(lab) => lab.run(&args.common),
     };
     exit_code(outcome)
 }

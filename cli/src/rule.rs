@@ -2,9 +2,12 @@
 //! that differ. No rule is known here; the names come from the library's presets, and the flags that a rule takes from
 //! its fields.
 
-use anyhow::{Result, anyhow};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Args as ClapArgs;
 use clap::builder::PossibleValuesParser;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use wgpu_optim::rules::RulePreset;
 use wgpu_optim::{AnyRule, Rule as _};
@@ -13,6 +16,9 @@ use wgpu_optim::{AnyRule, Rule as _};
 const DEFAULT: &str = "sgd";
 
 const HEADING: &str = "Hyper-parameters";
+
+/// The field that says which rule it is.
+const RULE: &str = "rule";
 
 /// The field that `--lr` sets.
 const LR: &str = "lr";
@@ -43,11 +49,100 @@ impl RuleArgs {
         self.fields.config(rule, self.form.as_deref())
     }
 
+    /// The rule of a run that goes on from what `saved` was made with, or starts with `start`, and what was typed in place
+    /// of it: fields that were not are those of the state where the rule is the state's, else those of `start` where no
+    /// rule was typed, else the preset's.
+    pub fn resumed(&self, saved: Option<&AnyRule>, start: Option<&AnyRule>) -> Result<Resumed> {
+        let name = self.rule.as_deref();
+        let is_named = self.fields.preset.is_some() || name.is_some();
+        let base = match (saved, start) {
+            (Some(saved), _) if self.is_rule_of(saved)? => Some(saved),
+            (None, Some(start)) if !is_named && self.form.is_none() => Some(start),
+            _ => None,
+        };
+        let Some(base) = base else {
+            ensure!(
+                self.fields.has_lr(),
+                "expected --lr, the learning rate{}",
+                match saved {
+                    Some(saved) => format!(
+                        ": the state was made by the rule {}, whose own is no other rule's",
+                        name_of(&fields_of(saved)?)
+                    ),
+                    None => ": there is no state to have it from".to_owned(),
+                }
+            );
+            return Ok(Resumed {
+                config: self.config()?,
+                typed: self.name(),
+                from_state: Map::new(),
+                from_start: Map::new(),
+            });
+        };
+        let fields = fields_of(base)?;
+        let rule = name.unwrap_or_else(|| name_of(&fields)).to_owned();
+        let config = self
+            .fields
+            .in_place_of(base, self.form.as_deref())
+            .with_context(|| match saved {
+                Some(_) => format!("the state was made by the rule {}", name_of(&fields)),
+                None => format!("without --rule it starts from {}", in_words(&fields)),
+            })?;
+        let now = fields_of(&config)?;
+        let is_typed = |field: &str| {
+            let mut given = self.fields.fields_set();
+            given.any(|other| other == field) || (field == "form" && self.form.is_some())
+        };
+        let kept = fields.iter().filter(|(field, value)| {
+            *field != RULE && now.get(*field) == Some(value) && !is_typed(field)
+        });
+        let kept = kept.map(|(field, value)| (field.clone(), value.clone()));
+        let (mut from_state, mut from_start) = (Map::new(), Map::new());
+        match saved {
+            Some(_) => from_state.extend(kept),
+            None => from_start.extend(kept),
+        }
+        let words = [rule].into_iter().chain(self.flags());
+        Ok(Resumed {
+            config,
+            typed: words.collect::<Vec<_>>().join(" "),
+            from_state,
+            from_start,
+        })
+    }
+
+    /// Whether what was typed is the rule of a configuration, with other hyper-parameters. A library's has its own.
+    fn is_rule_of(&self, config: &AnyRule) -> Result<bool> {
+        if self.fields.preset.is_some() {
+            return Ok(false);
+        }
+        let Some(rule) = &self.rule else {
+            return Ok(true);
+        };
+        let preset = fields_of(&RulePreset::find(rule, None)?.config(0.0)?)?;
+        Ok(preset.get(RULE) == fields_of(config)?.get(RULE))
+    }
+
+    /// The form and hyper-parameters that were typed.
+    fn flags(&self) -> Vec<String> {
+        let mut flags = self.fields.flags();
+        flags.extend(self.form.iter().map(|form| format!("--form {form}")));
+        flags
+    }
+
     /// The name of the rule that was typed.
     pub fn name(&self) -> String {
         let rule = self.rule.as_deref().unwrap_or(DEFAULT);
-        let form = self.form.iter().map(|form| format!(" --form {form}"));
-        self.fields.name(rule) + &form.collect::<String>()
+        [rule.to_owned()]
+            .into_iter()
+            .chain(self.flags())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Whether nothing was typed.
+    pub fn is_default(&self) -> bool {
+        self.rule.is_none() && self.flags().is_empty()
     }
 
     /// Refuses hyper-parameters where no rule is named.
@@ -142,7 +237,36 @@ impl FieldArgs {
     /// rate, at zero.
     pub fn config(&self, rule: &str, form: Option<&str>) -> Result<AnyRule> {
         let preset = RulePreset::find(rule, self.preset.as_deref())?;
-        let defaults = fields_of(&preset)?;
+        let decouples = preset.decouples_weight_decay();
+        self.set_in(&preset.config(0.0)?, decouples, rule, form)
+    }
+
+    /// The configuration with what was given in place of its fields, checked. Weight decay stays what it is.
+    pub fn in_place_of(&self, config: &AnyRule, form: Option<&str>) -> Result<AnyRule> {
+        let fields = fields_of(config)?;
+        let rule = name_of(&fields);
+        let decouples = match (is_set(&fields, COUPLED), is_set(&fields, DECOUPLED)) {
+            (false, true) => true,
+            (true, false) => false,
+            _ => RulePreset::find(rule, None).is_ok_and(|preset| preset.decouples_weight_decay()),
+        };
+        // At zero no other field is out of range.
+        let set = self.set_in(&config.with_lr(0.0)?, decouples, rule, form)?;
+        match self.has_lr() {
+            true => Ok(set),
+            false => Ok(set.with_lr(config.lr())?),
+        }
+    }
+
+    /// What was given in place of a configuration's fields; whether weight decay is decoupled unless that was given, too.
+    fn set_in(
+        &self,
+        config: &AnyRule,
+        decouples: bool,
+        rule: &str,
+        form: Option<&str>,
+    ) -> Result<AnyRule> {
+        let defaults = fields_of(config)?;
         let mut fields = defaults.clone();
         let missing = |flag: String, field: &str| anyhow!("{flag}: the rule {rule} has no {field}");
         let mut given = self.given();
@@ -153,15 +277,14 @@ impl FieldArgs {
         }
         self.check_set_once(&given)?;
         for (field, value) in &self.others {
-            let of_rule = fields.get_mut(field).filter(|_| field != "rule");
+            let of_rule = fields.get_mut(field).filter(|_| field != RULE);
             *of_rule.ok_or_else(|| missing("--set".to_owned(), field))? = value.clone();
         }
         if self.decoupled && !fields.contains_key(DECOUPLED) {
             return Err(missing("--decoupled".to_owned(), DECOUPLED));
         }
         if let Some(decay) = self.weight_decay {
-            let decoupled =
-                self.decoupled || preset.decouples_weight_decay() || !fields.contains_key(COUPLED);
+            let decoupled = self.decoupled || decouples || !fields.contains_key(COUPLED);
             let (sets, clears) = match decoupled {
                 true => (DECOUPLED, COUPLED),
                 false => (COUPLED, DECOUPLED),
@@ -253,6 +376,16 @@ impl FieldArgs {
             .collect()
     }
 
+    /// The names of the fields that were given, weight decay's both.
+    fn fields_set(&self) -> impl Iterator<Item = &str> {
+        let given = self.given().into_iter().map(|(field, _)| field);
+        let decay = self.decoupled || self.weight_decay.is_some();
+        let decay = decay.then_some([COUPLED, DECOUPLED]).into_iter().flatten();
+        let others = self.others.iter().map(|(field, _)| &**field);
+        let lr = self.lr.map(|_| LR);
+        given.chain(decay).chain(others).chain(lr)
+    }
+
     /// Everything that was given, as it is typed.
     fn flags(&self) -> Vec<String> {
         let text = |flag: &str, value: &dyn ToString| format!("{flag} {}", value.to_string());
@@ -333,11 +466,94 @@ fn as_set(field: &str, value: &Value) -> String {
     }
 }
 
-/// A preset's fields at a learning rate of zero, at which none is out of range.
-fn fields_of(preset: &RulePreset) -> Result<Map<String, Value>> {
-    match serde_json::to_value(preset.config(0.0)?)? {
+/// The fields of a configuration, its rule among them.
+pub fn fields_of(config: &AnyRule) -> Result<Map<String, Value>> {
+    match serde_json::to_value(config)? {
         Value::Object(fields) => Ok(fields),
         other => Err(anyhow!("{other} has no fields")),
+    }
+}
+
+/// The name by which a rule of these fields is typed: of several that differ in the kind of weight decay the one of theirs.
+fn name_of(fields: &Map<String, Value>) -> &'static str {
+    let is_named = |preset: &RulePreset| {
+        let own = preset.config(0.0).ok();
+        let own = own.and_then(|config| fields_of(&config).ok());
+        own.is_some_and(|own| own.get(RULE) == fields.get(RULE))
+    };
+    let is_decoupled = is_set(fields, DECOUPLED);
+    let of_rules = names()
+        .into_iter()
+        .filter_map(|rule| RulePreset::find(rule, None).ok());
+    let mut named: Vec<_> = of_rules.filter(is_named).collect();
+    // Stable: else the first.
+    named.sort_by_key(|preset| preset.decouples_weight_decay() != is_decoupled);
+    named.first().map_or(DEFAULT, |preset| preset.rule)
+}
+
+fn is_set(fields: &Map<String, Value>, field: &str) -> bool {
+    let value = fields.get(field).and_then(Value::as_f64);
+    value.is_some_and(|value| value != 0.0)
+}
+
+/// A rule and those of its fields that do something, in words.
+fn in_words(fields: &Map<String, Value>) -> String {
+    let others = fields.iter().filter(|(field, _)| *field != RULE);
+    let others: Map<_, _> = others
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .collect();
+    format!("{}: {}", name_of(fields), list(&others))
+}
+
+/// Fields and their values, but for those that switch something off.
+pub fn list(fields: &Map<String, Value>) -> String {
+    let is_off = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(is_on) => !is_on,
+        Value::String(word) => word == "off",
+        value => value.as_f64() == Some(0.0),
+    };
+    let fields = fields.iter().filter(|(_, value)| !is_off(value));
+    let words = fields.map(|(field, value)| match value {
+        Value::Bool(_) => field.clone(),
+        Value::String(word) => format!("{field} {word}"),
+        value => format!("{field} {value}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// A rule that goes on, and where its hyper-parameters are from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Resumed {
+    /// The rule with all its fields.
+    #[serde(flatten)]
+    pub config: AnyRule,
+    /// What was typed of it.
+    #[serde(skip)]
+    pub typed: String,
+    /// The fields that are what they were where the state was made, because nothing else was typed.
+    pub from_state: Map<String, Value>,
+    /// The fields that are the command's own where there is no state.
+    #[serde(skip)]
+    from_start: Map<String, Value>,
+}
+
+impl Resumed {
+    /// In one line; `state` is the file of the state.
+    pub fn to_text(&self, state: Option<&Path>) -> String {
+        let Self {
+            typed,
+            from_state,
+            from_start,
+            ..
+        } = self;
+        match (list(from_state), list(from_start), state) {
+            (fields, _, Some(state)) if !fields.is_empty() => {
+                format!("{typed}; {fields} from {}", state.display())
+            }
+            (_, fields, _) if !fields.is_empty() => format!("{typed}; {fields} by default"),
+            _ => typed.clone(),
+        }
     }
 }
 
@@ -359,7 +575,7 @@ fn parse_finite(text: &str) -> Result<f64, String> {
 }
 
 /// A field and its value, in JSON or as a bare word.
-fn parse_assignment(text: &str) -> Result<(String, Value), String> {
+pub fn parse_assignment(text: &str) -> Result<(String, Value), String> {
     let (field, value) = text
         .split_once('=')
         .ok_or_else(|| "expected FIELD=VALUE".to_owned())?;
@@ -428,7 +644,7 @@ mod tests {
     fn every_flag_sets_its_field_or_is_refused_where_there_is_none() {
         for preset in AnyRule::presets() {
             let RulePreset { rule, library, .. } = preset;
-            let defaults = fields_of(&preset).unwrap();
+            let defaults = fields_of(&preset.config(0.0).unwrap()).unwrap();
             for (field, text, value) in samples() {
                 let flag = flag_of(field);
                 let line = format!("--rule {rule} --preset {library} --lr 0 {flag}{text}");
@@ -460,7 +676,7 @@ mod tests {
     fn every_field_can_be_set_by_its_name() {
         for preset in AnyRule::presets() {
             let RulePreset { rule, library, .. } = preset;
-            let defaults = fields_of(&preset).unwrap();
+            let defaults = fields_of(&preset.config(0.0).unwrap()).unwrap();
             for (field, value) in &defaults {
                 let line = format!("--rule {rule} --preset {library} --lr 0 --set {field}={value}");
                 match (field.as_str(), config(&line)) {
@@ -540,7 +756,7 @@ mod tests {
         // Every flag, with what its own field is anyway.
         for preset in AnyRule::presets() {
             let RulePreset { rule, library, .. } = preset;
-            let defaults = fields_of(&preset).unwrap();
+            let defaults = fields_of(&preset.config(0.0).unwrap()).unwrap();
             for (field, text, value) in samples() {
                 if !defaults.contains_key(field) {
                     continue;
@@ -563,7 +779,7 @@ mod tests {
     fn a_value_that_means_nothing_is_refused_by_its_field() {
         for preset in AnyRule::presets() {
             let RulePreset { rule, library, .. } = preset;
-            let defaults = fields_of(&preset).unwrap();
+            let defaults = fields_of(&preset.config(0.0).unwrap()).unwrap();
             for field in defaults.keys().filter(|field| *field != "rule") {
                 for value in ["null", "[]", "nonsense"] {
                     // Another one that is set, and is in order.
@@ -595,7 +811,7 @@ mod tests {
     fn weight_decay_is_what_the_rule_the_preset_or_the_flag_says() {
         for preset in AnyRule::presets() {
             let RulePreset { rule, library, .. } = preset;
-            let defaults = fields_of(&preset).unwrap();
+            let defaults = fields_of(&preset.config(0.0).unwrap()).unwrap();
             let has = |field| defaults.contains_key(field);
             for flag in ["", " --decoupled"] {
                 let line =

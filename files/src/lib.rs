@@ -3,7 +3,8 @@
 //!
 //! A [`Model`] is one file or several, of which only headers are in memory, and a [`SavedState`] is one whose tensors are
 //! slots, whole or in parts. [`window`] moves some of their elements into memory, steps them and moves them out again, into
-//! [`Outputs`] that take their targets' places together or not at all.
+//! [`Outputs`] that take their targets' places together or not at all. [`round`] has what a round of local training is, for
+//! both commands.
 
 mod access;
 mod at;
@@ -11,6 +12,7 @@ mod error;
 mod identity;
 mod model;
 mod output;
+pub mod round;
 mod source;
 mod state;
 pub mod window;

@@ -157,6 +157,15 @@ impl Model {
         &self.shards
     }
 
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        let shard = self.shards.first().map(|shard| shard.source.path());
+        match &self.index {
+            Some(index) => &index.path,
+            None => shard.unwrap_or(Path::new("")),
+        }
+    }
+
     /// The files to read from.
     pub fn sources(&self) -> Vec<&SourceFile> {
         self.shards.iter().map(|shard| &shard.source).collect()
@@ -165,6 +174,15 @@ impl Model {
     /// The index, if the model lies in several files.
     pub fn index(&self) -> Option<&IndexFile> {
         self.index.as_ref()
+    }
+
+    /// What the index and the files have under a key of their metadata.
+    pub fn metadata<'m>(&'m self, key: &'m str) -> impl Iterator<Item = &'m str> {
+        let of_index = self.index.iter().flat_map(|index| &index.metadata);
+        let shards = self.shards.iter();
+        let of_shards = shards.flat_map(|shard| &shard.header.metadata);
+        let entries = of_index.chain(of_shards).filter(move |(own, _)| own == key);
+        entries.map(|(_, value)| value.as_str())
     }
 
     /// How many tensors there are.

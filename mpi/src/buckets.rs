@@ -6,7 +6,7 @@ use std::mem;
 use std::ops::Range;
 
 use wgpu_optim::StorageType;
-use wgpu_optim::storage::unpack;
+use wgpu_optim_files::round::WeightedSum;
 
 use crate::error::ShardError;
 use crate::ranks::{Counts, Ranks};
@@ -40,48 +40,6 @@ pub(crate) trait Memory {
 
     /// Overwrites the parameters of these slices.
     fn write_params(&mut self, slices: &[Slice], bytes: &[u8]) -> Result<(), Self::Error>;
-}
-
-/// The weights of the ranks' gradients.
-#[derive(Clone, Debug)]
-pub(crate) struct Weights {
-    /// The factors of the ranks.
-    pub(crate) of_ranks: Vec<f64>,
-    /// The divisor of their sum.
-    pub(crate) total: f64,
-}
-
-impl Weights {
-    /// Sums values that lie one after the other in each rank's bytes, behind `sums`: in the order of the ranks and in `f64`,
-    /// so that the sum depends on nothing else.
-    fn sum(&self, of: StorageType, of_ranks: &[&[u8]], sums: &mut Vec<f64>) {
-        const BLOCK_ELEMS: usize = 1024;
-        let elem_bytes = of.bytes() as usize;
-        let first = sums.len();
-        sums.resize(first + of_ranks[0].len() / elem_bytes, 0.0);
-        let (mut halves, mut block) = ([0; BLOCK_ELEMS], [0.0; BLOCK_ELEMS]);
-        for (index, sums) in sums[first..].chunks_mut(BLOCK_ELEMS).enumerate() {
-            let start = index * BLOCK_ELEMS * elem_bytes;
-            for (bytes, weight) in of_ranks.iter().zip(&self.of_ranks) {
-                let bytes = &bytes[start..start + sums.len() * elem_bytes];
-                let block = &mut block[..sums.len()];
-                match of {
-                    StorageType::F32 => bytemuck::cast_slice_mut(block).copy_from_slice(bytes),
-                    of => {
-                        let halves = &mut halves[..sums.len()];
-                        bytemuck::cast_slice_mut(halves).copy_from_slice(bytes);
-                        unpack(of, halves, block);
-                    }
-                }
-                for (sum, value) in sums.iter_mut().zip(block) {
-                    *sum += weight * f64::from(*value);
-                }
-            }
-            for sum in sums {
-                *sum /= self.total;
-            }
-        }
-    }
 }
 
 impl Buckets {
@@ -131,7 +89,7 @@ impl Buckets {
         &self,
         ranks: &Ranks,
         memory: &mut M,
-        weights: &Weights,
+        weights: &WeightedSum,
         staging: &mut Staging,
         take: impl FnMut(&mut M, &[Slice], &[f64]) -> Result<(), M::Error>,
     ) -> Result<(), M::Error> {
@@ -263,7 +221,7 @@ struct Reduce<'a, M, T> {
     buckets: &'a Buckets,
     ranks: &'a Ranks,
     memory: &'a mut M,
-    weights: &'a Weights,
+    weights: &'a WeightedSum,
     sums: &'a mut Vec<f64>,
     take: T,
 }

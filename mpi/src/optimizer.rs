@@ -12,8 +12,9 @@ use wgpu_optim::{
     Arena, CpuControl, CpuOptimizer, Kernels, Optimizer, OptimizerState, ParamGroups, Rule,
     StepControl, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
 };
+use wgpu_optim_files::round::WeightedSum;
 
-use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
+use crate::buckets::{Buckets, Memory, Staging, Stored};
 use crate::error::ShardError;
 use crate::memory::Host;
 use crate::ranks::{Ranks, Terms, Traffic};
@@ -104,7 +105,7 @@ pub struct ShardedOptimizer<S: Share> {
     /// The names of all groups, and of each tensor's.
     groups: Vec<String>,
     group_of: Vec<String>,
-    weights: Weights,
+    weights: WeightedSum,
     control: Option<CpuControl>,
     /// The reduced gradients of the share, tensor by tensor.
     grads: Vec<Vec<f32>>,
@@ -219,9 +220,9 @@ impl Layout {
             share,
             groups: self.groups,
             group_of: self.group_of,
-            weights: Weights {
-                of_ranks: vec![1.0; size],
-                total: match sharding.reduction {
+            weights: WeightedSum {
+                factors: vec![1.0; size],
+                divisor: match sharding.reduction {
                     Reduction::Mean => size as f64,
                     Reduction::Sum => 1.0,
                 },

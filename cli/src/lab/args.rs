@@ -9,6 +9,7 @@ use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
 
 use super::problem::at_its_lr;
 use super::storage::StorageArgs;
+use crate::args::parse_numel;
 use crate::rule::{self, FieldArgs, RuleArgs};
 
 #[derive(Debug, ClapArgs)]
@@ -134,26 +135,6 @@ pub struct ExperimentsArgs {
     /// The folder of the pictures and their tables; created if missing
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-}
-
-fn parse_numel(text: &str) -> Result<usize, String> {
-    let (digits, shift) = match text.to_ascii_uppercase().strip_suffix(['K', 'M', 'G']) {
-        Some(digits) => {
-            let shift = match text.chars().last() {
-                Some('k' | 'K') => 10,
-                Some('m' | 'M') => 20,
-                _ => 30,
-            };
-            (digits.to_owned(), shift)
-        }
-        None => (text.to_owned(), 0),
-    };
-    digits
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|numel| (1..=1 << 40).contains(numel))
-        .ok_or_else(|| "expected a number of elements such as 1000, 64K, 16M or 1G".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {

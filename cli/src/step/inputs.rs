@@ -1,21 +1,20 @@
 //! The inputs of a step: parameters, gradients and state, paired by name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wgpu_optim::files::Dtype;
-use wgpu_optim::rules::Slot;
 use wgpu_optim::state::StateRecord;
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST, Storage};
 use wgpu_optim::{AnyRule, Masters, Precision, Rule as _, StorageType};
 use wgpu_optim_files::{
-    Model, Part, Place, SavedState, SavedTensor, Shard, SourceFile, storage_type,
+    Model, Part, Place, SavedState, SavedTensor, Shard, SourceFile, round, storage_type,
 };
 
 use super::fingerprint::{self, Fingerprints};
-use crate::args::StepArgs;
+use crate::groups::{GroupArgs, GroupReport, Groups};
+use crate::rule::Resumed;
 
 /// The content of an input of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,14 +24,42 @@ pub enum Content {
     State,
 }
 
-/// The option that names the input.
-impl fmt::Display for Content {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Params => "--params",
-            Self::Grads => "--grads",
-            Self::State => "--state",
-        })
+/// The options that name the files of a step.
+#[derive(Debug)]
+pub struct Flags {
+    params: &'static str,
+    grads: &'static str,
+    state: &'static str,
+    pub out_params: &'static str,
+    pub out_state: &'static str,
+}
+
+impl Flags {
+    /// Those of the command `step`.
+    pub const STEP: Self = Self {
+        params: "--params",
+        grads: "--grads",
+        state: "--state",
+        out_params: "--out-params",
+        out_state: "--out-state",
+    };
+
+    /// Those of the command `round`.
+    pub const ROUND: Self = Self {
+        params: "--global",
+        grads: "--local",
+        state: "--state",
+        out_params: "--out-global",
+        out_state: "--out-state",
+    };
+
+    /// The option that names an input.
+    pub const fn of(&self, content: Content) -> &'static str {
+        match content {
+            Content::Params => self.params,
+            Content::Grads => self.grads,
+            Content::State => self.state,
+        }
     }
 }
 
@@ -40,8 +67,10 @@ impl fmt::Display for Content {
 #[derive(Debug)]
 pub struct Inputs {
     pub params: Model,
-    grads: Model,
+    /// The gradients, or the local models that pseudo-gradients are made of.
+    pub grads: Vec<Model>,
     pub state: Option<State>,
+    pub flags: &'static Flags,
 }
 
 /// The state of an earlier step, in one file or several.
@@ -57,10 +86,13 @@ pub struct State {
 pub struct Updated {
     pub name: String,
     pub numel: u64,
+    /// Its parameter group.
+    pub group: usize,
     /// The types of its values in the files.
     pub storage: Storage,
     pub params: Part,
-    pub grads: Part,
+    /// Its gradient, or its values in each local model.
+    pub grads: Vec<Part>,
     /// Its entry of the saved state.
     pub saved: SavedTensor,
 }
@@ -89,25 +121,63 @@ pub struct Pairing {
     pub skipped_non_float: usize,
 }
 
+impl Pairing {
+    /// What each group has of the tensors that are updated.
+    pub fn groups(&self, groups: &Groups) -> Vec<GroupReport> {
+        let tensors = self.updated.values();
+        groups.report(tensors.map(|tensor| (tensor.group, tensor.numel)))
+    }
+}
+
 impl Inputs {
-    pub fn open(args: &StepArgs, config: &AnyRule) -> Result<Self> {
-        let params = Model::open(&args.params)?;
-        let grads = Model::open(&args.grads)?;
-        let open_state = |path| {
-            State::open(path, &params, config).with_context(|| format!("state {}", path.display()))
-        };
-        let state = args.state.as_deref().map(open_state).transpose()?;
+    /// Opens the files; of the state only what it says of the rule has been looked at.
+    pub fn open(
+        flags: &'static Flags,
+        params: &Path,
+        grads: &[PathBuf],
+        state: Option<&Path>,
+    ) -> Result<Self> {
+        let open_state =
+            |path: &Path| State::open(path).with_context(|| format!("state {}", path.display()));
         Ok(Self {
-            params,
-            grads,
-            state,
+            params: Model::open(params)?,
+            grads: grads
+                .iter()
+                .map(|path| Model::open(path))
+                .collect::<Result<_, _>>()?,
+            state: state.map(open_state).transpose()?,
+            flags,
         })
+    }
+
+    /// The configuration that the state was made with.
+    pub fn saved_rule(&self) -> Option<&AnyRule> {
+        let state = self.state.as_ref();
+        state.map(|state| &state.saved.record.config)
+    }
+
+    /// The groups of a rule over the parameters, which has to be the one that made the state.
+    pub fn groups(&self, args: &GroupArgs, rule: &Resumed, path: Option<&Path>) -> Result<Groups> {
+        let state = self.state.as_ref();
+        if let Some(state) = state {
+            let checked = state.check(&self.params, &rule.config);
+            checked.with_context(|| {
+                let path = path.map_or_else(String::new, |path| format!(" {}", path.display()));
+                format!("state{path}")
+            })?;
+        }
+        Groups::new(
+            args,
+            rule,
+            state.map(|state| &state.saved.files),
+            &self.params,
+        )
     }
 
     /// Pairs gradients with parameters and slots.
     pub fn pair(
         &self,
-        config: &AnyRule,
+        groups: &Groups,
         precision: &Precision,
         skip_non_float: bool,
     ) -> Result<Pairing> {
@@ -115,8 +185,7 @@ impl Inputs {
             self.check_no_masters()?;
         }
         let mut pairing = Pairing::default();
-        let slots: Vec<_> = config.slots().kept().copied().collect();
-        for grad in self.grads.in_place_order() {
+        for grad in self.grads.iter().flat_map(Model::in_place_order) {
             let name = &grad.entry.name;
             let param = self
                 .params
@@ -132,22 +201,15 @@ impl Inputs {
                  gradient holds no floating-point numbers as they are",
                 grad.entry.dtype
             );
-            let stored_as = |role, place: Place<'_>| {
-                let dtype = place.entry.dtype;
-                storage_type(dtype).with_context(|| {
-                    format!("tensor {name:?}: the {role} is {dtype}, expected F32, BF16 or F16")
-                })
-            };
-            let (params, grads) = (stored_as("parameter", param)?, stored_as("gradient", grad)?);
+            stored_as("parameter", param)?;
+            let grads = stored_as("gradient", grad)?;
             ensure!(
                 grad.entry.shape == param.entry.shape,
                 "tensor {name:?}: the gradient has shape {:?}, expected {:?}",
                 grad.entry.shape,
                 param.entry.shape
             );
-            let storage =
-                Storage::new(params, grads, slots.iter().map(|slot| slot.name), precision);
-            let updated = self.updated(&slots, storage, param, grad)?;
+            let updated = self.updated(groups, precision, param, (grads, &[grad]))?;
             pairing.updated.insert(name.clone(), updated);
         }
         ensure!(
@@ -157,25 +219,57 @@ impl Inputs {
         Ok(pairing)
     }
 
+    /// Pairs the tensors of all local models with the global one's and slots.
+    pub fn pair_locals(&self, groups: &Groups) -> Result<Pairing> {
+        let paired = self.grads.iter().map(|local| {
+            let named = || format!("local model {}", local.path().display());
+            round::tensors_of(&self.params, local).with_context(named)
+        });
+        let paired = paired.collect::<Result<Vec<_>>>()?;
+        let mut pairing = Pairing::default();
+        for (index, (param, _)) in paired.first().into_iter().flatten().enumerate() {
+            let Some(of) = storage_type(param.entry.dtype) else {
+                continue;
+            };
+            let locals: Vec<_> = paired.iter().map(|pairs| pairs[index].1).collect();
+            let precision = Precision::default();
+            let updated = self.updated(groups, &precision, *param, (of, &locals))?;
+            pairing.updated.insert(updated.name.clone(), updated);
+        }
+        Ok(pairing)
+    }
+
+    /// A tensor and its values in each of the models of gradients, which are stored as the first says.
     fn updated(
         &self,
-        slots: &[Slot],
-        storage: Storage,
+        groups: &Groups,
+        precision: &Precision,
         param: Place<'_>,
-        grad: Place<'_>,
+        (grads_type, grads): (StorageType, &[Place<'_>]),
     ) -> Result<Updated> {
         let (name, shape, numel) = (&param.entry.name, &param.entry.shape, param.entry.numel());
+        let params_type = stored_as("parameter", param)?;
+        let group = groups.of(name);
+        let slots = &groups.get(group).slots;
+        let kept = slots.iter().map(|slot| slot.name);
+        let storage = Storage::new(params_type, grads_type, kept, precision);
         let saved = match &self.state {
-            Some(state) => state.saved.of_tensor(name, shape, storage.params, slots)?,
+            Some(state) => state.saved.of_tensor(name, shape, params_type, slots)?,
             None => SavedTensor::default(),
         };
-        let grads_at = grad.at(self.state_files() + self.params.shards().len());
+        let mut first = self.state_files() + self.params.shards().len();
+        let mut parts = Vec::new();
+        for (grad, model) in grads.iter().zip(&self.grads) {
+            parts.push(Part::whole(numel, grad.at(first), grads_type));
+            first += model.shards().len();
+        }
         Ok(Updated {
             name: name.clone(),
             numel,
+            group,
             storage,
-            params: Part::whole(numel, param.at(self.state_files()), storage.params),
-            grads: Part::whole(numel, grads_at, storage.grads),
+            params: Part::whole(numel, param.at(self.state_files()), params_type),
+            grads: parts,
             saved,
         })
     }
@@ -196,7 +290,7 @@ impl Inputs {
     /// of the gradients.
     pub fn files(&self) -> Vec<&SourceFile> {
         let state = self.state.iter().map(|state| &state.saved.files);
-        let models = state.chain([&self.params, &self.grads]);
+        let models = state.chain([&self.params]).chain(&self.grads);
         models.flat_map(Model::sources).collect()
     }
 
@@ -212,11 +306,9 @@ impl Inputs {
             .state
             .as_ref()
             .map(|state| (Content::State, &state.saved.files));
-        let others = [
-            (Content::Params, &self.params),
-            (Content::Grads, &self.grads),
-        ];
-        others.into_iter().chain(state)
+        let params = [(Content::Params, &self.params)];
+        let grads = self.grads.iter().map(|model| (Content::Grads, model));
+        params.into_iter().chain(grads).chain(state)
     }
 
     /// The tensors of the state that have other parameters now than it was written with, as far as it says, and how many
@@ -245,9 +337,21 @@ impl Inputs {
 }
 
 impl State {
-    fn open(path: &Path, params: &Model, config: &AnyRule) -> Result<Self> {
+    fn open(path: &Path) -> Result<Self> {
         let saved = SavedState::new(Model::open(path)?)?;
-        let record: &StateRecord = &saved.record;
+        let mut fingerprints = Fingerprints::new();
+        for shard in saved.files.shards() {
+            fingerprints.extend(fingerprint::in_file(&shard.header)?);
+        }
+        Ok(Self {
+            saved,
+            fingerprints,
+        })
+    }
+
+    /// Makes sure that it is one of these parameters and this rule.
+    fn check(&self, params: &Model, config: &AnyRule) -> Result<()> {
+        let record: &StateRecord = &self.saved.record;
         let (expected, actual) = (config.state_kind(), record.config.state_kind());
         ensure!(
             actual == expected,
@@ -260,18 +364,11 @@ impl State {
             let param = params
                 .get(name)
                 .with_context(|| format!("tensor {name:?} has no parameter of that name"))?;
-            for slot in saved.slots_of(name) {
-                saved.parts_of(name, slot, &param.entry.shape)?;
+            for slot in self.saved.slots_of(name) {
+                self.saved.parts_of(name, slot, &param.entry.shape)?;
             }
         }
-        let mut fingerprints = Fingerprints::new();
-        for shard in saved.files.shards() {
-            fingerprints.extend(fingerprint::in_file(&shard.header)?);
-        }
-        Ok(Self {
-            saved,
-            fingerprints,
-        })
+        Ok(())
     }
 }
 
@@ -324,6 +421,14 @@ pub fn record_after(
         state_kinds: BTreeMap::new(),
         control: before.and_then(|before| before.control),
     }
+}
+
+/// The storage type of a tensor that is to be stepped; `role` is how messages call it.
+fn stored_as(role: &str, place: Place<'_>) -> Result<StorageType> {
+    let (name, dtype) = (&place.entry.name, place.entry.dtype);
+    storage_type(dtype).with_context(|| {
+        format!("tensor {name:?}: the {role} is {dtype}, expected F32, BF16 or F16")
+    })
 }
 
 fn is_float(dtype: Dtype) -> bool {

@@ -6,22 +6,28 @@ mod norm;
 mod notes;
 mod plan;
 mod report;
+pub mod round;
 mod stream;
 mod threads;
 
+use std::slice::from_ref;
 use std::time::Instant;
 
 use anyhow::Result;
+use serde::Serialize;
+use wgpu_optim::CpuControl;
 use wgpu_optim::control::{GradNorms, Verdict};
 use wgpu_optim::state::StateRecord;
-use wgpu_optim::{AnyRule, CpuControl, Precision};
+use wgpu_optim::storage::Rounding;
 use wgpu_optim_files::Outputs;
+use wgpu_optim_files::round::WeightedSum;
 
 use crate::args::{CommonArgs, NonFinite, StepArgs};
 use crate::backend::{Backend, Choice};
+use crate::groups::{Group, Groups};
 use crate::interrupt::Interrupt;
 use crate::{Failure, peak_memory_bytes, print, warn};
-use inputs::{Inputs, Pairing, check_no_state_is_lost, record_after};
+use inputs::{Flags, Inputs, Pairing, check_no_state_is_lost, record_after};
 use plan::{Plan, Targets, Window};
 use report::{GradientsReport, NonFiniteReport, Report, SixteenBitsReport};
 use stream::{Stream, Streamed};
@@ -41,33 +47,46 @@ pub fn gpu_dispatches(numel: u64) -> u64 {
     numel.div_ceil(GPU_WINDOW_ELEMS)
 }
 
+/// Windows of a step over so many elements on the CPU, likewise.
+pub fn cpu_windows(numel: u64) -> u64 {
+    numel.div_ceil(CPU_WINDOW_ELEMS)
+}
+
 pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::catch()?;
-    let config = args.rule.config()?;
     let precision = args.precision()?;
     let mut control = CpuControl::new(args.control()?);
     if args.state.is_none() && !args.overwrite_state {
         check_no_state_is_lost(&args.out_state)?;
     }
-    let inputs = Inputs::open(args, &config)?;
-    let pairing = inputs.pair(&config, &precision, args.skip_non_float)?;
-    let notes = notes::of_inputs(&inputs, &pairing, &config, precision.rounding)?;
+    let state = args.state.as_deref();
+    let inputs = Inputs::open(&Flags::STEP, &args.params, from_ref(&args.grads), state)?;
+    let rule = args.rule.resumed(inputs.saved_rule(), None)?;
+    let groups = inputs.groups(&args.groups, &rule, state)?;
+    let pairing = inputs.pair(&groups, &precision, args.skip_non_float)?;
+    let notes = notes::of_inputs(&inputs, &pairing, &groups, precision.rounding)?;
     let mut job = Job {
-        args,
-        config: config.clone(),
-        precision,
+        targets: Targets {
+            params: &args.out_params,
+            state: &args.out_state,
+            outer_steps: None,
+        },
+        groups: &groups,
+        repeat: args.repeat,
+        rounding: precision.rounding,
+        nonfinite: args.nonfinite,
+        mean: None,
         verdict: control.decide(&[]),
-        norm: None,
         inputs: &inputs,
         interrupt: &interrupt,
     };
 
     let before = inputs.state.as_ref().map(|state| &state.saved.record);
-    let record = record_after(before, config, &pairing, args.repeat.into());
+    let record = record_after(before, rule.config.clone(), &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
-    let mut bytes_read = 0;
+    let (mut bytes_read, mut norm) = (0, None);
     if args.clip_norm.is_some() {
         let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
         job.verdict = control.decide(&[GradNorms {
@@ -75,12 +94,40 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
             tensors: Vec::new(),
         }]);
         // The record's own is an f32, which may be too small for it.
-        job.norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
+        norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
         bytes_read = bytes;
     }
     let (choice, mut streamed) = job.compute_anywhere(common, &plan, &outputs)?;
     streamed.bytes_read += bytes_read;
-    let mut report = job.report(choice, &pairing, &plan, streamed, notes);
+    let mut report = Report {
+        backend: choice.kind(),
+        adapter: choice.name(),
+        reason: choice.reason,
+        groups: pairing.groups(&groups),
+        rule,
+        state: args.state.clone(),
+        tensors_updated: pairing.updated.len(),
+        tensors_frozen: inputs.params.len() - pairing.updated.len(),
+        tensors_skipped_non_float: pairing.skipped_non_float,
+        sixteen_bits: SixteenBitsReport::new(args, &precision, &pairing),
+        numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
+        dispatches: streamed.dispatches,
+        repeat: args.repeat,
+        gradients: GradientsReport::new(args, &job.verdict, norm),
+        nonfinite: NonFiniteReport {
+            mode: args.nonfinite,
+            skipped: false,
+            gradients: streamed.gradients,
+            results: streamed.results,
+        },
+        dropped_metadata: plan.dropped_metadata.clone(),
+        notes,
+        bytes_read: streamed.bytes_read,
+        bytes_written: streamed.bytes_written,
+        peak_memory_bytes: None,
+        total_ms: 0.0,
+        gb_per_s: 0.0,
+    };
     let outputs = if report.nonfinite.is_empty() {
         plan.write_fingerprints(&inputs, &outputs)?;
         outputs
@@ -89,6 +136,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         report.tensors_frozen += report.tensors_updated;
         report.tensors_updated = 0;
         report.sixteen_bits.tensors = 0;
+        report.groups.clear();
         report.nonfinite.skipped = true;
         let (outputs, copied) = job.skip()?;
         report.bytes_read += copied.bytes_read;
@@ -106,34 +154,36 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     report.total_ms = total * 1e3;
     report.gb_per_s = (report.bytes_read + report.bytes_written) as f64 / total.max(1e-9) / 1e9;
     report.peak_memory_bytes = peak_memory_bytes();
-    // Whoever is told that the step has failed makes it again.
-    if let Err(failure) = print(common, &report, report.to_text()) {
+    print_done(common, &report, report.to_text());
+    Ok(())
+}
+
+/// Prints the report of a step whose outputs are in place: whoever is told that it has failed makes it again.
+fn print_done(common: &CommonArgs, report: &impl Serialize, text: String) {
+    if let Err(failure) = print(common, report, text) {
         warn(&format!(
             "the step is made and its outputs are in place, but the report cannot be printed: {failure}"
         ));
     }
-    Ok(())
 }
 
 /// The inputs that all ways to compute a step have in common.
 struct Job<'j> {
-    args: &'j StepArgs,
-    config: AnyRule,
-    precision: Precision,
+    targets: Targets<'j>,
+    groups: &'j Groups,
+    repeat: u32,
+    rounding: Rounding,
+    nonfinite: NonFinite,
+    /// The weights of local models whose mean parameters move by.
+    mean: Option<&'j WeightedSum>,
     verdict: Verdict,
-    /// The norm of all gradients, divided by their scale; where they are clipped by it.
-    norm: Option<f64>,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
 
-impl Job<'_> {
-    fn plan<'p>(&self, pairing: &'p Pairing, record: &StateRecord) -> Result<Plan<'p>> {
-        let targets = Targets {
-            params: &self.args.out_params,
-            state: &self.args.out_state,
-        };
-        Plan::new(self.inputs, pairing, record, targets, &self.config)
+impl<'j> Job<'j> {
+    fn plan(&self, pairing: &'j Pairing, record: &StateRecord) -> Result<Plan<'j>> {
+        Plan::new(self.inputs, pairing, record, self.targets, self.groups)
     }
 
     /// Writes the outputs, on another device where one has failed and nobody insists on it.
@@ -168,78 +218,48 @@ impl Job<'_> {
             Backend::Cpu => (CPU_WINDOW_ELEMS, rayon::current_num_threads() + 1),
         };
         let windows = plan.windows(max_elems);
-        let updates = windows.iter().filter_map(|window| match window {
-            Window::Update { elems, .. } => Some(*elems),
-            Window::Copy(_) => None,
-        });
-        let largest = updates.clone().max().unwrap_or(0);
-        let engine = |_| choice.engine(self.config.clone(), largest);
-        let engines = (0..engines.min(windows.len())).map(engine);
-        let engines = engines.collect::<Result<Vec<_>, _>>()?;
+        let mut largest = vec![0; self.groups.iter().len()];
+        let mut dispatches = 0;
+        for window in &windows {
+            if let Window::Update { elems, group, .. } = window {
+                largest[*group] = (*elems).max(largest[*group]);
+                dispatches += 1;
+            }
+        }
+        let engine =
+            |(group, largest): (&Group, &u64)| choice.engine(group.config.clone(), *largest);
+        let of_thread = |_| self.groups.iter().zip(&largest).map(engine).collect();
+        let engines = (0..engines.min(windows.len())).map(of_thread);
+        let engines = engines.collect::<Result<Vec<Vec<_>>, _>>()?;
         let stream = Stream {
             inputs: self.inputs,
             plan,
             windows: &windows,
             outputs,
-            config: &self.config,
+            mean: self.mean,
             verdict: &self.verdict,
-            repeat: self.args.repeat,
-            rounding: self.precision.rounding,
-            nonfinite: self.args.nonfinite,
+            repeat: self.repeat,
+            rounding: self.rounding,
+            nonfinite: self.nonfinite,
             interrupt: self.interrupt,
         };
         let mut streamed = stream.run(engines)?;
         if let Backend::Gpu(open) = &choice.backend {
             open.finish()?;
-            streamed.dispatches = updates.count();
+            streamed.dispatches = dispatches;
         }
         Ok(streamed)
-    }
-
-    fn report(
-        &self,
-        choice: Choice,
-        pairing: &Pairing,
-        plan: &Plan<'_>,
-        streamed: Streamed,
-        notes: Vec<String>,
-    ) -> Report {
-        Report {
-            backend: choice.kind(),
-            adapter: choice.name(),
-            reason: choice.reason,
-            tensors_updated: pairing.updated.len(),
-            tensors_frozen: self.inputs.params.len() - pairing.updated.len(),
-            tensors_skipped_non_float: pairing.skipped_non_float,
-            sixteen_bits: SixteenBitsReport::new(self.args, &self.precision, pairing),
-            numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
-            dispatches: streamed.dispatches,
-            repeat: self.args.repeat,
-            gradients: GradientsReport::new(self.args, &self.verdict, self.norm),
-            nonfinite: NonFiniteReport {
-                mode: self.args.nonfinite,
-                skipped: false,
-                gradients: streamed.gradients,
-                results: streamed.results,
-            },
-            dropped_metadata: plan.dropped_metadata.clone(),
-            notes,
-            bytes_read: streamed.bytes_read,
-            bytes_written: streamed.bytes_written,
-            peak_memory_bytes: None,
-            total_ms: 0.0,
-            gb_per_s: 0.0,
-        }
     }
 
     /// Writes the inputs: parameters, state and counts as they were.
     fn skip(&self) -> Result<(Outputs, Streamed), Failure> {
         let nothing = Pairing::default();
+        let config = self.groups.config();
         let record = match &self.inputs.state {
             Some(state) => state.saved.record.clone(),
-            None => record_after(None, self.config.clone(), &nothing, 0),
+            None => record_after(None, config.clone(), &nothing, 0),
         };
-        let plan = self.plan(&nothing, &record)?;
+        let plan = Plan::new(self.inputs, &nothing, &record, self.targets, self.groups)?;
         let outputs = plan.stage(self.inputs)?;
         let copied = self.compute(&Choice::cpu("nothing is computed"), &plan, &outputs)?;
         plan.write_fingerprints(self.inputs, &outputs)?;

@@ -1,6 +1,5 @@
 //! The norm of all gradients, which a step that clips by it has to know before it applies the first of them.
 
-use std::slice::from_ref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use wgpu_optim::control::GradNorm;
@@ -37,7 +36,7 @@ pub fn of_grads(
     let norm = |(reader, grads): &mut (Reader<'_>, Vec<f32>), window: usize| {
         let (slices, elems) = &windows[window];
         grads.resize(*elems as usize, 0.0);
-        let parts = |update: usize| from_ref(&plan.updates[update].tensor.grads);
+        let parts = |update: usize| &*plan.updates[update].tensor.grads;
         reader.read(&runs(slices, parts), grads)?;
         let mut norm = GradNorm::default();
         norm.add(grads);

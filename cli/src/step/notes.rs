@@ -1,23 +1,26 @@
 //! Notes of the report, one line each, on what is allowed and may not be meant.
 
 use anyhow::Result;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use wgpu_optim::AnyRule;
 use wgpu_optim::storage::Rounding;
 
 use super::inputs::{Inputs, Pairing, Updated};
+use crate::groups::Groups;
+use crate::rule;
 
 /// The notes on a step, before it is made.
 pub fn of_inputs(
     inputs: &Inputs,
     pairing: &Pairing,
-    config: &AnyRule,
+    groups: &Groups,
     rounding: Rounding,
 ) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     if let Some(state) = &inputs.state {
         notes.extend(other_params(inputs)?);
-        notes.extend(other_fields(&state.saved.record.config, config)?);
+        notes.extend(other_fields(&state.saved.record.config, groups.config())?);
+        notes.extend(groups.notes(&state.saved.files)?);
     }
     let is_rounded = pairing.updated.values().any(Updated::is_rounded);
     if let (Rounding::Stochastic { seed }, None, true) = (rounding, &inputs.state, is_rounded) {
@@ -42,9 +45,7 @@ fn other_params(inputs: &Inputs) -> Result<Option<String>> {
 
 /// Hyper-parameters that are not what the state was made with; a learning rate is expected to follow a schedule.
 fn other_fields(before: &AnyRule, now: &AnyRule) -> Result<Vec<String>> {
-    let fields =
-        |rule: &AnyRule| serde_json::from_value::<Map<String, Value>>(serde_json::to_value(rule)?);
-    let (before, now) = (fields(before)?, fields(now)?);
+    let (before, now) = (rule::fields_of(before)?, rule::fields_of(now)?);
     let differs = |(name, now): (&String, &Value)| {
         let before = before.get(name).unwrap_or(&Value::Null);
         (name != "lr" && before != now)

@@ -4,23 +4,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use wgpu_optim::Rule as _;
 use wgpu_optim::files::{Dtype, Header, Index, is_content_hash};
-use wgpu_optim::rules::Slot;
 use wgpu_optim::state::{SlotEntry, StateRecord};
 use wgpu_optim::storage::Codec;
-use wgpu_optim::{AnyRule, Rule as _};
 use wgpu_optim_files::window::{ELEM_BYTES, Slice};
-use wgpu_optim_files::{At, FileError, Layout, NewFile, Outputs, Part, is_index};
+use wgpu_optim_files::{At, FileError, Layout, NewFile, Outputs, Part, is_index, round};
 
 use super::fingerprint;
 use super::inputs::{Content, Inputs, Pairing, Updated};
+use crate::groups::Groups;
 
 /// The files that a step writes, and what goes where in them.
 #[derive(Debug)]
 pub struct Plan<'i> {
     files: Vec<(Content, NewFile)>,
-    /// The slots that the rule keeps of each tensor that is updated.
-    pub slots: Vec<Slot>,
+    pub groups: &'i Groups,
     pub updates: Vec<Update<'i>>,
     pub copies: Vec<Copy>,
     /// Keys of the parameter files' metadata that are left out.
@@ -63,9 +62,9 @@ impl StateContent {
 pub struct Update<'i> {
     pub tensor: &'i Updated,
     pub out_params: Part,
-    /// One for each of the plan's slots and, behind them, its masters.
+    /// One for each of its group's slots and, behind them, its masters.
     pub out_state: Vec<Part>,
-    /// [`Rule::phase`](wgpu_optim::Rule::phase) of its next step.
+    /// [`Rule::phase`](wgpu_optim::Rule::phase) of its next step, by its group's rule.
     pub phase: u64,
 }
 
@@ -83,10 +82,11 @@ type OutSlots = BTreeMap<String, Vec<(String, At)>>;
 /// The work that is read, computed and written at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// Elements of the plan's updates, all of them in one phase of the rule.
+    /// Elements of the plan's updates, all of them of one group and in one phase of its rule.
     Update {
         slices: Vec<Slice>,
         elems: u64,
+        group: usize,
         phase: u64,
     },
     Copy(Copy),
@@ -97,6 +97,8 @@ pub enum Window {
 pub struct Targets<'a> {
     pub params: &'a Path,
     pub state: &'a Path,
+    /// How many rounds the parameters are of, where they are a global model.
+    pub outer_steps: Option<u64>,
 }
 
 impl<'i> Plan<'i> {
@@ -106,19 +108,19 @@ impl<'i> Plan<'i> {
         pairing: &'i Pairing,
         record: &StateRecord,
         targets: Targets<'_>,
-        config: &AnyRule,
+        groups: &'i Groups,
     ) -> Result<Self> {
         let mut plan = Self {
             files: Vec::new(),
-            slots: config.slots().kept().copied().collect(),
+            groups,
             updates: Vec::new(),
             copies: Vec::new(),
             dropped_metadata: Vec::new(),
             out_params: Layout::default(),
             states: Vec::new(),
         };
-        plan.params_files(inputs, targets.params)?;
-        let slots = plan.state_files(inputs, pairing, record, targets.state)?;
+        plan.params_files(inputs, targets)?;
+        let slots = plan.state_files(inputs, pairing, record, targets)?;
         for (place, named) in inputs.params.in_files() {
             let name = place.entry.name.as_str();
             let out_params = plan.out_params.at(place);
@@ -128,8 +130,9 @@ impl<'i> Plan<'i> {
             };
             ensure!(
                 named,
-                "tensor {name:?} is in two files of --params, and {} is not where the index says it is: only \
-                 one of the two would be updated, and programs differ in which they read; remove one",
+                "tensor {name:?} is in two files of {}, and {} is not where the index says it is: only one of the two \
+                 would be updated, and programs differ in which they read; remove one",
+                inputs.flags.of(Content::Params),
                 inputs.params.shards()[place.shard].source.path().display()
             );
             let out_state = slots.get(name).into_iter().flatten();
@@ -139,7 +142,10 @@ impl<'i> Plan<'i> {
                 out_state: out_state
                     .map(|(_, at)| Part::whole(tensor.numel, *at, Codec::F32))
                     .collect(),
-                phase: config.phase(tensor.saved.applied_steps),
+                phase: groups
+                    .get(tensor.group)
+                    .config
+                    .phase(tensor.saved.applied_steps),
             });
         }
         // The slots of tensors that are not updated.
@@ -158,25 +164,24 @@ impl<'i> Plan<'i> {
     }
 
     /// The parameter files and their index.
-    fn params_files(&mut self, inputs: &Inputs, target: &Path) -> Result<()> {
-        const ROLE: &str = "--out-params";
-        let index = inputs.params.index();
-        match index {
+    fn params_files(&mut self, inputs: &Inputs, targets: Targets<'_>) -> Result<()> {
+        let (role, target) = (inputs.flags.out_params, targets.params);
+        let given = inputs.flags.of(Content::Params);
+        match inputs.params.index() {
             Some(_) => ensure!(
                 is_index(target),
-                "--params is the index of a model in several files, so --out-params has to be one, too: expected a \
-                 name that ends in .index.json, got {}",
+                "{given} is the index of a model in several files, so {role} has to be one, too: expected a name that \
+                 ends in .index.json, got {}",
                 target.display()
             ),
             None => ensure!(
                 !is_index(target),
-                "--params is a single file, so --out-params has to be one, too: a name that ends in .json is an index, \
-                 got {}",
+                "{given} is a single file, so {role} has to be one, too: a name that ends in .json is an index, got {}",
                 target.display()
             ),
         }
         let mut dropped: Vec<String> = Vec::new();
-        let layout = inputs.params.laid_out_at(target, ROLE, |metadata| {
+        let layout = inputs.params.laid_out_at(target, role, |metadata| {
             metadata.retain(|(key, _)| {
                 let drop = is_content_hash(key);
                 if drop && !dropped.contains(key) {
@@ -184,6 +189,9 @@ impl<'i> Plan<'i> {
                 }
                 !drop
             });
+            if let Some(steps) = targets.outer_steps {
+                round::set_outer_steps(metadata, steps);
+            }
         });
         let mut layout = layout.map_err(with_a_way_out)?;
         let files = std::mem::take(&mut layout.files).into_iter();
@@ -200,9 +208,9 @@ impl<'i> Plan<'i> {
         inputs: &Inputs,
         pairing: &Pairing,
         record: &StateRecord,
-        target: &Path,
+        targets: Targets<'_>,
     ) -> Result<OutSlots> {
-        const ROLE: &str = "--out-state";
+        let (role, target) = (inputs.flags.out_state, targets.state);
         let is_sharded = is_index(target);
         let shards = match is_sharded {
             true => inputs.params.shards().len(),
@@ -218,17 +226,21 @@ impl<'i> Plan<'i> {
         let of_index = contents.split_off(shards).pop();
         let (mut places, mut weight_map, mut total_size) = (HashMap::new(), Vec::new(), 0);
         for (shard, content) in contents.into_iter().enumerate() {
-            let mut header = Header::new(content.record.to_metadata()?, content.entries)?;
-            let unknown = content.tensors.iter().cloned();
-            let unknown = unknown.map(|tensor| (tensor, fingerprint::unknown()));
+            let mut header = Header::new(self.metadata(&content.record)?, content.entries)?;
+            // Of a global model the number of the round says more.
+            let unknown = content
+                .tensors
+                .iter()
+                .filter(|_| targets.outer_steps.is_none());
+            let unknown = unknown.map(|tensor| (tensor.clone(), fingerprint::unknown()));
             fingerprint::put(&mut header, &unknown.collect())?;
             let file = if is_sharded {
                 let name = shard_name(target, shard, shards);
                 let tensors = header.tensors().iter();
                 weight_map.extend(tensors.map(|tensor| (tensor.name.clone(), name.clone())));
-                NewFile::beside(target, &name, ROLE, &header)
+                NewFile::beside(target, &name, role, &header)
             } else {
-                NewFile::new(target, ROLE, &header)
+                NewFile::new(target, role, &header)
             };
             let file = file.map_err(with_a_way_out)?;
             for tensor in header.tensors() {
@@ -239,16 +251,19 @@ impl<'i> Plan<'i> {
                 places.insert(tensor.name.clone(), place);
             }
             total_size += header.data_len();
-            let tensors = content.tensors;
+            let tensors = match targets.outer_steps {
+                Some(_) => Vec::new(),
+                None => content.tensors,
+            };
             self.states
                 .push((self.files.len(), StateStart { header, tensors }));
             self.files.push((Content::State, file));
         }
         if let Some(content) = of_index {
             let mut index = Index::new(weight_map)?;
-            index.metadata = content.record.to_metadata()?;
+            index.metadata = self.metadata(&content.record)?;
             let file = NewFile {
-                role: ROLE.to_owned(),
+                role: role.to_owned(),
                 path: target.to_owned(),
                 start: index.to_bytes(total_size)?,
             };
@@ -259,6 +274,13 @@ impl<'i> Plan<'i> {
             (tensor, slots.into_iter().filter_map(place).collect())
         };
         Ok(names.into_iter().map(places_of).collect())
+    }
+
+    /// The metadata of a file of the state.
+    fn metadata(&self, record: &StateRecord) -> Result<Vec<(String, String)>> {
+        let mut metadata = record.to_metadata()?;
+        self.groups.put(&mut metadata)?;
+        Ok(metadata)
     }
 
     /// Shares out the slots of all tensors among files as their parameters are. Returns those of each tensor, by their own
@@ -275,7 +297,8 @@ impl<'i> Plan<'i> {
             let param = inputs.params.get(tensor);
             let param = param.with_context(|| format!("tensor {tensor:?} has no parameter"))?;
             let slots: Vec<_> = if let Some(updated) = pairing.updated.get(tensor) {
-                let kept = self.slots.iter().map(|slot| slot.name);
+                let slots = &self.groups.get(updated.group).slots;
+                let kept = slots.iter().map(|slot| slot.name);
                 let masters = updated
                     .has_masters()
                     .then(|| updated.storage.masters.slot());
@@ -335,7 +358,8 @@ impl<'i> Plan<'i> {
                 let (of, NewFile { role, .. }) = &self.files[output];
                 ensure!(
                     *of == content,
-                    "{role} and {content} are the same file, {}; an output may only take the place of what it goes on from",
+                    "{role} and {} are the same file, {}; an output may only take the place of what it goes on from",
+                    inputs.flags.of(content),
                     path.display()
                 );
                 Ok(true)
@@ -389,14 +413,16 @@ impl<'i> Plan<'i> {
         let mut windows = Vec::new();
         let mut phases: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (index, update) in self.updates.iter().enumerate() {
-            let of_phase = phases.entry(update.phase).or_default();
+            let key = (update.tensor.group, update.phase);
+            let of_phase = phases.entry(key).or_default();
             of_phase.push((index, update.tensor.numel));
         }
-        for (phase, updates) in phases {
+        for ((group, phase), updates) in phases {
             windows.extend(fill(updates.into_iter(), max_elems).map(|(slices, elems)| {
                 Window::Update {
                     slices,
                     elems,
+                    group,
                     phase,
                 }
             }));

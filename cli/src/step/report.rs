@@ -1,6 +1,7 @@
 //! The report of a step, as printed.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use anyhow::anyhow;
 use serde::Serialize;
@@ -11,6 +12,8 @@ use wgpu_optim::storage::Rounding;
 use super::inputs::{Pairing, Updated};
 use super::stream::NonFiniteElems;
 use crate::args::{MastersArg, NonFinite, RoundingArg, StepArgs};
+use crate::groups::GroupReport;
+use crate::rule::Resumed;
 
 /// All that is printed.
 #[derive(Debug, Serialize)]
@@ -18,6 +21,11 @@ pub struct Report {
     pub backend: &'static str,
     pub adapter: String,
     pub reason: String,
+    pub rule: Resumed,
+    /// None where all tensors are in one.
+    pub groups: Vec<GroupReport>,
+    /// The file that the run goes on from.
+    pub state: Option<PathBuf>,
     pub tensors_updated: usize,
     pub tensors_frozen: usize,
     /// Frozen tensors whose gradient held no floating-point numbers.
@@ -83,6 +91,14 @@ impl NonFiniteReport {
 
     /// Says what forbids the step, and the ways out.
     pub fn refusal(&self, grad_scale: Option<f64>) -> anyhow::Error {
+        anyhow!(
+            "{}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are",
+            self.message(grad_scale)
+        )
+    }
+
+    /// Says what forbids the step.
+    pub fn message(&self, grad_scale: Option<f64>) -> String {
         let mut message = String::new();
         if let [gradient, others @ ..] = &*self.gradients {
             message += &format!(
@@ -108,9 +124,7 @@ impl NonFiniteReport {
                 message += &format!(", and such in {} more parameters and slots", others.len());
             }
         }
-        anyhow!(
-            "{message}; --nonfinite skip leaves the model as it is, --nonfinite apply takes them as they are"
-        )
+        message
     }
 }
 
@@ -176,6 +190,10 @@ impl Report {
         };
         line("device", format!("{}: {}", self.backend, self.adapter));
         line("why", self.reason.clone());
+        line("rule", self.rule.to_text(self.state.as_deref()));
+        for group in &self.groups {
+            line("group", group.to_text(self.state.as_deref()));
+        }
         let mut tensors = format!(
             "{} updated, {} frozen",
             self.tensors_updated, self.tensors_frozen

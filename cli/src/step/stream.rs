@@ -10,7 +10,8 @@ use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::control::Verdict;
 use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
-use wgpu_optim::{AnyRule, Rule as _, StorageType};
+use wgpu_optim::{Rule as _, StorageType};
+use wgpu_optim_files::round::{RoundError, WeightedSum, first_not_finite, pseudo_gradients};
 use wgpu_optim_files::window::{Engine, NotRounded, Reader, Run, Slice, Values, Writer, runs};
 use wgpu_optim_files::{Outputs, Part};
 
@@ -22,7 +23,7 @@ use crate::args::NonFinite;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 
-/// The parameter group that all tensors are in.
+/// The one group that a control knows.
 const GROUP: &str = "default";
 
 /// Elements of one tensor's values that are infinite or no number.
@@ -70,7 +71,8 @@ pub struct Stream<'s> {
     pub plan: &'s Plan<'s>,
     pub windows: &'s [Window],
     pub outputs: &'s Outputs,
-    pub config: &'s AnyRule,
+    /// The weights of local models whose mean parameters move by; none where there are gradients.
+    pub mean: Option<&'s WeightedSum>,
     /// The treatment of gradients before they are applied.
     pub verdict: &'s Verdict,
     pub repeat: u32,
@@ -92,8 +94,8 @@ struct Shared {
 }
 
 impl Stream<'_> {
-    /// Runs through all windows, each engine on a thread of its own.
-    pub fn run(&self, engines: Vec<Box<dyn Engine + '_>>) -> Result<Streamed, Failure> {
+    /// Runs through all windows, on as many threads as there are lists of engines, one for each group.
+    pub fn run(&self, engines: Vec<Vec<Box<dyn Engine + '_>>>) -> Result<Streamed, Failure> {
         let shared = Shared::default();
         let files = self.inputs.files();
         let progress = Progress::of_bytes(self.bytes());
@@ -103,14 +105,16 @@ impl Stream<'_> {
         };
         let read = |bytes| count(bytes, &shared.bytes_read);
         let written = |bytes| count(bytes, &shared.bytes_written);
-        let worker = |engine| Worker {
+        let worker = |engines| Worker {
             stream: self,
             shared: &shared,
             reader: Reader::new(&files, &read),
             writer: Writer::new(self.outputs, &written),
             rounded: Vec::new(),
             rests: Vec::new(),
-            engine,
+            engines,
+            bytes: Vec::new(),
+            means: Vec::new(),
         };
         let work = |(worker, values, bytes): &mut (Worker<'_>, Values, Vec<u8>), window| match &self
             .windows[window]
@@ -118,13 +122,14 @@ impl Stream<'_> {
             Window::Update {
                 slices,
                 elems,
+                group,
                 phase,
-            } => worker.update(slices, *elems as usize, *phase, values),
+            } => worker.update(slices, *elems as usize, (*group, *phase), values),
             Window::Copy(copy) => worker.copy(copy, bytes),
         };
-        let workers = engines.into_iter().map(|engine| {
-            let values = Values::new(self.plan.slots.len());
-            (worker(engine), values, Vec::new())
+        let workers = engines.into_iter().map(|engines| {
+            let values = Values::default();
+            (worker(engines), values, Vec::new())
         });
         in_turn(workers.collect(), self.windows.len(), self.interrupt, work)?;
         self.inputs.check_unchanged()?;
@@ -143,7 +148,10 @@ impl Stream<'_> {
                         let of = tensor.storage.params.name().to_uppercase();
                         Some(format!("{of} parameters"))
                     }
-                    Checked::Slot(slot) => Some(self.plan.slots[slot].name.to_owned()),
+                    Checked::Slot(slot) => {
+                        let slots = &self.plan.groups.get(tensor.group).slots;
+                        Some(slots[slot].name.to_owned())
+                    }
                 },
                 numel: tensor.numel,
                 count,
@@ -170,7 +178,8 @@ impl Stream<'_> {
     fn bytes(&self) -> u64 {
         let updates = self.plan.updates.iter().map(|update| {
             let tensor = update.tensor;
-            let values = 2 * tensor.storage.params.bytes() + tensor.storage.grads.bytes();
+            let grads = tensor.grads.len() as u64 * tensor.storage.grads.bytes();
+            let values = 2 * tensor.storage.params.bytes() + grads;
             let saved = &tensor.saved;
             let masters = [&saved.masters, &saved.rests].into_iter().flatten();
             let read = saved.slots.iter().chain(masters).flatten();
@@ -192,7 +201,12 @@ struct Worker<'w> {
     rounded: Vec<u16>,
     /// The rests that parameters leave of masters.
     rests: Vec<f32>,
-    engine: Box<dyn Engine + 'w>,
+    /// One for each group.
+    engines: Vec<Box<dyn Engine + 'w>>,
+    /// Values of a local model, as they are stored.
+    bytes: Vec<u8>,
+    /// The mean of all local models.
+    means: Vec<f64>,
 }
 
 impl Worker<'_> {
@@ -200,20 +214,29 @@ impl Worker<'_> {
         &mut self,
         slices: &[Slice],
         elems: usize,
-        phase: u64,
+        (group, phase): (usize, u64),
         values: &mut Values,
     ) -> Result<(), Failure> {
-        self.read_grads(slices, elems, values)?;
+        let updates = &self.stream.plan.updates;
+        values.params.resize(elems, 0.0);
+        let params = runs(slices, |update| from_ref(&updates[update].tensor.params));
+        self.reader.read(&params, &mut values.params)?;
+        match self.stream.mean {
+            Some(mean) => self.make_grads(slices, mean, values)?,
+            None => self.read_grads(slices, values)?,
+        }
+        self.look_at_grads(slices, &values.grads);
+        self.stream.verdict.apply_to(GROUP, &mut values.grads);
         // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
-        self.read_params(slices, elems, values)?;
+        self.read_masters(slices, values)?;
         if self.shared.forbidden.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let updates = &self.stream.plan.updates;
         let saved = |update: usize| &updates[update].tensor.saved;
-        self.reader
-            .read_slots(slices, saved, &self.stream.plan.slots, values)?;
-        self.step(slices, phase, values)?;
+        let slots = &self.stream.plan.groups.get(group).slots;
+        values.slots.resize_with(slots.len(), Vec::new);
+        self.reader.read_slots(slices, saved, slots, values)?;
+        self.step(slices, (group, phase), values)?;
         self.look_at_results(slices, values);
         let params = |update: usize| from_ref(&updates[update].out_params);
         self.writer.write(&runs(slices, params), &values.params)?;
@@ -221,34 +244,58 @@ impl Worker<'_> {
         Ok(self.writer.write_state(slices, state, values)?)
     }
 
-    fn read_grads(
+    fn read_grads(&mut self, slices: &[Slice], values: &mut Values) -> Result<(), Failure> {
+        let updates = &self.stream.plan.updates;
+        values.grads.resize(values.params.len(), 0.0);
+        let grads = |update: usize| &updates[update].tensor.grads[..1];
+        Ok(self.reader.read(&runs(slices, grads), &mut values.grads)?)
+    }
+
+    /// Makes pseudo-gradients of the global model's parameters and the mean of the local ones'.
+    fn make_grads(
         &mut self,
         slices: &[Slice],
-        elems: usize,
+        mean: &WeightedSum,
         values: &mut Values,
     ) -> Result<(), Failure> {
-        let plan = self.stream.plan;
-        values.grads.resize(elems, 0.0);
-        let grads = |update: usize| from_ref(&plan.updates[update].tensor.grads);
-        self.reader.read(&runs(slices, grads), &mut values.grads)?;
-        self.look_at_grads(slices, &values.grads);
-        self.stream.verdict.apply_to(GROUP, &mut values.grads);
+        let not_finite = |update: usize, model, elem| RoundError::NotFinite {
+            tensor: self.stream.plan.updates[update].tensor.name.clone(),
+            model,
+            elem,
+        };
+        if let Some(elem) = values.params.iter().position(|param| !param.is_finite()) {
+            let (update, elem) = Slice::find(slices, elem).unwrap_or_default();
+            return Err(refused(not_finite(update, "global", elem)));
+        }
+        self.means.clear();
+        self.means.resize(values.params.len(), 0.0);
+        for (slice, elems) in Slice::in_window(slices) {
+            let tensor = self.stream.plan.updates[slice.tensor].tensor;
+            let (of, means) = (tensor.storage.grads, &mut self.means[elems]);
+            for (model, local) in tensor.grads.iter().enumerate() {
+                let bytes = (slice.numel() * of.bytes()) as usize;
+                self.bytes.resize(bytes, 0);
+                let place = local.place(slice.elems.start);
+                self.reader.read_bytes(place, &mut self.bytes)?;
+                if let Some(elem) = first_not_finite(of, &self.bytes) {
+                    let elem = slice.elems.start + elem as u64;
+                    let path = self.stream.inputs.grads[model].path().display();
+                    let error = anyhow::Error::from(not_finite(slice.tensor, "local", elem));
+                    return Err(error.context(format!("local model {path}")).into());
+                }
+                mean.add(model, of, &self.bytes, means);
+            }
+            mean.divide(means);
+        }
+        pseudo_gradients(&values.params, &self.means, &mut values.grads);
         Ok(())
     }
 
-    /// Reads parameters, or their masters where there are some.
-    fn read_params(
-        &mut self,
-        slices: &[Slice],
-        elems: usize,
-        values: &mut Values,
-    ) -> Result<(), Failure> {
+    /// Puts masters in place of the parameters that have some.
+    fn read_masters(&mut self, slices: &[Slice], values: &mut Values) -> Result<(), Failure> {
         let updates = &self.stream.plan.updates;
         let tensor_of = |update: usize| updates[update].tensor;
         let of = |update| tensor_of(update).storage.params;
-        values.params.resize(elems, 0.0);
-        let params = runs(slices, |update| from_ref(&tensor_of(update).params));
-        self.reader.read(&params, &mut values.params)?;
         let saved = |update| &tensor_of(update).saved;
         if let Some(NotRounded {
             tensor,
@@ -318,22 +365,18 @@ impl Worker<'_> {
     fn step(
         &mut self,
         slices: &[Slice],
-        mut phase: u64,
+        (group, mut phase): (usize, u64),
         values: &mut Values,
     ) -> Result<(), Failure> {
-        let Stream {
-            plan,
-            config,
-            repeat,
-            ..
-        } = *self.stream;
+        let Stream { plan, repeat, .. } = *self.stream;
+        let config = &plan.groups.get(group).config;
         let is_rounded = |slice: &Slice| plan.updates[slice.tensor].tensor.is_rounded();
         let is_rounded = slices.iter().any(is_rounded);
         let at_once = if is_rounded { 1 } else { STEPS_AT_ONCE };
         let mut done = 0;
         loop {
             let times = at_once.min(repeat - done);
-            self.engine.step(values, phase, times)?;
+            self.engines[group].step(values, phase, times)?;
             if is_rounded {
                 self.round(slices, done.into(), &mut values.params);
             }
@@ -444,6 +487,10 @@ impl Worker<'_> {
         }
         is_found
     }
+}
+
+fn refused(error: RoundError) -> Failure {
+    Failure::Refused(error.into())
 }
 
 /// Whether a value is infinite or NaN, or becomes so when it is stored. By its bits, as the kernels have to.

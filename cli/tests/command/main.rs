@@ -11,8 +11,10 @@ mod adapters;
 mod as_root;
 mod benchmark;
 mod control;
+mod diloco;
 mod experiments;
 mod gradients;
+mod groups;
 #[cfg(target_os = "linux")]
 mod interruptions;
 #[cfg(target_os = "linux")]

@@ -390,11 +390,14 @@ fn states_that_do_not_fit() {
         metadata.insert("rule".into(), record.clone());
         state.tensors.clear();
     });
-    refused(&workspace, &RESUME, &["state", "adam form", "heavy-ball"]);
+    let words = "the state was made by the rule adamw: --momentum: ";
+    refused(&workspace, &RESUME, &[words]);
+    let sgd = [&RESUME[..], &["--rule", "sgd"]].concat();
+    refused(&workspace, &sgd, &["state", "adam form", "heavy-ball"]);
     with(&|_| {});
     refused(
         &workspace,
-        &["--lr", "0.1", "--state", "state"],
+        &["--momentum", "0", "--state", "state"],
         &["\"a\"", "momentum_buffer", "with these options"],
     );
 

@@ -1,13 +1,16 @@
 //! What is printed.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command as Process, Stdio};
 
 use ::wgpu_optim::AnyRule;
 use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::model::{Model, Tensor, Workspace};
-use crate::{DEVICES, wgpu_optim, without_driver};
+use crate::refusals::assert_refused;
+use crate::{DEVICES, program, wgpu_optim, without_driver};
 
 pub fn json(output: &std::process::Output) -> Value {
     assert!(
@@ -202,7 +205,7 @@ fn info_plans_a_model() {
             (&plan["dispatches"], &plan["buffers"]),
             (&1.into(), &1.into())
         );
-        assert!(plan["velocity_bytes"].as_u64().unwrap() >= 4 * 85);
+        assert!(plan["state_bytes"].as_u64().unwrap() >= 4 * 85);
         assert_eq!(plan["masters_bytes"], 0);
         assert_eq!(plan["tensors_left_out"], 1);
     }
@@ -234,7 +237,7 @@ fn info_plans_a_model() {
         for (key, expected) in [
             ("params_bytes", 2 * numel),
             ("grads_bytes", 2 * numel),
-            ("velocity_bytes", 4 * numel),
+            ("state_bytes", 4 * numel),
             ("masters_bytes", 4 * (2 << 20)),
         ] {
             assert!((expected..expected + 4096).contains(&bytes(key)), "{plan}");
@@ -250,6 +253,112 @@ fn info_plans_a_model() {
         .iter()
         .all(|words| text.contains(words)),
         "{text}"
+    );
+}
+
+/// On any machine, for any rule: of `AdamW` two slots beside what the step reads and writes.
+#[test]
+fn info_plans_a_rule_over_sizes_with_and_without_an_adapter() {
+    let args = "info --plan --rule adamw --numel 1M,3 --json".split(' ');
+    let numel = (1 << 20) + 3;
+    for mut command in [wgpu_optim(), without_driver()] {
+        let report = json(&command.args(args.clone()).output().unwrap());
+        let cpu = &report["cpu_plan"];
+        assert_eq!((&cpu["tensors"], &cpu["numel"]), (&2.into(), &numel.into()));
+        for (key, expected) in [
+            ("params_bytes", 4 * numel),
+            ("grads_bytes", 4 * numel),
+            ("state_bytes", 8 * numel),
+            ("masters_bytes", 0),
+            ("traffic_bytes", (2 * 4 + 4 + 2 * 8) * numel),
+            // Of 256K elements.
+            ("step_windows", 5),
+        ] {
+            assert_eq!(cpu[key], expected, "{key}");
+        }
+        for adapter in report["adapters"].as_array().unwrap() {
+            let plan = &adapter["plan"];
+            assert_eq!(plan["traffic_bytes"], cpu["traffic_bytes"]);
+            let state = plan["state_bytes"].as_u64().unwrap();
+            assert!((8 * numel..8 * numel + 4096).contains(&state), "{plan}");
+            // Both lie in one arena.
+            assert_eq!(
+                (&plan["pieces"], &plan["dispatches"]),
+                (&1.into(), &1.into())
+            );
+            assert_eq!(plan["batches"], 0);
+        }
+    }
+    let mut text = without_driver();
+    text.args("info --plan --rule adamw --numel 1M".split(' '));
+    let text = String::from_utf8(text.output().unwrap().stdout).unwrap();
+    for words in [
+        "  plan              adamw, 1 tensors, 1048576 parameters\n",
+        "  memory            16 MiB: 4 MiB parameters, 4 MiB gradients, 8 MiB state, 0 MiB masters\n",
+        "  traffic           28 MiB read and written by a step\n",
+    ] {
+        assert!(text.contains(words), "{words:?} is not in {text}");
+    }
+    for (line, words) in [
+        ("info --rule adamw", "go with --plan"),
+        ("info --numel 5", "go with --plan"),
+        ("info --plan", "expected the file of a model, or --numel"),
+        ("info --plan x --numel 5", "are two models"),
+        (
+            "info --plan --numel 5 --rule lion --eps 1",
+            "the rule lion has no eps",
+        ),
+    ] {
+        let output = wgpu_optim().args(line.split(' ')).output().unwrap();
+        assert_refused(&output, &[words]);
+    }
+}
+
+/// Cargo names the package whose program it runs: that alone is a benchmark, and says so before it measures.
+#[test]
+fn without_a_command_there_is_help_but_under_cargo_run() {
+    for package in [None, Some("/somebody/elses")] {
+        let mut command = wgpu_optim();
+        match package {
+            Some(package) => command.env("CARGO_MANIFEST_DIR", package),
+            None => command.env_remove("CARGO_MANIFEST_DIR"),
+        };
+        let output = command.output().unwrap();
+        // As clap has it.
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.stdout.is_empty() && stderr.contains("Usage: wgpu-optim"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("  round ") && stderr.contains("  step "),
+            "{stderr}"
+        );
+        let output = command.arg("--json").output().unwrap();
+        assert_refused(&output, &["requires a subcommand"]);
+    }
+    // With any argument it is what was typed.
+    let package = env!("CARGO_MANIFEST_DIR");
+    let mut version = wgpu_optim();
+    version.env("CARGO_MANIFEST_DIR", package).arg("--version");
+    let output = version.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+    let mut bench = Process::new(program());
+    bench.env("CARGO_MANIFEST_DIR", package);
+    let mut bench = bench
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    let stderr = bench.stderr.take().unwrap();
+    BufReader::new(stderr).read_line(&mut first).unwrap();
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    assert!(
+        first.starts_with("cargo run without a command: bench") && first.contains("--help"),
+        "{first}"
     );
 }
 

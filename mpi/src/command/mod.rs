@@ -1,19 +1,19 @@
 //! The command `wgpu-optim-mpi` (feature `command`), as a library.
 
 mod models;
-mod report;
 mod round;
 mod state;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use mpi::Threading;
 use wgpu_optim_cli::{
     CommonArgs, Failure, RuleArgs, allow_open_files, print_help, usage_error, with_negative_numbers,
 };
+use wgpu_optim_files::round::WeightedSum;
 
 use crate::error::ShardError;
 use crate::ranks::Ranks;
@@ -31,13 +31,12 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a round of DiLoCo or federated averaging: the last global model moves by the mean of what it is more than
-    /// each rank's local model, by an outer optimizer whose state is kept in shards. Each rank replaces {rank} in a
-    /// path by its number
+    /// each rank's local model, by an outer optimizer whose state is kept in shards: without --rule DiLoCo's,
+    /// sgd --lr 0.7 --momentum 0.9 --nesterov. Each rank replaces {rank} in a path by its number
     Round(RoundArgs),
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(mut_arg("lr", |lr| lr.required(true)))]
 struct RoundArgs {
     /// Model that this rank has trained since the last round: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
@@ -45,7 +44,8 @@ struct RoundArgs {
     /// Global model that it started from, the same on every rank: a safetensors file or the .index.json of several
     #[arg(long, value_name = "FILE")]
     global: PathBuf,
-    /// Outer state that an earlier round wrote, on a disk that all ranks see; without it, the optimizer starts afresh
+    /// Outer state that an earlier round wrote, on a disk that all ranks see; without it, the optimizer starts afresh. Rule,
+    /// hyper-parameters and learning rate that are not given are those that it was made with
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// File for each rank's copy of the new global model; may be an input. An .index.json if --global is one
@@ -137,8 +137,8 @@ impl From<ShardError> for Failure {
     }
 }
 
-/// The weight of each rank.
-fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
+/// The weights of all ranks.
+fn weights(ranks: &Ranks, weight: &[f64]) -> Result<WeightedSum, Failure> {
     let own = match weight {
         [weight] => Ok(*weight),
         weights if weights.len() == ranks.size() => Ok(weights[ranks.rank()]),
@@ -148,18 +148,8 @@ fn weights(ranks: &Ranks, weight: &[f64]) -> Result<Vec<f64>, Failure> {
             ranks.size()
         )),
     };
-    let own = own.and_then(|weight| match weight >= 0.0 && weight.is_finite() {
-        true => Ok(weight),
-        false => Err(anyhow!(
-            "--weight {weight}: expected zero or a positive number"
-        )),
-    });
     let own = ranks.all_well(own.map_err(Failure::from))?;
     let all = ranks.gather(own.to_le_bytes()).into_iter();
-    let all: Vec<_> = all.map(f64::from_le_bytes).collect();
-    let total: f64 = all.iter().sum();
-    (total > 0.0 && total.is_finite())
-        .then_some(all)
-        .context("the weights of all ranks are zero, or their sum is infinite")
-        .map_err(Failure::from)
+    let mean = WeightedSum::mean(all.map(f64::from_le_bytes).collect());
+    mean.map_err(|error| Failure::Refused(error.into()))
 }

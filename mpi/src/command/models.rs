@@ -2,13 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use wgpu_optim::StorageType;
-use wgpu_optim::files::is_content_hash;
-use wgpu_optim_files::{Model, Outputs, Part, is_index, storage_type};
-
-/// The metadata of a global model that say how many rounds have made it.
-const OUTER_STEPS: &str = "wgpu_optim.outer_steps";
+use wgpu_optim_files::{Model, Outputs, Part, is_index, round, storage_type};
 
 /// Bytes that are copied at a time.
 const COPY_BYTES: u64 = 1 << 22;
@@ -39,26 +35,14 @@ impl Models {
     pub fn open(local: &Path, global: &Path) -> Result<Self> {
         let (local, global) = (Model::open(local)?, Model::open(global)?);
         let mut tensors = Vec::new();
-        for place in global.in_place_order() {
-            let name = &place.entry.name;
+        for (place, own) in round::tensors_of(&global, &local)? {
             let Some(of) = storage_type(place.entry.dtype) else {
                 continue;
             };
-            let own = local
-                .get(name)
-                .with_context(|| format!("tensor {name:?} is not in the local model"))?;
-            ensure!(
-                own.entry.dtype == place.entry.dtype && own.entry.shape == place.entry.shape,
-                "tensor {name:?}: the local model has {} of {:?}, the global one {} of {:?}",
-                own.entry.dtype,
-                own.entry.shape,
-                place.entry.dtype,
-                place.entry.shape
-            );
             let numel = place.entry.numel();
             let whole = |at| Part::whole(numel, at, of);
             tensors.push(Tensor {
-                name: name.clone(),
+                name: place.entry.name.clone(),
                 shape: place.entry.shape.clone(),
                 numel,
                 of,
@@ -66,12 +50,6 @@ impl Models {
                 global: whole(place.at(0)),
                 out: whole(place.at(0)),
             });
-        }
-        for place in local.in_place_order() {
-            let name = &place.entry.name;
-            if global.get(name).is_none() {
-                bail!("tensor {name:?} is not in the global model");
-            }
         }
         tensors.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(Self {
@@ -82,25 +60,6 @@ impl Models {
         })
     }
 
-    /// How many rounds have made the global model, if it says so.
-    pub fn outer_steps(&self) -> Result<Option<u64>> {
-        let shards = self.global.shards().iter();
-        let metadata = shards.flat_map(|shard| &shard.header.metadata);
-        let steps = metadata.filter(|(key, _)| key == OUTER_STEPS);
-        let mut steps = steps.map(|(_, value)| value);
-        let Some(first) = steps.next() else {
-            return Ok(None);
-        };
-        ensure!(
-            steps.all(|other| other == first),
-            "the files of the global model are not of one round"
-        );
-        let steps = first.parse();
-        Ok(Some(steps.with_context(|| {
-            format!("the global model's {OUTER_STEPS} is {first:?}, expected a number")
-        })?))
-    }
-
     /// Makes the files of the new global model beside their targets, with all that the round does not change. Returns the
     /// bytes that were copied.
     pub fn stage(&mut self, outputs: &mut Outputs, target: &Path, outer_steps: u64) -> Result<u64> {
@@ -109,12 +68,10 @@ impl Models {
             "--out-global has to be what --global is, a single file or an index, got {}",
             target.display()
         );
-        let steps = outer_steps.to_string();
         let layout = self
             .global
             .laid_out_at(target, "--out-global", |metadata| {
-                metadata.retain(|(key, _)| !is_content_hash(key) && key != OUTER_STEPS);
-                metadata.push((OUTER_STEPS.to_owned(), steps.clone()));
+                round::set_outer_steps(metadata, outer_steps);
             })?;
         for file in &layout.files {
             outputs.stage_new(file)?;

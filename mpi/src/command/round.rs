@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, ensure};
+use wgpu_optim::Rule as _;
 use wgpu_optim::files::Header;
-use wgpu_optim::half::{bf16, f16};
-use wgpu_optim::{Rule as _, StorageType};
 use wgpu_optim_cli::{
-    Choice, CommonArgs, Failure, Interrupt, Progress, peak_memory_bytes, print, warn,
+    Choice, CommonArgs, Failure, Interrupt, Over, Progress, Resumed, RoundReport, outer_rule,
+    peak_memory_bytes, print, warn,
 };
+use wgpu_optim_files::round::{RoundError, check_round, first_not_finite, pseudo_gradients};
 use wgpu_optim_files::window::{Engine, NotRounded, Reader, Values, Writer, runs};
 use wgpu_optim_files::{Outputs, directory_of};
 
 use super::RoundArgs;
 use super::models::{Models, Tensor};
-use super::report::Report;
-use super::state::State;
-use crate::buckets::{Buckets, Memory, Staging, Stored, Weights};
+use super::state::{State, open_saved};
+use crate::buckets::{Buckets, Memory, Staging, Stored};
 use crate::checkpoint::Names;
 use crate::ranks::{Ranks, Terms};
 use crate::shares::{Shares, Slice};
@@ -30,7 +30,7 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
     let interrupt = Interrupt::catch()?;
     let weights = super::weights(ranks, &args.weight)?;
     let opened = open(args).map_err(Failure::from);
-    let (mut models, mut state) = ranks.all_well(opened)?;
+    let (mut models, mut state, rule) = ranks.all_well(opened)?;
     ranks.agree::<Failure>(Ok(&terms(args, &models, &state)))?;
 
     let numels: Vec<_> = models.tensors.iter().map(|tensor| tensor.numel).collect();
@@ -72,31 +72,33 @@ pub fn run(ranks: &Ranks, common: &CommonArgs, args: &RoundArgs) -> Result<(), F
         progress: Progress::of_bytes(bytes_of(&models, &buckets, ranks.rank())),
     };
     let mut staging = Staging::default();
-    let weighted = Weights {
-        total: weights.iter().sum(),
-        of_ranks: weights.clone(),
-    };
     let take = Round::take_means;
-    buckets.reduce(ranks, &mut round, &weighted, &mut staging, take)?;
+    buckets.reduce(ranks, &mut round, &weights, &mut staging, take)?;
     buckets.gather(ranks, &mut round, &mut staging)?;
     drop(round);
     let unchanged = models.check_unchanged().map_err(Failure::from);
     ranks.all_well(unchanged.and_then(|()| interrupt.check()))?;
     staged.put_in_place(ranks, &names, &args.out_state)?;
 
-    let report = Report {
-        ranks: ranks.size(),
+    let report = RoundReport {
+        over: Over::Ranks {
+            ranks: ranks.size(),
+            bytes_sent: ranks.gather_numbers(ranks.traffic().sent).sum(),
+        },
         backend: choice.kind(),
         adapter: choice.name(),
         reason: choice.reason.clone(),
+        rule,
+        groups: Vec::new(),
+        state: args.state.clone(),
         outer_step: state.record.steps,
         tensors: models.tensors.len(),
         copied_tensors: models.copied,
         numel: numels.iter().sum(),
-        weights,
+        weights: weights.factors,
+        notes: Vec::new(),
         bytes_read: ranks.gather_numbers(read.into_inner()).sum(),
         bytes_written: ranks.gather_numbers(written.into_inner()).sum(),
-        bytes_sent: ranks.gather_numbers(ranks.traffic().sent).sum(),
         peak_memory_bytes: {
             let own = peak_memory_bytes().unwrap_or(0);
             ranks.gather_numbers(own).max().unwrap_or(own)
@@ -170,26 +172,21 @@ impl Staged {
     }
 }
 
-fn open(args: &RoundArgs) -> anyhow::Result<(Models, State)> {
-    let config = args.rule.config()?;
+fn open(args: &RoundArgs) -> anyhow::Result<(Models, State, Resumed)> {
+    let of_state = || match &args.state {
+        Some(path) => format!("state {}", path.display()),
+        None => "state".to_owned(),
+    };
+    let saved = args.state.as_deref().map(open_saved).transpose();
+    let saved = saved.with_context(of_state)?;
+    let before = saved.as_ref().map(|saved| &saved.record.config);
+    let rule = outer_rule(&args.rule, before)?;
     let models = Models::open(&args.local, &args.global)?;
-    let state =
-        State::open(args.state.as_deref(), config, &models.tensors).with_context(|| match &args
-            .state
-        {
-            Some(path) => format!("state {}", path.display()),
-            None => "state".to_owned(),
-        })?;
-    // What was killed while it replaced files may have left some of the round before.
-    if let (Some(outer_steps), Some(before)) = (models.outer_steps()?, &state.before) {
-        ensure!(
-            outer_steps == before.record.steps,
-            "{} is of round {outer_steps}, and the state of round {}",
-            args.global.display(),
-            before.record.steps
-        );
-    }
-    Ok((models, state))
+    let state = State::after(saved, rule.config.clone(), &models.tensors).with_context(of_state)?;
+    let before = state.before.as_ref().map(|before| before.record.steps);
+    check_round(&models.global, before)
+        .with_context(|| format!("global model {}", args.global.display()))?;
+    Ok((models, state, rule))
 }
 
 /// Whether two paths of files, which need not be there, lead to one.
@@ -324,14 +321,9 @@ impl Round<'_> {
             .read(&runs(slices, global), &mut values.params)?;
         if let Some(elem) = values.params.iter().position(|param| !param.is_finite()) {
             let (tensor, elem) = Slice::find(slices, elem).unwrap_or_default();
-            return Err(not_finite("global", &tensors[tensor], elem).into());
+            return Err(not_finite("global", &tensors[tensor], elem));
         }
-        // What they have moved by, the other way round: rounded once.
-        let moved = |(param, mean): (&f32, &f64)| (f64::from(*param) - mean) as f32;
-        values.grads.clear();
-        values
-            .grads
-            .extend(values.params.iter().zip(means).map(moved));
+        pseudo_gradients(&values.params, means, &mut values.grads);
         let saved = |tensor: usize| &self.state.tensors[tensor].saved;
         let params = &mut values.params;
         if let Some(NotRounded { tensor, elem, .. }) =
@@ -356,7 +348,7 @@ impl Memory for Round<'_> {
         self.read_each(slices, bytes, |tensor, start, read| {
             self.local.read_bytes(tensor.local.place(start), read)?;
             match first_not_finite(tensor.of, read) {
-                Some(elem) => Err(not_finite("local", tensor, start + elem as u64).into()),
+                Some(elem) => Err(not_finite("local", tensor, start + elem as u64)),
                 None => Ok(()),
             }
         })
@@ -386,25 +378,11 @@ impl Memory for Round<'_> {
     }
 }
 
-/// The first value that is infinite or no number.
-fn first_not_finite(of: StorageType, bytes: &[u8]) -> Option<usize> {
-    let (words, halves) = (bytes.as_chunks().0, bytes.as_chunks().0);
-    match of {
-        StorageType::F32 => words
-            .iter()
-            .position(|word| !f32::from_le_bytes(*word).is_finite()),
-        StorageType::Bf16 => halves
-            .iter()
-            .position(|half| !bf16::from_le_bytes(*half).is_finite()),
-        StorageType::F16 => halves
-            .iter()
-            .position(|half| !f16::from_le_bytes(*half).is_finite()),
-    }
-}
-
-fn not_finite(model: &str, tensor: &Tensor, elem: u64) -> anyhow::Error {
-    anyhow!(
-        "tensor {:?}: the {model} model's element {elem} is infinite or NaN",
-        tensor.name
-    )
+fn not_finite(model: &'static str, tensor: &Tensor, elem: u64) -> Failure {
+    let error = RoundError::NotFinite {
+        tensor: tensor.name.clone(),
+        model,
+        elem,
+    };
+    Failure::Refused(error.into())
 }

@@ -9,6 +9,7 @@ use wgpu_optim::rules::Slot;
 use wgpu_optim::state::{SlotEntry, StateRecord};
 use wgpu_optim::storage::{Codec, MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{AnyRule, Rule as _, StorageType};
+use wgpu_optim_cli::check_no_groups;
 use wgpu_optim_files::{At, Model, NewFile, Outputs, Part, SavedState, SavedTensor};
 
 use super::models::Tensor;
@@ -31,11 +32,16 @@ pub struct TensorState {
     pub out: Vec<Part>,
 }
 
+/// Opens the state of the round before.
+pub fn open_saved(path: &Path) -> Result<SavedState> {
+    let saved = SavedState::new(Model::open_one_by_one(path)?)?;
+    check_no_groups(&saved.files)?;
+    Ok(saved)
+}
+
 impl State {
-    /// Opens the state of the round before, if there was one.
-    pub fn open(path: Option<&Path>, config: AnyRule, tensors: &[Tensor]) -> Result<Self> {
-        let open = |path| SavedState::new(Model::open_one_by_one(path)?);
-        let before: Option<SavedState> = path.map(open).transpose()?;
+    /// The state of the round after this one, if there was one.
+    pub fn after(before: Option<SavedState>, config: AnyRule, tensors: &[Tensor]) -> Result<Self> {
         let slots: Vec<_> = config.slots().kept().copied().collect();
         if let Some(before) = &before {
             let (expected, actual) = (config.state_kind(), before.record.config.state_kind());

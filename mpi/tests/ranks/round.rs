@@ -1,6 +1,7 @@
 //! The command's rounds over files, beside an optimizer in memory.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -11,7 +12,10 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::rules::Twin;
-use wgpu_optim::{AdamConfig, CpuOptimizer, Rule, SgdConfig, StorageType, TensorSlice, TensorSpec};
+use wgpu_optim::{
+    AdamConfig, AnyRule, CpuOptimizer, Rule, SgdConfig, StorageType, TensorSlice, TensorSpec,
+};
+use wgpu_optim_files::{Model as FileModel, SavedState};
 
 use crate::model::{Model, numel};
 use crate::{alone, mpirun};
@@ -293,6 +297,148 @@ fn rounds_are_those_of_one_process_however_many_ranks_each_has() {
     );
 }
 
+/// The slots of a state in one file or several, in whole.
+fn slots(path: &Path) -> HashMap<String, Vec<u8>> {
+    let saved = SavedState::<AnyRule>::new(FileModel::open(path).unwrap()).unwrap();
+    let slots = saved.slots();
+    slots
+        .map(|(tensor, slot)| {
+            let parts = saved.parts(tensor, slot);
+            let end = parts.last().map_or(0, |part| part.elems.end);
+            let values = saved.read(parts, slot, 0..end).unwrap();
+            (format!("{tensor}.{slot}"), values.bytes().to_vec())
+        })
+        .collect()
+}
+
+/// Three rounds with MPI and without: the same models to the byte, and states that each goes on from.
+#[test]
+fn a_round_without_mpi_writes_the_same_bytes() {
+    let adam = ["--rule", "adamw", "--lr", "0.1", "--weight-decay", "0.5"];
+    for (ranks, args, weights) in [
+        (1, &[][..], "1"),
+        (2, &adam, "2,0.5"),
+        (4, &["--lr", "0.5"], "1,0,3,0.25"),
+    ] {
+        let folder = folder("without-mpi");
+        let model = Model::new(17, TYPES);
+        let global = |rank: usize| folder.join(format!("rank{rank}/global.safetensors"));
+        let local = |rank: usize| folder.join(format!("rank{rank}/local.safetensors"));
+        let of_files = folder.join("files/global.safetensors");
+        for path in (0..ranks).map(global).chain([of_files.clone()]) {
+            write(&path, &model, &model.params, 3);
+        }
+        let (by_mpi, by_files) = (
+            folder.join("outer.index.json"),
+            folder.join("files/outer.safetensors"),
+        );
+        for step in 0..3 {
+            for rank in 0..ranks {
+                let moved = model.grads(rank, step);
+                let tensors = model.tensors.iter().zip(&moved);
+                let moved: Vec<_> = tensors
+                    .map(|(tensor, moved)| TensorValues::new(tensor.params_type, &moved.to_f32()))
+                    .collect();
+                write(&local(rank), &model, &moved, 4);
+            }
+            // From the second on each goes on from the state that the other has written, and by what that says.
+            let typed = if step == 0 { args } else { &[] };
+            let mut with_mpi = mpirun(ranks);
+            with_mpi
+                .arg(env!("CARGO_BIN_EXE_wgpu-optim-mpi"))
+                .args(["round", "--device", "cpu", "--bucket-bytes", "4096"])
+                .args(["--local", "rank{rank}/local.safetensors"])
+                .args(["--global", "rank{rank}/global.safetensors"])
+                .args(["--out-global", "rank{rank}/global.safetensors"])
+                .args(["--out-state", "outer.index.json", "--weight", weights])
+                .args(typed)
+                .current_dir(&folder);
+            let mut without: Vec<OsString> = ["wgpu-optim", "round", "--device", "cpu"]
+                .map(OsString::from)
+                .into();
+            let mut add = |flag: &str, value: &Path| {
+                without.extend([flag.into(), value.into()]);
+            };
+            add("--global", &of_files);
+            (0..ranks).for_each(|rank| add("--local", &local(rank)));
+            add("--weights", Path::new(weights));
+            add("--out-state", &by_files);
+            if step > 0 {
+                let before = folder.join(format!("files/before-{step}.safetensors"));
+                fs::copy(&by_files, &before).unwrap();
+                with_mpi.arg("--state").arg(before);
+                add("--state", &by_mpi);
+            }
+            without.extend(typed.iter().map(OsString::from));
+            // Before MPI replaces the shards that it goes on from.
+            assert_eq!(wgpu_optim_cli::run(without), 0);
+            let stdout = succeeded(run(with_mpi));
+            assert!(step == 0 || stdout.contains("before-"), "{stdout}");
+
+            let expected = fs::read(&of_files).unwrap();
+            for rank in 0..ranks {
+                assert!(
+                    fs::read(global(rank)).unwrap() == expected,
+                    "round {step}, rank {rank}"
+                );
+            }
+            assert!(slots(&by_mpi) == slots(&by_files), "after round {step}");
+            let metadata = |path: &Path| {
+                let file = fs::read(path).unwrap();
+                let (_, header) = SafeTensors::read_metadata(&file).unwrap();
+                header.metadata().clone().unwrap()
+            };
+            let [one, ..] = &*shards_in(&folder) else {
+                panic!("no shards");
+            };
+            assert_eq!(metadata(one), metadata(&by_files));
+            // The one shard of one rank is a state file as any other.
+            let is_the_file = fs::read(one).unwrap() == fs::read(&by_files).unwrap();
+            assert_eq!(is_the_file, ranks == 1);
+            assert_eq!(
+                metadata(&of_files)["wgpu_optim.outer_steps"],
+                (step + 1).to_string()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_state_of_groups_is_refused_by_ranks() {
+    let folder = folder("groups");
+    let model = Model::new(5, &TYPES[..1]);
+    for name in ["global", "local"] {
+        write(
+            &folder.join(format!("rank0/{name}.safetensors")),
+            &model,
+            &model.params,
+            0,
+        );
+    }
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let args = [
+        "wgpu-optim",
+        "round",
+        "--device",
+        "cpu",
+        "--global",
+        &path("rank0/global.safetensors"),
+        "--local",
+        &path("rank0/local.safetensors"),
+        "--out-state",
+        &path("outer.safetensors"),
+        "--group",
+        "match=*.bias,lr=0.1",
+    ];
+    assert_eq!(wgpu_optim_cli::run(args), 0);
+    let command = round(&folder, 1, &["--state", "outer.safetensors"]);
+    let error = refused(run(command), 2);
+    assert!(
+        error.contains("made with groups, the first of them match=*.bias,lr=0.1"),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_adapter_makes_the_round_of_the_twin() {
     let folders = ["on-cpu", "on-gpu"].map(folder);
@@ -519,21 +665,18 @@ fn what_one_rank_cannot_do_ends_the_round_of_all() {
     );
     assert_eq!(
         error,
-        "error: rank 1: rank1/global.safetensors is of round 7, and the state of round 1"
+        "error: rank 1: global model rank1/global.safetensors: it is of round 7, and the state of round 1"
     );
 
     for (weight, why) in [
-        (
-            "-1e-3",
-            "--weight -0.001: expected zero or a positive number",
-        ),
+        ("-1e-3", "weight -0.001: expected zero or a positive number"),
         (
             "1,2",
             "--weight has 2 numbers, expected one, or one for each of 3 ranks",
         ),
         (
             "0",
-            "the weights of all ranks are zero, or their sum is infinite",
+            "the weights of all local models are zero, or their sum is infinite",
         ),
     ] {
         let error = refused(&|| {}, &["--weight", weight], 2);
