@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::gpu::GpuError;
 use wgpu_optim::{AdapterRequest, AnyRule, Gpu, Kernels, wgpu};
-use wgpu_optim_files::window::{Engine, OnCpu, OnGpu};
+use wgpu_optim_files::window::{Engine, OnCpu, OnGpu, check_rule};
 
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
@@ -129,8 +129,10 @@ impl Choice {
     /// Returns the engine that steps windows of at most `max_elems` elements on the chosen device.
     ///
     /// # Errors
-    /// [`Failure::Failed`] if the device has no memory for such windows, or is lost.
+    /// [`Failure::Refused`] if the rule needs whole tensors, and [`Failure::Failed`] if the device has no memory for such
+    /// windows, or is lost.
     pub fn engine(&self, config: AnyRule, max_elems: u64) -> Result<Box<dyn Engine>, Failure> {
+        check_rule(&config).map_err(|error| Failure::Refused(error.into()))?;
         Ok(match &self.backend {
             Backend::Gpu(open) => {
                 let engine = OnGpu::new(&open.kernels, config, max_elems)?;

@@ -184,6 +184,16 @@ pub enum ContentError {
     State(#[from] StateFileError),
 }
 
+/// A rule that takes sums over tensors, of which a window has a part only.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{rule} takes norms of whole tensors, and files are stepped window by window; expected a rule by element"
+)]
+pub struct NeedsTensors {
+    /// The rule's name.
+    pub rule: &'static str,
+}
+
 /// A failure of the device that steps windows.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

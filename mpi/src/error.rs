@@ -51,6 +51,14 @@ pub enum ShardError {
         "shards are not clipped tensor by tensor (tensor_max_norm); clip by the norm of all or of groups"
     )]
     ClipsTensors,
+    /// A rule that takes sums over tensors, of which no rank has a whole.
+    #[error("group {group:?}: {rule} takes norms of whole tensors, which shards are not")]
+    Sums {
+        /// The parameter group.
+        group: String,
+        /// The rule's stem.
+        rule: &'static str,
+    },
     /// More than fits into one message.
     #[error("{bytes} bytes are more than one message may have; use smaller buckets")]
     TooLarge {

@@ -171,6 +171,15 @@ impl Layout {
                 });
             }
         }
+        let mut with_sums = groups
+            .iter()
+            .filter(|(_, config, _)| !config.sums().is_empty());
+        if let Some((group, config, _)) = with_sums.next() {
+            checked = Err(ShardError::Sums {
+                group: (*group).to_owned(),
+                rule: config.stem(),
+            });
+        }
         let is_known = |name: &&str| groups.iter().any(|(group, ..)| group == *name);
         let mut clipped = sharding.control.iter().flat_map(StepControl::groups);
         if let Some(group) = clipped.find(|name| !is_known(name)) {

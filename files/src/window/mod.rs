@@ -6,7 +6,9 @@ mod runs;
 
 use std::ops::Range;
 
-use crate::error::EngineError;
+use wgpu_optim::{AnyRule, Rule as _};
+
+use crate::error::{EngineError, NeedsTensors};
 pub use cpu::OnCpu;
 pub use gpu::OnGpu;
 pub use runs::{NotRounded, Reader, Run, Writer, runs};
@@ -47,6 +49,17 @@ impl Slice {
             slice.tensor,
             slice.elems.start + (elem - elems.start) as u64,
         ))
+    }
+}
+
+/// Accepts rules whose every element moves on its own.
+///
+/// # Errors
+/// [`NeedsTensors`] naming one that takes sums over tensors.
+pub fn check_rule(rule: &AnyRule) -> Result<(), NeedsTensors> {
+    match rule.sums().is_empty() {
+        true => Ok(()),
+        false => Err(NeedsTensors { rule: rule.stem() }),
     }
 }
 
