@@ -56,12 +56,12 @@ pub trait Optimizer {
     /// The parameter groups, to be changed.
     fn groups_mut(&mut self) -> &mut Groups<Self::Rule>;
 
-    /// How many steps have been made, whatever was frozen: the position in a schedule. On the GPU a step has been made when
-    /// it has been recorded, unless its encoder was dropped.
+    /// The number of steps that have been made, whatever was frozen: the position in a schedule. On the GPU a step has been
+    /// made when it has been recorded, unless its encoder was dropped.
     #[must_use]
     fn steps(&self) -> u64;
 
-    /// How many steps have been applied to a tensor: none while it was frozen. [`None`] where no tensor has this name.
+    /// The number of steps that have been applied to a tensor: none while it was frozen. [`None`] where no tensor has this name.
     ///
     /// Under a control on the GPU these are the steps that are known to have been applied, by what has been read so far
     /// (`GpuControl::read`, later steps, `GpuOptimizer::state`).

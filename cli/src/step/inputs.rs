@@ -61,7 +61,7 @@ pub struct Updated {
     pub storage: Storage,
     pub params: Part,
     pub grads: Part,
-    /// Its entry of the saved state.
+    /// The tensor's entry of the saved state.
     pub saved: SavedTensor,
 }
 
@@ -200,7 +200,7 @@ impl Inputs {
         models.flat_map(Model::sources).collect()
     }
 
-    /// How many files the state has.
+    /// The number of files of the state.
     pub fn state_files(&self) -> usize {
         let state = self.state.as_ref();
         state.map_or(0, |state| state.saved.files.shards().len())

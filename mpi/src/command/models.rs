@@ -31,7 +31,7 @@ pub struct Models {
     pub global: Model,
     /// In alphabetical order.
     pub tensors: Vec<Tensor>,
-    /// How many others there are, which are copied.
+    /// The number of other tensors, which are copied.
     pub copied: usize,
 }
 
@@ -82,7 +82,7 @@ impl Models {
         })
     }
 
-    /// How many rounds have made the global model, if it says so.
+    /// The number of rounds that have made the global model, if it says so.
     pub fn outer_steps(&self) -> Result<Option<u64>> {
         let shards = self.global.shards().iter();
         let metadata = shards.flat_map(|shard| &shard.header.metadata);

@@ -11,7 +11,7 @@ pub struct Report {
     pub backend: &'static str,
     pub adapter: String,
     pub reason: String,
-    /// Which round this was.
+    /// The number of this round.
     pub outer_step: u64,
     pub tensors: usize,
     /// Tensors of other dtypes, as the global model has them.
