@@ -9,6 +9,7 @@ mod report;
 mod stream;
 mod threads;
 
+use std::slice::from_ref;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -58,7 +59,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         config: config.clone(),
         precision,
         verdict: control.decide(&[]),
-        norm: None,
+        norms: None,
         inputs: &inputs,
         interrupt: &interrupt,
     };
@@ -68,14 +69,10 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
     let mut bytes_read = 0;
-    if args.clip_norm.is_some() {
-        let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
-        job.verdict = control.decide(&[GradNorms {
-            shared: vec![of_grads],
-            tensors: Vec::new(),
-        }]);
-        // The record's own is an f32, which may be too small for it.
-        job.norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
+    if args.clip_norm.is_some() || args.clip_tensor_norm.is_some() {
+        let (norms, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
+        job.verdict = control.decide(from_ref(&norms));
+        job.norms = Some(norms);
         bytes_read = bytes;
     }
     let (choice, mut streamed) = job.compute_anywhere(common, &plan, &outputs)?;
@@ -121,8 +118,8 @@ struct Job<'j> {
     config: AnyRule,
     precision: Precision,
     verdict: Verdict,
-    /// The norm of all gradients, divided by their scale; where they are clipped by it.
-    norm: Option<f64>,
+    /// The norms of the gradients, where they are clipped by one.
+    norms: Option<GradNorms>,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
@@ -183,6 +180,7 @@ impl Job<'_> {
             outputs,
             config: &self.config,
             verdict: &self.verdict,
+            norms: self.norms.as_ref(),
             repeat: self.args.repeat,
             rounding: self.precision.rounding,
             nonfinite: self.args.nonfinite,
@@ -215,7 +213,7 @@ impl Job<'_> {
             numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
             dispatches: streamed.dispatches,
             repeat: self.args.repeat,
-            gradients: GradientsReport::new(self.args, &self.verdict, self.norm),
+            gradients: GradientsReport::new(self.args, &self.verdict, self.norms.as_ref()),
             nonfinite: NonFiniteReport {
                 mode: self.args.nonfinite,
                 skipped: false,
