@@ -40,6 +40,8 @@ mod storage;
 mod transfers;
 mod vec4_pairs;
 mod vertices;
+#[cfg(not(target_arch = "wasm32"))]
+mod wrapped_rule;
 
 use std::future::Future;
 
