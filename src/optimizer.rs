@@ -56,20 +56,20 @@ pub trait Optimizer {
     /// The parameter groups, to be changed.
     fn groups_mut(&mut self) -> &mut Groups<Self::Rule>;
 
-    /// How many steps have been made, whatever was frozen: the position in a schedule. On the GPU a step has been made when
-    /// it has been recorded, unless its encoder was dropped.
+    /// The number of steps that have been made, whatever was frozen: the position in a schedule. On the GPU a step has been
+    /// made when it has been recorded, unless its encoder was dropped.
     #[must_use]
     fn steps(&self) -> u64;
 
-    /// Says how many steps have been made: for a run that goes on at another position in its schedule. Steps applied to
-    /// tensors, on which bias corrections depend, stay as they are.
+    /// Sets the number of steps that have been made: for a run that goes on at another position in its schedule. Steps
+    /// applied to tensors, on which bias corrections depend, stay as they are.
     fn set_steps(&mut self, steps: u64);
 
     /// The names of the tensors, in the order in which they were given.
     #[must_use]
     fn names(&self) -> Vec<&str>;
 
-    /// How many steps have been applied to a tensor: none while it was frozen. [`None`] where no tensor has this name.
+    /// The number of steps that have been applied to a tensor: none while it was frozen. [`None`] where no tensor has this name.
     ///
     /// Under a control on the GPU these are the steps that are known to have been applied, by what has been read so far
     /// (`GpuControl::read`, later steps, `GpuOptimizer::state`).

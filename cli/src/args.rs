@@ -99,7 +99,11 @@ pub struct StepArgs {
     /// to it
     #[arg(long, value_name = "X")]
     pub clip_norm: Option<f64>,
-    /// Cut every gradient off at the magnitude X, after --grad-scale and --clip-norm
+    /// Clip each tensor by the norm of its own gradients: where it is larger than X, they are scaled down to it; in place of
+    /// --clip-norm
+    #[arg(long, value_name = "X", conflicts_with = "clip_norm")]
+    pub clip_tensor_norm: Option<f64>,
+    /// Cut every gradient off at the magnitude X, after --grad-scale and the clipping by a norm
     #[arg(long, value_name = "X")]
     pub clip_value: Option<f64>,
     /// Answer to a gradient that is infinite or NaN, or to a step that would leave such a parameter or state: refuse
@@ -170,6 +174,11 @@ impl StepArgs {
                 StepControlBuilder::grad_scale as Set,
             ),
             ("--clip-norm", self.clip_norm, StepControlBuilder::max_norm),
+            (
+                "--clip-tensor-norm",
+                self.clip_tensor_norm,
+                StepControlBuilder::tensor_max_norm,
+            ),
             (
                 "--clip-value",
                 self.clip_value,

@@ -1,4 +1,4 @@
-//! Which device a command computes on, and why.
+//! The choice of the device that a command computes on, and the reason for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use wgpu_optim_files::window::{Engine, OnCpu, OnGpu, check_rule};
 use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
 
-/// How to get an adapter on a machine that has none.
+/// The advice on a machine that has no adapter.
 pub const NO_ADAPTER_HINT: &str =
     "a software adapter will do: on Debian and Ubuntu, install mesa-vulkan-drivers";
 
@@ -367,7 +367,7 @@ pub struct Adapter {
     pub device_type: String,
     pub vendor_id: u32,
     pub device_id: u32,
-    /// Where it sits, if the driver says so: twins differ in nothing else.
+    /// The place of the adapter, if the driver says so: twins differ in nothing else.
     pub pci_bus_id: String,
     pub driver: String,
     /// The name in rows of reports: no other adapter has the same.
@@ -406,7 +406,7 @@ impl Adapter {
         }
     }
 
-    /// Its identifiers as one text.
+    /// The adapter's identifiers as one text.
     pub fn ids(&self) -> String {
         let mut ids = format!(
             "vendor {:#06x}, device {:#06x}",

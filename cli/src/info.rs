@@ -39,7 +39,7 @@ struct AdapterReport {
     /// Optional features that the kernels use, and this adapter has.
     features_used: Vec<String>,
     scalars: &'static str,
-    /// With `--plan`.
+    /// The plan of a step, with `--plan`.
     plan: Option<Planned>,
 }
 

@@ -32,7 +32,7 @@ pub struct Part {
     pub elems: Range<u64>,
     /// The place of the first of them.
     pub at: At,
-    /// How they are stored.
+    /// The codec of the elements.
     pub codec: Codec,
 }
 

@@ -60,9 +60,9 @@ pub enum FileError {
     /// Two outputs that are one file.
     #[error("{one} and {other} are the same file, {}", path.display())]
     SameFile {
-        /// How the user named one of them.
+        /// One of them, as the user named it.
         one: String,
-        /// How the user named the other one.
+        /// The other one, as the user named it.
         other: String,
         /// The file.
         path: PathBuf,
@@ -73,7 +73,7 @@ pub enum FileError {
          file may have"
     )]
     TooLarge {
-        /// How the user named it.
+        /// The user's name for the file.
         role: String,
         /// The size of its header.
         header_bytes: u64,
@@ -119,7 +119,7 @@ pub enum SlotError {
     Coverage {
         /// The first such element.
         elem: u64,
-        /// How many files have it.
+        /// The number of files that have it.
         files: usize,
     },
     /// A slot that the rule keeps is missing, and others are there.

@@ -14,7 +14,7 @@ use crate::source::{SourceFile, read_whole};
 /// The tensors of one or several files, of which only the headers have been read.
 #[derive(Debug)]
 pub struct Model {
-    /// In the order of their names.
+    /// The model's files, in the order of their names.
     shards: Vec<Shard>,
     /// Shard and position in its header, by tensor.
     places: HashMap<String, (usize, usize)>,
@@ -24,9 +24,9 @@ pub struct Model {
 /// The index of a model as it was read.
 #[derive(Debug)]
 pub struct IndexFile {
-    /// Its path.
+    /// The path of the index.
     pub path: PathBuf,
-    /// Its content.
+    /// The content of the index.
     pub json: Vec<u8>,
     /// The metadata, without tensors and their files.
     pub metadata: Vec<(String, String)>,
@@ -44,16 +44,16 @@ pub struct Shard {
 /// A tensor and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'m> {
-    /// Which of the model's files it is in.
+    /// The number of the file among the model's.
     pub shard: usize,
-    /// Its name, dtype and shape.
+    /// The tensor's name, dtype and shape.
     pub entry: &'m TensorEntry,
     /// First byte of the tensor in the shard's file.
     pub offset: u64,
 }
 
 impl Place<'_> {
-    /// Its first byte, where the files of its model are numbered from `first` on.
+    /// The place of the first byte, where the files of its model are numbered from `first` on.
     pub fn at(&self, first: usize) -> At {
         At {
             file: first + self.shard,
@@ -61,7 +61,7 @@ impl Place<'_> {
         }
     }
 
-    /// How many bytes it has.
+    /// The number of the tensor's bytes.
     pub fn bytes(&self) -> u64 {
         self.entry.data_bytes.end - self.entry.data_bytes.start
     }
@@ -72,7 +72,7 @@ impl Place<'_> {
 pub struct Steppable {
     /// Names and shapes in alphabetical order, by what their values are stored as.
     pub by_type: BTreeMap<StorageType, Vec<(String, Vec<usize>)>>,
-    /// How many tensors are of other dtypes.
+    /// The number of tensors of other dtypes.
     pub left_out: usize,
 }
 
@@ -176,7 +176,7 @@ impl Model {
         self.index.as_ref()
     }
 
-    /// What the index and the files have under a key of their metadata.
+    /// The values that the index and the files have under a key of their metadata.
     pub fn metadata<'m>(&'m self, key: &'m str) -> impl Iterator<Item = &'m str> {
         let of_index = self.index.iter().flat_map(|index| &index.metadata);
         let shards = self.shards.iter();
@@ -185,7 +185,7 @@ impl Model {
         entries.map(|(_, value)| value.as_str())
     }
 
-    /// How many tensors there are.
+    /// The number of tensors.
     pub fn len(&self) -> usize {
         self.places.len()
     }
@@ -316,9 +316,9 @@ impl Layout {
 /// A file that is to be written.
 #[derive(Clone, Debug)]
 pub struct NewFile {
-    /// How messages call it.
+    /// The name of the file in messages.
     pub role: String,
-    /// Where it goes.
+    /// The path that the file is going to have.
     pub path: PathBuf,
     /// The bytes that it starts with: a header, or all of an index.
     pub start: Vec<u8>,

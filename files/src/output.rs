@@ -40,7 +40,7 @@ pub struct Output {
     /// The identity of the target when the output was made.
     existing: Option<Metadata>,
     identity: Identity,
-    /// How the user named it.
+    /// The user's name for the file.
     role: String,
 }
 
@@ -509,7 +509,7 @@ mod tests {
         assert_eq!(files(dir.path()), expected(&[("new", "2"), ("old", "1")]));
     }
 
-    /// Where no file is without a name.
+    /// Files that have a name from the first, as on systems that know no others.
     #[test]
     #[cfg(unix)]
     fn what_replaces_a_file_is_private_until_it_has_that_ones_permissions() {

@@ -47,7 +47,7 @@ impl SourceFile {
         &self.path
     }
 
-    /// Its size when it was opened.
+    /// The size of the file when it was opened.
     pub fn bytes(&self) -> u64 {
         self.version.len()
     }

@@ -149,12 +149,12 @@ impl<R: Recorded> SavedState<R> {
         self.slots.get(tensor)?.get(slot)
     }
 
-    /// Where a slot lies, as far as its parts are there.
+    /// The places of a slot, as far as its parts are there.
     pub fn parts(&self, tensor: &str, slot: &str) -> &[Part] {
         self.saved(tensor, slot).map_or(&[], |saved| &saved.parts)
     }
 
-    /// Where a slot of a tensor of this shape lies: every element of it once, in order.
+    /// The places of a slot of a tensor of this shape: every element of it once, in order.
     ///
     /// # Errors
     /// [`FileError::Slot`] if it does not.

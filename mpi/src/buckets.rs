@@ -28,7 +28,7 @@ pub(crate) struct Stored {
     pub(crate) is_frozen: bool,
 }
 
-/// Where the whole parameters and gradients of a rank lie.
+/// The memory that holds the whole parameters and gradients of a rank.
 pub(crate) trait Memory {
     type Error: From<ShardError> + Display;
 
@@ -138,7 +138,7 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// How much memory it has.
+    /// The bytes of memory that the staging takes.
     pub(crate) fn bytes(&self) -> usize {
         let buffers = [&self.sent, &self.next, &self.received, &self.last];
         let buffers = buffers.into_iter().map(Vec::capacity);
@@ -162,10 +162,10 @@ trait Flow {
     /// Takes what this rank has received of a bucket.
     fn unpack(&mut self, bucket: u64, received: &[u8]) -> Result<(), Self::Error>;
 
-    /// How many bytes of a bucket this rank receives from each.
+    /// The bytes of a bucket that this rank receives from each.
     fn incoming(&self, bucket: u64) -> Vec<usize>;
 
-    /// How many it sends to each, unless all get the same.
+    /// The bytes of a bucket that this rank sends to each, unless all get the same.
     fn outgoing(&self, bucket: u64) -> Option<Vec<usize>>;
 }
 

@@ -21,9 +21,9 @@ pub enum ShardError {
         rank: usize,
         /// The property that differs: a tensor, a group's configuration, ...
         what: String,
-        /// Its value on rank 0.
+        /// The value on rank 0.
         expected: String,
-        /// Its value there.
+        /// The value on the rank that differs.
         actual: String,
     },
     /// Another rank failed, which has the error itself.
@@ -31,7 +31,7 @@ pub enum ShardError {
     Rank {
         /// The first rank that failed.
         rank: usize,
-        /// Its error.
+        /// The error of that rank.
         message: String,
     },
     /// An earlier step failed half-way: parameters and state are not of one step. A state that is loaded, with its
@@ -120,7 +120,7 @@ pub enum ShardError {
     NotShared {
         /// The first rank whose file is not there, or not as it has written it.
         rank: usize,
-        /// Where the first rank looks for it.
+        /// The path at which the first rank looks for it.
         path: PathBuf,
     },
 }

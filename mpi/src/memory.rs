@@ -1,4 +1,4 @@
-//! Where a rank's whole parameters and gradients lie: in memory, or on its device.
+//! The whole parameters and gradients of a rank: in memory, or on its device.
 
 use std::ops::Range;
 use std::sync::Arc;

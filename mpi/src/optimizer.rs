@@ -31,7 +31,7 @@ pub enum Reduction {
     Sum,
 }
 
-/// How a [`ShardedOptimizer`] works, the same on every rank.
+/// The settings of a [`ShardedOptimizer`], the same on every rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sharding {
     /// The reduction of the gradients of all ranks.
@@ -378,7 +378,7 @@ impl<R: Rule> ShardedOptimizer<GpuShare<R>> {
                     return Ok(());
                 }
                 for (grads, group) in reduced.grads.iter_mut().zip(reduced.group_of) {
-                    verdict.apply_to(group, grads);
+                    verdict.apply_to(group, None, grads);
                 }
             }
             share.step(reduced.grads)
@@ -452,13 +452,13 @@ impl<S: Share> ShardedOptimizer<S> {
         self.control.as_ref().map_or(1.0, CpuControl::loss_scale)
     }
 
-    /// How the elements are cut into shares.
+    /// The shares into which the elements are cut.
     #[must_use]
     pub const fn shares(&self) -> &Shares {
         &self.buckets.shares
     }
 
-    /// Which of the ranks this is.
+    /// The number of this rank.
     #[must_use]
     pub fn rank(&self) -> usize {
         self.ranks.rank()

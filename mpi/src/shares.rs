@@ -1,4 +1,4 @@
-//! Which elements of a model each rank keeps the state of.
+//! The shares of a model: the elements of which each rank keeps the state.
 
 use std::ops::Range;
 
@@ -22,9 +22,9 @@ pub const ALIGN_ELEMS: u64 = 8;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Where each tensor starts among all elements, and where the last one ends.
+    /// The starts of the tensors among all elements, and the end of the last one.
     starts: Vec<u64>,
-    /// Where each rank's share starts among all elements, and where the last one ends.
+    /// The starts of the ranks' shares among all elements, and the end of the last one.
     cuts: Vec<u64>,
 }
 
@@ -51,7 +51,7 @@ impl Shares {
         shares
     }
 
-    /// How many ranks have a share.
+    /// The number of ranks that have a share.
     #[must_use]
     pub fn ranks(&self) -> usize {
         self.cuts.len() - 1

@@ -23,7 +23,7 @@ struct Verdict {
 
 // Words of a class: one of its tensors, how many steps have been counted of that if none has been skipped that the host
 // does not know of, how many entries there are (by how many have been, from none on), how many may have been, where the
-// entries start, its norm (behind those of groups one for each tensor), and the largest gradient.
+// entries start (classes may share them), its norm (behind those of groups one for each tensor), and the largest gradient.
 const CLASS: u32 = 7u;
 const HEADER: u32 = 3u;
 // Norms of groups.

@@ -56,7 +56,7 @@ pub struct LossScale {
     pub growth_factor: f64,
     /// The factor of the scale after a skipped step: 0.5.
     pub backoff_factor: f64,
-    /// How many steps in a row have to be applied for it to grow: 2000.
+    /// The number of steps in a row that have to be applied for it to grow: 2000.
     pub growth_interval: u32,
 }
 
@@ -180,7 +180,7 @@ impl StepControl {
         groups.find(|(_, clip)| clip.group == group)
     }
 
-    /// Which of the [`norms`](Self::norms) the gradients of a parameter group are part of: the first is that of all groups
+    /// The one of the [`norms`](Self::norms) that the gradients of a parameter group are part of: the first is that of all groups
     /// without one of their own.
     #[must_use]
     pub fn norm_of(&self, group: &str) -> usize {
@@ -421,7 +421,7 @@ const fn is_dynamic() -> bool {
 /// The outcome of a controlled step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ControlRecord {
-    /// Which step of the control, from one on.
+    /// The number of the step of its control, from one on.
     pub step: u64,
     /// Norm of all gradients, unscaled and before they were clipped; infinite where `f32` cannot hold it, infinite or NaN
     /// where a gradient was.
@@ -435,6 +435,6 @@ pub struct ControlRecord {
     pub is_skipped: bool,
     /// The scale by which the gradients were divided.
     pub scale: f32,
-    /// How many steps have been skipped, this one included.
+    /// The number of steps that have been skipped, this one included.
     pub skipped: u64,
 }

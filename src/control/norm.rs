@@ -57,7 +57,7 @@ impl GradNorm {
         }
     }
 
-    /// Its bytes, for a process that takes the norm over several.
+    /// The bytes of the sums, for a process that takes the norm over several.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 12] {
         let mut bytes = [0; 12];

@@ -108,8 +108,11 @@ impl Verdict {
 
     /// Does to gradients of a parameter group what a step does to them before it applies them: they are divided by the
     /// scale, multiplied by the factor of their norm, and cut off at the largest value.
-    pub fn apply_to(&self, group: &str, grads: &mut [f32]) {
-        let factors = self.factors(group, None);
+    ///
+    /// `of_tensor` is the norm of the whole tensor that they are of, by which it is clipped where the control clips
+    /// [tensors one by one](super::StepControlBuilder::tensor_max_norm); without it they are not clipped there.
+    pub fn apply_to(&self, group: &str, of_tensor: Option<&GradNorm>, grads: &mut [f32]) {
+        let factors = self.factors(group, of_tensor);
         if !factors.change_nothing() {
             for grad in grads {
                 *grad = factors.apply(*grad);

@@ -18,7 +18,7 @@ pub enum TensorError {
     TooLarge {
         /// The tensor.
         tensor: String,
-        /// Its shape.
+        /// The tensor's shape.
         shape: Vec<usize>,
     },
     /// There is no memory for what is remembered of a tensor.
@@ -26,7 +26,7 @@ pub enum TensorError {
     OutOfMemory {
         /// The tensor.
         tensor: String,
-        /// Its elements.
+        /// The number of the tensor's elements.
         numel: u64,
     },
 }

@@ -24,7 +24,7 @@ const TASK_ELEMS: usize = 32 * 1024;
 /// a thread takes up to twice that where it sleeps.
 const PARALLEL_ELEMS: usize = 4 * TASK_ELEMS;
 
-/// How often to look whether the others are done before going to sleep: they are at most a task behind, and being
+/// The number of times to look whether the others are done before going to sleep: they are at most a task behind, and being
 /// woken takes longer than that.
 const SPINS: u32 = 4096;
 
@@ -49,7 +49,7 @@ struct Part<'a> {
     applied_steps: u64,
     factors: Option<Factors>,
     decided: Option<Scalars>,
-    /// Its first element.
+    /// The index of the first element.
     start: usize,
     params: WordsMut<'a>,
     /// The sections that there are, then empty ones.

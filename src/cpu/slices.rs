@@ -106,7 +106,7 @@ macro_rules! what_a_slice_is {
                 }
             }
 
-            /// How many values there are.
+            /// The number of values.
             #[must_use]
             pub fn len(&self) -> usize {
                 match self {

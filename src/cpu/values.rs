@@ -10,7 +10,7 @@ use crate::storage::{Codec, SectionValues};
 /// meet in the same sets of the caches and the same banks of the memory; a slot stays out of step with what is before it.
 const STAGGER_BYTES: usize = 1024;
 
-/// From how many elements on that matters.
+/// The number of elements from which on that matters.
 const LARGE_ELEMS: usize = 64 * 1024;
 
 /// The values of one section.

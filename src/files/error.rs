@@ -26,7 +26,7 @@ pub enum HeaderError {
     /// A file that ends before its header begins.
     #[error("not a safetensors file: it has {file_bytes} bytes, expected at least 8")]
     TooShort {
-        /// Its size.
+        /// The size of the file.
         file_bytes: u64,
     },
     /// A header larger than any reader takes.
@@ -44,7 +44,7 @@ pub enum HeaderError {
         "not a safetensors file: it has {actual_bytes} bytes, expected {expected_bytes}, as its header says"
     )]
     Length {
-        /// By the header.
+        /// The size of the file by its header.
         expected_bytes: u64,
         /// The length of the file.
         actual_bytes: u64,
@@ -78,9 +78,9 @@ pub enum HeaderError {
     Place {
         /// The tensor.
         tensor: String,
-        /// Where they would follow the tensor before, as long as the shape says.
+        /// The bytes that would follow the tensor before, as long as the shape says.
         expected: Range<u64>,
-        /// Where the header says that they are.
+        /// The bytes that the header names.
         actual: Range<u64>,
     },
     /// Values of another length than the shape says.
@@ -90,7 +90,7 @@ pub enum HeaderError {
     Values {
         /// The tensor.
         tensor: String,
-        /// By the shape.
+        /// The number of bytes by the shape.
         expected_bytes: u64,
         /// Given.
         actual_bytes: u64,

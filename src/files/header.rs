@@ -46,7 +46,7 @@ const METADATA: &str = "__metadata__";
 pub struct Header {
     /// Keys and values, in the file's order.
     pub metadata: Vec<(String, String)>,
-    /// In the order in which they stand in the header.
+    /// The tensors, in the order in which they stand in the header.
     tensors: Vec<TensorEntry>,
     /// Indices of the tensors in the order of their data.
     by_place: Vec<usize>,
@@ -56,13 +56,13 @@ pub struct Header {
 /// A tensor of a safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
     /// The type of its elements.
     pub dtype: Dtype,
-    /// Its shape, first dimension first.
+    /// The tensor's shape, first dimension first.
     pub shape: Vec<usize>,
-    /// Its bytes, counted from the start of the data, which follows the header.
+    /// The tensor's bytes, counted from the start of the data, which follows the header.
     pub data_bytes: Range<u64>,
 }
 
@@ -254,7 +254,7 @@ impl Header {
         self.by_place.iter().map(|index| &self.tensors[*index])
     }
 
-    /// Where the data start in the file that the header was read from; 0 for a new one.
+    /// The start of the data in the file that the header was read from; 0 for a new one.
     #[must_use]
     pub const fn data_start(&self) -> u64 {
         self.data_start

@@ -10,7 +10,7 @@ use super::error::IndexError;
 use super::is_git_lfs_pointer;
 use super::other_format::OtherFormat;
 
-/// Which of a model's files (shards) each of its tensors lies in: a `model.safetensors.index.json`.
+/// The file (shard) of a model that each of its tensors lies in: a `model.safetensors.index.json`.
 ///
 /// ```
 /// use wgpu_optim::files::Index;

@@ -31,7 +31,7 @@ pub struct TensorBinding<'a> {
     pub grads_type: StorageType,
     /// Byte offset of the first gradient, a multiple of an element's.
     pub grads_offset_bytes: u64,
-    /// Its shape, first dimension first; its elements may be none.
+    /// The tensor's shape, first dimension first; its elements may be none.
     pub shape: Vec<usize>,
     /// Elements after the tensor that belong to nobody, in both buffers; a step may write them. Tensors that follow
     /// each other, padding included, are updated together. Zero where in doubt.

@@ -17,11 +17,11 @@ use crate::wgsl::{KernelError, KernelVariant};
 
 /// The pipelines of a plan, of one variant of its kernels.
 pub(super) struct Pipelines {
-    /// By the kinds of pieces that there are, each in the order of [`Access::ALL`].
+    /// The pipelines of each kind of piece, in the order of [`Access::ALL`].
     by_kind: Vec<[Pipeline; 3]>,
-    /// By the batches of the plan.
+    /// The pipelines of the plan's batches.
     by_batch: Vec<Pipeline>,
-    /// By the kinds of pieces, in the order of [`Access::CHUNKS`], if steps may be in chunks.
+    /// The pipelines of each kind of piece, in the order of [`Access::CHUNKS`], if steps may be in chunks.
     by_chunks: Vec<[Pipeline; 2]>,
 }
 
@@ -97,12 +97,12 @@ impl Bound {
         Ok(bound)
     }
 
-    /// What a piece with dispatches of its own binds.
+    /// The bindings of a piece with dispatches of its own.
     pub(super) fn tensors_of(&self, piece: usize) -> &wgpu::BindGroup {
         &self.pieces[&piece]
     }
 
-    /// Which pieces share pipelines.
+    /// The kind of a piece: pieces of one kind share pipelines.
     pub(super) fn kind_of(&self, piece: usize) -> usize {
         self.kinds[piece]
     }
@@ -247,7 +247,7 @@ fn kinds(rules: &dyn GroupRules, pieces: &[Piece]) -> (Vec<Kind>, Vec<usize>) {
     (kinds, of_pieces)
 }
 
-/// Which tensors have no place.
+/// Marks the tensors that have no place.
 pub(super) fn absent(layouts: &[TensorLayout]) -> Vec<bool> {
     layouts.iter().map(|layout| layout.is_absent).collect()
 }

@@ -6,7 +6,7 @@ use crate::plan::DeviceLimits;
 /// Optional device features that the kernels use where they are there.
 pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
 
-/// Which adapter is wanted.
+/// A request for an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterRequest {
     /// Only adapters whose name holds this text, in any case.
@@ -41,7 +41,7 @@ pub struct Gpu {
     pub adapter: wgpu::Adapter,
     /// The device, with the adapter's own limits and those of the [`OPTIONAL_FEATURES`] that it has.
     pub device: wgpu::Device,
-    /// Its queue.
+    /// The device's queue.
     pub queue: wgpu::Queue,
 }
 
@@ -99,7 +99,7 @@ impl Gpu {
 }
 
 impl AdapterRequest {
-    /// Which of these adapters fit, as indices, the best one first; `backends` and `features` aside.
+    /// The indices of those adapters that fit, the best one first; `backends` and `features` aside.
     #[must_use]
     pub fn best_first(&self, adapters: &[wgpu::AdapterInfo]) -> Vec<usize> {
         let fits = |index: &usize| self.accepts(&adapters[*index]);

@@ -136,7 +136,7 @@ pub enum RebindError {
     Shape {
         /// The tensor.
         tensor: String,
-        /// Its shape.
+        /// The tensor's shape.
         expected: Vec<usize>,
         /// The shape given.
         actual: Vec<usize>,
@@ -202,7 +202,7 @@ pub enum StepError {
     /// The control clips a parameter group that none of the optimizers has.
     #[error("the control clips a parameter group {group:?}, and no optimizer has one of that name")]
     UnknownGroup {
-        /// Its name.
+        /// The group's name.
         group: String,
     },
     /// The optimizer and its control are not built from the same [`Kernels`](crate::Kernels) or clones of them.
@@ -332,7 +332,7 @@ pub enum ArenaError {
     TooLarge {
         /// The tensor.
         tensor: String,
-        /// Its size with padding, or the largest number where that does not fit.
+        /// The size of the arena with padding, or the largest number where that does not fit.
         bytes: u64,
         /// The device's limit.
         max_buffer_bytes: u64,

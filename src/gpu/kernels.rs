@@ -47,7 +47,7 @@ struct Bindings {
 struct Compiled {
     /// By their source.
     modules: HashMap<String, wgpu::ShaderModule>,
-    /// By what they bind.
+    /// The layouts of bind groups, by what they bind.
     layouts: HashMap<Bindings, wgpu::BindGroupLayout>,
     pipelines: HashMap<KernelVariant, wgpu::ComputePipeline>,
     /// The pipelines of kernels that no rule is part of, by entry point and source.
@@ -176,7 +176,7 @@ impl Kernels {
         &self.inner.device
     }
 
-    /// Its queue.
+    /// The queue of the device.
     #[must_use]
     pub fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
@@ -232,6 +232,19 @@ impl Kernels {
     /// Whether the device binds enough storage buffers for kernels in chunks.
     pub(crate) const fn can_chunk(&self) -> bool {
         self.limits.max_storage_buffers >= 5
+    }
+
+    /// Makes sure that the device binds as many storage buffers as a kernel wants.
+    pub(crate) fn check_storage_buffers(&self, required: usize) -> Result<(), KernelError> {
+        let actual = self.device().limits().max_storage_buffers_per_shader_stage;
+        match required <= actual as usize {
+            true => Ok(()),
+            false => Err(KernelError::LimitTooLow {
+                limit: "max_storage_buffers_per_shader_stage",
+                required: required as u64,
+                actual: actual.into(),
+            }),
+        }
     }
 
     /// Whether one is a clone of the other. Devices of two instances cannot be told apart.

@@ -11,7 +11,7 @@ pub trait GroupRules {
     fn groups(&self) -> usize;
     /// The name of a group.
     fn name(&self, group: usize) -> &str;
-    /// How the tensors of a group are rounded.
+    /// The rounding of the tensors of a group.
     fn rounding(&self, group: usize) -> Rounding;
     /// The slots of a group's rule.
     fn slots(&self, group: usize) -> Slots;

@@ -26,7 +26,8 @@ struct Inner {
     order: AtomicU64,
 }
 
-/// How many are done, of any optimizer or control: an optimizer's steps may be in the submissions of its control.
+/// The number of submissions that are done, of any optimizer or control: an optimizer's steps may be in the submissions of
+/// its control.
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 const PENDING: u8 = 0;

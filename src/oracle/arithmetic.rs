@@ -61,7 +61,7 @@ impl Bounded {
         }
     }
 
-    /// How far a twin of this value may be off on its side.
+    /// The most that a twin of this value may be off on its side.
     pub(super) fn bound(self, twin: f64) -> f64 {
         if twin < self.exact {
             self.exact - self.low
@@ -133,7 +133,7 @@ impl Bounded {
 pub struct Arithmetic(pub(super) Roundoff);
 
 impl Arithmetic {
-    /// That which rounds so.
+    /// The arithmetic that rounds so.
     #[must_use]
     pub const fn new(rounding: Roundoff) -> Self {
         Self(rounding)

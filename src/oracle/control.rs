@@ -205,7 +205,7 @@ impl GradFactors {
     }
 }
 
-/// How many roundings a norm goes through at most, with each invocation's share, those of the last workgroup's, the root and
+/// The most roundings that a norm goes through, with each invocation's share, those of the last workgroup's, the root and
 /// the scale.
 fn roundings(numel: usize, tensors: usize) -> u32 {
     // Four loads of four at a time, up to three more and two ends for every tensor, and four sums into one.

@@ -39,14 +39,14 @@ use crate::rules::{AnyRule, MAX_SLOTS, MAX_SUMS, Rule, Slots, Start, every_rule}
 use crate::state::TensorState;
 use crate::storage::{MASTER_PARAMS, Masters, Storage, StorageType, rest};
 
-/// How the arithmetic under test rounds.
+/// The rounding of the arithmetic under test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Roundoff {
     /// Largest relative error of a sum, a difference or a product.
     unit: f64,
-    /// How many of these a quotient is worth.
+    /// The number of roundings that a quotient is worth.
     division: u32,
-    /// How many a square root is worth.
+    /// The number of roundings that a square root is worth.
     root: u32,
 }
 
@@ -444,7 +444,7 @@ pub enum Disagreement {
         what: String,
         /// The element.
         index: usize,
-        /// Its exact value.
+        /// The exact value.
         expected: f64,
         /// The computed value.
         actual: f32,
@@ -452,7 +452,7 @@ pub enum Disagreement {
         error_ulp: f64,
         /// The bound.
         bound_ulp: f64,
-        /// How many elements lie outside their bound.
+        /// The number of elements that lie outside their bound.
         wrong: usize,
     },
 }

@@ -10,11 +10,11 @@ const MAX_SPANS: usize = 4;
 /// The choice of the dispatches of a plan that may be in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunked {
-    /// No dispatch is, but for rules that take sums over tensors, whose dispatches always are.
+    /// No dispatch is in chunks, but for rules that take sums over tensors, whose dispatches always are.
     Never,
-    /// Those are whose tensors are all of one class.
+    /// Dispatches are in chunks if their tensors are all of one class.
     ByClass,
-    /// All are of a piece that would take many: workgroups look up the class of their tensors, too.
+    /// All dispatches of a piece that would take many are in chunks: workgroups look up the class of their tensors, too.
     Together,
 }
 
@@ -189,7 +189,7 @@ fn may_be_chunked(piece: &Piece) -> bool {
     !piece.is_absent && piece.parts.len() > MAX_SPANS && !piece.storage.is_stochastic
 }
 
-/// How much further on gradients are than parameters, in units; with a scalar access in elements.
+/// The distance from parameters to gradients, in units; with a scalar access in elements.
 fn grads_shift(piece: &Piece, access: Access) -> u32 {
     let shift = piece.grads.first_elem.wrapping_sub(piece.params.first_elem);
     match access.is_scalar() {

@@ -1,4 +1,4 @@
-//! How runs of tensors become pieces, and small pieces batches.
+//! The cut of runs of tensors into pieces, and the gathering of small pieces into batches.
 
 use super::{
     BATCH_WORKGROUP_SIZE, Batch, DeviceLimits, MAX_BATCH_PIECES, Part, Piece, Plan, PlanError,
@@ -57,7 +57,7 @@ impl Room {
         Ok(room)
     }
 
-    /// How many of `numel` elements fit into one piece that starts at these offsets.
+    /// The number of the `numel` elements that fit into one piece that starts at these offsets.
     fn fitting(&self, numel: u64, params_bytes: u64, grads_bytes: u64, like: &TensorLayout) -> u64 {
         let storage = &like.storage;
         let unit_elems = u64::from(storage.unit_elems());

@@ -20,7 +20,7 @@ pub enum PlanError<T = usize> {
     TooLarge {
         /// The tensor.
         tensor: T,
-        /// Its number of elements.
+        /// The tensor's number of elements.
         numel: u64,
     },
     /// Parameters and gradients in one buffer, so close to each other that their bindings, which start where the device
@@ -32,11 +32,11 @@ pub enum PlanError<T = usize> {
     TooClose {
         /// The first tensor that is concerned.
         tensor: T,
-        /// Where the parameters start.
+        /// The byte at which the parameters start.
         params_offset_bytes: u64,
-        /// Where the gradients start.
+        /// The byte at which the gradients start.
         grads_offset_bytes: u64,
-        /// Where the later of both may start.
+        /// The least byte at which the later of both may start.
         least_offset_bytes: u64,
     },
     /// A device limit below what any piece needs.

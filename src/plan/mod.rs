@@ -57,13 +57,13 @@ pub struct DeviceLimits {
 /// A position in one of several buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// Which buffer, by any numbering of the caller's.
+    /// The buffer, by any numbering of the caller's.
     pub buffer: usize,
     /// Byte offset in it, a multiple of 4.
     pub offset_bytes: u64,
 }
 
-/// Where one tensor lies.
+/// The place of one tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TensorLayout {
     /// Number of elements; zero is allowed and plans nothing.
@@ -75,10 +75,11 @@ pub struct TensorLayout {
     /// Elements after the tensor that belong to nobody, in the parameter buffer and in the gradient buffer: a
     /// dispatch may run over them.
     pub padding_elems: u64,
-    /// Which parameter group it is in, by any numbering of the caller's. Groups share no dispatch, so they share no
-    /// piece.
+    /// The parameter group that the tensor is in, by any numbering of the caller's. Groups share no dispatch, so they share
+    /// no piece.
     pub group: usize,
-    /// How its values are stored, and which sections its state has, as in its whole group; without any it gets no state.
+    /// The types in which its values are stored, and the sections of its state, as in its whole group; without any it gets
+    /// no state.
     pub storage: Storage,
     /// It lies nowhere yet, whatever `params` and `grads` say: it has a piece for its state, and no dispatch reaches it.
     pub is_absent: bool,
@@ -203,18 +204,18 @@ pub struct Piece {
     pub numel: u32,
     /// The parameter group of its tensors.
     pub group: usize,
-    /// How its tensors are stored.
+    /// The types in which its tensors are stored.
     pub storage: Storage,
     /// Buffer of the parameters.
     pub params_buffer: usize,
-    /// Its window there.
+    /// The window of the piece in the parameter buffer.
     pub params: Window,
     /// Buffer of the gradients.
     pub grads_buffer: usize,
-    /// Its window there.
+    /// The window of the piece in the gradient buffer.
     pub grads: Window,
-    /// Its state, in a buffer that is the piece's own: one that pieces shared would have to be synchronized between
-    /// their dispatches. None where the rule keeps none.
+    /// The sections of its state, in a buffer that is the piece's own: one that pieces shared would have to be synchronized
+    /// between their dispatches. None where the rule keeps none.
     pub state: Option<Sections>,
     /// The tensors in it, an index range of [`Plan::parts`].
     pub parts: Range<usize>,
@@ -241,7 +242,7 @@ impl Piece {
         access.unit_elems(&self.storage)
     }
 
-    /// How a batch reaches its elements, if it can be in one: a batch leaves no ends to a second dispatch, and has one
+    /// The access of a batch to its elements, if it can be in one: a batch leaves no ends to a second dispatch, and has one
     /// key to random bits.
     fn batch_access(&self) -> Option<Access> {
         let fills_units = self.numel.is_multiple_of(self.storage.unit_elems());
@@ -280,7 +281,7 @@ impl Piece {
 pub struct Batch {
     /// Two pieces or more, indices into [`Plan::pieces`].
     pub pieces: Vec<usize>,
-    /// How it reaches their elements, [`Access::Vec4`] or [`Access::Scalar`].
+    /// The access to the elements, [`Access::Vec4`] or [`Access::Scalar`].
     pub access: Access,
     /// Bit i says whether piece i has an odd number of elements, so that the last of two that share a word is not its own.
     pub odd: u32,
@@ -316,7 +317,7 @@ impl Part {
     }
 }
 
-/// How a dispatch reaches its elements.
+/// The access of a dispatch to its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// Four elements per unit, through 16-byte loads and stores; eight where something is stored in 16 bits.
@@ -391,11 +392,11 @@ pub enum Target {
 pub struct Dispatch {
     /// The piece or batch that it binds.
     pub target: Target,
-    /// How it reaches its elements.
+    /// The access to the elements.
     pub access: Access,
     /// First unit in the parameter window and in the first section of the state; in chunks the first of these.
     pub first: u32,
-    /// How much further on the first unit is in the gradient window, modulo 2^32; [`Access::Scalar`] counts elements.
+    /// The distance to the first unit in the gradient window, modulo 2^32; [`Access::Scalar`] counts elements.
     pub grads_shift: u32,
     /// Number of units updated, or of chunks; in a batch, of the largest piece.
     pub count: u32,
@@ -638,7 +639,7 @@ impl Plan {
         2 * (self.parts.len() + cuts)
     }
 
-    /// Where a dispatch that starts at `start` has to end to respect the ceiling: at the end of a vec4, or at `end`.
+    /// The end of a dispatch that starts at `start` and respects the ceiling: the end of a vec4, or `end`.
     fn end_of_dispatch(&self, piece: &Piece, start: u32, end: u32) -> u32 {
         if end - start <= self.max_dispatch_elems {
             return end;

@@ -30,7 +30,7 @@ config! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub struct AdagradConfig, built by AdagradConfigBuilder {
-        /// How fast the learning rate falls with the steps.
+        /// The rate at which the learning rate falls with the steps.
         lr_decay: f64 = 0.0,
         /// Keeps the denominator from zero.
         eps: f64 = 1e-10,

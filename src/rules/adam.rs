@@ -5,7 +5,7 @@ use super::elementwise::{Element, ElementRule, Momentum, Pass, shader};
 use super::error::{check_betas, check_held, unsupported};
 use super::{ConfigError, KnownRule, RulePreset, Slot, Slots};
 
-/// Where epsilon sits among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
+/// The place of epsilon among the bias corrections. With `m` and `v` the averages of the gradient and of its square, and
 /// `bc1 = 1 - beta1^t`, `bc2 = 1 - beta2^t` at step `t`, which counts from one:
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(
@@ -24,7 +24,7 @@ pub enum AdamForm {
     EpsilonHat,
 }
 
-/// Which largest value AMSGrad divides by (Reddi, Kale and Kumar 2018).
+/// The choice of the largest value that AMSGrad divides by (Reddi, Kale and Kumar 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "safetensors",
@@ -76,7 +76,7 @@ config! {
         eps: f64 = 1e-8,
         /// Added under the root; [`AdamForm::Corrected`] only.
         eps_root: f64 = 0.0,
-        /// Where epsilon sits.
+        /// The place of epsilon.
         form: AdamForm = AdamForm::Corrected,
         /// Divides by the largest average so far.
         amsgrad: AmsGrad = AmsGrad::Off,
@@ -140,7 +140,7 @@ impl Coefficients {
         (m + self.c1 * (h - m), self.beta2 * v + self.c2 * (h * h))
     }
 
-    /// Where the kernel leaves out a sum with zero, this has it: it rounds nothing.
+    /// The update by averages and divisor. It has the sum with zero that the kernel leaves out, which rounds nothing.
     #[inline(always)]
     fn update(&self, m: f32, w: f32) -> f32 {
         self.a * (m / ((w + self.eps_root).sqrt() + self.eps))

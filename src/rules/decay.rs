@@ -129,7 +129,7 @@ impl<const LAMBDA: bool> DecayTwin<LAMBDA> {
         if LAMBDA { h + self.lambda * theta } else { h }
     }
 
-    /// Where the kernel leaves out a factor of one, this has it: it rounds nothing.
+    /// The parameter after decoupled decay. It has the factor of one that the kernel leaves out, which rounds nothing.
     #[inline(always)]
     pub(super) fn decayed(self, theta: f32) -> f32 {
         self.rho * theta

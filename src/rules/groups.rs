@@ -9,7 +9,7 @@ use crate::storage::{Precision, Rounding};
 /// Name of the group of all tensors that no other group takes.
 const DEFAULT: &str = "default";
 
-/// Which tensors get which configuration. Groups with momentum and groups without may be mixed; a tensor without has
+/// The configuration of each tensor, by groups. Groups with momentum and groups without may be mixed; a tensor without has
 /// no velocity. So may rules, by [`AnyRule`](crate::AnyRule).
 ///
 /// ```
@@ -217,7 +217,7 @@ impl<R: Rule> Groups<R> {
         &self.0[index].name
     }
 
-    /// How the tensors of a group are rounded.
+    /// The rounding of the tensors of a group.
     pub(crate) fn rounding(&self, index: usize) -> Rounding {
         self.0[index].precision.rounding
     }

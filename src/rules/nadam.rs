@@ -42,7 +42,7 @@ config! {
         /// Whether the momentum rises to `beta1` step by step, as in PyTorch and Keras, or is `beta1` from the first, as
         /// in optax.
         momentum_schedule: bool = true,
-        /// How fast it rises; 4e-3 in PyTorch, 1 in Keras.
+        /// The rate at which it rises; 4e-3 in PyTorch, 1 in Keras.
         momentum_decay: f64 = 4e-3,
     }
 

@@ -42,7 +42,7 @@ config! {
         eps: f64 = 1e-8,
         /// Added under the root; [`AdamForm::Corrected`] only.
         eps_root: f64 = 0.0,
-        /// Where epsilon sits.
+        /// The place of epsilon.
         form: AdamForm = AdamForm::EpsilonHat,
     }
 

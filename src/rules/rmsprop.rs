@@ -149,7 +149,7 @@ impl ElementRule for RmsPropConfig {
     }
 }
 
-/// Its slots: `s`, then the momentum buffer and the average, as far as there are these.
+/// The element with its slots: `s`, then the momentum buffer and the average, as far as there are these.
 #[derive(Clone, Copy)]
 struct RmsProp<const MOMENTUM: bool, const CENTERED: bool>(RmsPropConfig);
 

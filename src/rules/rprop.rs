@@ -31,9 +31,9 @@ config! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub struct RpropConfig, built by RpropConfigBuilder {
-        /// By what a step shrinks whose gradient changes its sign, above zero and at most one.
+        /// The factor of a step whose gradient changes its sign, above zero and at most one.
         eta_minus: f64 = 0.5,
-        /// By what a step grows whose gradient keeps its sign, at least one.
+        /// The factor of a step whose gradient keeps its sign, at least one.
         eta_plus: f64 = 1.2,
         /// The least size of a step.
         step_size_min: f64 = 1e-6,

@@ -2,7 +2,7 @@
 
 use super::elementwise::started;
 
-/// How the learning rate rises, and with it what each step weighs in the average.
+/// The rise of the learning rate, and with it of what each step weighs in the average.
 #[derive(Clone, Copy)]
 pub(super) struct Rise {
     /// Steps over which it rises.

@@ -39,7 +39,7 @@ config! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub struct ScheduleFreeAdamWConfig, built by ScheduleFreeAdamWConfigBuilder {
-        /// Where gradients are taken between `z`, at zero, and the average, at one; above zero.
+        /// The point between `z`, at zero, and the average, at one, where gradients are taken; above zero.
         beta1: f64 = 0.9,
         /// Decay of `exp_avg_sq`, below one.
         beta2: f64 = 0.999,
@@ -50,7 +50,7 @@ config! {
         /// Whether it rises from zero: step `t` of the warm-up is made with `lr*(t - 1)/warmup_steps`, as in optax, and not
         /// with `lr*t/warmup_steps`, as in the package schedulefree. It weighs as the latter in both.
         warmup_from_zero: bool = true; else default,
-        /// Where epsilon sits: beside the corrected root, or, with [`AdamForm::EpsilonHat`], beside the root as it is, and the
+        /// The place of epsilon: beside the corrected root, or, with [`AdamForm::EpsilonHat`], beside the root as it is, and the
         /// correction in the learning rate.
         form: AdamForm = AdamForm::Corrected; else default,
     }

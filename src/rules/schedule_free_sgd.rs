@@ -40,7 +40,7 @@ config! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub struct ScheduleFreeSgdConfig, built by ScheduleFreeSgdConfigBuilder {
-        /// Where gradients are taken between `z`, at zero, and the average, at one; above zero.
+        /// The point between `z`, at zero, and the average, at one, where gradients are taken; above zero.
         beta1: f64 = 0.9,
         /// Steps over which the learning rate rises to `lr`.
         warmup_steps: u64 = 0,

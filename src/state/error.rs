@@ -198,7 +198,7 @@ pub enum StateFileError {
         slot: String,
         /// The dtypes that it may have.
         expected: &'static str,
-        /// Its dtype.
+        /// The slot's dtype.
         actual: String,
     },
     /// A slot of another shape than its tensor, or a scalar with one.
@@ -251,7 +251,7 @@ pub enum StateFileError {
         tensor: String,
         /// The scalar.
         name: &'static str,
-        /// By the configuration and the tensor's steps.
+        /// The value by the configuration and the tensor's steps.
         expected: f64,
         /// The dtype of the entry.
         actual: f32,

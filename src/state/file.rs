@@ -34,7 +34,7 @@ pub struct SlotEntry<'h> {
     pub tensor: &'h str,
     /// The slot: `momentum_buffer`, say.
     pub slot: &'h str,
-    /// Its shape and place.
+    /// The slot's shape and place.
     pub entry: &'h TensorEntry,
 }
 
@@ -90,9 +90,9 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
 pub struct StateRecord<R = AnyRule> {
     /// The configuration at the time; see [`OptimizerState::config`].
     pub config: R,
-    /// How many steps the optimizer has made.
+    /// The number of steps that the optimizer has made.
     pub steps: u64,
-    /// How many steps have been applied to each tensor, by name. A tensor without slots is in it, too.
+    /// The number of steps that have been applied to each tensor, by name. A tensor without slots is in it, too.
     pub applied_steps: BTreeMap<String, u64>,
     /// The kind of the slots of those tensors whose group has a rule of another kind than `config`: `meanings` in the
     /// file.

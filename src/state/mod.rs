@@ -37,9 +37,9 @@ pub use {
 pub struct TensorState {
     /// The tensor's name.
     pub name: String,
-    /// Its shape, first dimension first; empty where a file did not say, because it has no slots.
+    /// The tensor's shape, first dimension first; empty where a file did not say, because it has no slots.
     pub shape: Vec<usize>,
-    /// How many steps have been applied to it; a step at which it was frozen does not count.
+    /// The number of steps that have been applied to it; a step at which it was frozen does not count.
     pub applied_steps: u64,
     /// The kind of its slots: [`Rule::state_kind`] of its group's rule.
     pub state_kind: String,
@@ -88,7 +88,7 @@ pub struct OptimizerState<R = SgdConfig> {
     /// The configuration at the time, that of the default group where there are several: for the record, an optimizer
     /// that loads the state keeps its own.
     pub config: R,
-    /// How many steps the optimizer has made, whatever was frozen: the position in a schedule.
+    /// The number of steps that the optimizer has made, whatever was frozen: the position in a schedule.
     pub steps: u64,
     /// The states, in the order of the optimizer's tensors.
     pub tensors: Vec<TensorState>,
@@ -108,9 +108,9 @@ pub struct UnknownTensor {
 /// A tensor that an optimizer is to step, before it lies anywhere: `("weight", [10, 20])` is one of `f32`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Its name, used in errors and states; unique within an optimizer.
+    /// The tensor's name, used in errors and states; unique within an optimizer.
     pub name: String,
-    /// Its shape, first dimension first.
+    /// The tensor's shape, first dimension first.
     pub shape: Vec<usize>,
     /// The storage type of its parameters.
     pub params_type: StorageType,
@@ -170,7 +170,7 @@ pub(crate) struct Tensor {
     pub(crate) absent: bool,
 }
 
-/// How far an optimizer has come.
+/// The counts of steps of an optimizer and its tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Steps, whatever was frozen.

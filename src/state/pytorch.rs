@@ -11,7 +11,7 @@ use crate::storage::{MASTER_PARAMS, PARAMS_REST, SectionValues};
 /// PyTorch's name of the count of a parameter's steps.
 const STEP: &str = "step";
 
-/// How far a scalar that PyTorch has computed step by step in f32 may be from its value, relative to that. It is off
+/// The tolerance of a scalar that PyTorch has computed step by step in f32, relative to its value. It is off
 /// by two roundings a step, and another configuration by far more.
 const SCALAR_TOLERANCE: f64 = 1e-3;
 

@@ -6,7 +6,7 @@ use crate::storage::{Codec, Masters, Storage};
 /// One value for each element of a tensor: a slot of its rule, or its masters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Section {
-    /// Its name in states.
+    /// The section's name in states.
     pub(crate) name: &'static str,
     pub(crate) codec: Codec,
     pub(crate) start: Start,

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{PARAMS_REST, StorageType, rest};
 
-/// How the values of a section of a state lie in memory.
+/// The layout in memory of the values of a section of a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Codec {
     /// IEEE's binary32.
@@ -45,7 +45,7 @@ impl Codec {
         }
     }
 
-    /// Its name: `f32`, `bf16`, `f16`, `low_bits`.
+    /// The codec's name: `f32`, `bf16`, `f16`, `low_bits`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self.float() {
@@ -103,7 +103,7 @@ impl SectionValues {
         }
     }
 
-    /// As many of one value.
+    /// Makes values that are all the same.
     pub(crate) fn filled(codec: Codec, value: f32, numel: usize) -> Self {
         Self {
             codec,

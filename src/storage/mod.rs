@@ -1,4 +1,4 @@
-//! How values lie in memory: storage types, rounding to them, masters.
+//! Values in memory: storage types, rounding to them, masters.
 //!
 //! Kernels and twins compute in `f32`, whatever is stored. A value of sixteen bits is unpacked exactly when it is loaded,
 //! and rounded once when it is stored, in integers, so that every adapter and the CPU give the same bits for the same
@@ -55,7 +55,7 @@ impl StorageType {
         }
     }
 
-    /// Its name: `f32`, `bf16`, `f16`.
+    /// The type's name: `f32`, `bf16`, `f16`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,17 +127,17 @@ impl StorageType {
     }
 }
 
-/// How exactly a tensor with 16-bit parameters remembers them.
+/// The memory of 16-bit parameters beside themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Masters {
-    /// Not beyond the parameters themselves.
+    /// Nothing beyond the parameters themselves.
     None,
-    /// As `f32`, in a slot named [`MASTER_PARAMS`] that starts as the parameters at the tensor's first step. What is
+    /// An `f32` each, in a slot named [`MASTER_PARAMS`] that starts as the parameters at the tensor's first step. What is
     /// in the parameters afterwards is only written, but for those whose master is zero: a program that writes them says
     /// so by `params_changed` of its optimizer, or the next step undoes it.
     #[default]
     F32,
-    /// As the low sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
+    /// The low sixteen bits that a bf16 leaves of the `f32`: the pair is the master. Where the `f32` is as near to
     /// another bf16, the parameter is the larger of both in magnitude. f16, which leaves more than sixteen bits, has
     /// masters in `f32`. Parameters that a program writes are what the next step starts from, give or take less than half
     /// a unit in the last place, or exactly after `params_changed`.
@@ -173,7 +173,7 @@ impl Masters {
     }
 }
 
-/// How a value is rounded to sixteen bits when it is stored.
+/// The rounding of a value to sixteen bits when it is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Rounding {
     /// To the nearest, to the even one of two that are as near.
@@ -190,7 +190,7 @@ pub enum Rounding {
     },
 }
 
-/// How the tensors of a parameter group are remembered, and rounded.
+/// The types in which the tensors of a parameter group are remembered, and their rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Precision {
     /// The storage type of the rule's slots.
@@ -250,7 +250,7 @@ impl Deref for Codecs {
     }
 }
 
-/// How one tensor and its state are stored; by default as `f32`, without a state.
+/// The types in which one tensor and its state are stored; by default `f32`, without a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Storage {
     /// The parameters.
@@ -259,7 +259,7 @@ pub struct Storage {
     pub grads: StorageType,
     /// The sections of the state.
     pub state: Codecs,
-    /// How the parameters are remembered.
+    /// The memory of the parameters beside themselves.
     pub masters: Masters,
     /// Whether anything is rounded by random bits.
     pub is_stochastic: bool,

@@ -37,7 +37,7 @@ pub struct Random {
     pub key: Key,
     /// The tensor's element that comes first, modulo 2^32.
     pub first: u32,
-    /// Which of its values, as [`Key::random`] counts them.
+    /// The number of the value among those of its element, as [`Key::random`] counts them.
     pub number: u32,
 }
 

@@ -29,6 +29,12 @@ pub fn configs() -> Vec<SgdConfig> {
     configs
 }
 
+/// Momentum in one of its forms.
+pub fn in_form(form: MomentumForm, lr: f64, momentum: f64) -> SgdConfig {
+    let config = SgdConfig::builder(lr).momentum(momentum).form(form);
+    config.build().unwrap()
+}
+
 /// Learning rates of successive steps: they change, and one is zero.
 pub const LRS: [f64; 4] = [0.05, 0.02, 0.0, 0.3];
 

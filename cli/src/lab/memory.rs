@@ -23,7 +23,7 @@ fn in_words(bytes: u64) -> String {
     }
 }
 
-/// How much memory this process can still have: of the machine's, of its container's, and of its address space.
+/// The memory that this process can still have: of the machine's, of its container's, and of its address space.
 fn available_bytes() -> Option<u64> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let of_machine = || Some(System::new_with_specifics(memory).ok()?.available_memory());

@@ -45,7 +45,7 @@ const TEXT: i32 = 18;
 const LEGEND_LINE: i32 = 26;
 const LEGEND_COLUMNS: usize = 2;
 
-/// How a curve is drawn, with its width or radius in pixels.
+/// The look of a curve, with its width or radius in pixels.
 #[derive(Clone, Copy)]
 pub enum Stroke {
     /// A line.
@@ -70,7 +70,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// On which side of a point its note stands clear of the curves.
+/// The side of a point on which its note stands clear of the curves.
 #[derive(Clone, Copy)]
 pub enum Side {
     /// To its right.
@@ -124,7 +124,7 @@ impl Axis {
         }
     }
 
-    /// How many steps of one there are in a logarithmic range, and so ticks; else about eight.
+    /// The number of steps of one in a logarithmic range, and so of ticks; else about eight.
     fn ticks(self, range: &Range<f64>) -> usize {
         match self {
             Self::Linear => 8,

@@ -111,7 +111,7 @@ impl Problem {
         self
     }
 
-    /// How the tensors and the rule's slots are stored.
+    /// The types in which the tensors and the rule's slots are stored.
     pub fn storage(&self) -> Storage {
         self.stored.storage(&self.config.slots())
     }
@@ -155,7 +155,7 @@ impl Problem {
         storage.bytes_per_elem() + measured
     }
 
-    /// How the rule's slots and the parameters are remembered.
+    /// The types in which the rule's slots and the parameters are remembered.
     pub fn precision(&self) -> &Precision {
         &self.stored.precision
     }

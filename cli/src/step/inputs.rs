@@ -91,9 +91,9 @@ pub struct Updated {
     /// The types of its values in the files.
     pub storage: Storage,
     pub params: Part,
-    /// Its gradient, or its values in each local model.
+    /// The tensor's gradient, or its values in each local model.
     pub grads: Vec<Part>,
-    /// Its entry of the saved state.
+    /// The tensor's entry of the saved state.
     pub saved: SavedTensor,
 }
 
@@ -294,7 +294,7 @@ impl Inputs {
         models.flat_map(Model::sources).collect()
     }
 
-    /// How many files the state has.
+    /// The number of files of the state.
     pub fn state_files(&self) -> usize {
         let state = self.state.as_ref();
         state.map_or(0, |state| state.saved.files.shards().len())

@@ -78,6 +78,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         nonfinite: args.nonfinite,
         mean: None,
         verdict: control.decide(&[]),
+        norms: None,
         inputs: &inputs,
         interrupt: &interrupt,
     };
@@ -86,15 +87,11 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
     let record = record_after(before, rule.config.clone(), &pairing, args.repeat.into());
     let plan = job.plan(&pairing, &record)?;
     let outputs = plan.stage(&inputs)?;
-    let (mut bytes_read, mut norm) = (0, None);
-    if args.clip_norm.is_some() {
-        let (of_grads, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
-        job.verdict = control.decide(&[GradNorms {
-            shared: vec![of_grads],
-            tensors: Vec::new(),
-        }]);
-        // The record's own is an f32, which may be too small for it.
-        norm = Some(of_grads.value() / f64::from(job.verdict.record().scale));
+    let mut bytes_read = 0;
+    if args.clip_norm.is_some() || args.clip_tensor_norm.is_some() {
+        let (norms, bytes) = norm::of_grads(&inputs, &plan, &interrupt)?;
+        job.verdict = control.decide(from_ref(&norms));
+        job.norms = Some(norms);
         bytes_read = bytes;
     }
     let (choice, mut streamed) = job.compute_anywhere(common, &plan, &outputs)?;
@@ -113,7 +110,7 @@ pub fn run(common: &CommonArgs, args: &StepArgs) -> Result<(), Failure> {
         numel: pairing.updated.values().map(|tensor| tensor.numel).sum(),
         dispatches: streamed.dispatches,
         repeat: args.repeat,
-        gradients: GradientsReport::new(args, &job.verdict, norm),
+        gradients: GradientsReport::new(args, &job.verdict, job.norms.as_ref()),
         nonfinite: NonFiniteReport {
             mode: args.nonfinite,
             skipped: false,
@@ -177,6 +174,8 @@ struct Job<'j> {
     /// The weights of local models whose mean parameters move by.
     mean: Option<&'j WeightedSum>,
     verdict: Verdict,
+    /// The norms of the gradients, where they are clipped by one.
+    norms: Option<GradNorms>,
     inputs: &'j Inputs,
     interrupt: &'j Interrupt,
 }
@@ -238,6 +237,7 @@ impl<'j> Job<'j> {
             outputs,
             mean: self.mean,
             verdict: &self.verdict,
+            norms: self.norms.as_ref(),
             repeat: self.repeat,
             rounding: self.rounding,
             nonfinite: self.nonfinite,

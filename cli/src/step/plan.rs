@@ -92,7 +92,7 @@ pub enum Window {
     Copy(Copy),
 }
 
-/// Where the outputs go.
+/// The paths of the outputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     pub params: &'a Path,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use serde::Serialize;
 use wgpu_optim::Precision;
-use wgpu_optim::control::Verdict;
+use wgpu_optim::control::{GradNorm, GradNorms, Verdict};
 use wgpu_optim::storage::Rounding;
 
 use super::inputs::{Pairing, Updated};
@@ -48,7 +48,7 @@ pub struct Report {
     pub gb_per_s: f64,
 }
 
-/// How the parameters of 16 bits are remembered.
+/// The treatment of parameters of 16 bits.
 #[derive(Debug, Serialize)]
 pub struct SixteenBitsReport {
     /// Updated tensors that have parameters of 16 bits.
@@ -66,10 +66,11 @@ pub struct SixteenBitsReport {
 pub struct GradientsReport {
     /// The scale that they were divided by.
     pub scale: Option<f64>,
-    /// The norm of all of them, divided; where it was asked for. JSON has null for one that is not finite.
+    /// The norm of all of them, divided; where a norm clips. JSON has null for one that is not finite.
     pub norm: Option<f64>,
     pub clip_norm: Option<f64>,
-    /// The factor that they were multiplied by for their norm.
+    pub clip_tensor_norm: Option<f64>,
+    /// The factor that they were multiplied by for their norm; the smallest, where tensors are clipped one by one.
     pub clip_factor: Option<f32>,
     pub clip_value: Option<f64>,
 }
@@ -129,12 +130,20 @@ impl NonFiniteReport {
 }
 
 impl GradientsReport {
-    pub fn new(args: &StepArgs, verdict: &Verdict, norm: Option<f64>) -> Self {
+    pub fn new(args: &StepArgs, verdict: &Verdict, norms: Option<&GradNorms>) -> Self {
+        let record = verdict.record();
+        // The record's own norm is an f32, which may be too small for it.
+        let norm_of = |norms: &GradNorms| {
+            let norms = norms.shared.iter().copied();
+            let norm = norms.fold(GradNorm::default(), GradNorm::and);
+            norm.value() / f64::from(record.scale)
+        };
         Self {
             scale: args.grad_scale,
-            norm,
+            norm: norms.map(norm_of),
             clip_norm: args.clip_norm,
-            clip_factor: norm.map(|_| verdict.record().clip_factor),
+            clip_tensor_norm: args.clip_tensor_norm,
+            clip_factor: norms.map(|_| record.clip_factor),
             clip_value: args.clip_value,
         }
     }
@@ -146,7 +155,10 @@ impl GradientsReport {
             done.push(format!("divided by {scale}"));
         }
         if let (Some(norm), Some(factor)) = (self.norm, self.clip_factor) {
-            done.push(format!("norm {norm}, multiplied by {factor}"));
+            done.push(match self.clip_tensor_norm {
+                Some(_) => format!("norm {norm}, each tensor multiplied by at least {factor}"),
+                None => format!("norm {norm}, multiplied by {factor}"),
+            });
         }
         if let Some(value) = self.clip_value {
             done.push(format!("cut off at {value}"));

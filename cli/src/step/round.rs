@@ -191,6 +191,7 @@ pub fn run(common: &CommonArgs, args: &RoundArgs) -> Result<(), Failure> {
         nonfinite: NonFinite::Refuse,
         mean: Some(&mean),
         verdict: CpuControl::new(nothing).decide(&[]),
+        norms: None,
         inputs: &inputs,
         interrupt: &interrupt,
     };

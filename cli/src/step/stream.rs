@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use serde::Serialize;
-use wgpu_optim::control::Verdict;
+use wgpu_optim::control::{GradNorms, Verdict};
 use wgpu_optim::storage::{self, Key, PARAMS_REST, Random, Rounding, rest};
 use wgpu_optim::{Rule as _, StorageType};
 use wgpu_optim_files::round::{RoundError, WeightedSum, first_not_finite, pseudo_gradients};
@@ -58,7 +58,7 @@ pub struct Streamed {
     pub dispatches: usize,
     pub bytes_read: u64,
     pub bytes_written: u64,
-    /// In the order of the tensors' parameters.
+    /// The gradients that are not finite, in the order of the tensors' parameters.
     pub gradients: Vec<NonFiniteElems>,
     /// Parameters and slots that the step would leave, likewise; none where a gradient forbids it, because not all is
     /// computed then.
@@ -75,6 +75,8 @@ pub struct Stream<'s> {
     pub mean: Option<&'s WeightedSum>,
     /// The treatment of gradients before they are applied.
     pub verdict: &'s Verdict,
+    /// The norms of the plan's updates, where gradients are clipped by one.
+    pub norms: Option<&'s GradNorms>,
     pub repeat: u32,
     /// The rounding of parameters that have no masters.
     pub rounding: Rounding,
@@ -226,7 +228,11 @@ impl Worker<'_> {
             None => self.read_grads(slices, values)?,
         }
         self.look_at_grads(slices, &values.grads);
-        self.stream.verdict.apply_to(GROUP, &mut values.grads);
+        let Stream { verdict, norms, .. } = self.stream;
+        for (slice, elems) in Slice::in_window(slices) {
+            let norm = norms.and_then(|norms| norms.tensors[slice.tensor].as_ref());
+            verdict.apply_to(GROUP, norm, &mut values.grads[elems]);
+        }
         // Even where a gradient forbids the step, so that what is said does not depend on which is found first.
         self.read_masters(slices, values)?;
         if self.shared.forbidden.load(Ordering::Relaxed) {

@@ -309,15 +309,10 @@ fn tensors_come_in_grids_and_from_models() {
             .args(["bench", "--seconds", "0", "--form", "heavy-ball"])
             .args(args);
         let found = report(&mut command);
-        let cases: BTreeSet<_> = rows(&found)
-            .iter()
-            .map(|row| {
-                (
-                    row["tensors"].as_u64().unwrap(),
-                    row["numel"].as_u64().unwrap(),
-                )
-            })
-            .collect();
+        let number = |row: &Value, name: &str| row[name].as_u64().unwrap();
+        let cases = rows(&found).iter();
+        let cases = cases.map(|row| (number(row, "tensors"), number(row, "numel")));
+        let cases: BTreeSet<_> = cases.collect();
         cases.into_iter().collect::<Vec<_>>()
     };
     assert_eq!(

@@ -118,6 +118,10 @@ fn a_controlled_step_is_the_twins_bit_for_bit() {
     for (args, control) in [
         (&["--clip-norm", "1"][..], control().max_norm(1.0)),
         (&["--clip-norm", "1e6"], control().max_norm(1e6)),
+        (
+            &["--clip-tensor-norm", "20"],
+            control().tensor_max_norm(20.0),
+        ),
         (&["--clip-value", "0.75"], control().clip_value(0.75)),
         (&["--grad-scale", "1000"], control().grad_scale(1000.0)),
         (
@@ -130,6 +134,20 @@ fn a_controlled_step_is_the_twins_bit_for_bit() {
                 "0.2",
             ],
             control().grad_scale(3.0).max_norm(100.0).clip_value(0.2),
+        ),
+        (
+            &[
+                "--grad-scale",
+                "3",
+                "--clip-tensor-norm",
+                "0.5",
+                "--clip-value",
+                "0.2",
+            ],
+            control()
+                .grad_scale(3.0)
+                .tensor_max_norm(0.5)
+                .clip_value(0.2),
         ),
     ] {
         let control = control.build().unwrap();
@@ -151,7 +169,7 @@ fn a_controlled_step_is_the_twins_bit_for_bit() {
                         "{device} {args:?}: {name}"
                     );
                 }
-                if args.contains(&"--clip-norm") {
+                if args.iter().any(|arg| arg.ends_with("-norm")) {
                     let of = |what: &str| report["gradients"][what].as_f64().unwrap() as f32;
                     assert_eq!((of("norm"), of("clip_factor")), (norm, factor));
                 }
@@ -204,13 +222,13 @@ fn gradients_are_read_twice_for_a_norm_alone_and_the_report_has_it() {
     let once = run(&[]);
     assert_eq!(
         once["gradients"],
-        json!({"scale": null, "norm": null, "clip_norm": null, "clip_factor": null, "clip_value": null})
+        json!({"scale": null, "norm": null, "clip_norm": null, "clip_tensor_norm": null, "clip_factor": null, "clip_value": null})
     );
     let other = run(&["--clip-value", "1", "--grad-scale", "4"]);
     assert_eq!(other["bytes_read"], once["bytes_read"]);
     assert_eq!(
         other["gradients"],
-        json!({"scale": 4.0, "norm": null, "clip_norm": null, "clip_factor": null, "clip_value": 1.0})
+        json!({"scale": 4.0, "norm": null, "clip_norm": null, "clip_tensor_norm": null, "clip_factor": null, "clip_value": 1.0})
     );
     let twice = run(&["--clip-norm", "1000000", "--repeat", "3"]);
     let numel: usize = TENSORS.iter().map(|(_, numel)| numel).sum();
@@ -239,6 +257,10 @@ fn gradients_are_read_twice_for_a_norm_alone_and_the_report_has_it() {
         ),
         "{printed}"
     );
+    let printed = text(&["--clip-tensor-norm", "2"]);
+    let line =
+        "gradients   norm 7.937253933193772, each tensor multiplied by at least 0.25197628\n";
+    assert!(printed.contains(line), "{printed}");
     assert!(!text(&[]).contains("gradients"));
 }
 
@@ -335,6 +357,10 @@ fn numbers_that_say_nothing_are_refused_by_their_flag() {
         (["--clip-norm", "-1"], "--clip-norm -1.0 is out of range"),
         (["--clip-norm", "nan"], "--clip-norm NaN is out of range"),
         (
+            ["--clip-tensor-norm", "-1"],
+            "--clip-tensor-norm -1.0 is out of range",
+        ),
+        (
             ["--clip-value", "1e39"],
             "--clip-value 1e39 is out of range",
         ),
@@ -348,6 +374,12 @@ fn numbers_that_say_nothing_are_refused_by_their_flag() {
     ] {
         refused(&workspace, &[&STEP[..], &args].concat(), &[args[0], words]);
     }
+    let both = ["--clip-norm", "1", "--clip-tensor-norm", "1"];
+    refused(
+        &workspace,
+        &[&STEP[..], &both].concat(),
+        &["'--clip-norm <X>' cannot be used with '--clip-tensor-norm <X>'"],
+    );
     for command in ["bench", "accuracy"] {
         let output = wgpu_optim()
             .args([command, "--clip-norm", "1"])

@@ -5,7 +5,7 @@ use std::fs;
 use safetensors::Dtype;
 use serde_json::json;
 use wgpu_optim::cpu::TensorValues;
-use wgpu_optim::storage::Rounding;
+use wgpu_optim::storage::{Rounding, rest};
 use wgpu_optim::{
     AnyRule, CpuOptimizer, Masters, OptimizerState, ParamGroups, Precision, SgdConfig, StorageType,
     TensorSpec,
@@ -223,6 +223,47 @@ fn masters_start_as_the_parameters_where_the_state_has_none() {
 }
 
 /// A tensor of [`every_mix`] in memory.
+/// The groups of a rule whose tensors are remembered so.
+fn groups(config: &AnyRule, precision: Precision) -> ParamGroups<AnyRule> {
+    ParamGroups::new(config.clone()).with_precision(precision)
+}
+
+/// The tensors that have a gradient, as they are stored.
+fn specs(model: &Model, grads: &Model) -> Vec<TensorSpec> {
+    let spec = |(name, grads): (&String, &Tensor)| {
+        let params = &model.tensors[name];
+        TensorSpec::new(name.clone(), params.shape.clone())
+            .params_type(storage_type(params.dtype))
+            .grads_type(storage_type(grads.dtype))
+    };
+    grads.tensors.iter().map(spec).collect()
+}
+
+/// What the library makes of a model in some steps by these gradients, and its state.
+fn by_library(
+    groups: &ParamGroups<AnyRule>,
+    model: &Model,
+    grads: &Model,
+    state: Option<&OptimizerState<AnyRule>>,
+) -> (Model, OptimizerState<AnyRule>) {
+    let mut optimizer = CpuOptimizer::with_groups(groups, specs(model, grads)).unwrap();
+    if let Some(state) = state {
+        optimizer.load_state(state).unwrap();
+    }
+    let names = grads.tensors.keys();
+    let mut params: Vec<_> = names.map(|name| stored(&model.tensors[name])).collect();
+    let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
+    let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
+    let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
+    optimizer.step_mixed(&mut slices, &gradients).unwrap();
+    let mut stepped = model.clone();
+    for (name, values) in grads.tensors.keys().zip(&params) {
+        let tensor = stepped.tensors.get_mut(name).unwrap();
+        *tensor = Tensor::stored_as(tensor.dtype, &tensor.shape, &values.to_f32());
+    }
+    (stepped, optimizer.state())
+}
+
 fn stored(tensor: &Tensor) -> TensorValues {
     TensorValues::new(storage_type(tensor.dtype), &tensor.values())
 }
@@ -259,28 +300,20 @@ fn the_command_steps_as_the_cpu_optimizer() {
             "--masters none --rounding stochastic --seed 1099511627776",
         ),
     ] {
-        let groups = ParamGroups::new(config.clone()).with_precision(Precision {
-            masters,
-            rounding,
-            ..Precision::default()
-        });
-        let specs = grads.tensors.iter().map(|(name, grads)| {
-            let params = &model.tensors[name];
-            TensorSpec::new(name.clone(), params.shape.clone())
-                .params_type(storage_type(params.dtype))
-                .grads_type(storage_type(grads.dtype))
-        });
-        let mut optimizer = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
-        let names = || grads.tensors.keys();
-        let mut params: Vec<_> = names().map(|name| stored(&model.tensors[name])).collect();
-        let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
-        let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
-
+        let groups = groups(
+            &config,
+            Precision {
+                masters,
+                rounding,
+                ..Precision::default()
+            },
+        );
+        let (mut expected, mut state) = (model.clone(), None);
         let workspace = Workspace::with(&model, &grads);
         for repeat in [1, 2, 1] {
             for _ in 0..repeat {
-                let mut params: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
-                optimizer.step_mixed(&mut params, &gradients).unwrap();
+                let (params, after) = by_library(&groups, &expected, &grads, state.as_ref());
+                (expected, state) = (params, Some(after));
             }
             let mut step = workspace.step();
             step.args(flags.split_whitespace())
@@ -292,15 +325,16 @@ fn the_command_steps_as_the_cpu_optimizer() {
             step.assert().success();
             workspace.go_on();
             let written = Model::read(&workspace.path("params"));
-            for (name, expected) in names().zip(&params) {
-                let actual = written.tensors[name].values();
-                assert!(actual == expected.to_f32(), "{more}, {name}");
+            for name in grads.tensors.keys() {
+                let is_same = written.tensors[name] == expected.tensors[name];
+                assert!(is_same, "{more}, {name}");
             }
-            let state = fs::read(workspace.path("state")).unwrap();
-            let state = OptimizerState::from_safetensors(&state).unwrap();
-            let mut loaded = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
-            loaded.load_state(&state).unwrap();
-            assert!(loaded.state() == optimizer.state(), "{more}");
+            let written = fs::read(workspace.path("state")).unwrap();
+            let written = OptimizerState::from_safetensors(&written).unwrap();
+            let tensors = specs(&model, &grads);
+            let mut loaded = CpuOptimizer::with_groups(&groups, tensors).unwrap();
+            loaded.load_state(&written).unwrap();
+            assert!(Some(loaded.state()) == state, "{more}");
         }
     }
 }
@@ -459,38 +493,20 @@ fn rests_become_masters() {
         .build()
         .unwrap()
         .into();
-    let step = |masters| {
-        let groups = ParamGroups::new(config.clone()).with_precision(Precision {
-            masters,
-            ..Precision::default()
-        });
-        let specs = grads.tensors.iter().map(|(name, grads)| {
-            let params = &model.tensors[name];
-            TensorSpec::new(name.clone(), params.shape.clone())
-                .params_type(storage_type(params.dtype))
-                .grads_type(storage_type(grads.dtype))
-        });
-        let mut optimizer = CpuOptimizer::with_groups(&groups, specs).unwrap();
-        let names = grads.tensors.keys();
-        let mut params: Vec<_> = names.map(|name| stored(&model.tensors[name])).collect();
-        let gradients: Vec<_> = grads.tensors.values().map(stored).collect();
-        let gradients: Vec<_> = gradients.iter().map(TensorValues::slice).collect();
-        let mut slices: Vec<_> = params.iter_mut().map(TensorValues::slice_mut).collect();
-        optimizer.step_mixed(&mut slices, &gradients).unwrap();
-        let mut stepped = model.clone();
-        for (name, values) in grads.tensors.keys().zip(&params) {
-            let tensor = stepped.tensors.get_mut(name).unwrap();
-            *tensor = Tensor::stored_as(tensor.dtype, &tensor.shape, &values.to_f32());
-        }
-        (stepped, optimizer.state().to_safetensors().unwrap())
-    };
     let workspace = Workspace::new();
     grads.write(&workspace.path("grads"));
     for device in DEVICES {
         let [masters, rests] = [Masters::F32, Masters::LowBits].map(|masters| {
-            let (params, state) = step(masters);
+            let groups = groups(
+                &config,
+                Precision {
+                    masters,
+                    ..Precision::default()
+                },
+            );
+            let (params, state) = by_library(&groups, &model, &grads, None);
             params.write(&workspace.path("params"));
-            fs::write(workspace.path("state"), state).unwrap();
+            write_state(&workspace, &state);
             let mut step = workspace.step();
             step.args(RESUME).args(["--device", device]);
             step.assert().success();
@@ -509,6 +525,78 @@ fn rests_become_masters() {
         let because = format!("its parameters are {dtype}");
         let words = ["\"BF16.F16\"", "params_rest", &because];
         refused(&workspace, &RESUME, &words);
+    }
+}
+
+fn write_state(workspace: &Workspace, state: &OptimizerState<AnyRule>) {
+    let bytes = state.to_safetensors().unwrap();
+    fs::write(workspace.path("state"), bytes).unwrap();
+}
+
+/// A state whose slots have 16 bits, and masters' low bits in U16: tensors are stepped by what these stand for, and what has
+/// no gradient this time stays as it is, dtype and all.
+#[test]
+fn slots_of_16_bits_are_stepped_as_what_they_stand_for_or_copied() {
+    let model = every_mix(&[300_001]);
+    let config = AnyRule::preset("adamw", None, 0.01).unwrap();
+    let precision = Precision {
+        masters: Masters::LowBits,
+        slots: &[
+            ("exp_avg", StorageType::Bf16),
+            ("exp_avg_sq", StorageType::F16),
+        ],
+        ..Precision::default()
+    };
+    let groups = groups(&config, precision);
+    let (params, state) = by_library(&groups, &model, &grads_of(&model, 1), None);
+    let is_kept = |name: &str| name.contains(".F16.");
+    let mut grads = grads_of(&model, 2);
+    grads.tensors.retain(|name, _| !name.ends_with(".F16"));
+    for device in DEVICES {
+        let workspace = Workspace::with(&params, &grads);
+        write_state(&workspace, &state);
+        let before = Model::read(&workspace.path("state"));
+        let step = |name: &str| {
+            let mut step = workspace.step();
+            step.args(["--rule", "adamw", "--lr", "0.01", "--device", device])
+                .args(["--state", name]);
+            step.assert().success();
+            ["out_params", "out_state"].map(|name| Model::read(&workspace.path(name)))
+        };
+        let [stepped, after] = step("state");
+        let mut dtypes = Vec::new();
+        for (name, tensor) in before.tensors.iter().filter(|(name, _)| is_kept(name)) {
+            assert!(after.tensors[name] == *tensor, "{device} {name}");
+            dtypes.push(tensor.dtype);
+        }
+        dtypes.sort();
+        dtypes.dedup();
+        assert_eq!(dtypes, [Dtype::U16, Dtype::F16, Dtype::BF16, Dtype::F32]);
+
+        // The same values in F32.
+        let mut widened = before.clone();
+        widened.tensors.retain(|name, _| is_kept(name));
+        for (name, tensor) in before.tensors.iter().filter(|(name, _)| !is_kept(name)) {
+            let (name, values) = match name.strip_suffix("params_rest") {
+                Some(start) => {
+                    let halves = params.tensors[start.trim_end_matches('.')].bytes.chunks(2);
+                    let pairs = halves.zip(tensor.bytes.chunks(2));
+                    let pairs = pairs.map(|(half, rest)| [half, rest].map(|b| [b[0], b[1]]));
+                    let masters = pairs.map(|pair| {
+                        let [half, rest] = pair.map(u16::from_le_bytes);
+                        f32::from_bits(rest::join(half, rest))
+                    });
+                    (format!("{start}master_params"), masters.collect())
+                }
+                None => (name.clone(), tensor.values()),
+            };
+            let tensor = Tensor::f32(&tensor.shape, &values);
+            widened.tensors.insert(name, tensor);
+        }
+        widened.write(&workspace.path("widened"));
+        let [expected, expected_state] = step("widened");
+        assert!(stepped == expected && stepped != params, "{device}");
+        assert!(after == expected_state, "{device}");
     }
 }
 
@@ -700,9 +788,10 @@ fn the_report_says_where_masters_are() {
     for device in DEVICES {
         let workspace = Workspace::with(&model, &grads_of(&model, 1));
         let run = |args: &[&str]| {
+            let args = [&["--device", device], &STEP[..], args].concat();
             let mut step = workspace.step();
-            step.args(["--device", device]).args(STEP).args(args);
-            let text = String::from_utf8(step.output().unwrap().stdout).unwrap();
+            let text = step.args(args).output().unwrap().stdout;
+            let text = String::from_utf8(text).unwrap();
             (text, report_of(&step.arg("--json").output().unwrap()))
         };
         // Integers, a double, eights, and what is frozen.

@@ -114,7 +114,7 @@ impl OnGpu {
         self.arena.params()[0].size()
     }
 
-    /// Where a slot of a window of so many elements lies: its bytes from the start of the array on, a buffer, the offset in
+    /// The place of a slot of a window of so many elements: its bytes from the start of the array on, a buffer, the offset in
     /// that, and how many there are.
     fn places(
         &self,

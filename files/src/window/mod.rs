@@ -21,12 +21,12 @@ pub const ELEM_BYTES: u64 = 4;
 pub struct Slice {
     /// The tensor, in the order in which they were given.
     pub tensor: usize,
-    /// Its elements.
+    /// The elements, counted from the tensor's first.
     pub elems: Range<u64>,
 }
 
 impl Slice {
-    /// How many elements it has.
+    /// The number of elements.
     pub const fn numel(&self) -> u64 {
         self.elems.end - self.elems.start
     }
@@ -75,7 +75,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// None yet, for a rule that keeps so many slots.
+    /// Makes empty values for a rule that keeps so many slots.
     pub fn new(slots: usize) -> Self {
         Self {
             slots: vec![Vec::new(); slots],

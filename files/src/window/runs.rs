@@ -19,9 +19,9 @@ use crate::state::SavedTensor;
 pub struct Run {
     /// The place of the first.
     pub at: At,
-    /// Which of the window's they are.
+    /// The elements of the window that lie there.
     pub elems: Range<usize>,
-    /// How they are stored.
+    /// The codec of the elements in the file.
     pub codec: Codec,
 }
 
@@ -64,9 +64,9 @@ fn parts_at(slots: &[Vec<Part>], index: usize) -> &[Part] {
 /// A parameter that is not what its master rounds to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NotRounded {
-    /// Its tensor.
+    /// The parameter's tensor.
     pub tensor: usize,
-    /// Its index in that.
+    /// The parameter's index in its tensor.
     pub elem: u64,
     /// The parameter.
     pub actual: f32,
@@ -76,7 +76,7 @@ pub struct NotRounded {
 
 /// Reads for one thread.
 pub struct Reader<'f> {
-    /// By the numbers of [`At::file`].
+    /// The files, by the numbers of [`At::file`].
     files: &'f [&'f SourceFile],
     /// Hears how many bytes have been read.
     count: &'f (dyn Fn(u64) + Sync),
@@ -191,7 +191,7 @@ impl<'f> Reader<'f> {
 
 /// Writes for one thread.
 pub struct Writer<'f> {
-    /// By the numbers of [`At::file`].
+    /// The outputs, by the numbers of [`At::file`].
     outputs: &'f Outputs,
     /// Hears how many bytes have been written.
     count: &'f (dyn Fn(u64) + Sync),

@@ -185,7 +185,7 @@ impl Names {
 
 /// The index of a state that is to be replaced, as far as it reads.
 struct LastIndex {
-    /// How often it has been written; 0 where nobody has counted.
+    /// The number of times that it has been written; 0 where nobody has counted.
     generation: u64,
     files: Vec<String>,
 }

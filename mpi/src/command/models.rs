@@ -27,7 +27,7 @@ pub struct Models {
     pub global: Model,
     /// In alphabetical order.
     pub tensors: Vec<Tensor>,
-    /// How many others there are, which are copied.
+    /// The number of other tensors, which are copied.
     pub copied: usize,
 }
 

@@ -26,9 +26,9 @@ pub struct State {
 }
 
 pub struct TensorState {
-    /// Its slots, as the round before has left them.
+    /// The tensor's slots, as the round before has left them.
     pub saved: SavedTensor,
-    /// Where this rank's share of its slots goes and, behind them, of its masters.
+    /// The places of this rank's share of the slots and, behind them, of the masters.
     pub out: Vec<Part>,
 }
 

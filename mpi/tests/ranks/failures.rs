@@ -1,5 +1,6 @@
 //! Ranks that differ, and ranks that fail: everybody hears of it, and nothing has changed.
 
+use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::cpu::{SliceError, TensorError, TensorValues};
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
@@ -129,6 +130,20 @@ fn what_shards_cannot_be_is_refused_on_every_rank() {
             matches!(&error, ShardError::Stochastic { tensor } if tensor == "w"),
             "{error}"
         );
+
+        let groups = ParamGroups::new(SgdConfig::builder(0.1).build().unwrap());
+        let sharded = |control: StepControlBuilder| {
+            let sharding = Sharding {
+                control: Some(control.build().unwrap()),
+                ..Sharding::default()
+            };
+            ShardedOptimizer::on_cpu(world, &groups, [TensorSpec::new("w", [9])], &sharding)
+        };
+        let by_tensor = StepControl::builder().tensor_max_norm(1.0);
+        let error = sharded(by_tensor).map(drop).unwrap_err();
+        assert!(matches!(error, ShardError::ClipsTensors), "{error}");
+        assert!(error.to_string().contains("tensor_max_norm"), "{error}");
+        sharded(StepControl::builder().max_norm(1.0)).unwrap();
     });
 }
 

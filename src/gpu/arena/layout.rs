@@ -1,4 +1,4 @@
-//! Where the tensors of an arena lie.
+//! The layout of an arena: the places of its tensors.
 
 use std::collections::HashSet;
 
@@ -12,9 +12,9 @@ use crate::storage::{Precision, Storage, StorageType};
 /// A tensor of an [`Arena`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaTensor {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// Its shape, first dimension first.
+    /// The tensor's shape, first dimension first.
     pub shape: Vec<usize>,
     /// Number of elements, the product of the shape.
     pub numel: u64,
@@ -22,7 +22,7 @@ pub struct ArenaTensor {
     pub params_type: StorageType,
     /// The storage type of its gradients.
     pub grads_type: StorageType,
-    /// Which of the arena's buffers it lies in, the same for parameters and gradients.
+    /// The number of the arena's buffer that it lies in, the same for parameters and gradients.
     pub buffer: usize,
     /// Byte offset of its first parameter there, aligned for a binding; of its first gradient see
     /// [`Arena::grads_offset_bytes`].
@@ -80,7 +80,7 @@ impl ArenaBuffer {
     }
 }
 
-/// Where the tensors of an [`Arena`] lie: pure numbers, for planning without a device; made by
+/// The places of the tensors of an [`Arena`]: pure numbers, for planning without a device; made by
 /// [`ArenaBuilder::layout`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
@@ -99,7 +99,7 @@ impl ArenaLayout {
     }
 }
 
-/// How an [`Arena`] is laid out. Tensors of one type of parameters and gradients lie one after the other, each where a
+/// The settings of an [`Arena`]. Tensors of one type of parameters and gradients lie one after the other, each where a
 /// binding may start, in as few buffers as hold them.
 ///
 /// ```

@@ -166,13 +166,13 @@ impl Arena {
         &self.grads
     }
 
-    /// Where a tensor's gradients start in their buffer, in bytes.
+    /// The start of a tensor's gradients in their buffer, in bytes.
     #[must_use]
     pub fn grads_offset_bytes(&self, tensor: &ArenaTensor) -> u64 {
         self.grads_start_bytes(tensor.buffer) + tensor.offset_elems() * tensor.grads_type.bytes()
     }
 
-    /// Where the gradients start in each gradient buffer, in bytes: zero, but in a [pooled](ArenaBuilder::pooled) arena.
+    /// The start of the gradients in each gradient buffer, in bytes: zero, but in a [pooled](ArenaBuilder::pooled) arena.
     #[must_use]
     pub fn grads_start_bytes(&self, buffer: usize) -> u64 {
         match self.is_pooled {
@@ -351,7 +351,7 @@ impl Arena {
     }
 }
 
-/// Which values of the tensors are meant.
+/// The values of the tensors that are meant.
 #[derive(Clone, Copy)]
 enum Values {
     Params,

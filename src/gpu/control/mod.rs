@@ -16,7 +16,6 @@ use super::readback;
 use super::staged::Staged;
 use super::submission::{Fate, Submission, Submissions};
 use crate::control::{ControlRecord, ControlState, MAX_GROUP_NORMS, NonFinite, StepControl};
-use crate::wgsl::KernelError;
 pub(crate) use norm::Norm;
 pub(crate) use telemetry::{Counted, Mailbox, Report, ReportOf};
 use telemetry::{HISTORY, RECORD_WORDS, Telemetry};
@@ -81,7 +80,7 @@ pub struct GpuControl {
     finish_bindings: wgpu::BindGroup,
     settings: Staged,
     buffers: Buffers,
-    /// How often a step has been prepared.
+    /// The number of steps that have been prepared.
     serial: u64,
     prepared: Option<Prepared>,
     submissions: Submissions,
@@ -162,16 +161,7 @@ impl GpuControl {
         const CHECK: [BindingKind; 3] = [Read, Read, ReadWrite];
         const SELECT: [BindingKind; 5] = [Read, Read, ReadWrite, ReadWrite, Read];
         let device = kernels.device();
-        let storage_buffers = device.limits().max_storage_buffers_per_shader_stage;
-        let required = FINISH.len() as u32 - 1;
-        if storage_buffers < required {
-            return Err(KernelError::LimitTooLow {
-                limit: "max_storage_buffers_per_shader_stage",
-                required: required.into(),
-                actual: storage_buffers.into(),
-            }
-            .into());
-        }
+        kernels.check_storage_buffers(FINISH.len() - 1)?;
         let source = concat!(
             include_str!("../../../shaders/control/factors.wgsl"),
             include_str!("../../../shaders/control/finish.wgsl"),
@@ -259,8 +249,8 @@ impl GpuControl {
         &self.buffers.latest
     }
 
-    /// How many steps have been recorded, those before a [loaded](Self::load_state) state included. One whose encoder was
-    /// dropped does not count.
+    /// The number of steps that have been recorded, those before a [loaded](Self::load_state) state included. One whose
+    /// encoder was dropped does not count.
     #[must_use]
     pub fn steps(&self) -> u64 {
         let dropped = self.recorded.iter().filter(is_dropped);

@@ -19,8 +19,8 @@ const WORKGROUP_SIZE: u64 = 64;
 /// The most that an invocation adds up: what rounds a sum has a bound.
 const MAX_LANE_ELEMS: u64 = 4096;
 
-/// How many elements an invocation adds up. One workgroup adds up all partial sums, so there are no more of them than keep
-/// the device busy: few on a software adapter, whose invocations wait for nothing.
+/// The number of elements that an invocation adds up. One workgroup adds up all partial sums, so there are no more of them
+/// than keep the device busy: few on a software adapter, whose invocations wait for nothing.
 fn lane_elems(numel: u64, device_type: wgpu::DeviceType) -> u64 {
     let (lanes, least) = match device_type {
         wgpu::DeviceType::Cpu => (4096, 1024),
@@ -42,10 +42,10 @@ impl AsRef<[u8]> for Scalars {
 #[derive(Clone, Copy, Debug)]
 struct Part {
     target: Target,
-    /// Its chunks.
+    /// The first of the tensor's chunks.
     first: u32,
     count: u32,
-    /// Its partial sums, counted from the first of the optimizer's.
+    /// The first of the tensor's partial sums, counted from the optimizer's.
     partial: u32,
     /// Whether an earlier part of the same parameter group has these partial sums, too.
     adds: bool,
@@ -185,7 +185,7 @@ impl Norm {
         self.into == *buffer
     }
 
-    /// How many partial sums there are.
+    /// The number of partial sums.
     pub(crate) fn partials(&self) -> u32 {
         self.partials
     }
@@ -390,7 +390,7 @@ impl Norm {
         self.sent_with.get_or_insert(step);
     }
 
-    /// How many there are.
+    /// The number of dispatches.
     pub(crate) fn dispatches(&self) -> usize {
         self.parts.len()
     }

@@ -28,7 +28,7 @@ pub struct Counted {
     pub(crate) mailbox: Arc<Mutex<Mailbox>>,
 }
 
-/// Where an optimizer finds what the device has counted.
+/// The reports in which an optimizer finds what the device has counted.
 pub(crate) type Mailbox = Vec<Report>;
 
 /// The device's counts behind a step.

@@ -5,7 +5,6 @@ use crate::gpu::error::{BuildError, StepError};
 use crate::gpu::error_scope::checked;
 use crate::gpu::kernels::{BindingKind, Kernels};
 use crate::gpu::staged::Staged;
-use crate::wgsl::KernelError;
 use crate::wgsl::scalars::TENSORS_GROUP;
 
 /// Words before the ranges of partial sums in `inputs` of `shaders/control/tensors.wgsl`.
@@ -31,15 +30,7 @@ impl TensorClip {
         use BindingKind::{Read, ReadWrite};
         const KINDS: [BindingKind; 6] = [Read, Read, Read, ReadWrite, ReadWrite, ReadWrite];
         let device = kernels.device();
-        let actual = device.limits().max_storage_buffers_per_shader_stage;
-        if actual < KINDS.len() as u32 {
-            return Err(KernelError::LimitTooLow {
-                limit: "max_storage_buffers_per_shader_stage",
-                required: KINDS.len() as u64,
-                actual: actual.into(),
-            }
-            .into());
-        }
+        kernels.check_storage_buffers(KINDS.len())?;
         let source = concat!(
             include_str!("../../../shaders/control/factors.wgsl"),
             include_str!("../../../shaders/control/tensors.wgsl"),

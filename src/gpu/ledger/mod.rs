@@ -1,4 +1,4 @@
-//! How many steps each tensor has had, as far as the host can know.
+//! The counts of the steps that each tensor has had, as far as the host can know.
 //!
 //! A recorded step is a promise: its encoder may be dropped, its submission may fail, and under a control the device may
 //! skip it. What has become of it is told by its [`Submission`], and under a control by the device, which counts the
@@ -254,14 +254,14 @@ impl Ledger {
             .collect()
     }
 
-    /// How many steps have been recorded, those left out that are known to have been dropped.
+    /// The number of steps that have been recorded, those left out that are known to have been dropped.
     pub(crate) fn steps(&self) -> u64 {
         let dropped = self.unsettled.iter().filter(|step| step.is_dropped());
         let counted = dropped.filter(|step| !step.were_steps_set());
         self.steps.saturating_sub(counted.count() as u64)
     }
 
-    /// How many steps a tensor has had: those under a control as far as the device has told, by its last report perhaps,
+    /// The number of steps that a tensor has had: those under a control as far as the device has told, by its last report perhaps,
     /// all others as far as they are not known to have been dropped.
     pub(crate) fn known_by(&self, tensor: usize, report: Option<u32>) -> u64 {
         let tally = &self.tallies[tensor];
@@ -285,7 +285,7 @@ impl Ledger {
         tally.known().saturating_add(tally.unread)
     }
 
-    /// How many of these are not certain.
+    /// The number of a tensor's steps that are not certain.
     pub(crate) fn unread(&self, tensor: usize) -> u64 {
         self.tallies[tensor].unread
     }
@@ -358,7 +358,7 @@ impl Tally {
         self.base.saturating_add(self.counted - self.origin)
     }
 
-    /// How many steps more the device has counted than it had told; none where an older report says fewer.
+    /// The number of steps that the device has counted beyond what it had told; none where an older report says fewer.
     fn news(&self, counted: u32) -> u32 {
         let news = counted.wrapping_sub(self.counted as u32);
         if news < 1 << 31 { news } else { 0 }

@@ -138,9 +138,13 @@ impl<K: Copy + Hash + Ord> Classes<K> {
         &self.classes[class].key
     }
 
+    /// One of the tensors of a class.
+    pub(super) fn tensor(&self, class: usize) -> usize {
+        self.classes[class].tensors[0]
+    }
+
     /// Every class, with one of its tensors.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, usize)> {
-        let classes = self.classes.iter();
-        classes.filter_map(|class| Some((&class.key, *class.tensors.first()?)))
+        (0..self.len()).map(|class| (self.key(class), self.tensor(class)))
     }
 }

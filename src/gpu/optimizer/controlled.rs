@@ -116,6 +116,41 @@ pub(super) struct UnderControl {
     /// The table of dispatches in chunks, where there may be some.
     chunks: Option<ChunkTable>,
     classes: Classes<Class>,
+    entries: Entries,
+}
+
+/// The place of each class's entries among those that are sent. Classes that differ only in the tensor that is clipped by
+/// itself have the same, once.
+#[derive(Default)]
+struct Entries {
+    /// The first entry of each class.
+    starts: Vec<usize>,
+    /// A class of those that share entries, in the order in which these are sent.
+    classes: Vec<usize>,
+}
+
+impl Entries {
+    fn lay_out(&mut self, classes: &Classes<Class>) {
+        let shared = |class: usize| Class {
+            clipped: None,
+            ..*classes.key(class)
+        };
+        self.classes.clear();
+        self.classes.extend(0..classes.len());
+        self.classes.sort_unstable_by_key(|class| shared(*class));
+        self.starts.resize(classes.len(), 0);
+        let (mut start, mut end, mut last) = (0, 0, None);
+        self.classes.retain(|class| {
+            let key = shared(*class);
+            let is_first = last != Some(key);
+            if is_first {
+                (start, last) = (end, Some(key));
+                end += key.entries() as usize;
+            }
+            self.starts[*class] = start;
+            is_first
+        });
+    }
 }
 
 /// The key of tensors that share a dispatch, whatever the device skips.
@@ -124,8 +159,8 @@ struct Class {
     frame: FrameClass,
     /// The tensor, where it is clipped by itself.
     clipped: Option<usize>,
-    /// How many steps have been applied, if none was skipped; if all that may be come to the same scalars, and the next one
-    /// does, their phase.
+    /// The number of steps that have been applied, if none was skipped; if all that may be come to the same scalars, and the
+    /// next one does, their phase.
     count: u64,
     is_settled: bool,
     unread: u64,
@@ -162,12 +197,12 @@ impl Class {
         }
     }
 
-    /// How many entries its scalars take: by how many of the last steps may have been skipped.
+    /// The number of entries for its scalars: by how many of the last steps may have been skipped.
     fn entries(&self) -> u64 {
         self.unread.min(WINDOW) + 1
     }
 
-    /// How many of the last steps may have been skipped for there to be an entry: any, where all come to the same scalars.
+    /// The most of the last steps that may have been skipped for there to be an entry: any, where all come to the same scalars.
     fn most_skipped(&self) -> u32 {
         match self.is_settled {
             true => i32::MAX as u32,
@@ -365,6 +400,7 @@ impl UnderControl {
             tensor_clip,
             chunks,
             classes: Classes::new(),
+            entries: Entries::default(),
         })
     }
 
@@ -452,8 +488,9 @@ impl UnderControl {
             classes.sort_by_pipeline(&recorder.bound, |class| class.frame.group);
             self.norm.refresh(plan, tensors.len(), takes_part);
         }
-        let of_class = CLASS_WORDS + (WINDOW as usize + 1) * entry_words(rules);
-        let words = HEADER_WORDS + tensors.len().div_ceil(32) + classes.len() * of_class;
+        self.entries.lay_out(classes);
+        let entries = (WINDOW as usize + 1) * self.entries.classes.len();
+        let words = entries_at(classes.len(), tensors.len()) + entries * entry_words(rules);
         let inputs_bytes = 4 * words as u64;
         let blocks_bytes = BLOCK_BYTES * classes.len() as u64;
         let places = &self.places;
@@ -481,28 +518,27 @@ impl UnderControl {
         self.places.inputs.bytes.clear();
         let mut words = Words(&mut self.places.inputs.bytes);
         header.iter().for_each(|count| words.push(*count as u32));
-        let mut entries_at =
-            HEADER_WORDS + self.classes.len() * CLASS_WORDS + tensors.len().div_ceil(32);
-        for (class, tensor) in self.classes.iter() {
+        let entries_at = entries_at(self.classes.len(), tensors.len());
+        for ((class, tensor), start) in self.classes.iter().zip(&self.entries.starts) {
             let group = rules.name(class.frame.group);
             words.push(tensor as u32);
             words.push(ledger.most_counted(tensor));
             words.push(class.entries() as u32);
             words.push(class.most_skipped());
-            words.push(entries_at as u32);
+            words.push((entries_at + start * entry_words) as u32);
             words.push(match class.clipped {
                 Some(tensor) => (MAX_GROUP_NORMS + 1 + tensor) as u32,
                 None => context.control.norm_of(group) as u32,
             });
             words.push(context.control.clip_value_of(group).to_bits());
-            entries_at += class.entries() as usize * entry_words;
         }
         for tensors in tensors.chunks(32) {
             let bits = tensors.iter().enumerate();
             let bits = bits.filter(|(_, tensor)| !tensor.is_left_out());
             words.push(bits.fold(0, |word, (bit, _)| word | 1 << bit));
         }
-        for (class, tensor) in self.classes.iter() {
+        for class in &self.entries.classes {
+            let (class, tensor) = (self.classes.key(*class), self.classes.tensor(*class));
             let group = class.frame.group;
             for skipped in 0..class.entries() {
                 let applied_steps = ledger.most(tensor).saturating_sub(skipped);
@@ -588,6 +624,11 @@ impl Places {
             chunks,
         }
     }
+}
+
+/// Words before the first entry: the header, the classes, and a bit for each tensor.
+const fn entries_at(classes: usize, tensors: usize) -> usize {
+    HEADER_WORDS + classes * CLASS_WORDS + tensors.div_ceil(32)
 }
 
 /// Words of an entry: as many as the rule with the most scalars takes.

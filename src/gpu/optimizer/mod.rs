@@ -120,13 +120,13 @@ impl<R: Rule> GpuOptimizer<R> {
         })
     }
 
-    /// How the tensors are cut into pieces.
+    /// The plan of the tensors, by which they are cut into pieces.
     #[must_use]
     pub const fn plan(&self) -> &Plan {
         &self.recorder.plan
     }
 
-    /// How many dispatches the last recorded step took.
+    /// The number of dispatches that the last recorded step took.
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.recorder.recorded

@@ -175,7 +175,7 @@ impl Recorder {
             })
     }
 
-    /// Where the state of a part of another plan lies now: from which piece and byte it moves, to which byte, how many.
+    /// The moves of the state of a part of another plan: from which piece and byte, to which byte, how many bytes.
     fn words_to<'o>(
         &'o self,
         plan: &'o Plan,

@@ -45,7 +45,7 @@ pub struct Recorder {
     classes: Classes<Class>,
     /// The table of dispatches in chunks and its bindings: from the first frozen tensor on, or where a rule takes sums.
     pub(super) chunks: Option<(ChunkTable, ChunkBindings)>,
-    /// How often tensors or counts have changed otherwise than by a step.
+    /// The number of times that tensors or counts have changed otherwise than by a step.
     pub(super) revision: u64,
     pub(super) prepared: Prepared,
     /// On the uniform path only.

@@ -22,7 +22,7 @@ pub struct StateSlice<'o> {
     pub buffer: &'o wgpu::Buffer,
     /// Byte offset of the first of them there.
     pub offset_bytes: u64,
-    /// How they are stored.
+    /// The codec of the values.
     pub codec: Codec,
 }
 

@@ -104,7 +104,7 @@ impl Coefficients<f32> {
     }
 }
 
-/// Which terms of the recurrence a config has. A term that is absent is compiled out of the kernels, never
+/// The terms of the recurrence that a config has. A term that is absent is compiled out of the kernels, never
 /// multiplied by zero, because `0 * inf` is NaN; so is a factor that is always one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {

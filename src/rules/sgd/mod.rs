@@ -17,7 +17,7 @@ use crate::rules::{ConfigError, Hyperparameters, Real, Rule, Scalars, Slot, Slot
 pub use coefficients::{Coefficients, Terms};
 pub use convert::{FormConversion, FormConversionError};
 
-/// Where the learning rate sits in the momentum recurrence.
+/// The place of the learning rate in the momentum recurrence.
 ///
 /// With a constant learning rate the heavy-ball and lr-inside forms visit the same points; they part as
 /// soon as the learning rate changes, because the first stores gradients and the second stores updates.
@@ -106,7 +106,7 @@ config! {
         dampening: f64 = 0.0,
         /// Nesterov's look-ahead as PyTorch, optax and Keras write it. Needs momentum and zero dampening.
         nesterov: bool = false,
-        /// Where the learning rate sits; heavy ball by default.
+        /// The place of the learning rate; heavy ball by default.
         form: MomentumForm = MomentumForm::HeavyBall,
         /// Time step dt of the particle form, above zero; 1 in the others.
         time_step: f64 = 1.0,

@@ -46,6 +46,8 @@ mod sums;
 mod transfers;
 mod vec4_pairs;
 mod vertices;
+#[cfg(not(target_arch = "wasm32"))]
+mod wrapped_rule;
 
 use std::future::Future;
 

@@ -327,18 +327,21 @@ async fn every_rule_and_every_way_to_store() {
     }
 }
 
+/// One in so many of the ways to store momentum, on either road of the scalars.
+async fn one_way_in(nth: usize) -> Vec<(&'static Bench, usize, Stored)> {
+    let mut ways = Vec::new();
+    for (road, bench) in Bench::both().await.enumerate() {
+        let all = all(&momentum().slots()).into_iter().enumerate();
+        let of_road = all.skip(road).step_by(nth);
+        ways.extend(of_road.map(|(case, stored)| (bench, case, stored)));
+    }
+    ways
+}
+
 #[gpu_test]
 async fn every_way_to_store_on_both_roads_of_the_scalars() {
-    for (road, bench) in Bench::both().await.enumerate() {
-        let rule = momentum();
-        for (case, stored) in all(&rule.slots())
-            .iter()
-            .enumerate()
-            .skip(road)
-            .step_by(2 * SPARSE)
-        {
-            follow(bench, &rule, stored, case).await;
-        }
+    for (bench, case, stored) in one_way_in(2 * SPARSE).await {
+        follow(bench, &momentum(), &stored, case).await;
     }
 }
 
@@ -358,16 +361,8 @@ async fn every_rule_and_some_ways_to_store_under_a_control() {
 
 #[gpu_test]
 async fn every_way_to_store_under_a_control() {
-    for (road, bench) in Bench::both().await.enumerate() {
-        let rule = momentum();
-        for (case, stored) in all(&rule.slots())
-            .iter()
-            .enumerate()
-            .skip(road)
-            .step_by(4 * SPARSE)
-        {
-            follow_under_control(bench, &rule, stored, case).await;
-        }
+    for (bench, case, stored) in one_way_in(4 * SPARSE).await {
+        follow_under_control(bench, &momentum(), &stored, case).await;
     }
 }
 

@@ -1,10 +1,11 @@
 //! Steps under a control in memory, and the exact ones, at the points that PyTorch printed.
 
-use wgpu_optim::control::{GradNorm, GradNorms};
+use wgpu_optim::control::{GradNorm, GradNorms, StepControlBuilder};
 use wgpu_optim::cpu::SliceError;
 use wgpu_optim::oracle::{ControlOracle, Roundoff};
 use wgpu_optim::{
-    CpuControl, CpuOptimizer, LossScale, Optimizer, ParamGroups, SgdConfig, StepControl,
+    ConfigError, CpuControl, CpuOptimizer, LossScale, Optimizer, ParamGroups, SgdConfig,
+    StepControl,
 };
 
 use crate::test;
@@ -114,6 +115,56 @@ fn a_loaded_scale_goes_on_where_it_was_dynamic_and_is() {
             assert_eq!(step_by_one(&mut loaded), expected, "{before:?}, {now:?}");
         }
     }
+}
+
+#[test]
+fn what_a_control_cannot_be_is_named() {
+    let control = StepControl::builder;
+    type Set = fn(StepControlBuilder, f64) -> StepControlBuilder;
+    let bounds: [(_, Set); 5] = [
+        ("max_norm", StepControlBuilder::max_norm),
+        ("max_norm", |control, value| {
+            control.group_max_norm("head", value)
+        }),
+        ("tensor_max_norm", StepControlBuilder::tensor_max_norm),
+        ("clip_value", StepControlBuilder::clip_value),
+        ("clip_value", |control, value| {
+            control.group_clip_value("head", value)
+        }),
+    ];
+    for (name, set) in bounds {
+        for value in [-1.0, -f64::MIN_POSITIVE, 1e39, f64::INFINITY, f64::NAN] {
+            let refused = set(control(), value).build().unwrap_err();
+            let ConfigError::OutOfRange {
+                field,
+                value: actual,
+                ..
+            } = refused
+            else {
+                panic!("{refused}");
+            };
+            assert_eq!((field, actual.to_bits()), (name, value.to_bits()));
+        }
+        for value in [0.0, 1e-300, f64::from(f32::MAX)] {
+            set(control(), value).build().unwrap();
+        }
+    }
+    // One takes the place of the other.
+    let by_tensor = control()
+        .max_norm(1.0)
+        .tensor_max_norm(2.0)
+        .build()
+        .unwrap();
+    assert_eq!(by_tensor, control().tensor_max_norm(2.0).build().unwrap());
+    let of_all = control()
+        .tensor_max_norm(2.0)
+        .max_norm(1.0)
+        .build()
+        .unwrap();
+    assert_eq!(
+        (of_all.tensor_max_norm(), by_tensor.tensor_max_norm()),
+        (None, Some(2.0))
+    );
 }
 
 /// A group that was mistyped would be clipped by nobody.

@@ -4,6 +4,7 @@ use wgpu_optim::SgdConfig;
 use wgpu_optim::rules::sgd::reference::{sgd, sgd_plain};
 use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
 
+use crate::cases::in_form;
 use crate::test;
 
 /// Positions of one coordinate in double precision, the start first.
@@ -33,11 +34,7 @@ fn undamped_steps_travel_a_quadratic_distance() {
         MomentumForm::LrInside,
         MomentumForm::Particle,
     ] {
-        let config = SgdConfig::builder(0.25)
-            .momentum(1.0)
-            .form(form)
-            .build()
-            .unwrap();
+        let config = in_form(form, 0.25, 1.0);
         let positions = run(&config, 0.0, 100, |_| -1.0);
         for (n, position) in positions.iter().enumerate() {
             // All terms are multiples of a quarter, so there is no rounding.

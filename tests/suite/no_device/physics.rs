@@ -6,6 +6,7 @@ use wgpu_optim::rules::sgd::reference::sgd;
 use wgpu_optim::rules::sgd::{Coefficients, MomentumForm, Terms};
 use wgpu_optim::{ConfigError, SgdConfig};
 
+use crate::cases::in_form;
 use crate::test;
 
 const PARTICLE: Particle = Particle {
@@ -99,11 +100,7 @@ fn there_and_back() {
 
     // Every form is some particle, and that particle visits the same points.
     for form in MomentumForm::ALL {
-        let config = SgdConfig::builder(0.2)
-            .momentum(0.7)
-            .form(form)
-            .build()
-            .unwrap();
+        let config = in_form(form, 0.2, 0.7);
         let particle = Particle::of(&config, 3.0, 0.5).config().unwrap();
         let converted = config.convert(MomentumForm::Particle, 0.5).unwrap().config;
         approx::assert_relative_eq!(particle.lr(), converted.lr(), max_relative = 1e-12);

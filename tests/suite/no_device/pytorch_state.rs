@@ -15,7 +15,7 @@ use wgpu_optim::{
 };
 
 use super::groups::{TENSORS, groups, shapes};
-use crate::cases::values;
+use crate::cases::{in_form, values};
 use crate::rule_cases::rules;
 use crate::test;
 
@@ -232,13 +232,7 @@ fn step_all<R: Twin>(optimizer: &mut CpuOptimizer<R>, params: &mut [Vec<f32>], g
 #[test]
 fn what_pytorch_could_not_have_written_is_refused() {
     let file = SGD;
-    let config = |form| {
-        SgdConfig::builder(0.1)
-            .momentum(0.9)
-            .form(form)
-            .build()
-            .unwrap()
-    };
+    let config = |form| in_form(form, 0.1, 0.9);
     let heavy_ball = config(MomentumForm::HeavyBall);
     let only_one = [("only one", vec![3, 4])];
     let refused = OptimizerState::from_pytorch(file, heavy_ball, only_one).unwrap_err();

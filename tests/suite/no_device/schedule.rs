@@ -7,7 +7,7 @@ use wgpu_optim::schedule::{
 };
 use wgpu_optim::{CpuOptimizer, Optimizer, SgdConfig};
 
-use crate::cases::{configs, values};
+use crate::cases::{configs, in_form, values};
 use crate::test;
 
 /// Compares a schedule with what PyTorch's scheduler sets.
@@ -101,11 +101,7 @@ fn momentum_grows_as_in_sutskever_2013() {
 #[test]
 fn a_scheduled_run_resumes_in_every_form() {
     for form in MomentumForm::ALL {
-        let config = SgdConfig::builder(0.1)
-            .momentum(0.85)
-            .form(form)
-            .build()
-            .unwrap();
+        let config = in_form(form, 0.1, 0.85);
         let cycle = OneCycle {
             max_lr: 0.05,
             ..OneCycle::default()

@@ -5,12 +5,13 @@ use safetensors::tensor::{Dtype, TensorView};
 use wgpu_optim::control::ControlState;
 use wgpu_optim::files::{Header, HeaderError};
 use wgpu_optim::half::bf16;
-use wgpu_optim::rules::{AmsGrad, Twin};
+use wgpu_optim::rules::{AmsGrad, Scalars, Slot, Slots, Start, Twin};
 use wgpu_optim::state::{RecordError, Recorded, SlotEntry, SlotState, StateFileError, StateRecord};
 use wgpu_optim::storage::{MASTER_PARAMS, PARAMS_REST};
 use wgpu_optim::{
-    AdamConfig, AnyRule, CpuOptimizer, Masters, Optimizer, OptimizerState, ParamGroups, Precision,
-    Rule as _, SgdConfig, StateError, StorageType, TensorSlice, TensorSliceMut, TensorSpec,
+    AdamConfig, AnyRule, ConfigError, CpuOptimizer, Masters, Optimizer, OptimizerState,
+    ParamGroups, Precision, Rule, SgdConfig, StateError, StorageType, TensorSlice, TensorSliceMut,
+    TensorSpec,
 };
 
 use crate::cases::{configs, values};
@@ -386,64 +387,51 @@ struct Own {
     lr: f64,
 }
 
-mod own {
-    use wgpu_optim::rules::{Scalars, Slot, Slots, Start, Twin};
-    use wgpu_optim::{ConfigError, Rule};
-
-    use super::Own;
-
-    impl Rule for Own {
-        fn stem(&self) -> &'static str {
-            "own"
-        }
-
-        fn slots(&self) -> Slots {
-            [Slot {
-                name: "last",
-                start: Start::Value(0.5),
-                is_kept: true,
-            }]
-            .into()
-        }
-
-        fn wgsl(&self) -> String {
-            "".into()
-        }
-
-        fn scalar_names(&self) -> &'static [&'static str] {
-            &["lr"]
-        }
-
-        fn scalars(&self, _phase: u64) -> Scalars {
-            [self.lr as f32].into()
-        }
-
-        fn state_kind(&self) -> String {
-            "own".to_owned()
-        }
-
-        fn lr(&self) -> f64 {
-            self.lr
-        }
-
-        fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
-            Ok(Self { lr })
-        }
+impl Rule for Own {
+    fn stem(&self) -> &'static str {
+        "own"
     }
 
-    impl Twin for Own {
-        fn step(
-            &self,
-            scalars: &Scalars,
-            params: &mut [f32],
-            state: &mut [&mut [f32]],
-            grads: &[f32],
-        ) {
-            let [lr] = scalars.as_slice() else { return };
-            for ((theta, last), g) in params.iter_mut().zip(&mut *state[0]).zip(grads) {
-                *theta -= lr * (g + *last);
-                *last = *g;
-            }
+    fn slots(&self) -> Slots {
+        [Slot {
+            name: "last",
+            start: Start::Value(0.5),
+            is_kept: true,
+        }]
+        .into()
+    }
+
+    fn wgsl(&self) -> String {
+        "".into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &["lr"]
+    }
+
+    fn scalars(&self, _phase: u64) -> Scalars {
+        [self.lr as f32].into()
+    }
+
+    fn state_kind(&self) -> String {
+        "own".to_owned()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Ok(Self { lr })
+    }
+}
+
+impl Twin for Own {
+    fn step(&self, scalars: &Scalars, params: &mut [f32], state: &mut [&mut [f32]], grads: &[f32]) {
+        let [lr] = scalars.as_slice() else { return };
+        for ((theta, last), g) in params.iter_mut().zip(&mut *state[0]).zip(grads) {
+            *theta -= lr * (g + *last);
+            *last = *g;
         }
     }
 }

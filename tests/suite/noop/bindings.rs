@@ -1,8 +1,13 @@
 //! Every mistake in a list of tensors is named, and the next optimizer builds.
 
+use std::slice;
+
 use wgpu_optim::plan::PlanError;
+use wgpu_optim::rules::UnknownSlot;
 use wgpu_optim::state::DuplicateName;
-use wgpu_optim::{BuildError, Optimizer, wgpu};
+use wgpu_optim::{
+    AdamConfig, BuildError, GpuOptimizer, Optimizer, ParamGroups, Precision, StorageType, wgpu,
+};
 
 use super::{STORAGE, buffer, build, kernels, tensor};
 
@@ -22,6 +27,31 @@ fn a_good_list_builds_and_steps() {
     kernels.queue().submit([encoder.finish()]);
     assert_eq!(optimizer.applied_steps("b"), Some(1));
     assert_eq!(optimizer.applied_steps("c"), None);
+}
+
+#[test]
+fn a_slot_to_store_otherwise_that_no_rule_has_is_named() {
+    let kernels = kernels();
+    let [params, grads] = [(); 2].map(|()| buffer(&kernels, 400, STORAGE));
+    let weight = tensor("weight", (&params, 0), (&grads, 0), 50);
+    let build = |slot| {
+        let config = AdamConfig::adamw(0.1).build().unwrap();
+        let groups = ParamGroups::new(config).with_precision(Precision {
+            slots: match slot {
+                "exp_avg" => &[("exp_avg", StorageType::Bf16)],
+                _ => &[("exp_avg_squared", StorageType::Bf16)],
+            },
+            ..Precision::default()
+        });
+        GpuOptimizer::with_groups(&kernels, &groups, slice::from_ref(&weight))
+    };
+    let expected = BuildError::UnknownSlot(UnknownSlot {
+        group: "default".into(),
+        slot: "exp_avg_squared".into(),
+        expected: "exp_avg, exp_avg_sq, max_exp_avg_sq".into(),
+    });
+    assert_eq!(build("exp_avg_squared").unwrap_err(), expected);
+    build("exp_avg").unwrap();
 }
 
 #[test]

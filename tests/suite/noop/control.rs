@@ -264,3 +264,40 @@ fn what_does_not_go_together_is_refused_before_anything_is_recorded() {
         "{refused}"
     );
 }
+
+/// Norms of tensors bind one buffer more than a control of all: the step is refused, and another control's goes on.
+#[test]
+fn tensors_are_clipped_one_by_one_where_six_buffers_can_be_bound() {
+    for actual in [5, 6] {
+        let limits = wgpu::Limits {
+            max_storage_buffers_per_shader_stage: actual,
+            ..Default::default()
+        };
+        let (device, queue) = device(limits, wgpu::Features::empty());
+        let kernels = Kernels::new(&device, &queue).unwrap();
+        let mut optimizer = optimizer(&kernels, 2, 64);
+        let by_tensor = StepControl::builder().tensor_max_norm(1.0).build().unwrap();
+        let mut clips = GpuControl::new(&kernels, by_tensor.clone()).unwrap();
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let refused = optimizer.step_with(&mut encoder, &mut clips);
+        if actual == 5 {
+            let limit = KernelError::LimitTooLow {
+                limit: "max_storage_buffers_per_shader_stage",
+                required: 6,
+                actual: 5,
+            };
+            assert_eq!(refused, Err(BuildError::Kernel(limit).into()));
+        } else {
+            refused.unwrap();
+        }
+        let stepped = u64::from(actual == 6);
+        assert_eq!((optimizer.steps(), clips.steps()), (stepped, stepped));
+        queue.submit([encoder.finish()]);
+
+        clips.set_control(StepControl::builder().max_norm(1.0).build().unwrap());
+        let mut encoder = device.create_command_encoder(&Default::default());
+        optimizer.step_with(&mut encoder, &mut clips).unwrap();
+        queue.submit([encoder.finish()]);
+        assert_eq!(optimizer.steps(), stepped + 1);
+    }
+}

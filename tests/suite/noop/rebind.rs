@@ -175,8 +175,8 @@ fn a_tensor_that_is_stored_otherwise_or_moves_by_half_a_word_is_named() {
     optimizer.rebind(&mut encoder, &[halves(512)]).unwrap();
     optimizer.rebind(&mut encoder, &[halves(516)]).unwrap();
     optimizer.step(&mut encoder).unwrap();
-    kernels.queue().submit([encoder.finish()]);
     assert_eq!(optimizer.applied_steps("a"), Some(4));
+    kernels.queue().submit([encoder.finish()]);
 }
 
 #[test]

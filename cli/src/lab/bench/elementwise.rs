@@ -70,58 +70,75 @@ const fn copy_with_slots(entry_point: &'static str, slots: u64) -> Op {
     }
 }
 
-/// The copies with two vec4 per invocation, as the step has them on software adapters: `NAME_pairs`. The last vec4 may be alone.
-fn paired_copies() -> String {
-    let mut source = String::new();
-    for (slots, copy) in COPIES.iter().enumerate() {
-        // Everything moves on by one array.
-        let arrays = |unit: &str| -> Vec<String> {
-            let slot = |slot| format!("z[{unit} + {slot}u * k.section]");
-            let params = format!("x[{unit}]");
-            [params].into_iter().chain((0..slots).map(slot)).collect()
+/// The operations that are no copies, by entry point.
+const OPERATIONS: [(&str, &str); 4] = [
+    ("scale", "x[unit] = k.factor * x[unit];"),
+    ("scale_into", "x[unit] = k.factor * y[unit];"),
+    ("add", "x[unit] = x[unit] + y[unit];"),
+    ("subtract", "x[unit] = x[unit] - y[unit];"),
+];
+
+/// The loads of a copy from one unit, and its stores: everything moves on by one array.
+fn copy_of(slots: usize, unit: &str) -> [String; 2] {
+    let slot = |slot| format!("z[{unit} + {slot}u * k.section]");
+    let arrays: Vec<_> = std::iter::once(format!("x[{unit}]"))
+        .chain((0..slots).map(slot))
+        .collect();
+    let (mut loads, mut stores) = (format!("let y_{unit} = y[{unit}];\n"), String::new());
+    for (index, array) in arrays.iter().enumerate() {
+        let from = format!("from_{index}_{unit}");
+        let to = &arrays[(index + 1) % arrays.len()];
+        let value = match (index == slots, slots) {
+            (true, 0) => format!("select({from}, y_{unit}, k.swap == 0u)"),
+            (true, _) => format!("select({from}, y_{unit}, k.swap != 0u)"),
+            (false, _) => from.clone(),
         };
-        let (mut loads, mut stores) = (String::new(), [String::new(), String::new()]);
-        for (unit, stores) in ["unit", "next"].into_iter().zip(&mut stores) {
-            let arrays = arrays(unit);
-            // Writing to a string cannot fail.
-            let _ = writeln!(loads, "let y_{unit} = y[{unit}];");
-            for (index, array) in arrays.iter().enumerate() {
-                let _ = writeln!(loads, "let from_{index}_{unit} = {array};");
-                let to = &arrays[(index + 1) % arrays.len()];
-                let value = match (index == slots, slots) {
-                    (true, 0) => format!("select(from_{index}_{unit}, y_{unit}, k.swap == 0u)"),
-                    (true, _) => format!("select(from_{index}_{unit}, y_{unit}, k.swap != 0u)"),
-                    (false, _) => format!("from_{index}_{unit}"),
-                };
-                let _ = writeln!(stores, "{to} = {value};");
-            }
-        }
-        let (name, [first, second]) = (copy.entry_point, stores);
-        let _ = write!(
-            source,
-            "
+        // Writing to a string cannot fail.
+        let _ = writeln!(loads, "let {from} = {array};");
+        let _ = writeln!(stores, "{to} = {value};");
+    }
+    [loads, stores]
+}
+
+/// A kernel of which an invocation takes the unit that this expression says.
+fn kernel(name: &str, unit: &str, body: &str) -> String {
+    format!(
+        "
 @compute @workgroup_size(256)
-fn {name}_pairs(@builtin(global_invocation_id) invocation: vec3<u32>) {{
-    let unit = 2u * unit_of(invocation);
+fn {name}(@builtin(global_invocation_id) invocation: vec3<u32>) {{
+    let unit = {unit};
     if unit >= k.count {{
         return;
     }}
-    let is_pair = unit + 1u < k.count;
-    let next = select(unit, unit + 1u, is_pair);
-    {loads}
-    {first}
-    if is_pair {{
-        {second}
-    }}
+    {body}
 }}
 "
-        );
-    }
-    source
+    )
 }
 
+/// All kernels: the operations, and the copies with one vec4 per invocation and, as the step has them on software adapters, with
+/// two: `NAME_pairs`. The last vec4 may be alone.
 fn source() -> String {
-    include_str!("../../../shaders/elementwise.wgsl").to_owned() + &paired_copies()
+    let mut source = include_str!("../../../shaders/elementwise.wgsl").to_owned();
+    for (name, body) in OPERATIONS {
+        source += &kernel(name, "unit_of(invocation)", body);
+    }
+    for (slots, copy) in COPIES.iter().enumerate() {
+        let [[loads, stores], [next_loads, next_stores]] =
+            ["unit", "next"].map(|unit| copy_of(slots, unit));
+        let name = copy.entry_point;
+        source += &kernel(name, "unit_of(invocation)", &(loads.clone() + &stores));
+        let pair = format!(
+            "let is_pair = unit + 1u < k.count;
+let next = select(unit, unit + 1u, is_pair);
+{loads}{next_loads}{stores}
+if is_pair {{
+{next_stores}
+}}"
+        );
+        source += &kernel(&format!("{name}_pairs"), "2u * unit_of(invocation)", &pair);
+    }
+    source
 }
 
 /// `theta <- theta - s`

@@ -180,7 +180,7 @@ impl<'a> Setup<'a> {
         }
     }
 
-    /// How many optimizers a copy has.
+    /// The number of optimizers of a copy.
     fn optimizers(&self) -> u64 {
         1 + u64::from(self.controlled)
     }

@@ -75,13 +75,13 @@ pub struct Row {
     pub worst_ulp: Option<f64>,
 }
 
-/// From how many elements on a step is faster on an adapter than on the CPU.
+/// The number of elements from which on a step is faster on an adapter than on the CPU.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct BreakEven {
     pub rule: String,
     pub tensors: usize,
     pub device: String,
-    /// With the gradients uploaded before and the parameters downloaded after each step.
+    /// Whether the gradients are uploaded before and the parameters downloaded after each step.
     pub with_transfers: bool,
     /// None if it is not within the sizes measured.
     pub numel: Option<f64>,
@@ -345,7 +345,7 @@ impl Report {
     }
 }
 
-/// Where a ratio that grows with the size crosses one for good, on logarithmic scales.
+/// The size at which a ratio that grows with it crosses one for good, on logarithmic scales.
 fn crossing(mut sizes: Vec<(f64, f64)>) -> Option<f64> {
     sizes.sort_by(|x, y| x.0.total_cmp(&y.0));
     let ahead = sizes

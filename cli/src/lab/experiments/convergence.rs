@@ -1,4 +1,4 @@
-//! How fast momentum forgets where it started, against the theory.
+//! The rate at which momentum forgets where it started, against the theory.
 //!
 //! On `f(x) = 1/2 sum h_i*x_i^2` with `m <= h_i <= L` and condition number `k = L/m`, the best constant choices are
 //!
@@ -63,7 +63,7 @@ impl Method {
         }
     }
 
-    /// How the error grows beside the geometric decay.
+    /// The growth of the error beside the geometric decay.
     ///
     /// The best heavy ball is critically damped along both extreme axes: `z^2 - (1 + mu - lr*h)*z + mu` has the
     /// double root `z = rate` at `h = m` and `z = -rate` at `h = L`. From rest at `x_0`, a double root leaves

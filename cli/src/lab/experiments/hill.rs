@@ -37,9 +37,9 @@ pub struct Run {
     pub steps: usize,
     pub start: f64,
     pub end: f64,
-    /// Which valley the end lies in.
+    /// The valley that the end lies in.
     pub valley: &'static str,
-    /// Where the ball was, the start first.
+    /// The positions of the ball, the start first.
     #[serde(skip)]
     positions: Vec<f64>,
 }

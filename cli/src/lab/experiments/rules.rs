@@ -51,7 +51,7 @@ impl Landscape {
         }
     }
 
-    /// Where the loss is least.
+    /// The point of the least loss.
     fn goal(self) -> [f64; 2] {
         match self {
             Self::Valley => [2.0, 0.0],
@@ -110,7 +110,7 @@ impl Landscape {
         ]
     }
 
-    /// How far a point is above the lowest one.
+    /// The height of a point above the lowest one.
     fn loss(self, point: [f64; 2]) -> f64 {
         self.height(point) - self.height(self.goal())
     }
@@ -205,7 +205,7 @@ pub struct Run {
     pub loss: f64,
     /// Steps until the loss is below a thousandth of what it was, if it ever is.
     pub steps_to_a_thousandth: Option<usize>,
-    /// Where the parameters to evaluate with were, the start first.
+    /// The parameters to evaluate with after each step, the start first.
     #[serde(skip)]
     path: Vec<[f64; 2]>,
 }

@@ -23,7 +23,7 @@ const STEPS: usize = 1000;
 /// Over as many the mean of what random bits make of a step is taken.
 const PARAMS: usize = 4096;
 
-/// How parameters are remembered and rounded.
+/// A way to remember parameters and to round them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -80,11 +80,11 @@ pub struct Run {
     pub lr: f64,
     pub gradient: f32,
     pub steps: usize,
-    /// Where exact arithmetic ends.
+    /// The parameter that exact arithmetic ends at.
     pub exact: f64,
     /// The mean of the parameters at the end.
     pub mean: f64,
-    /// How far from it the parameters are, root of the mean square.
+    /// The distance of the parameters from that, root of the mean square.
     pub deviation: f64,
     /// The mean, the start first.
     #[serde(skip)]

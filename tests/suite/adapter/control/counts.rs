@@ -42,9 +42,9 @@ async fn nobody_has_to_read_for_training_to_go_on() {
 #[gpu_test]
 async fn a_state_counts_as_having_been_read() {
     let bench = Bench::best().await;
+    let mut control = bench.control(only_finite());
     let mut theta = bench.follow(adamw(), 100);
     let poisoned = theta.poisoned(0, f32::INFINITY);
-    let mut control = bench.control(only_finite());
     for grad in [&theta.gradient, &poisoned, &theta.gradient] {
         bench.upload(&theta.grads, grad);
         bench.submit(|encoder| theta.optimizer.step_with(encoder, &mut control).unwrap());

@@ -360,6 +360,7 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
             bench.submit(|encoder| optimizer.step_with(encoder, &mut on_device).unwrap());
             let record = bench.outcomes(&mut on_device).await[0];
 
+            let mut by_hand = CpuOptimizer::with_groups(&groups, specs.clone()).unwrap();
             let mut twin = CpuOptimizer::with_groups(&groups, specs).unwrap();
             twin.set_frozen("d", true).unwrap();
             let mut params = start.clone();
@@ -367,6 +368,36 @@ async fn tensors_are_clipped_one_by_one_as_their_twins_are() {
             let grads: Vec<_> = gradients.iter().map(Vec::as_slice).collect();
             let mut in_memory = CpuControl::new(control.clone());
             let expected = twin.step_with(&mut slices, &grads, &mut in_memory).unwrap();
+            // What a verdict does to gradients, and a plain step by them, is the controlled one.
+            let norms = twin.grad_norms(
+                &grads
+                    .iter()
+                    .map(|grads| (*grads).into())
+                    .collect::<Vec<_>>(),
+                &control,
+            );
+            let norms = norms.unwrap();
+            let verdict = CpuControl::new(control.clone()).decide(std::slice::from_ref(&norms));
+            let mut applied = gradients.clone();
+            for (tensor, grads) in applied.iter_mut().enumerate() {
+                let group = if tensor == 0 { "head" } else { "default" };
+                verdict.apply_to(group, norms.tensors[tensor].as_ref(), grads);
+            }
+            by_hand.set_frozen("d", true).unwrap();
+            let mut again = start.clone();
+            let mut slices: Vec<_> = again.iter_mut().map(Vec::as_mut_slice).collect();
+            let applied: Vec<_> = applied.iter().map(Vec::as_slice).collect();
+            by_hand.step(&mut slices, &applied).unwrap();
+            let bits = |params: &[Vec<f32>]| -> Vec<u32> {
+                params
+                    .iter()
+                    .flatten()
+                    .map(|param| param.to_bits())
+                    .collect()
+            };
+            if nonfinite.is_none() {
+                assert!(bits(&again) == bits(&params));
+            }
             let is_same = |x: f32, y: f32| x == y || x.is_nan() && y.is_nan();
             let is_near = |x: f32, y: f32| is_same(x, y) || (x / y - 1.0).abs() < 1e-4;
             assert!(
@@ -789,6 +820,38 @@ async fn tensors_of_a_pool_move_under_a_control() {
         assert_eq!(records.last().unwrap().skipped, 1);
         assert_eq!(optimizer.applied_steps("b"), Some(3));
     }
+}
+
+/// What a step sends of tensors that are clipped one by one grows by a block for each, not by the scalars of every step that
+/// may have been skipped. A browser does not count.
+#[cfg(not(target_arch = "wasm32"))]
+#[gpu_test]
+async fn tensors_that_are_clipped_one_by_one_share_their_scalars() {
+    let bench = Bench::with(wgpu_optim::OPTIONAL_FEATURES).await;
+    let bytes_of = |tensors: usize| {
+        let specs = (0..tensors).map(|tensor| (tensor.to_string(), [8]));
+        let arena = Arena::new(&bench.device, &bench.queue, specs).unwrap();
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &arena.bindings()).unwrap();
+        let control = StepControl::builder().tensor_max_norm(1.0);
+        let mut control = bench.control(control.build().unwrap());
+        let bytes = || {
+            bench
+                .device
+                .get_internal_counters()
+                .hal
+                .buffer_memory
+                .read()
+        };
+        let before = bytes();
+        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
+        (bytes() - before) as usize
+    };
+    let [few, many] = [500, 1500].map(bytes_of);
+    let scalars = adamw().scalar_names().len();
+    let of_skipped_steps = 65 * 4 * scalars;
+    let of_tensor = (many - few) / 1000;
+    // The block, and twice what is staged: classes, ranges of sums, chunks.
+    assert!((256..of_skipped_steps).contains(&of_tensor), "{of_tensor}");
 }
 
 /// Buffers, bind groups, pipelines and modules; `noop::control` counts what is on the heap, and that nothing is submitted or

@@ -122,6 +122,8 @@ struct Run<'b, R: Textbook> {
     records: Vec<ControlRecord>,
     number: u64,
     skipped: u64,
+    /// Steps in which workgroups have looked up their elements.
+    in_chunks: usize,
 }
 
 impl<'b, R: Textbook> Run<'b, R> {
@@ -163,6 +165,7 @@ impl<'b, R: Textbook> Run<'b, R> {
             records: Vec::new(),
             number: 0,
             skipped: 0,
+            in_chunks: 0,
             host,
             names,
             places,
@@ -175,7 +178,7 @@ impl<'b, R: Textbook> Run<'b, R> {
     }
 
     async fn act(&mut self) {
-        match self.rng.u32(0..30) {
+        match self.rng.u32(0..32) {
             0..=9 => self.record(),
             10 | 11 => self.drop_one(),
             12 => {
@@ -207,6 +210,7 @@ impl<'b, R: Textbook> Run<'b, R> {
             25 => self.save().await,
             26 | 27 => self.load(),
             28 => self.set_count(),
+            29 | 30 => self.freeze_many(),
             _ => self.step_without_control(),
         }
     }
@@ -329,7 +333,11 @@ impl<'b, R: Textbook> Run<'b, R> {
             Some((control, _)) if is_controlled => {
                 self.optimizer.step_with(encoder, control).unwrap();
             }
-            _ => self.optimizer.step(encoder).unwrap(),
+            _ => {
+                self.optimizer.step(encoder).unwrap();
+                let apart = self.dispatches_apart(&takes_part);
+                self.in_chunks += usize::from(self.optimizer.dispatches() < apart);
+            }
         }
         flight.steps.push(Recorded {
             rule: self.optimizer.config().clone(),
@@ -338,6 +346,21 @@ impl<'b, R: Textbook> Run<'b, R> {
             gradient,
             number,
         });
+    }
+
+    /// The fewest dispatches of a step in which none looks up its elements, where there are many runs of neighbours.
+    fn dispatches_apart(&self, takes_part: &[bool]) -> usize {
+        if self.bound != 0 || self.absent.contains(&true) {
+            return 0;
+        }
+        let (in_a_row, others) = takes_part.split_at(IN_A_ROW);
+        let starts = |tensor: &usize| in_a_row[*tensor] && (*tensor == 0 || !in_a_row[tensor - 1]);
+        let runs = (0..IN_A_ROW).filter(starts).count();
+        let (small, large) = others.split_at(others.len() - 1);
+        match runs {
+            0..5 => 0,
+            _ => runs + usize::from(small.contains(&true)) + usize::from(large[0]),
+        }
     }
 
     fn drop_one(&mut self) {
@@ -426,10 +449,21 @@ impl<'b, R: Textbook> Run<'b, R> {
 
     fn freeze(&mut self) {
         let tensor = self.rng.usize(0..self.names.len());
-        self.frozen[tensor] ^= true;
-        self.log
-            .push(format!("set_frozen({tensor}, {})", self.frozen[tensor]));
-        let frozen = self.frozen[tensor];
+        self.set_frozen(tensor, !self.frozen[tensor]);
+    }
+
+    /// Leaves about every other tensor out, so that many runs of elements are left; or none.
+    fn freeze_many(&mut self) {
+        let (parity, is_over) = (self.rng.usize(0..2), self.rng.u32(0..3) == 0);
+        for tensor in 0..self.names.len() {
+            let is_other = self.rng.u32(0..8) == 0;
+            self.set_frozen(tensor, !is_over && (tensor % 2 == parity) != is_other);
+        }
+    }
+
+    fn set_frozen(&mut self, tensor: usize, frozen: bool) {
+        self.frozen[tensor] = frozen;
+        self.log.push(format!("set_frozen({tensor}, {frozen})"));
         self.optimizer
             .set_frozen(&self.names[tensor], frozen)
             .unwrap();
@@ -698,7 +732,8 @@ fn joined(params: &[f32], rests: &[f32]) -> Vec<f32> {
 
 const ACTIONS: usize = 30;
 
-async fn run<R: Textbook>(bench: &Bench, setup: &Setup<R>, seed: u64) {
+/// Returns how many of the steps without a control were in chunks.
+async fn run<R: Textbook>(bench: &Bench, setup: &Setup<R>, seed: u64) -> usize {
     let mut run = Run::new(bench, setup, seed);
     run.log.push(format!("seed {seed}"));
     for _ in 0..ACTIONS {
@@ -706,13 +741,15 @@ async fn run<R: Textbook>(bench: &Bench, setup: &Setup<R>, seed: u64) {
     }
     run.land();
     run.check().await;
+    run.in_chunks
 }
 
 async fn sequences<R: Textbook>(
     benches: &[Bench],
     rules: &[R],
     mut control: impl FnMut(usize) -> Option<StepControl>,
-) {
+) -> usize {
+    let mut in_chunks = 0;
     for (index, rule) in rules.iter().enumerate() {
         for (case, stored) in ways_to_store().into_iter().enumerate() {
             let setup = Setup {
@@ -723,16 +760,18 @@ async fn sequences<R: Textbook>(
             let bench = &benches[(index + case) % benches.len()];
             for seed in 0..3 {
                 let seed = 100_000 * index as u64 + 1000 * case as u64 + seed;
-                run(bench, &setup, seed).await;
+                in_chunks += run(bench, &setup, seed).await;
             }
         }
     }
+    in_chunks
 }
 
 #[gpu_test]
 async fn any_sequence_is_as_if_dropped_steps_had_never_been_recorded() {
     let benches = benches().await;
-    sequences(&benches, &rules(), |_| None).await;
+    let in_chunks = sequences(&benches, &rules(), |_| None).await;
+    assert!(in_chunks > 20, "{in_chunks}");
     sequences(&benches, &[Stairs { lr: 0.05 }], |_| None).await;
 }
 

@@ -25,18 +25,18 @@ impl<R: Rule> Setup<R> {
         is_value && (0..50).all(|count| self.rule.phase(count) == self.rule.phase(0))
     }
 
-    /// Neighbours in memory, small ones apart, a larger one. State of sixteen bits moves by the word, so that neighbours end
-    /// on words there.
+    /// Neighbours in memory, enough of them for a step to be in chunks; small ones apart, a larger one. State of sixteen
+    /// bits moves by the word, so that neighbours end on words there.
     pub fn numels(&self) -> Vec<usize> {
-        let in_a_row = match self.storage().is_f32() {
-            true => [5, 1000, 64, 1, 333],
-            false => [6, 1000, 64, 2, 334],
+        let in_a_row: [_; IN_A_ROW] = match self.storage().is_f32() {
+            true => [5, 1000, 64, 1, 333, 3, 17, 256, 2, 31, 130],
+            false => [6, 1000, 64, 2, 334, 4, 18, 256, 8, 30, 130],
         };
         in_a_row.into_iter().chain([8, 12, 64, 4099]).collect()
     }
 }
 
-pub const IN_A_ROW: usize = 5;
+pub const IN_A_ROW: usize = 11;
 
 /// Elements in the offset alignment of any device, of any type.
 pub const ALIGNMENT: usize = 128;
