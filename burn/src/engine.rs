@@ -14,6 +14,7 @@ use wgpu_optim::{
     TransferError, wgpu,
 };
 
+use crate::control::Control;
 use crate::error::StepError;
 use crate::stepped::{Copied, Stepped};
 
@@ -28,6 +29,9 @@ pub(crate) struct Engine<R: Rule> {
     optimizer: Option<GpuOptimizer<R>>,
     /// The record that the next step continues from.
     record: Option<OptimizerState<R>>,
+    control: Option<Control>,
+    /// Why the control could not go on from the record.
+    failed: Option<TransferError>,
     pub(crate) copied: Copied,
 }
 
@@ -38,8 +42,14 @@ impl<R: Rule> Engine<R> {
             groups,
             optimizer: None,
             record: None,
+            control: None,
+            failed: None,
             copied: Copied::default(),
         }
+    }
+
+    pub(crate) fn set_control(&mut self, control: &Control) {
+        self.control = Some(control.clone());
     }
 
     pub(crate) const fn optimizer(&self) -> Option<&GpuOptimizer<R>> {
@@ -47,6 +57,10 @@ impl<R: Rule> Engine<R> {
     }
 
     pub(crate) fn load(&mut self, record: OptimizerState<R>) {
+        // A loss may be scaled before the next step.
+        let loaded = self.control.as_ref().zip(record.control.as_ref());
+        let loaded = loaded.map_or(Ok(()), |(control, state)| control.load_state(state));
+        self.failed = loaded.err();
         self.optimizer = None;
         self.record = Some(record);
     }
@@ -65,10 +79,12 @@ impl<R: Rule> Engine<R> {
 
     /// The state of the optimizer; none before the first step.
     pub(crate) fn record(&self) -> Result<Option<OptimizerState<R>>, TransferError> {
-        match &self.optimizer {
-            Some(optimizer) => block_on(self.kernels.device(), optimizer.state()).map(Some),
-            None => Ok(self.record.clone()),
-        }
+        let Some(optimizer) = &self.optimizer else {
+            return Ok(self.record.clone());
+        };
+        let mut record = block_on(self.kernels.device(), optimizer.state())?;
+        record.control = self.control.as_ref().map(Control::state).transpose()?;
+        Ok(Some(record))
     }
 
     /// Records one step over tensors whose elements lie one after the other, and submits it after everything that burn
@@ -80,6 +96,9 @@ impl<R: Rule> Engine<R> {
         copied: Copied,
     ) -> Result<(), StepError> {
         self.copied = copied;
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone().into());
+        }
         let Some(first) = tensors.first() else {
             return Ok(());
         };
@@ -99,11 +118,7 @@ impl<R: Rule> Engine<R> {
         // Its memory is not given to anyone else until a resource is dropped.
         let resource = |stepped: &Stepped<CubeTensor>, role, tensor: &CubeTensor| {
             let resource = client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
-            resource.map_err(|error| StepError::Buffer {
-                param: stepped.path.clone(),
-                role,
-                message: error.to_string(),
-            })
+            resource.map_err(|error| no_buffer(&stepped.path, role, &error))
         };
         let mut places = Vec::with_capacity(tensors.len());
         for tensor in tensors.iter().filter(|tensor| !tensor.shape.contains(&0)) {
@@ -111,7 +126,12 @@ impl<R: Rule> Engine<R> {
             let grads = resource(tensor, "grads", &tensor.grads)?;
             places.push((tensor, params, grads));
         }
-        flush(client, tensors)?;
+        flush(
+            client,
+            tensors
+                .iter()
+                .flat_map(|tensor| [&tensor.params, &tensor.grads]),
+        )?;
 
         let bindings: Vec<_> = places
             .iter()
@@ -141,7 +161,10 @@ impl<R: Rule> Engine<R> {
             .set_lr(lr)
             .map_err(StepError::from)
             .and_then(|()| Ok(optimizer.rebind(&mut encoder, &bindings)?))
-            .and_then(|()| Ok(optimizer.step(&mut encoder)?));
+            .and_then(|()| match &self.control {
+                Some(control) => Ok(optimizer.step_with(&mut encoder, &mut control.lock())?),
+                None => Ok(optimizer.step(&mut encoder)?),
+            });
         // An error of these leaves it as it was.
         self.optimizer = Some(optimizer);
         recorded?;
@@ -191,11 +214,36 @@ fn knows<R: Rule>(optimizer: &GpuOptimizer<R>, bindings: &[TensorBinding<'_>]) -
         .all(|binding| optimizer.applied_steps(binding.name).is_some())
 }
 
+/// Copies from the start of a buffer into a tensor, after everything that burn has queued so far.
+pub(crate) fn fill(
+    tensor: &CubeTensor,
+    source: &wgpu::Buffer,
+    kernels: &Kernels,
+) -> Result<(), StepError> {
+    let client = &tensor.client;
+    let copy = || {
+        let resource = client.get_resource::<WgpuServer<AutoCompiler>>(tensor.handle.clone());
+        let resource = resource.map_err(|error| no_buffer("loss", "scale", &error))?;
+        flush(client, [tensor])?;
+        let (device, place) = (kernels.device(), resource.resource());
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("wgpu_optim_burn.fill"),
+        });
+        let size = (tensor.meta.num_elements() * tensor.dtype.size()) as u64;
+        encoder.copy_buffer_to_buffer(source, 0, &place.buffer, place.offset, size);
+        kernels.queue().submit([encoder.finish()]);
+        Ok(())
+    };
+    client.exclusive(copy).map_err(runtime)?
+}
+
 /// Submits what burn has queued, on every stream that tensors come from.
-fn flush(client: &Client, tensors: &[Stepped<CubeTensor>]) -> Result<(), StepError> {
+fn flush<'t>(
+    client: &Client,
+    tensors: impl IntoIterator<Item = &'t CubeTensor>,
+) -> Result<(), StepError> {
     let streams: BTreeSet<u64> = tensors
-        .iter()
-        .flat_map(|tensor| [&tensor.params, &tensor.grads])
+        .into_iter()
         .map(|tensor| tensor.handle.stream.value)
         .chain([StreamId::current().value])
         .collect();
@@ -207,7 +255,15 @@ fn flush(client: &Client, tensors: &[Stepped<CubeTensor>]) -> Result<(), StepErr
     Ok(())
 }
 
-fn runtime(error: impl std::fmt::Display) -> StepError {
+fn no_buffer(param: &str, role: &'static str, error: &impl std::fmt::Display) -> StepError {
+    StepError::Buffer {
+        param: param.to_owned(),
+        role,
+        message: error.to_string(),
+    }
+}
+
+pub(crate) fn runtime(error: impl std::fmt::Display) -> StepError {
     StepError::Runtime {
         message: error.to_string(),
     }

@@ -59,6 +59,7 @@
 //! - `fusion` (on by default): goes with burn's feature of the same name, which burn has by default, too. Where you turn
 //!   off burn's, turn off this one.
 
+mod control;
 mod device;
 mod engine;
 mod error;
@@ -67,6 +68,7 @@ mod optimizer;
 mod primitive;
 mod stepped;
 
+pub use control::Control;
 pub use device::SharedDevice;
 pub use error::{ShareError, StepError};
 pub use optimizer::{Init, ModuleOptimizer};

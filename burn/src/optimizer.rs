@@ -8,6 +8,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, LearningRate};
 use wgpu_optim::{OptimizerState, ParamGroups, Rule, TransferError};
 
+use crate::control::Control;
 use crate::device::SharedDevice;
 use crate::engine::{Engine, SharedEngine};
 use crate::error::StepError;
@@ -47,10 +48,19 @@ impl<R: Rule> ModuleOptimizer<R> {
         }
     }
 
-    /// Clips each gradient before the step, as burn's optimizers do, by operations of burn's.
+    /// Clips each gradient before the step, as burn's optimizers do, by operations of burn's. A [`Control`] does it in the
+    /// pass of the step, by the norm of all gradients or of each.
     #[must_use]
     pub fn with_grad_clipping(mut self, clipping: GradientClipping) -> Self {
         self.clipping = Some(clipping);
+        self
+    }
+
+    /// Puts the steps under a control: gradients are unscaled and clipped, and steps skipped, on the device and in the pass
+    /// of the step. Parameters without a gradient are in no norm. Records hold the control's loss scale, too.
+    #[must_use]
+    pub fn with_control(self, control: &Control) -> Self {
+        self.engine().set_control(control);
         self
     }
 

@@ -10,9 +10,10 @@ use burn::tensor::Tensor;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use wgpu_optim::Rule;
+use wgpu_optim::{Rule, wgpu};
 
-use crate::engine::{Engine, SharedEngine};
+use crate::device::SharedDevice;
+use crate::engine::{self, Engine, SharedEngine};
 use crate::error::StepError;
 use crate::stepped::{Copied, Expected, Stepped};
 
@@ -54,11 +55,22 @@ fn step<R: Rule>(
 }
 
 #[cfg(not(feature = "fusion"))]
-pub(crate) use direct::Pending;
+pub(crate) use direct::{Pending, filled};
 
 #[cfg(not(feature = "fusion"))]
 mod direct {
     use super::*;
+
+    /// The tensor with the start of a buffer in it.
+    pub(crate) fn filled(
+        place: Tensor<1>,
+        source: wgpu::Buffer,
+        shared: &SharedDevice,
+    ) -> Result<CubeTensor, StepError> {
+        let place = settle_params(of(place), &mut Copied::default());
+        engine::fill(&place, &source, &shared.kernels)?;
+        Ok(place)
+    }
 
     /// Parameters and gradients on their way to the step.
     #[derive(Default)]
@@ -96,7 +108,7 @@ mod direct {
 }
 
 #[cfg(feature = "fusion")]
-pub(crate) use fused::Pending;
+pub(crate) use fused::{Pending, filled};
 
 #[cfg(feature = "fusion")]
 mod fused {
@@ -112,6 +124,7 @@ mod fused {
     };
     use burn::tensor::{DType, Shape};
     use burn_cubecl::CubeBackend;
+    use wgpu_optim::Kernels;
 
     use super::*;
 
@@ -212,6 +225,54 @@ mod fused {
         let outputs: Vec<_> = shapes.into_iter().map(out).collect();
         let ir = OperationIr::Custom(CustomOpIr::new("wgpu_optim.announced", &[], &outputs));
         client.register(StreamId::current(), ir, Announced)
+    }
+
+    /// The tensor with the start of a buffer in it, once burn has come so far.
+    pub(crate) fn filled(
+        place: Tensor<1>,
+        source: wgpu::Buffer,
+        shared: &SharedDevice,
+    ) -> Result<FusionTensor<Runtime>, StepError> {
+        let client = get_client::<CubeBackend>(&shared.cube_device);
+        let (shape, dtype) = (place.shape(), place.dtype());
+        let place = of(place).into_ir();
+        let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+        let ir = CustomOpIr::new(
+            "wgpu_optim.fill",
+            std::slice::from_ref(&place),
+            std::slice::from_ref(&out),
+        );
+        let operation = FillOperation {
+            place,
+            filled: out.id,
+            source,
+            kernels: shared.kernels.clone(),
+        };
+        let ir = OperationIr::Custom(ir);
+        Ok(client.register(StreamId::current(), ir, operation).output())
+    }
+
+    #[derive(Debug)]
+    struct FillOperation {
+        place: TensorIr,
+        filled: TensorId,
+        source: wgpu::Buffer,
+        kernels: Kernels,
+    }
+
+    impl Operation<Runtime> for FillOperation {
+        fn execute(
+            &self,
+            handles: &mut HandleContainer<FusionHandle<Runtime>>,
+        ) -> Result<(), ExecutionError> {
+            let place = handles.get_float_tensor::<CubeBackend>(&self.place);
+            let place = settle_params(place, &mut Copied::default());
+            let filled = engine::fill(&place, &self.source, &self.kernels);
+            handles.register_float_tensor::<CubeBackend>(&self.filled, place);
+            filled.map_err(|error| ExecutionError::WithContext {
+                reason: error.to_string(),
+            })
+        }
     }
 
     #[derive(Debug)]

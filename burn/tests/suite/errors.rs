@@ -17,8 +17,20 @@ fn with_matrix(module: &Odd, grad: Tensor<2>) -> GradientsParams {
     grads
 }
 
+/// Handles of another device of the same adapter.
+pub fn other_handles(setup: &WgpuSetup) -> WgpuSetup {
+    let descriptor = burn::backend::wgpu::wgpu::DeviceDescriptor::default();
+    let request = setup.adapter.request_device(&descriptor);
+    let (device, queue) = pollster::block_on(request).unwrap();
+    WgpuSetup {
+        device,
+        queue,
+        ..setup.clone()
+    }
+}
+
 /// The same adapter's device under another name.
-fn other_device(setup: &WgpuSetup) -> Device {
+pub fn other_device(setup: &WgpuSetup) -> Device {
     Device::wgpu_options().setup(setup.clone()).init().unwrap()
 }
 
@@ -188,14 +200,7 @@ fn a_record_of_another_module_is_an_error_at_the_next_step() {
 #[test]
 fn handles_of_another_device_are_an_error() {
     let (device, _, setup) = gpu();
-    let descriptor = burn::backend::wgpu::wgpu::DeviceDescriptor::default();
-    let request = setup.adapter.request_device(&descriptor);
-    let (other_device, other_queue) = pollster::block_on(request).unwrap();
-    let other = WgpuSetup {
-        device: other_device,
-        queue: other_queue,
-        ..setup.clone()
-    };
+    let other = other_handles(setup);
     let shared = SharedDevice::new(device, &other).unwrap();
     let module = Odd::new(device);
     let (grads, _) = module.grads(0);
