@@ -43,8 +43,8 @@
 //!    [`ModuleOptimizer::copied`] says how many that were.
 //! 3. One compute pass is recorded and submitted.
 //!
-//! A parameter without a gradient is left as it is, step count and state included. A tensor that is not `f32`, or not on
-//! the shared device, is an error that names the parameter by its path in the module; nothing is computed elsewhere
+//! A parameter without a gradient is left as it is, step count and state included. A tensor that is of no float type that the kernels know, or
+//! not on the shared device, is an error that names the parameter by its path in the module; nothing is computed elsewhere
 //! instead. burn panics where one of its own operations has failed, and so does a step that needs its result.
 //!
 //! # Names
@@ -66,6 +66,7 @@ mod error;
 mod module;
 mod optimizer;
 mod primitive;
+mod rates;
 mod stepped;
 
 pub use control::Control;

@@ -3,7 +3,7 @@
 use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use wgpu_optim_burn::wgpu_optim::gpu::LoadError;
 use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
 use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
@@ -44,14 +44,15 @@ fn mistakes_are_named_and_the_next_step_works() {
     let grad = values(0, MATRIX.iter().product());
     let param = || "matrix".to_owned();
 
-    let half = tensor(&grad, MATRIX, &inner).cast(FloatDType::F16);
+    let data = TensorData::new(grad.clone(), MATRIX);
+    let double = Tensor::from_data(data, (&inner, DType::F64));
     let transposed = tensor(&grad, [MATRIX[1], MATRIX[0]], &inner);
     let other = other_device(setup);
     let elsewhere = tensor(&grad, MATRIX, &other);
     let of_dtype = StepError::DType {
         param: param(),
         role: "grads",
-        actual: DType::F16,
+        actual: DType::F64,
     };
     let of_shape = StepError::Shape {
         param: param(),
@@ -65,7 +66,7 @@ fn mistakes_are_named_and_the_next_step_works() {
         actual: format!("{other:?}"),
     };
     for (grad, expected) in [
-        (half, of_dtype),
+        (double, of_dtype),
         (transposed, of_shape),
         (elsewhere, of_device),
     ] {

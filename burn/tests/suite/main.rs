@@ -4,9 +4,11 @@
 
 mod control;
 mod errors;
+mod groups;
 mod order;
 mod records;
 mod sharing;
+mod sixteen_bits;
 mod steps;
 mod training;
 
