@@ -39,8 +39,8 @@ pub(crate) struct Engine<R: Rule> {
     /// The record that the next step continues from.
     record: Option<OptimizerState<R>>,
     control: Option<Control>,
-    /// Why the control could not go on from the record.
-    failed: Option<TransferError>,
+    /// Why there is no going on from a record.
+    failed: Option<StepError>,
     pub(crate) copied: Copied,
 }
 
@@ -69,9 +69,31 @@ impl<R: Rule> Engine<R> {
         // A loss may be scaled before the next step.
         let loaded = self.control.as_ref().zip(record.control.as_ref());
         let loaded = loaded.map_or(Ok(()), |(control, state)| control.load_state(state));
-        self.failed = loaded.err();
+        self.failed = loaded.err().map(StepError::from);
         self.optimizer = None;
         self.record = Some(record);
+    }
+
+    /// Makes no step until another record is loaded.
+    #[cfg(feature = "train")]
+    pub(crate) fn fail(&mut self, error: StepError) {
+        self.failed = Some(error);
+    }
+
+    /// The state of the optimizer; one that is to be gone on from, or without tensors, before the first step.
+    #[cfg(feature = "train")]
+    pub(crate) fn record_or_start(&self) -> Result<OptimizerState<R>, StepError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        if let Some(record) = self.record()? {
+            return Ok(record);
+        }
+        let nothing: [(String, Vec<usize>); 0] = [];
+        let optimizer = GpuOptimizer::unbound(&self.kernels, &self.groups, nothing)?;
+        let mut start = block_on(self.kernels.device(), optimizer.state())?;
+        start.control = self.control.as_ref().map(Control::state).transpose()?;
+        Ok(start)
     }
 
     /// The learning rates of a step, which every group takes.
@@ -115,7 +137,7 @@ impl<R: Rule> Engine<R> {
     ) -> Result<(), StepError> {
         self.copied = copied;
         if let Some(failed) = &self.failed {
-            return Err(failed.clone().into());
+            return Err(failed.clone());
         }
         let Some(first) = tensors.first() else {
             return Ok(());

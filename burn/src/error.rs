@@ -116,6 +116,17 @@ pub enum StepError {
     /// A loaded record that does not fit.
     #[error(transparent)]
     State(#[from] LoadError),
+    /// A checkpoint of burn's without the state of this optimizer.
+    #[cfg(feature = "train")]
+    #[error("the checkpoint holds no state of this optimizer")]
+    NoRecord,
+    /// A checkpoint's state that cannot be read or written.
+    #[cfg(feature = "train")]
+    #[error("the optimizer's state in the checkpoint: {message}")]
+    Checkpoint {
+        /// What is wrong with it.
+        message: String,
+    },
     /// State that could not be moved off the device.
     #[error(transparent)]
     Transfer(#[from] TransferError),

@@ -63,6 +63,8 @@ mod control;
 mod device;
 mod engine;
 mod error;
+#[cfg(feature = "train")]
+mod learner;
 mod module;
 mod optimizer;
 mod primitive;
@@ -72,6 +74,8 @@ mod stepped;
 pub use control::Control;
 pub use device::SharedDevice;
 pub use error::{ShareError, StepError};
+#[cfg(feature = "train")]
+pub use learner::LearnerModule;
 pub use optimizer::{Init, ModuleOptimizer};
 pub use stepped::Copied;
 pub use wgpu_optim;

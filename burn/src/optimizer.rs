@@ -135,7 +135,22 @@ impl<R: Rule> ModuleOptimizer<R> {
         self.engine().optimizer().map_or(0, |o| o.dispatches())
     }
 
-    fn engine(&self) -> MutexGuard<'_, Engine<R>> {
+    /// The same optimizer, for those who share it.
+    #[cfg(feature = "train")]
+    pub(crate) fn handle(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            engine: self.engine.clone(),
+            clipping: self.clipping.clone(),
+        }
+    }
+
+    #[cfg(feature = "train")]
+    pub(crate) const fn shared(&self) -> &SharedDevice {
+        &self.shared
+    }
+
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine<R>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,6 +5,7 @@
 mod control;
 mod errors;
 mod groups;
+mod learner;
 mod order;
 mod records;
 mod sharing;
