@@ -51,13 +51,15 @@
 //!
 //! Parameters are called by their paths in the module (`layer1.0.conv.weight`), in errors, in [parameter
 //! groups](wgpu_optim::ParamGroups) and in records. So a record fits any module of the same structure, and it is an
-//! [`OptimizerState`](wgpu_optim::OptimizerState), which the feature `safetensors` of `wgpu-optim` reads and writes as
-//! files that PyTorch's users know.
+//! [`OptimizerState`](wgpu_optim::OptimizerState), which the feature `safetensors` reads and writes as files that
+//! PyTorch's users know.
 //!
 //! # Features
 //!
 //! - `fusion` (on by default): goes with burn's feature of the same name, which burn has by default, too. Where you turn
 //!   off burn's, turn off this one.
+//! - `safetensors`: records to and from state files.
+//! - `train`: burn's own training loop, by `ModuleOptimizer::learner`.
 
 mod control;
 mod device;
