@@ -153,14 +153,15 @@ fn schedule() -> CosineAnnealingLrSchedulerConfig {
 type Trained = LearnerModule<Network, AnyRule>;
 
 /// Trains in burn's loop, from a checkpoint if there is one to go on from.
-fn train<M: LearnerModel>(
+fn train<M>(
     folder: &Path,
     epochs: usize,
     checkpoint: Option<usize>,
     learner: impl FnOnce(&burn::train::Interrupter) -> Learner<M>,
 ) -> LearningResult<M>
 where
-    M: TrainStep<Input = Batch, Output = RegressionOutput>
+    M: LearnerModel
+        + TrainStep<Input = Batch, Output = RegressionOutput>
         + InferenceStep<Input = Batch, Output = RegressionOutput>,
 {
     let mut training = SupervisedTraining::new(folder, rows(), rows())
