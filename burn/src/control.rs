@@ -38,7 +38,8 @@ use crate::primitive;
 /// let input = Tensor::<2>::random([2, 20], Distribution::Default, &device);
 /// let loss = model.forward(input).mean();
 /// let grads = control.scale_loss(loss)?.backward();
-/// model = optimizer.step(1e-3, model, GradientsParams::from_grads(grads, &model))?;
+/// let grads = GradientsParams::from_grads(grads, &model);
+/// model = optimizer.step(1e-3, model, grads)?;
 ///
 /// for record in control.read() { // whatever has arrived by now
 ///     println!("{}: norm {}, skipped: {}", record.step, record.norm, record.is_skipped);
