@@ -1,19 +1,23 @@
 //! A step of a whole module beside burn's own optimizer, in turn: `cargo bench -p wgpu-optim-burn --bench step`. Words
-//! behind `--` choose tensors and rules: `resnet-50`, `1000x1000`, `momentum`, `adamw`.
+//! behind `--` choose tensors and rules: `resnet-50`, `1000x1000`, `momentum`, `adamw`, `clipped` (AdamW whose gradients are
+//! clipped tensor by tensor, which is burn's way), `control` (by the norm of all, beside that).
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{Module, Param};
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamWConfig, GradientsParams, SgdConfig as BurnSgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use wgpu_optim_burn::wgpu_optim::{AdamConfig, AnyRule, SgdConfig};
-use wgpu_optim_burn::{Init as _, SharedDevice};
+use wgpu_optim_burn::wgpu_optim::{AdamConfig, AnyRule, SgdConfig, StepControl};
+use wgpu_optim_burn::{Control, Init as _, SharedDevice};
 
 const ROUNDS: usize = 25;
 const WARM_UP: usize = 5;
 const LR: f64 = 1e-3;
+/// Below the norms that gradients here have.
+const MAX_NORM: f32 = 1.0;
 
 /// Tensors of any shape: an update by element does not ask for it.
 #[derive(Module, Debug)]
@@ -111,36 +115,40 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let cases = [("resnet-50", resnet_50()), ("1000x1000", vec![1000; 1000])];
     for (name, numels) in &cases {
-        let rules: [(_, AnyRule, _); 2] = [
+        let adamw: AnyRule = AdamConfig::adamw(LR)
+            .eps(1e-5)
+            .decoupled_weight_decay(1e-4)
+            .build()?
+            .into();
+        let clipped =
+            AdamWConfig::new().with_grad_clipping(Some(GradientClippingConfig::Norm(MAX_NORM)));
+        let by_tensor = StepControl::builder().tensor_max_norm(MAX_NORM.into());
+        let by_norm = StepControl::builder().max_norm(MAX_NORM.into());
+        let sgd = SgdConfig::builder(LR).momentum(0.9).dampening(0.1);
+        let rules: [(_, AnyRule, Option<StepControl>, _); 4] = [
+            ("momentum", sgd.build()?.into(), None, momentum.init()),
+            ("adamw", adamw.clone(), None, AdamWConfig::new().init()),
             (
-                "momentum",
-                SgdConfig::builder(LR)
-                    .momentum(0.9)
-                    .dampening(0.1)
-                    .build()?
-                    .into(),
-                momentum.init(),
+                "clipped",
+                adamw.clone(),
+                Some(by_tensor.build()?),
+                clipped.init(),
             ),
-            (
-                "adamw",
-                AdamConfig::adamw(LR)
-                    .eps(1e-5)
-                    .decoupled_weight_decay(1e-4)
-                    .build()?
-                    .into(),
-                AdamWConfig::new().init(),
-            ),
+            ("control", adamw, Some(by_norm.build()?), clipped.init()),
         ];
         let values: Vec<_> = numels
             .iter()
             .map(|numel| Tensor::random([*numel], Distribution::Default, &device))
             .collect();
         let autodiff = device.clone().autodiff();
-        for (rule, config, mut theirs) in rules {
+        for (rule, config, control, mut theirs) in rules {
             if !is_chosen(name, rule) {
                 continue;
             }
             let mut ours = config.init(&shared);
+            if let Some(control) = control {
+                ours = ours.with_control(&Control::new(&shared, control)?);
+            }
             let mut our_model = Tensors::random(numels, &autodiff);
             let mut their_model = Tensors::random(numels, &autodiff);
             let (mut our_ms, mut their_ms, mut ratios) = (vec![], vec![], vec![]);

@@ -2,6 +2,7 @@
 
 use burn::tensor::DType;
 use wgpu_optim::gpu::{LoadError, RebindError};
+use wgpu_optim::rules::GroupError;
 use wgpu_optim::wgsl::KernelError;
 use wgpu_optim::{BuildError, ConfigError, TransferError};
 
@@ -36,8 +37,8 @@ pub enum StepError {
         /// The tensor's.
         actual: String,
     },
-    /// A parameter or its gradient of another type than `f32`.
-    #[error("parameter {param:?}: its {role} are {actual:?}, expected F32")]
+    /// A parameter or its gradient of a type that is not stepped.
+    #[error("parameter {param:?}: its {role} are {actual:?}, expected F32, BF16 or F16")]
     DType {
         /// Path of the parameter.
         param: String,
@@ -45,6 +46,34 @@ pub enum StepError {
         role: &'static str,
         /// The tensor's type.
         actual: DType,
+    },
+    /// A parameter or its gradient of 16 bits on a device where burn cannot compute with them.
+    #[error(
+        "parameter {param:?}: its {role} are {actual:?}, which burn does not support on this device"
+    )]
+    Unsupported {
+        /// Path of the parameter.
+        param: String,
+        /// `params` or `grads`.
+        role: &'static str,
+        /// The tensor's type.
+        actual: DType,
+    },
+    /// Parameters of one group that burn's learning rates tell apart.
+    #[error(
+        "parameter {param:?} has the learning rate {actual}, but {first:?} of the same group {group:?} has {expected}"
+    )]
+    Rates {
+        /// The name of the group.
+        group: String,
+        /// Path of a parameter.
+        param: String,
+        /// Its learning rate.
+        actual: f64,
+        /// Path of the group's first parameter.
+        first: String,
+        /// Its learning rate.
+        expected: f64,
     },
     /// A gradient of another shape than its parameter.
     #[error("parameter {param:?}: its shape is {expected:?}, that of its gradient {actual:?}")]
@@ -75,6 +104,9 @@ pub enum StepError {
     /// A learning rate that the rule does not take.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A learning rate that the rule of a group does not take.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// Tensors that cannot be stepped on this device.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -84,6 +116,17 @@ pub enum StepError {
     /// A loaded record that does not fit.
     #[error(transparent)]
     State(#[from] LoadError),
+    /// A checkpoint of burn's without the state of this optimizer.
+    #[cfg(feature = "train")]
+    #[error("the checkpoint holds no state of this optimizer")]
+    NoRecord,
+    /// A checkpoint's state that cannot be read or written.
+    #[cfg(feature = "train")]
+    #[error("the optimizer's state in the checkpoint: {message}")]
+    Checkpoint {
+        /// What is wrong with it.
+        message: String,
+    },
     /// State that could not be moved off the device.
     #[error(transparent)]
     Transfer(#[from] TransferError),

@@ -43,32 +43,41 @@
 //!    [`ModuleOptimizer::copied`] says how many that were.
 //! 3. One compute pass is recorded and submitted.
 //!
-//! A parameter without a gradient is left as it is, step count and state included. A tensor that is not `f32`, or not on
-//! the shared device, is an error that names the parameter by its path in the module; nothing is computed elsewhere
+//! A parameter without a gradient is left as it is, step count and state included. A tensor that is of no float type that the kernels know, or
+//! not on the shared device, is an error that names the parameter by its path in the module; nothing is computed elsewhere
 //! instead. burn panics where one of its own operations has failed, and so does a step that needs its result.
 //!
 //! # Names
 //!
 //! Parameters are called by their paths in the module (`layer1.0.conv.weight`), in errors, in [parameter
 //! groups](wgpu_optim::ParamGroups) and in records. So a record fits any module of the same structure, and it is an
-//! [`OptimizerState`](wgpu_optim::OptimizerState), which the feature `safetensors` of `wgpu-optim` reads and writes as
-//! files that PyTorch's users know.
+//! [`OptimizerState`](wgpu_optim::OptimizerState), which the feature `safetensors` reads and writes as files that
+//! PyTorch's users know.
 //!
 //! # Features
 //!
 //! - `fusion` (on by default): goes with burn's feature of the same name, which burn has by default, too. Where you turn
 //!   off burn's, turn off this one.
+//! - `safetensors`: records to and from state files.
+//! - `train`: burn's own training loop, by `ModuleOptimizer::learner`.
 
+mod control;
 mod device;
 mod engine;
 mod error;
+#[cfg(feature = "train")]
+mod learner;
 mod module;
 mod optimizer;
 mod primitive;
+mod rates;
 mod stepped;
 
+pub use control::Control;
 pub use device::SharedDevice;
 pub use error::{ShareError, StepError};
+#[cfg(feature = "train")]
+pub use learner::LearnerModule;
 pub use optimizer::{Init, ModuleOptimizer};
 pub use stepped::Copied;
 pub use wgpu_optim;

@@ -7,6 +7,7 @@ use burn::grad_clipping::GradientClipping;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor};
+use wgpu_optim::StorageType;
 
 use crate::error::StepError;
 use crate::primitive::{self, Pending};
@@ -48,7 +49,7 @@ impl Checker<'_> {
         &self,
         params: &Tensor<D>,
         grads: &Tensor<D>,
-    ) -> Result<Vec<usize>, StepError> {
+    ) -> Result<(), StepError> {
         let param = || self.path.join(".");
         for (role, tensor) in [("params", params), ("grads", grads)] {
             // Without regard to autodiff.
@@ -61,11 +62,19 @@ impl Checker<'_> {
                     actual: format!("{:?}", device.inner()),
                 });
             }
-            if tensor.dtype() != DType::F32 {
+            let actual = tensor.dtype();
+            if storage_type(actual).is_none() {
                 return Err(StepError::DType {
                     param: param(),
                     role,
-                    actual: tensor.dtype(),
+                    actual,
+                });
+            }
+            if !self.device.supports_dtype(actual) {
+                return Err(StepError::Unsupported {
+                    param: param(),
+                    role,
+                    actual,
                 });
             }
         }
@@ -77,7 +86,17 @@ impl Checker<'_> {
                 actual,
             });
         }
-        Ok(expected)
+        Ok(())
+    }
+}
+
+/// The storage type of a float tensor, if the kernels know it.
+pub(crate) const fn storage_type(dtype: DType) -> Option<StorageType> {
+    match dtype {
+        DType::F32 => Some(StorageType::F32),
+        DType::BF16 => Some(StorageType::Bf16),
+        DType::F16 => Some(StorageType::F16),
+        _ => None,
     }
 }
 
@@ -97,9 +116,11 @@ impl ModuleVisitor for Checker<'_> {
         if let Some(grads) = self.grads.get::<D>(param.id) {
             self.seen.insert(param.id);
             match self.check(param, &grads) {
-                Ok(shape) => self.expected.push(Expected {
+                Ok(()) => self.expected.push(Expected {
                     id: param.id,
-                    shape,
+                    path: self.path.join("."),
+                    shape: grads.dims().to_vec(),
+                    dtype: param.dtype(),
                 }),
                 Err(error) => self.error = Some(error),
             }
@@ -152,6 +173,7 @@ impl ModuleMapper for Taker<'_> {
         let stepped = Stepped {
             path: self.path.join("."),
             shape: tensor.dims().to_vec(),
+            dtype: tensor.dtype(),
             params: primitive::of(tensor.inner()),
             grads: primitive::of(grads.inner()),
         };

@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::grad_clipping::GradientClipping;
+use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::Module;
-use burn::optim::{GradientsParams, LearningRate};
+use burn::optim::GradientsParams;
 use wgpu_optim::{OptimizerState, ParamGroups, Rule, TransferError};
 
+use crate::control::Control;
 use crate::device::SharedDevice;
 use crate::engine::{Engine, SharedEngine};
 use crate::error::StepError;
@@ -47,15 +49,25 @@ impl<R: Rule> ModuleOptimizer<R> {
         }
     }
 
-    /// Clips each gradient before the step, as burn's optimizers do, by operations of burn's.
+    /// Clips each gradient before the step, as burn's optimizers do, by operations of burn's. A [`Control`] does it in the
+    /// pass of the step, by the norm of all gradients or of each.
     #[must_use]
     pub fn with_grad_clipping(mut self, clipping: GradientClipping) -> Self {
         self.clipping = Some(clipping);
         self
     }
 
-    /// Updates the parameters that have gradients. Where there are parameter groups, their learning rates keep their
-    /// ratios to `lr`, which is the default group's.
+    /// Puts the steps under a control: gradients are unscaled and clipped, and steps skipped, on the device and in the pass
+    /// of the step. Parameters without a gradient are in no norm. Records hold the control's loss scale, too.
+    #[must_use]
+    pub fn with_control(self, control: &Control) -> Self {
+        self.engine().set_control(control);
+        self
+    }
+
+    /// Updates the parameters that have gradients, by a learning rate or by burn's [`ModuleLearningRate`], which has several.
+    /// Where there are parameter groups, their learning rates keep their ratios to the default group's: a group's is the
+    /// one that its parameters have in `lr`, times that ratio.
     ///
     /// Submits what burn has queued, and then the step. Does not wait for the GPU, but for burn's threads to have
     /// recorded what was queued.
@@ -65,18 +77,34 @@ impl<R: Rule> ModuleOptimizer<R> {
     /// error; its parameters are then copied, because a clone keeps its values.
     pub fn step<M: Module>(
         &mut self,
-        lr: LearningRate,
+        lr: impl Into<ModuleLearningRate>,
+        module: M,
+        grads: GradientsParams,
+    ) -> Result<M, StepError> {
+        let (module, stepped) = self.try_step(&lr.into(), module, grads);
+        stepped.map(|()| module)
+    }
+
+    /// As [`step`](Self::step). Where nothing has been stepped, the module is as it was.
+    pub(crate) fn try_step<M: Module>(
+        &self,
+        lr: &ModuleLearningRate,
         module: M,
         mut grads: GradientsParams,
-    ) -> Result<M, StepError> {
-        let expected = module::check(&module, &grads, &self.shared.device)?;
+    ) -> (M, Result<(), StepError>) {
         // Before the module is taken apart and what is shared is copied.
-        self.engine().check_lr(lr)?;
+        let checked = module::check(&module, &grads, &self.shared.device).and_then(|expected| {
+            let rates = self.engine().check_rates(lr, &expected)?;
+            Ok((expected, rates))
+        });
+        let (expected, rates) = match checked {
+            Ok(checked) => checked,
+            Err(error) => return (module, Err(error)),
+        };
         let pending = Pending::new(&expected, &self.shared.cube_device);
         let clipping = self.clipping.as_ref();
         let (module, pending) = module::take(module, &mut grads, clipping, pending);
-        pending.step(&self.engine, lr)?;
-        Ok(module)
+        (module, pending.step(&self.engine, rates))
     }
 
     /// The state of the optimizer, each parameter's by its path; none before the first step. Waits for the GPU.
@@ -107,7 +135,22 @@ impl<R: Rule> ModuleOptimizer<R> {
         self.engine().optimizer().map_or(0, |o| o.dispatches())
     }
 
-    fn engine(&self) -> MutexGuard<'_, Engine<R>> {
+    /// The same optimizer, for those who share it.
+    #[cfg(feature = "train")]
+    pub(crate) fn handle(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            engine: self.engine.clone(),
+            clipping: self.clipping.clone(),
+        }
+    }
+
+    #[cfg(feature = "train")]
+    pub(crate) const fn shared(&self) -> &SharedDevice {
+        &self.shared
+    }
+
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine<R>> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

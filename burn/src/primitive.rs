@@ -10,10 +10,12 @@ use burn::tensor::Tensor;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use wgpu_optim::Rule;
+use wgpu_optim::{Rule, wgpu};
 
-use crate::engine::{Engine, SharedEngine};
+use crate::device::SharedDevice;
+use crate::engine::{self, Engine, SharedEngine};
 use crate::error::StepError;
+use crate::rates::Rates;
 use crate::stepped::{Copied, Expected, Stepped};
 
 /// The primitive of a tensor without autodiff that has been checked to be on the shared device.
@@ -45,20 +47,31 @@ fn settle_grads(grads: CubeTensor, copied: &mut Copied) -> CubeTensor {
 
 fn step<R: Rule>(
     engine: &Mutex<Engine<R>>,
-    lr: f64,
+    rates: &Rates,
     tensors: &[Stepped<CubeTensor>],
     copied: Copied,
 ) -> Result<(), StepError> {
     let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-    engine.step(lr, tensors, copied)
+    engine.step(rates, tensors, copied)
 }
 
 #[cfg(not(feature = "fusion"))]
-pub(crate) use direct::Pending;
+pub(crate) use direct::{Pending, filled};
 
 #[cfg(not(feature = "fusion"))]
 mod direct {
     use super::*;
+
+    /// The tensor with the start of a buffer in it.
+    pub(crate) fn filled(
+        place: Tensor<1>,
+        source: wgpu::Buffer,
+        shared: &SharedDevice,
+    ) -> Result<CubeTensor, StepError> {
+        let place = settle_params(of(place), &mut Copied::default());
+        engine::fill(&place, &source, &shared.kernels)?;
+        Ok(place)
+    }
 
     /// Parameters and gradients on their way to the step.
     #[derive(Default)]
@@ -79,6 +92,7 @@ mod direct {
             self.tensors.push(Stepped {
                 path: stepped.path,
                 shape: stepped.shape,
+                dtype: stepped.dtype,
                 params: params.clone(),
                 grads,
             });
@@ -88,15 +102,15 @@ mod direct {
         pub(crate) fn step<R: Rule>(
             self,
             engine: &SharedEngine<R>,
-            lr: f64,
+            rates: Rates,
         ) -> Result<(), StepError> {
-            step(engine, lr, &self.tensors, self.copied)
+            step(engine, &rates, &self.tensors, self.copied)
         }
     }
 }
 
 #[cfg(feature = "fusion")]
-pub(crate) use fused::Pending;
+pub(crate) use fused::{Pending, filled};
 
 #[cfg(feature = "fusion")]
 mod fused {
@@ -112,6 +126,7 @@ mod fused {
     };
     use burn::tensor::{DType, Shape};
     use burn_cubecl::CubeBackend;
+    use wgpu_optim::Kernels;
 
     use super::*;
 
@@ -129,10 +144,10 @@ mod fused {
         /// Announces to burn all tensors that are expected, as results of one operation.
         pub(crate) fn new(expected: &[Expected], device: &CubeDevice) -> Self {
             let client = get_client::<CubeBackend>(device);
-            let shapes = expected.iter().map(|expected| &expected.shape);
+            let kinds = expected.iter().map(|param| (&param.shape, param.dtype));
             let ids = expected.iter().map(|expected| expected.id);
             Self {
-                announced: ids.zip(announce(&client, shapes)).collect(),
+                announced: ids.zip(announce(&client, kinds)).collect(),
                 tensors: Vec::with_capacity(expected.len()),
                 updated: Vec::with_capacity(expected.len()),
                 client,
@@ -148,7 +163,7 @@ mod fused {
             let updated = match self.announced.remove(&id) {
                 Some(updated) => updated,
                 // A module that is visited otherwise than mapped.
-                None => announce(&self.client, [&stepped.shape]).output(),
+                None => announce(&self.client, [(&stepped.shape, stepped.dtype)]).output(),
             };
             self.updated.push(updated.id);
             self.tensors.push(stepped);
@@ -158,15 +173,16 @@ mod fused {
         pub(crate) fn step<R: Rule>(
             self,
             engine: &SharedEngine<R>,
-            lr: f64,
+            rates: Rates,
         ) -> Result<(), StepError> {
             if self.tensors.is_empty() {
-                return step(engine, lr, &[], Copied::default());
+                return step(engine, &rates, &[], Copied::default());
             }
             // A tensor that nobody else has is given away here, and so may be written.
             let ir = |stepped: Stepped<FusionTensor<Runtime>>| Stepped {
                 path: stepped.path,
                 shape: stepped.shape,
+                dtype: stepped.dtype,
                 params: stepped.params.into_ir(),
                 grads: stepped.grads.into_ir(),
             };
@@ -178,7 +194,7 @@ mod fused {
             let result = Arc::new(Mutex::new(None));
             let operation = StepOperation {
                 engine: engine.clone(),
-                lr,
+                rates,
                 tensors,
                 updated: self.updated,
                 result: result.clone(),
@@ -203,15 +219,63 @@ mod fused {
     /// Tensors that burn may use before the step has made them: whatever uses them is executed after it.
     fn announce<'s>(
         client: &Client<Runtime>,
-        shapes: impl IntoIterator<Item = &'s Vec<usize>>,
+        kinds: impl IntoIterator<Item = (&'s Vec<usize>, DType)>,
     ) -> Vec<FusionTensor<Runtime>> {
-        let out = |shape: &Vec<usize>| {
+        let out = |(shape, dtype): (&Vec<usize>, DType)| {
             let id = client.create_empty_handle();
-            TensorIr::uninit(id, Shape::from(shape.clone()), DType::F32)
+            TensorIr::uninit(id, Shape::from(shape.clone()), dtype)
         };
-        let outputs: Vec<_> = shapes.into_iter().map(out).collect();
+        let outputs: Vec<_> = kinds.into_iter().map(out).collect();
         let ir = OperationIr::Custom(CustomOpIr::new("wgpu_optim.announced", &[], &outputs));
         client.register(StreamId::current(), ir, Announced)
+    }
+
+    /// The tensor with the start of a buffer in it, once burn has come so far.
+    pub(crate) fn filled(
+        place: Tensor<1>,
+        source: wgpu::Buffer,
+        shared: &SharedDevice,
+    ) -> Result<FusionTensor<Runtime>, StepError> {
+        let client = get_client::<CubeBackend>(&shared.cube_device);
+        let (shape, dtype) = (place.shape(), place.dtype());
+        let place = of(place).into_ir();
+        let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+        let ir = CustomOpIr::new(
+            "wgpu_optim.fill",
+            std::slice::from_ref(&place),
+            std::slice::from_ref(&out),
+        );
+        let operation = FillOperation {
+            place,
+            filled: out.id,
+            source,
+            kernels: shared.kernels.clone(),
+        };
+        let ir = OperationIr::Custom(ir);
+        Ok(client.register(StreamId::current(), ir, operation).output())
+    }
+
+    #[derive(Debug)]
+    struct FillOperation {
+        place: TensorIr,
+        filled: TensorId,
+        source: wgpu::Buffer,
+        kernels: Kernels,
+    }
+
+    impl Operation<Runtime> for FillOperation {
+        fn execute(
+            &self,
+            handles: &mut HandleContainer<FusionHandle<Runtime>>,
+        ) -> Result<(), ExecutionError> {
+            let place = handles.get_float_tensor::<CubeBackend>(&self.place);
+            let place = settle_params(place, &mut Copied::default());
+            let filled = engine::fill(&place, &self.source, &self.kernels);
+            handles.register_float_tensor::<CubeBackend>(&self.filled, place);
+            filled.map_err(|error| ExecutionError::WithContext {
+                reason: error.to_string(),
+            })
+        }
     }
 
     #[derive(Debug)]
@@ -228,7 +292,7 @@ mod fused {
 
     struct StepOperation<R: Rule> {
         engine: SharedEngine<R>,
-        lr: f64,
+        rates: Rates,
         tensors: Vec<Stepped<TensorIr>>,
         updated: Vec<TensorId>,
         result: Arc<Mutex<Option<Result<(), StepError>>>>,
@@ -257,11 +321,12 @@ mod fused {
                 tensors.push(Stepped {
                     path: stepped.path.clone(),
                     shape: stepped.shape.clone(),
+                    dtype: stepped.dtype,
                     params,
                     grads: settle_grads(grads, &mut copied),
                 });
             }
-            let result = step(&self.engine, self.lr, &tensors, copied);
+            let result = step(&self.engine, &self.rates, &tensors, copied);
             *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             Ok(())
         }

@@ -3,7 +3,7 @@
 use burn::backend::wgpu::WgpuSetup;
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use wgpu_optim_burn::wgpu_optim::gpu::LoadError;
 use wgpu_optim_burn::wgpu_optim::{ParamGroups, SgdConfig, StateError};
 use wgpu_optim_burn::{Init as _, ModuleOptimizer, ShareError, SharedDevice, StepError};
@@ -17,8 +17,20 @@ fn with_matrix(module: &Odd, grad: Tensor<2>) -> GradientsParams {
     grads
 }
 
+/// Handles of another device of the same adapter.
+pub fn other_handles(setup: &WgpuSetup) -> WgpuSetup {
+    let descriptor = burn::backend::wgpu::wgpu::DeviceDescriptor::default();
+    let request = setup.adapter.request_device(&descriptor);
+    let (device, queue) = pollster::block_on(request).unwrap();
+    WgpuSetup {
+        device,
+        queue,
+        ..setup.clone()
+    }
+}
+
 /// The same adapter's device under another name.
-fn other_device(setup: &WgpuSetup) -> Device {
+pub fn other_device(setup: &WgpuSetup) -> Device {
     Device::wgpu_options().setup(setup.clone()).init().unwrap()
 }
 
@@ -32,14 +44,15 @@ fn mistakes_are_named_and_the_next_step_works() {
     let grad = values(0, MATRIX.iter().product());
     let param = || "matrix".to_owned();
 
-    let half = tensor(&grad, MATRIX, &inner).cast(FloatDType::F16);
+    let data = TensorData::new(grad.clone(), MATRIX);
+    let double = Tensor::from_data(data, (&inner, DType::F64));
     let transposed = tensor(&grad, [MATRIX[1], MATRIX[0]], &inner);
     let other = other_device(setup);
     let elsewhere = tensor(&grad, MATRIX, &other);
     let of_dtype = StepError::DType {
         param: param(),
         role: "grads",
-        actual: DType::F16,
+        actual: DType::F64,
     };
     let of_shape = StepError::Shape {
         param: param(),
@@ -53,7 +66,7 @@ fn mistakes_are_named_and_the_next_step_works() {
         actual: format!("{other:?}"),
     };
     for (grad, expected) in [
-        (half, of_dtype),
+        (double, of_dtype),
         (transposed, of_shape),
         (elsewhere, of_device),
     ] {
@@ -188,14 +201,7 @@ fn a_record_of_another_module_is_an_error_at_the_next_step() {
 #[test]
 fn handles_of_another_device_are_an_error() {
     let (device, _, setup) = gpu();
-    let descriptor = burn::backend::wgpu::wgpu::DeviceDescriptor::default();
-    let request = setup.adapter.request_device(&descriptor);
-    let (other_device, other_queue) = pollster::block_on(request).unwrap();
-    let other = WgpuSetup {
-        device: other_device,
-        queue: other_queue,
-        ..setup.clone()
-    };
+    let other = other_handles(setup);
     let shared = SharedDevice::new(device, &other).unwrap();
     let module = Odd::new(device);
     let (grads, _) = module.grads(0);

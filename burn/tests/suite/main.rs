@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod control;
 mod errors;
+mod groups;
+mod learner;
 mod order;
 mod records;
 mod sharing;
+mod sixteen_bits;
 mod steps;
 mod training;
 
