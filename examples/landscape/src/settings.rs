@@ -1,8 +1,9 @@
 //! The settings that a person chooses: a terrain, a number of balls, and a rule for each side.
 
+use wgpu_optim::rules::RulePreset;
 use wgpu_optim::rules::sgd::MomentumForm;
 use wgpu_optim::rules::sgd::physics::Particle;
-use wgpu_optim::{AnyRule, ConfigError, SgdConfig};
+use wgpu_optim::{AnyRule, ConfigError, Rule as _, SgdConfig};
 
 use crate::terrain::Terrain;
 
@@ -71,9 +72,14 @@ impl RuleSettings {
         }
     }
 
-    /// The names that there are.
+    /// The names of the rules by which each ball moves on its own: all balls are one tensor.
     pub fn names() -> Vec<&'static str> {
-        let mut names: Vec<_> = AnyRule::presets().map(|preset| preset.rule).collect();
+        let is_by_element = |preset: &RulePreset| {
+            let config = preset.config(0.1);
+            config.is_ok_and(|config| config.sums().is_empty())
+        };
+        let presets = AnyRule::presets().filter(is_by_element);
+        let mut names: Vec<_> = presets.map(|preset| preset.rule).collect();
         names.dedup();
         names
     }

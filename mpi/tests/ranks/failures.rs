@@ -4,7 +4,8 @@ use wgpu_optim::control::StepControlBuilder;
 use wgpu_optim::cpu::{SliceError, TensorError, TensorValues};
 use wgpu_optim::storage::Rounding;
 use wgpu_optim::{
-    Masters, Optimizer, ParamGroups, Precision, SgdConfig, StepControl, StorageType, TensorSpec,
+    AnyRule, Masters, Optimizer, ParamGroups, Precision, SgdConfig, StepControl, StorageType,
+    TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;
@@ -139,6 +140,15 @@ fn what_shards_cannot_be_is_refused_on_every_rank() {
             };
             ShardedOptimizer::on_cpu(world, &groups, [TensorSpec::new("w", [9])], &sharding)
         };
+        let lamb = ParamGroups::new(AnyRule::preset("lamb", None, 0.1).unwrap());
+        let spec = [TensorSpec::new("w", [9])];
+        let error = ShardedOptimizer::on_cpu(world, &lamb, spec, &Sharding::default());
+        let error = error.map(drop).unwrap_err().to_string();
+        assert!(
+            error.contains("lamb takes norms of whole tensors"),
+            "{error}"
+        );
+
         let by_tensor = StepControl::builder().tensor_max_norm(1.0);
         let error = sharded(by_tensor).map(drop).unwrap_err();
         assert!(matches!(error, ShardError::ClipsTensors), "{error}");

@@ -180,6 +180,10 @@ fn every_rule_is_that_of_one_process() {
     on_ranks(&[3], |world| {
         for preset in AnyRule::presets() {
             let rule = AnyRule::preset(preset.rule, Some(preset.library), 0.01).unwrap();
+            // No rank has a whole tensor to take sums over.
+            if !rule.sums().is_empty() {
+                continue;
+            }
             compare(world, &ParamGroups::new(rule), F32, &shardings()[0]);
         }
     });
