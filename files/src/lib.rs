@@ -18,7 +18,7 @@ mod state;
 pub mod window;
 
 pub use at::{At, Part};
-pub use error::{ContentError, EngineError, FileError, SlotError};
+pub use error::{ContentError, EngineError, FileError, NeedsTensors, SlotError};
 pub use identity::directory_of;
 pub use model::{
     IndexFile, Layout, Model, NewFile, Place, Shard, Steppable, is_index, read_index, storage_type,

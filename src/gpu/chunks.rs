@@ -4,9 +4,8 @@ use super::bound::{Bound, Pipelines};
 use super::error::{BuildError, StepError};
 use super::error_scope::checked;
 use super::kernels::{BehindChunks, Kernels};
-use super::pass::{self, Call, Decision};
+use super::pass::{Call, Decision};
 use super::rules::GroupRules;
-use super::scalars::UniformRing;
 use super::staged::Staged;
 use super::sums::Sums;
 use crate::plan::{Chunk, Dispatch, Plan, Target};
@@ -112,41 +111,41 @@ impl ChunkTable {
         }
     }
 
-    /// Records the pass of a step that takes sums, if a rule does. Returns the number of dispatches.
-    pub(super) fn record_sums<S: AsRef<[u8]>>(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        ring: Option<&UniformRing>,
-        plan: &Plan,
-        bound: &Bound,
-        (group, bindings): (u32, &ChunkBindings),
-        dispatches: &[(Dispatch, usize)],
-        scalars_of: impl Fn(usize) -> S,
-    ) -> usize {
-        let Some((sums, [bindings, _])) = self.sums.as_ref().zip(bindings.sums.as_ref()) else {
-            return 0;
-        };
-        let decision = Decision {
-            group,
-            bindings,
-            offset_bytes: None,
-        };
-        let measured = dispatches.iter().enumerate();
-        let measured = measured.filter_map(|(index, (dispatch, _))| match dispatch.target {
-            Target::Piece(piece) if plan.pieces[piece].has_sums => {
-                let call = Call {
-                    pipeline: sums.pipeline(bound.kind_of(piece), dispatch.access)?,
-                    tensors: bound.tensors_of(piece),
-                    decision: Some(decision),
-                    workgroups: dispatch.workgroups,
-                };
-                Some((index, call))
-            }
-            _ => None,
-        });
-        let recorded = pass::record(pass, ring, measured, scalars_of);
-        sums.record(pass);
-        recorded + 1
+    /// The dispatches of a step that take sums, each with its index among all.
+    pub(super) fn sum_calls<'a>(
+        &'a self,
+        group: u32,
+        bindings: &'a ChunkBindings,
+        plan: &'a Plan,
+        bound: &'a Bound,
+        dispatches: &'a [(Dispatch, usize)],
+    ) -> impl Iterator<Item = (usize, Call<'a>)> {
+        let sums = self.sums.iter().zip(&bindings.sums);
+        sums.flat_map(move |(sums, [bindings, _])| {
+            let decision = Decision {
+                group,
+                bindings,
+                offset_bytes: None,
+            };
+            let dispatches = dispatches.iter().enumerate();
+            dispatches.filter_map(move |(index, (dispatch, _))| match dispatch.target {
+                Target::Piece(piece) if plan.pieces[piece].has_sums => {
+                    let call = Call {
+                        pipeline: sums.pipeline(bound.kind_of(piece), dispatch.access)?,
+                        tensors: bound.tensors_of(piece),
+                        decision: Some(decision),
+                        workgroups: dispatch.workgroups,
+                    };
+                    Some((index, call))
+                }
+                _ => None,
+            })
+        })
+    }
+
+    /// Records the kernel behind these dispatches. Returns the number of dispatches.
+    pub(super) fn record_totals(&self, pass: &mut wgpu::ComputePass<'_>) -> usize {
+        self.sums.as_ref().map_or(0, |sums| sums.record(pass))
     }
 }
 

@@ -146,14 +146,15 @@ impl Sums {
         self.inputs.record(device, encoder)
     }
 
-    /// Records the kernel behind the dispatches that take sums.
-    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+    /// Records the kernel behind the dispatches that take sums, if any tensor takes part. Returns the number of dispatches.
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) -> usize {
         let [x, y] = self.workgroups;
         if x == 0 {
-            return;
+            return 0;
         }
         pass.set_pipeline(&self.add);
         pass.set_bind_group(TENSORS_GROUP, &self.bindings, &[]);
         pass.dispatch_workgroups(x, y, 1);
+        1
     }
 }

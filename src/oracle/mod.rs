@@ -115,6 +115,19 @@ pub struct Element<T> {
     pub numel: usize,
 }
 
+impl<T: Copy + Default> Element<T> {
+    /// The element of a tensor over which no sums have been taken.
+    #[must_use]
+    pub fn new(theta: T, slots: [T; MAX_SLOTS]) -> Self {
+        Self {
+            theta,
+            slots,
+            sums: [T::default(); MAX_SUMS],
+            numel: 1,
+        }
+    }
+}
+
 impl<T> Element<T> {
     /// The parameter and the slots, each to be changed beside the others.
     pub const fn split(&mut self) -> (&mut T, &mut [T; MAX_SLOTS]) {
@@ -207,11 +220,10 @@ impl<R: Textbook> Oracle<R> {
     /// Starts from these parameters, with the slots as they start.
     #[must_use]
     pub fn new(params: &[f32], rounding: Roundoff) -> Self {
+        let slots = [Bounded::default(); MAX_SLOTS];
         let at = |theta: &f32| Element {
-            theta: Bounded::exactly(*theta),
-            slots: [Bounded::default(); MAX_SLOTS],
-            sums: [Bounded::default(); MAX_SUMS],
             numel: params.len(),
+            ..Element::new(Bounded::exactly(*theta), slots)
         };
         Self {
             elements: params.iter().map(at).collect(),

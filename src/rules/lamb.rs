@@ -22,7 +22,7 @@ config! {
     /// in `f32`: a norm below 1e-19 counts as zero, and 1e19 is too large.
     ///
     /// NVIDIA's Apex and timm also clip all gradients by their norm at 1; that is
-    /// [`StepControl::max_norm`](crate::StepControl::max_norm) here.
+    /// [`max_norm`](crate::control::StepControlBuilder::max_norm) here.
     ///
     /// ```
     /// use wgpu_optim::{CpuOptimizer, LambConfig};
@@ -58,7 +58,7 @@ config! {
 
 impl LambConfig {
     /// timm's and Apex's LAMB: a decoupled weight decay of 0.01, and a ratio only for tensors with one. Both clip the norm of
-    /// all gradients at 1, too: [`StepControl::max_norm`](crate::StepControl::max_norm).
+    /// all gradients at 1, too: [`max_norm`](crate::control::StepControlBuilder::max_norm).
     pub const fn timm(lr: f64) -> LambConfigBuilder {
         Self::builder(lr).always_adapt(false).decoupling(1e-2)
     }

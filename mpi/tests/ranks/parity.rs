@@ -4,7 +4,7 @@ use wgpu_optim::cpu::TensorValues;
 use wgpu_optim::rules::Twin;
 use wgpu_optim::{
     AdamConfig, AnyRule, CpuControl, CpuOptimizer, LossScale, Masters, Optimizer, ParamGroups,
-    Precision, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec,
+    Precision, Rule as _, SgdConfig, StepControl, StorageType, TensorSlice, TensorSpec,
 };
 use wgpu_optim_mpi::mpi::topology::SimpleCommunicator;
 use wgpu_optim_mpi::mpi::traits::Communicator as _;

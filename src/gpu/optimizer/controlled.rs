@@ -347,8 +347,8 @@ impl Recorder {
         let ring = self.ring.as_ref();
         let chunks = under.chunks.as_ref().zip(under.places.chunks.as_ref());
         let sums = chunks.map_or(0, |(table, bindings)| {
-            let bindings = (group, bindings);
-            table.record_sums(pass, ring, plan, bound, bindings, dispatches, uniforms_of)
+            let calls = table.sum_calls(group, bindings, plan, bound, dispatches);
+            pass::record(pass, ring, calls, uniforms_of) + table.record_totals(pass)
         });
         let recorded = pass::record(pass, ring, calls.enumerate(), uniforms_of);
         let of_control = 1 + usize::from(under.tensor_clip.is_some());

@@ -318,8 +318,8 @@ impl Recorder {
         });
         let ring = self.ring.as_ref();
         let sums = chunks.map_or(0, |(table, bindings)| {
-            let bindings = (group, bindings);
-            table.record_sums(pass, ring, plan, bound, bindings, dispatches, uniforms_of)
+            let calls = table.sum_calls(group, bindings, plan, bound, dispatches);
+            pass::record(pass, ring, calls, uniforms_of) + table.record_totals(pass)
         });
         let recorded = pass::record(pass, ring, calls.enumerate(), uniforms_of);
         self.prepared = Prepared::Nothing;

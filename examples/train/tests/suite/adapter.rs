@@ -137,10 +137,7 @@ fn first_steps_stay_within_the_bound_of_the_whole_run() {
             steps += 1;
             for ((params, state), grads) in params.iter_mut().zip(&mut state).zip(&bound.grads) {
                 for ((theta, slots), grad) in params.iter_mut().zip(state).zip(grads) {
-                    let mut element = Element {
-                        theta: *theta,
-                        slots: *slots,
-                    };
+                    let mut element = Element::new(*theta, *slots);
                     rule.bound(steps as u64, at, &mut element, *grad);
                     (*theta, *slots) = (element.theta, element.slots);
                 }
