@@ -13,6 +13,9 @@ const BLOCK_ELEMS: usize = 256;
 
 type Block = [f32; BLOCK_ELEMS];
 
+/// Elements of a block of `f32` whose gradients alone are copied: a call of the twin costs as much as some hundred elements.
+const SCALED_ELEMS: usize = 2048;
+
 /// The properties of a tensor that a step needs beside its values.
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
@@ -69,8 +72,8 @@ fn over(
     mut update: impl FnMut(&mut [f32], &mut [&mut [f32]], &[f32]),
 ) {
     let storage = stored.storage;
-    if storage.is_f32() && stored.factors.is_none() {
-        return over_f32(params, state, grads, update);
+    if storage.is_f32() {
+        return over_f32(stored.factors, params, state, grads, update);
     }
     let (slots, masters) = state.split_at_mut(storage.slots().len());
     let mut blocks: [Block; 2 + MAX_SLOTS] = [[0.0; BLOCK_ELEMS]; 2 + MAX_SLOTS];
@@ -155,8 +158,9 @@ fn over(
     }
 }
 
-/// Calls for all elements at once.
+/// Calls for all elements at once, or in blocks where gradients go through factors.
 fn over_f32(
+    factors: Option<Factors>,
     params: WordsMut<'_>,
     state: &mut [WordsMut<'_>],
     grads: Words<'_>,
@@ -168,8 +172,23 @@ fn over_f32(
             *values = slot;
         }
     }
-    if let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) {
-        update(params, &mut values[..kept], grads);
+    let (WordsMut::F32(params), Words::F32(grads)) = (params, grads) else {
+        return;
+    };
+    let Some(factors) = factors else {
+        return update(params, &mut values[..kept], grads);
+    };
+    let mut scaled = [0.0; SCALED_ELEMS];
+    let blocks = params.chunks_mut(SCALED_ELEMS);
+    for (index, (params, grads)) in blocks.zip(grads.chunks(SCALED_ELEMS)).enumerate() {
+        let scaled = &mut scaled[..grads.len()];
+        Arch::new().dispatch(Scale(factors, grads, scaled));
+        let start = index * SCALED_ELEMS;
+        let mut block: [&mut [f32]; MAX_SLOTS] = Default::default();
+        for (block, slot) in block.iter_mut().zip(&mut values[..kept]) {
+            *block = &mut slot[start..start + params.len()];
+        }
+        update(params, &mut block[..kept], scaled);
     }
 }
 

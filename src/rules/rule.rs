@@ -165,7 +165,7 @@ impl<const N: usize> From<[f32; N]> for Scalars {
 /// [`Twin`] adds the CPU; `examples/custom_rule.rs` in the repository is a whole one.
 ///
 /// A rule whose elements need something of their whole tensor, such as its norm, names [`sums`](Self::sums). A step then has
-/// two passes: the first adds up, in an order that depends on the tensor's length alone, and the second updates. Its WGSL has
+/// two passes: the first adds up in one order, so that the same step gives the same bits, and the second updates. Its WGSL has
 /// two more functions:
 ///
 /// ```wgsl

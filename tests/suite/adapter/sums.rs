@@ -1,9 +1,11 @@
 //! Rules that take sums over tensors, on a device.
 
 use wgpu_optim::oracle::Roundoff;
+use wgpu_optim::rules::{Scalars, Twin};
 use wgpu_optim::wgsl::KernelError;
 use wgpu_optim::{
-    AnyRule, Arena, BuildError, GpuOptimizer, LambConfig, Optimizer, StepError, wgpu,
+    AnyRule, Arena, BuildError, ConfigError, CpuOptimizer, GpuControl, GpuOptimizer, LambConfig,
+    Optimizer, Rule, StepControl, StepError, wgpu,
 };
 
 use super::{Bench, Tensors, gpu_test, whole};
@@ -72,6 +74,138 @@ async fn an_arena_takes_five_dispatches_and_the_same_bits_twice() {
         let (dispatches, state) = run().await;
         assert_eq!(dispatches, 5);
         assert_eq!(run().await.1, state);
+    }
+}
+
+/// Descent by gradients of root mean square one: a rule of a user's own, without a slot.
+#[derive(Clone, Debug, PartialEq)]
+struct RmsDescent {
+    lr: f64,
+}
+
+impl Rule for RmsDescent {
+    fn stem(&self) -> &'static str {
+        "rms_descent"
+    }
+
+    fn wgsl(&self) -> String {
+        "
+        fn measure(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: State) -> Summands {
+            return Summands(g * g);
+        }
+        fn decide(k: Scalars, sums: Sums, numel: f32) -> Scalars {
+            return Scalars(k.lr / sqrt(sums.grads_sq / numel));
+        }
+        fn update(k: Scalars, theta: vec4<f32>, g: vec4<f32>, state: ptr<function, State>) -> vec4<f32> {
+            return theta - k.lr * g;
+        }"
+        .into()
+    }
+
+    fn scalar_names(&self) -> &'static [&'static str] {
+        &["lr"]
+    }
+
+    fn sums(&self) -> &'static [&'static str] {
+        &["grads_sq"]
+    }
+
+    fn scalars(&self, _phase: u64) -> Scalars {
+        [self.lr as f32].into()
+    }
+
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn with_lr(&self, lr: f64) -> Result<Self, ConfigError> {
+        Ok(Self { lr })
+    }
+}
+
+impl Twin for RmsDescent {
+    fn step(&self, scalars: &Scalars, params: &mut [f32], _: &mut [&mut [f32]], grads: &[f32]) {
+        let lr = scalars.as_slice()[0];
+        for (theta, g) in params.iter_mut().zip(grads) {
+            *theta -= lr * g;
+        }
+    }
+
+    fn measure(&self, _: &Scalars, _: &[f32], _: &[&[f32]], grads: &[f32], sums: &mut [f64]) {
+        sums[0] += grads.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+    }
+
+    fn decide(&self, scalars: &Scalars, sums: &[f32], numel: f32) -> Scalars {
+        [scalars.as_slice()[0] / (sums[0] / numel).sqrt()].into()
+    }
+}
+
+/// Tensors of any length, one of them frozen for a step, with a control and without, move as they do one by one in `f64`, on
+/// the device and on the CPU.
+#[gpu_test]
+async fn a_rule_of_ones_own_takes_sums() {
+    // A term is rounded fewer than 64 times on its way into the sum, and a root halves that; the rest is a handful.
+    const BOUND: f64 = 64.0 * f32::EPSILON as f64;
+    let numels = [1, 5, 1001, 70_003, 64];
+    for (bench, is_controlled) in Bench::both().await.flat_map(|b| [(b, false), (b, true)]) {
+        let starts = numels.map(|numel| values(numel as u64, numel));
+        let grads = numels.map(|numel| values(9 + numel as u64, numel));
+        let params_buffers = starts.each_ref().map(|start| bench.buffer_of(start));
+        let grads_buffers = grads.each_ref().map(|grads| bench.buffer_of(grads));
+        let names = numels.map(|numel| numel.to_string());
+        let buffers = params_buffers.iter().zip(&grads_buffers);
+        let tensors = names.iter().zip(buffers);
+        let tensors = tensors.map(|(name, (params, grads))| whole(name, params, grads));
+        let tensors: Vec<_> = tensors.collect();
+        let rule = RmsDescent { lr: 0.5 };
+        let mut on_device = GpuOptimizer::new(&bench.kernels, rule.clone(), &tensors).unwrap();
+        let specs = names
+            .iter()
+            .zip(numels)
+            .map(|(name, numel)| (name.as_str(), [numel]));
+        let mut on_cpu = CpuOptimizer::new(rule, specs).unwrap();
+        let control = StepControl::builder().max_norm(1.0).build().unwrap();
+        let mut control = GpuControl::new(&bench.kernels, control).unwrap();
+        let mut of_cpu = starts.clone();
+        let mut exact = starts.each_ref().map(|start| {
+            let start = start.iter().map(|theta| f64::from(*theta));
+            start.collect::<Vec<_>>()
+        });
+        for step in 0..3 {
+            on_device.set_frozen("1001", step == 1).unwrap();
+            on_cpu.set_frozen("1001", step == 1).unwrap();
+            // However a control scales gradients, their root mean square is one.
+            bench.submit(|encoder| match is_controlled {
+                true => on_device.step_with(encoder, &mut control).unwrap(),
+                false => on_device.step(encoder).unwrap(),
+            });
+            let mut slices = of_cpu.each_mut().map(Vec::as_mut_slice);
+            let grads_of = grads.each_ref().map(Vec::as_slice);
+            on_cpu.step(&mut slices, &grads_of).unwrap();
+            for (tensor, exact) in exact.iter_mut().enumerate() {
+                if tensor == 2 && step == 1 {
+                    continue;
+                }
+                let grads = || grads[tensor].iter().map(|g| f64::from(*g));
+                let mean_sq = grads().map(|g| g * g).sum::<f64>() / numels[tensor] as f64;
+                for (theta, g) in exact.iter_mut().zip(grads()) {
+                    *theta -= 0.5 * g / mean_sq.sqrt();
+                }
+            }
+        }
+        for (tensor, exact) in exact.iter().enumerate() {
+            let of_device = bench.download(&params_buffers[tensor]).await;
+            for actual in [&of_device, &of_cpu[tensor]] {
+                for ((actual, exact), start) in actual.iter().zip(exact).zip(&starts[tensor]) {
+                    let off = (f64::from(*actual) - exact).abs();
+                    let moved = (exact - f64::from(*start)).abs() + exact.abs();
+                    assert!(
+                        off <= 3.0 * BOUND * moved,
+                        "tensor {tensor}: {actual} {exact}"
+                    );
+                }
+            }
+        }
     }
 }
 
