@@ -23,9 +23,26 @@
 //! | [`examples`] | the examples, and a gallery of the pictures |
 //! | [`questions`] | what each common error means and what to do |
 
+// Pages refer to each other by labels, which each defines for readers of the files. In front of it stand definitions for
+// rustdoc, and of two the first one holds.
 macro_rules! pages {
     ($($page:ident),* $(,)?) => {
+        macro_rules! labels {
+            () => {
+                concat!(
+                    $("[", stringify!($page), "]: crate::guide::", stringify!($page), "\n",)*
+                    "[all-rules]: crate::guide::rules#all-rules\n",
+                    "[forms]: crate::guide::rules#forms-of-momentum\n",
+                    "[costs-of-clipping]: crate::guide::benchmarks#clipping\n",
+                    "[costs-of-files]: crate::guide::benchmarks#files\n",
+                    "[costs-of-many]: crate::guide::benchmarks#many-tensors\n",
+                    "[training]: crate::guide::examples#training\n",
+                )
+            };
+        }
+
         $(
+            #[doc = labels!()]
             #[doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))]
             pub mod $page {}
         )*

@@ -37,15 +37,32 @@ fn prose(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The targets of inline links and images, spans of code left out.
-fn targets(text: &str) -> Vec<&str> {
-    let outside_code = prose(text).flat_map(|line| line.split('`').step_by(2));
+/// The text of no code, in parts.
+fn outside_code(text: &str) -> impl Iterator<Item = &str> {
+    prose(text).flat_map(|line| line.split('`').step_by(2))
+}
+
+/// The labels that a text defines, and their targets.
+fn definitions(text: &str) -> HashMap<&str, &str> {
+    let lines = prose(text).filter_map(|line| line.strip_prefix('['));
+    lines.filter_map(|line| line.split_once("]: ")).collect()
+}
+
+/// The targets of links and images, by path or by label. A label that is not defined is an error.
+fn targets(text: &str) -> Result<Vec<&str>, String> {
+    let definitions = definitions(text);
     // A link's text may be code: then the part behind it begins with its end.
-    let starts = outside_code.flat_map(|part| part.split("](").skip(1));
-    starts
-        .filter_map(|rest| rest.split_once(')'))
-        .map(|(target, _)| target)
-        .collect()
+    let after = |start, end| {
+        let starts = outside_code(text).flat_map(move |part| part.split(start).skip(1));
+        starts
+            .filter_map(move |rest| rest.split_once(end))
+            .map(|(target, _)| target)
+    };
+    let by_label = after("][", ']').map(|label| {
+        let target = definitions.get(label).copied();
+        target.ok_or_else(|| format!("[{label}] is not defined"))
+    });
+    after("](", ')').map(Ok).chain(by_label).collect()
 }
 
 /// The anchors that GitHub gives the headings of a text.
@@ -99,10 +116,17 @@ fn relative_links_lead_to_files_and_headings() {
     let mut faults = Vec::new();
     for file in &files {
         let text = fs::read_to_string(file).unwrap();
-        for target in targets(&text) {
-            links += 1;
-            let fault = fault(file, target);
-            faults.extend(fault.map(|fault| format!("{}: {target} {fault}", file.display())));
+        match targets(&text) {
+            Ok(targets) => {
+                links += targets.len();
+                let found = targets
+                    .iter()
+                    .filter_map(|target| Some((target, fault(file, target)?)));
+                faults.extend(
+                    found.map(|(target, fault)| format!("{}: {target} {fault}", file.display())),
+                );
+            }
+            Err(error) => faults.push(format!("{}: {error}", file.display())),
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -121,8 +145,9 @@ fn links_that_lead_nowhere_are_found() {
 
 #[test]
 fn links_are_read_outside_of_code() {
-    let text = "a [b](c.md), ![d](e.svg) and [`f`](g.md#h), not `i[j](k)`\n```rust\n[l](m)\n```\n";
-    assert_eq!(targets(text), ["c.md", "e.svg", "g.md#h"]);
+    let text = "a [b](c.md), ![d](e.svg) and [`f`][g], not `i[j](k)`\n```rust\n[l](m)\n```\n\n[g]: g.md#h\n";
+    assert_eq!(targets(text).unwrap(), ["c.md", "e.svg", "g.md#h"]);
+    assert!(targets("[f][h]\n\n[g]: g.md").unwrap_err().contains("[h]"));
     assert_eq!(anchors("# A `b`, c\n## A b c\n"), ["a-b-c", "a-b-c-1"]);
 }
 
@@ -130,7 +155,7 @@ fn links_are_read_outside_of_code() {
 fn the_readme_links_every_page_of_the_guide() {
     let root = crate::root();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let linked = targets(&readme);
+    let linked = targets(&readme).unwrap();
     for page in markdown_files(&root.join("docs")) {
         let page = page.strip_prefix(&root).unwrap().to_str().unwrap();
         assert!(linked.contains(&page), "{page}");
