@@ -39,7 +39,7 @@
 //! | [`gpu`], [`cpu`] | everything about devices, arenas and transfers; everything about slices |
 //! | [`state`] | what optimizers remember, and its form in files |
 //! | [`files`] | headers and indexes of safetensors files |
-//! | [`guide`] | pages on weight tying, accumulation, averages, rows and more, each of which runs |
+//! | [`guide`] | a page for each task, from embedding a step to what an error means; their code runs as tests |
 //! | [`oracle`] | every rule in double precision, with bounds on the error of an `f32` step |
 //! | [`plan`], [`wgsl`] | how tensors become dispatches and rules become kernels, for tools and for hosts other than wgpu; they change with every version |
 //!

@@ -5,6 +5,9 @@
 mod adapter;
 mod fuzz;
 mod kernel_report;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod links;
 mod mpi;
 mod platform;
 mod targets;

@@ -15,6 +15,7 @@ mod diloco;
 mod experiments;
 mod gradients;
 mod groups;
+mod guide;
 #[cfg(target_os = "linux")]
 mod interruptions;
 #[cfg(target_os = "linux")]
