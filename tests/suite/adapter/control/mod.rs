@@ -835,12 +835,10 @@ async fn tensors_that_are_clipped_one_by_one_share_their_scalars() {
         let control = StepControl::builder().tensor_max_norm(1.0);
         let mut control = bench.control(control.build().unwrap());
         let bytes = || {
-            bench
-                .device
-                .get_internal_counters()
-                .hal
-                .buffer_memory
-                .read()
+            // What is done with is freed when somebody looks.
+            let device = &bench.device;
+            device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+            device.get_internal_counters().hal.buffer_memory.read()
         };
         let before = bytes();
         bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
