@@ -19,6 +19,7 @@ mod groups;
 mod interruptions;
 #[cfg(target_os = "linux")]
 mod limits;
+mod manual;
 mod model;
 mod outputs;
 mod refusals;
