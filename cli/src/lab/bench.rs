@@ -136,7 +136,7 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-/// Two lines on what to try after a first look: nothing where somebody has chosen what is measured.
+/// Two lines on what to try after a first look; nothing where somebody has chosen rules or a model.
 fn what_next(args: &BenchArgs) -> String {
     if !(args.rule.is_empty() && args.form.is_empty()) || args.model.is_some() {
         return String::new();
