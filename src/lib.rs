@@ -79,6 +79,7 @@
 //! - `backends` (on by default): wgpu's default backends. An engine that chooses its own turns it off, and `gpu` on.
 //! - `safetensors`: [`Arena`] and [`OptimizerState`] to and from files, and what PyTorch's optimizers remember.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(feature = "gpu"),
     allow(dead_code, reason = "what only kernels on a device need")

@@ -62,8 +62,12 @@ pub enum Command {
     #[cfg(feature = "lab")]
     #[command(flatten)]
     Lab(crate::lab::Command),
-    /// List the adapters and what the kernels would use on each
+    /// Say where this machine computes steps, list its adapters and what the kernels would use on each
     Info(InfoArgs),
+    /// Print a script by which a shell completes commands and options
+    Completions(CompletionsArgs),
+    /// Print the manual page, in roff: of one command, or of all together
+    Man(ManArgs),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -271,6 +275,19 @@ pub struct InfoArgs {
     pub numel: Vec<usize>,
     #[command(flatten)]
     pub rule: RuleArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CompletionsArgs {
+    /// Shell to complete in
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ManArgs {
+    /// Command to print the page of, such as step [default: the page of the program, which lists its commands]
+    pub command: Option<String>,
 }
 
 /// A number of elements.

@@ -12,7 +12,7 @@ use crate::Failure;
 use crate::args::{CommonArgs, DeviceArg};
 
 /// The advice on a machine that has no adapter.
-pub const NO_ADAPTER_HINT: &str =
+const NO_ADAPTER_HINT: &str =
     "a software adapter will do: on Debian and Ubuntu, install mesa-vulkan-drivers";
 
 /// Features that devices get for the benchmark's sake, where their adapters have them.
@@ -117,6 +117,21 @@ impl Choice {
         adapters
             .none_will_do(common, allow_software, refusals)
             .map(Self::cpu)
+    }
+
+    /// One sentence on where updates are computed on this machine, and why there.
+    pub fn in_a_sentence(common: &CommonArgs) -> String {
+        match Self::for_updates(common) {
+            Ok(Self { backend, reason }) => match backend {
+                Backend::Gpu(open) => format!(
+                    "Steps are computed on the {} {}: {reason}.",
+                    open.about.kind(),
+                    open.name()
+                ),
+                Backend::Cpu => format!("Steps are computed on the {}: {reason}.", cpu_name()),
+            },
+            Err(failure) => format!("Steps cannot be computed: {failure}."),
+        }
     }
 
     pub(crate) fn cpu(reason: impl Into<String>) -> Self {
@@ -403,6 +418,17 @@ impl Adapter {
             pci_bus_id: info.device_pci_bus_id,
             full_name,
             error: None,
+        }
+    }
+
+    /// The kind of the adapter, in words.
+    fn kind(&self) -> &'static str {
+        match &*self.device_type {
+            "DiscreteGpu" => "discrete GPU",
+            "IntegratedGpu" => "integrated GPU",
+            "VirtualGpu" => "virtual GPU",
+            "Cpu" => "software adapter",
+            _ => "GPU of unknown kind",
         }
     }
 

@@ -15,12 +15,14 @@ use wgpu_optim::{
 use wgpu_optim_files::{Model, Steppable};
 
 use crate::args::{CommonArgs, InfoArgs};
-use crate::backend::{Adapter, Adapters, NO_ADAPTER_HINT};
+use crate::backend::{Adapter, Adapters, Choice};
 use crate::step::{cpu_windows, gpu_dispatches};
 use crate::{Failure, print};
 
 #[derive(Debug, Serialize)]
 struct Report {
+    /// One sentence on where updates are computed on this machine, and why there.
+    summary: String,
     adapters: Vec<AdapterReport>,
     cpu_threads: usize,
     /// With `--plan`, what the CPU twin would do.
@@ -283,6 +285,7 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
     }
     let report_on = |number| AdapterReport::new(adapters.tried(number), job.as_ref());
     let report = Report {
+        summary: Choice::in_a_sentence(common),
         adapters: numbers.into_iter().map(report_on).collect(),
         cpu_threads: rayon::current_num_threads(),
         cpu_plan: job.as_ref().map(Job::on_cpu),
@@ -292,10 +295,7 @@ pub fn run(common: &CommonArgs, args: &InfoArgs) -> Result<(), Failure> {
 
 impl Report {
     fn to_text(&self) -> String {
-        let mut text = String::new();
-        if self.adapters.is_empty() {
-            text += &format!("no adapter: {NO_ADAPTER_HINT}\n\n");
-        }
+        let mut text = format!("{}\n\n", self.summary);
         for adapter in &self.adapters {
             let about = &adapter.adapter;
             // Writing to a string cannot fail.

@@ -11,6 +11,7 @@ mod info;
 mod interrupt;
 #[cfg(feature = "lab")]
 mod lab;
+mod manual;
 mod progress;
 mod rule;
 mod step;
@@ -105,11 +106,7 @@ impl From<anyhow::Error> for Failure {
 /// line of the README: then it says so first, on stderr. Elsewhere they stay as they are, and ask for help.
 pub fn with_bench_under_cargo(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<_> = args.into_iter().collect();
-    // Cargo names the package of the program that it runs; one that is installed was built from another folder, or is not
-    // run by cargo.
-    let package = std::env::var_os("CARGO_MANIFEST_DIR");
-    let by_cargo = package.is_some_and(|package| package == env!("CARGO_MANIFEST_DIR"));
-    if cfg!(feature = "lab") && by_cargo && args.len() == 1 {
+    if cfg!(feature = "lab") && is_run_by_cargo() && args.len() == 1 {
         let _ = writeln!(
             io::stderr(),
             "cargo run without a command: bench, a minute of measuring this machine. Others are step, round, accuracy, \
@@ -118,6 +115,23 @@ pub fn with_bench_under_cargo(args: impl IntoIterator<Item = OsString>) -> Vec<O
         args.push("bench".into());
     }
     args
+}
+
+/// Whether `cargo run` has started this package's own program.
+fn is_run_by_cargo() -> bool {
+    // Cargo names the package of the program that it runs; one that is installed was built from another folder, or is not
+    // run by cargo.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    package.is_some_and(|package| package == env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The words that start this program once more, to be followed by a command.
+#[cfg(feature = "lab")]
+fn to_run_again() -> &'static str {
+    match is_run_by_cargo() {
+        true => "cargo run --release --",
+        false => "wgpu-optim",
+    }
 }
 
 /// Runs the command with these arguments, the first of which is its name, and returns its exit code. Prints to stdout
@@ -140,6 +154,8 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> u8 {
         Command::Step(step) => step::run(&args.common, step),
         Command::Round(round) => step::round::run(&args.common, round),
         Command::Info(info) => info::run(&args.common, info),
+        Command::Completions(completions) => manual::completions(&args.common, completions),
+        Command::Man(man) => manual::man(&args.common, man),
         #[cfg(feature = "lab")]
         Command::Lab(lab) => lab.run(&args.common),
     };
@@ -204,8 +220,13 @@ pub fn print(common: &CommonArgs, report: &impl Serialize, text: String) -> Resu
     } else {
         text
     };
+    print_text(format!("{}\n", document.trim_end()).as_bytes())
+}
+
+/// Prints what is no report to stdout, as it is.
+fn print_text(text: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    unless_closed(writeln!(stdout, "{}", document.trim_end()).and_then(|()| stdout.flush()))
+    unless_closed(stdout.write_all(text).and_then(|()| stdout.flush()))
 }
 
 /// A reader that closes the pipe early has read enough.

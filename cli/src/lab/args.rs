@@ -61,6 +61,10 @@ pub struct BenchArgs {
     /// Draw milliseconds against elements, too; by its name an .svg or a .png
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
+    /// Write one page to send, too: bench.html in this folder, with machine, command, chart and tables, and the report of
+    /// --json in it; created if missing
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
     /// Compare with a report that --json has printed before, and say what is slower
     #[arg(long, value_name = "OLD.json")]
     pub compare: Option<PathBuf>,

@@ -5,6 +5,7 @@
 
 mod comparison;
 mod elementwise;
+mod page;
 mod paths;
 mod plot;
 mod report;
@@ -13,7 +14,7 @@ mod timing;
 mod wide_copy;
 mod wide_stream;
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
@@ -28,7 +29,7 @@ use crate::lab::csv;
 use crate::lab::memory::check_memory;
 use crate::lab::problem::Problem;
 use crate::progress::Progress;
-use crate::{Failure, print, warn};
+use crate::{Failure, print, to_run_again, warn};
 use comparison::Comparison;
 use paths::{Path, Rig, Setup};
 use report::{Case, Report, Row, System};
@@ -55,16 +56,16 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let rules = args.rules()?;
     let (grid, notes) = grid(args)?;
     let old = args.compare.as_deref().map(read_report).transpose()?;
-    let mut outputs = Outputs::default();
-    let mut stage = |role, path: &Option<PathBuf>| {
-        let path = path.as_ref();
-        path.map(|path| outputs.stage(role, path)).transpose()
-    };
-    let table_file = stage("--csv", &args.csv)?;
-    let picture_file = stage("--plot", &args.plot)?;
     if let Some(path) = &args.plot {
         plot::check_extension(path)?;
     }
+    let mut outputs = Outputs::default();
+    let mut stage =
+        |role, path: Option<&FilePath>| path.map(|path| outputs.stage(role, path)).transpose();
+    let table_file = stage("--csv", args.csv.as_deref())?;
+    let picture_file = stage("--plot", args.plot.as_deref())?;
+    let page_path = args.report.as_deref().map(page::place).transpose()?;
+    let page_file = stage("--report", page_path.as_deref())?;
     let (opened, reason) = Choice::all_for_measurements(common, args.all_adapters)?;
     let about = |opened: &Opened| match opened {
         Ok(open) => Adapter::clone(&open.about),
@@ -112,6 +113,10 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
         let picture = plot::draw(&report, path).map_err(Failure::Failed)?;
         outputs.get(file).write_all_at(&picture, 0)?;
     }
+    if let Some(file) = page_file {
+        let page = page::draw(&report).map_err(Failure::Failed)?;
+        outputs.get(file).write_all_at(page.as_bytes(), 0)?;
+    }
     interrupt.check()?;
     outputs
         .replace_targets()?
@@ -121,10 +126,26 @@ pub fn run(common: &CommonArgs, args: &BenchArgs) -> Result<(), Failure> {
     let text = report.to_text()
         + &comparison
             .as_ref()
-            .map_or_else(String::new, Comparison::to_text);
+            .map_or_else(String::new, Comparison::to_text)
+        + &page_path.map_or_else(
+            || what_next(args),
+            |path| format!("written: {}\n", path.display()),
+        );
     let report = &report;
     print(common, &Document { report, comparison }, text)?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Two lines on what to try after a first look; nothing where somebody has chosen rules or a model.
+fn what_next(args: &BenchArgs) -> String {
+    if !(args.rule.is_empty() && args.form.is_empty()) || args.model.is_some() {
+        return String::new();
+    }
+    let run = to_run_again();
+    format!(
+        "\nnext: `{run} bench --model FILE --rule lion,adamw` measures a safetensors model of yours, by other rules\n\
+         next: `{run} bench --report DIR` writes a page of all this to send, `{run} step --help` says how to step a model\n"
+    )
 }
 
 /// The rows of a measurement so far, and why others are missing.

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::model::{Model, Tensor, Workspace};
-use crate::refusals::line;
+use crate::refusals::{assert_refused, line};
 #[cfg(target_os = "linux")]
 use crate::running::Running;
 use crate::{wgpu_optim, without_driver};
@@ -527,4 +527,91 @@ fn ctrl_c_leaves_nothing_behind() {
         "error: interrupted\n"
     );
     assert_eq!(workspace.snapshot().len(), 0);
+}
+
+#[test]
+fn a_page_is_written_that_fetches_nothing() {
+    let workspace = Workspace::new();
+    let mut bench = without_driver();
+    bench.current_dir(workspace.path("")).args(QUICK);
+    let found = report(bench.args(["--report", "new/folder"]));
+    let page = fs::read_to_string(workspace.path("new/folder/bench.html")).unwrap();
+    let (page, script) = page.split_once("type=\"application/json\">").unwrap();
+    let (script, _) = script.split_once("</script>").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(script).unwrap(), found);
+
+    for text in [
+        "<svg ",
+        "heavy-ball, one tensor",
+        "adamw, 4099 elements in 1 tensor; medians of",
+        "--report new/folder",
+        found["system"]["cpu"].as_str().unwrap(),
+        found["date"].as_str().unwrap(),
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    let lines = page.matches("<td>cpu-twin</td>").count();
+    let twins = rows(&found).iter().filter(|row| row["path"] == "cpu-twin");
+    assert_eq!(lines, twins.count());
+    let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
+    for fetches in ["http", "src=", "href=", "url(", "@import"] {
+        assert!(!without_namespace.contains(fetches), "{fetches}");
+    }
+    // Nothing of its making is left beside it.
+    assert_eq!(
+        fs::read_dir(workspace.path("new/folder")).unwrap().count(),
+        1
+    );
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_refused_before_anything_is_measured() {
+    let workspace = Workspace::new();
+    fs::write(workspace.path("file"), "precious").unwrap();
+    fs::create_dir_all(workspace.path("taken/bench.html")).unwrap();
+    let before = workspace.snapshot();
+    for (args, words) in [
+        (
+            &["--report", "file"][..],
+            &["cannot write into file", "exist"][..],
+        ),
+        (&["--report", "taken"], &["bench.html", "not a file"]),
+        (
+            &["--report", ".", "--csv", "bench.html"],
+            &["--csv", "--report", "bench.html"],
+        ),
+    ] {
+        let mut bench = workspace.command("bench --device cpu --numel 1G --seconds 86400");
+        assert_refused(&bench.args(args).output().unwrap(), words);
+    }
+    assert_eq!(workspace.snapshot(), before);
+}
+
+#[test]
+fn after_a_first_look_it_is_said_what_to_try_next() {
+    let next = |package: Option<&str>, more: &[&str]| {
+        let mut bench = without_driver();
+        match package {
+            Some(package) => bench.env("CARGO_MANIFEST_DIR", package),
+            None => bench.env_remove("CARGO_MANIFEST_DIR"),
+        };
+        let output = bench.args(QUICK).args(more).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().rev();
+        let next = lines.take_while(|line| line.starts_with("next: "));
+        next.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (package, run) in [
+        (None, "`wgpu-optim bench "),
+        (
+            Some(env!("CARGO_MANIFEST_DIR")),
+            "`cargo run --release -- bench ",
+        ),
+    ] {
+        let lines = next(package, &[]);
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.contains(run)), "{lines:?}");
+    }
+    assert!(next(None, &["--rule", "lion"]).is_empty());
+    assert!(next(None, &["--json"]).is_empty());
 }

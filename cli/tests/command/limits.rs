@@ -218,6 +218,8 @@ fn a_reader_that_closes_the_pipe_early_has_read_enough() {
         &["step", "--help"],
         &["info"],
         &["info", "--json"],
+        &["completions", "bash"],
+        &["man"],
         &[
             "bench",
             "--device",

@@ -20,6 +20,7 @@ mod guide;
 mod interruptions;
 #[cfg(target_os = "linux")]
 mod limits;
+mod manual;
 mod model;
 mod outputs;
 mod refusals;

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command as Process, Stdio};
 
 use ::wgpu_optim::AnyRule;
+use assert_cmd::Command;
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -164,7 +165,8 @@ fn info_lists_adapters_or_says_how_to_get_one() {
     assert!(adapter["driver"].is_string() && adapter["scalars"].is_string());
     let text = wgpu_optim().arg("info").output().unwrap().stdout;
     let text = String::from_utf8(text).unwrap();
-    let first = format!("0: {}", adapter["name"].as_str().unwrap());
+    let summary = report["summary"].as_str().unwrap();
+    let first = format!("{summary}\n\n0: {}", adapter["name"].as_str().unwrap());
     assert!(text.starts_with(&first), "{text}");
     assert!(
         text.contains("  ids  ") && text.contains("vendor 0x"),
@@ -178,6 +180,44 @@ fn info_lists_adapters_or_says_how_to_get_one() {
             .unwrap()
             .contains("mesa-vulkan-drivers")
     );
+}
+
+/// In one sentence, whatever is asked for, as `step` would do.
+#[test]
+fn info_says_where_steps_are_computed() {
+    let summary = |mut command: Command, args: &[&str]| {
+        let output = command.args(["info", "--json"]).args(args).output();
+        let report = json(&output.unwrap());
+        (report["summary"].as_str().unwrap().to_owned(), report)
+    };
+    let (said, report) = summary(wgpu_optim(), &["--device", "gpu"]);
+    let adapters = report["adapters"].as_array().unwrap();
+    let best = |adapter: &&Value| said.contains(adapter["full_name"].as_str().unwrap());
+    let adapter = adapters.iter().find(best).unwrap();
+    let kind = match adapter["device_type"].as_str().unwrap() {
+        "Cpu" => "software adapter",
+        "DiscreteGpu" => "discrete GPU",
+        "IntegratedGpu" => "integrated GPU",
+        "VirtualGpu" => "virtual GPU",
+        _ => "GPU of unknown kind",
+    };
+    let start = format!("Steps are computed on the {kind} ");
+    assert!(said.starts_with(&start), "{said}");
+    assert!(said.ends_with(": asked for with --device gpu."), "{said}");
+
+    let is_hardware = |adapter: &Value| adapter["device_type"] != "Cpu";
+    let (said, _) = summary(wgpu_optim(), &[]);
+    let on_twin = said.starts_with("Steps are computed on the CPU twin (");
+    assert_ne!(adapters.iter().any(is_hardware), on_twin, "{said}");
+    let (said, _) = summary(wgpu_optim(), &["--device", "cpu"]);
+    assert!(said.ends_with("threads): asked for with --device cpu."));
+    let (said, _) = summary(without_driver(), &[]);
+    assert!(
+        said.contains("CPU twin (") && said.contains("no adapter found"),
+        "{said}"
+    );
+    let (said, _) = summary(without_driver(), &["--device", "gpu"]);
+    assert!(said.starts_with("Steps cannot be computed: no adapter found"));
 }
 
 #[test]

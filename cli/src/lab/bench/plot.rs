@@ -33,11 +33,16 @@ pub fn check_extension(path: &Path) -> Result<()> {
 
 /// The picture in the format that the file's name asks for.
 pub fn draw(report: &Report, path: &Path) -> Result<Vec<u8>> {
-    let svg = picture::sheet(1, &panels(report))?;
+    let svg = svg(report)?;
     match format_of(path)? {
         Format::Svg => Ok(svg.into_bytes()),
         Format::Png => picture::to_png(&svg),
     }
+}
+
+/// The picture as an SVG.
+pub fn svg(report: &Report) -> Result<String> {
+    picture::sheet(1, &panels(report))
 }
 
 /// A panel for each rule and number of tensors.

@@ -1,6 +1,6 @@
 //! The report of a benchmark: as a document and as a table.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
@@ -268,12 +268,9 @@ impl Report {
         found
     }
 
-    pub fn to_text(&self) -> String {
-        let mut text = format!(
-            "wgpu-optim {}, {}: {}\n",
-            self.version, self.date, self.command
-        );
-        // Writing to a string cannot fail.
+    /// The machine, line by line: GPU or CPU, and what is known of it.
+    pub fn machine(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
         for adapter in &self.adapters {
             let Adapter {
                 number,
@@ -283,12 +280,10 @@ impl Report {
                 driver,
                 ..
             } = adapter;
-            let _ = writeln!(
-                text,
-                "GPU  {number}: {name} ({backend}, {device_type}), {driver}"
-            );
+            let about = format!("{number}: {name} ({backend}, {device_type}), {driver}");
+            lines.push(("GPU", about));
             if let Some(error) = &adapter.error {
-                let _ = writeln!(text, "     not measured: {error}");
+                lines.push(("", format!("not measured: {error}")));
             }
         }
         let System {
@@ -297,51 +292,68 @@ impl Report {
             cpu,
             threads,
         } = &self.system;
-        let _ = writeln!(text, "CPU  {cpu}, {threads} threads, {arch} {os}");
-        let _ = writeln!(text, "     ({})", self.reason);
-        let mut rows = self.rows.as_slice();
-        while let Some(first) = rows.first() {
-            let (case, later) =
-                rows.split_at(rows.iter().take_while(|r| r.same_case(first)).count());
-            rows = later;
+        lines.push(("CPU", format!("{cpu}, {threads} threads, {arch} {os}")));
+        lines.push(("", format!("({})", self.reason)));
+        lines
+    }
+
+    /// The rows of each case, under a heading.
+    pub fn cases(&self) -> impl Iterator<Item = (String, &[Row])> {
+        self.rows.chunk_by(Row::same_case).map(|case| {
+            let Row {
+                rule,
+                numel,
+                tensors,
+                rounds,
+                ..
+            } = &case[0];
+            let plural = if *tensors == 1 { "" } else { "s" };
             let caches = if self.hot_caches { "hot" } else { "cold" };
-            let _ = writeln!(
-                text,
-                "\n{}, {} elements in {} tensor{}; medians of {} rounds, {caches} caches\n{}",
-                first.rule,
-                first.numel,
-                first.tensors,
-                if first.tensors == 1 { "" } else { "s" },
-                first.rounds,
-                table(case)
+            let heading = format!(
+                "{rule}, {numel} elements in {tensors} tensor{plural}; medians of {rounds} rounds, {caches} caches"
             );
+            (heading, case)
+        })
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "wgpu-optim {}, {}: {}\n",
+            self.version, self.date, self.command
+        );
+        // Writing to a string cannot fail.
+        for (of, about) in self.machine() {
+            let _ = writeln!(text, "{of:<5}{about}");
         }
-        for BreakEven {
-            rule,
-            tensors,
-            device,
-            with_transfers,
-            numel,
-        } in &self.break_even
-        {
-            let tensors = match tensors {
-                1 => String::new(),
-                _ => format!(" of {tensors} tensors"),
-            };
-            let data = match with_transfers {
-                true => "gradients uploaded and parameters downloaded each step",
-                false => "data on the GPU",
-            };
-            let verdict = match numel {
-                Some(numel) => format!("ahead of the CPU from {numel:.0} elements on"),
-                None => "not ahead of the CPU at the largest size here".to_owned(),
-            };
-            let _ = writeln!(text, "{rule}{tensors} on {device}, {data}: {verdict}");
+        for (heading, rows) in self.cases() {
+            let _ = writeln!(text, "\n{heading}\n{}", table(rows));
+        }
+        for verdict in &self.break_even {
+            let _ = writeln!(text, "{verdict}");
         }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
         }
         text
+    }
+}
+
+impl fmt::Display for BreakEven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tensors = match self.tensors {
+            1 => String::new(),
+            tensors => format!(" of {tensors} tensors"),
+        };
+        let data = match self.with_transfers {
+            true => "gradients uploaded and parameters downloaded each step",
+            false => "data on the GPU",
+        };
+        let verdict = match self.numel {
+            Some(numel) => format!("ahead of the CPU from {numel:.0} elements on"),
+            None => "not ahead of the CPU at the largest size here".to_owned(),
+        };
+        let (rule, device) = (&self.rule, &self.device);
+        write!(f, "{rule}{tensors} on {device}, {data}: {verdict}")
     }
 }
 
@@ -364,46 +376,59 @@ fn crossing(mut sizes: Vec<(f64, f64)>) -> Option<f64> {
     Some((before.0.ln() + share * (first.0.ln() - before.0.ln())).exp())
 }
 
+/// The heads of a table's columns; all but those of words are of numbers.
+pub const COLUMNS: [&str; 11] = [
+    "path",
+    "device",
+    "ms",
+    "±",
+    "GPU ms",
+    "record µs",
+    "submit µs",
+    "GB/s",
+    "of roof",
+    "x CPU",
+    "worst ULP",
+];
+
+/// The columns of words, which come first.
+pub const WORDS: usize = 2;
+
+impl Row {
+    /// The row of a table.
+    pub fn cells(&self) -> [String; COLUMNS.len()] {
+        let cell = |value: Option<f64>, decimals: usize| {
+            value.map_or_else(String::new, |value| format!("{value:.decimals$}"))
+        };
+        let ms = Median {
+            median: self.ms_median,
+            low: self.ms_low,
+            high: self.ms_high,
+        };
+        [
+            self.path.to_string(),
+            self.device.clone(),
+            format!("{:.3}", self.ms_median),
+            format!("{:.0}%", 100.0 * ms.uncertainty()),
+            cell(self.pass_ms.filter(|ms| *ms > 0.0), 3),
+            cell(self.record_us, 0),
+            cell(self.submit_us, 0),
+            format!("{:.1}", self.gb_per_s),
+            cell(self.share_of_roof, 2),
+            cell(self.speedup_over_cpu, 2),
+            cell(self.worst_ulp, 2),
+        ]
+    }
+}
+
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "path",
-        "device",
-        "ms",
-        "±",
-        "GPU ms",
-        "record µs",
-        "submit µs",
-        "GB/s",
-        "of roof",
-        "x CPU",
-        "worst ULP",
-    ]);
-    let cell = |value: Option<f64>, decimals: usize| {
-        value.map_or_else(String::new, |value| format!("{value:.decimals$}"))
-    };
+    table.set_header(COLUMNS);
     for row in rows {
-        let ms = Median {
-            median: row.ms_median,
-            low: row.ms_low,
-            high: row.ms_high,
-        };
-        table.add_row([
-            row.path.to_string(),
-            row.device.clone(),
-            format!("{:.3}", row.ms_median),
-            format!("{:.0}%", 100.0 * ms.uncertainty()),
-            cell(row.pass_ms.filter(|ms| *ms > 0.0), 3),
-            cell(row.record_us, 0),
-            cell(row.submit_us, 0),
-            format!("{:.1}", row.gb_per_s),
-            cell(row.share_of_roof, 2),
-            cell(row.speedup_over_cpu, 2),
-            cell(row.worst_ulp, 2),
-        ]);
+        table.add_row(row.cells());
     }
-    for column in table.column_iter_mut().skip(2) {
+    for column in table.column_iter_mut().skip(WORDS) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
