@@ -822,36 +822,6 @@ async fn tensors_of_a_pool_move_under_a_control() {
     }
 }
 
-/// What a step sends of tensors that are clipped one by one grows by a block for each, not by the scalars of every step that
-/// may have been skipped. A browser does not count.
-#[cfg(not(target_arch = "wasm32"))]
-#[gpu_test]
-async fn tensors_that_are_clipped_one_by_one_share_their_scalars() {
-    let bench = Bench::with(wgpu_optim::OPTIONAL_FEATURES).await;
-    let bytes_of = |tensors: usize| {
-        let specs = (0..tensors).map(|tensor| (tensor.to_string(), [8]));
-        let arena = Arena::new(&bench.device, &bench.queue, specs).unwrap();
-        let mut optimizer = GpuOptimizer::new(&bench.kernels, adamw(), &arena.bindings()).unwrap();
-        let control = StepControl::builder().tensor_max_norm(1.0);
-        let mut control = bench.control(control.build().unwrap());
-        let bytes = || {
-            // What is done with is freed when somebody looks.
-            let device = &bench.device;
-            device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-            device.get_internal_counters().hal.buffer_memory.read()
-        };
-        let before = bytes();
-        bench.submit(|encoder| optimizer.step_with(encoder, &mut control).unwrap());
-        (bytes() - before) as usize
-    };
-    let [few, many] = [500, 1500].map(bytes_of);
-    let scalars = adamw().scalar_names().len();
-    let of_skipped_steps = 65 * 4 * scalars;
-    let of_tensor = (many - few) / 1000;
-    // The block, and twice what is staged: classes, ranges of sums, chunks.
-    assert!((256..of_skipped_steps).contains(&of_tensor), "{of_tensor}");
-}
-
 /// Buffers, bind groups, pipelines and modules; `noop::control` counts what is on the heap, and that nothing is submitted or
 /// polled. A browser does not count.
 #[cfg(not(target_arch = "wasm32"))]
