@@ -20,7 +20,7 @@ fn flags(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn no_device_flags_of_the_guide_are_flags_of_the_command() {
+fn flags_of_the_guide_are_flags_of_the_command() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/command.md");
     let page = fs::read_to_string(page).unwrap();
     let subcommands = ["step", "round", "bench", "accuracy", "experiments", "info"];
