@@ -13,8 +13,13 @@ pub fn completions(common: &CommonArgs, args: &CompletionsArgs) -> Result<(), Fa
     let mut command = Args::command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
-    print_text(&script)
+    clap_complete::generate(args.shell, &mut command, &name, &mut script);
+    let mut script = String::from_utf8(script).map_err(Failure::failed)?;
+    if args.shell == clap_complete::Shell::Bash {
+        // clap_complete 4.6.12 takes the hyphen of a program's name for a command's in some places, and not in others.
+        script = script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"));
+    }
+    print_text(script.as_bytes())
 }
 
 /// Prints the manual page of the command, or of one of its commands.

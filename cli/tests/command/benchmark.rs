@@ -550,7 +550,7 @@ fn a_page_is_written_that_fetches_nothing() {
     ] {
         assert!(page.contains(text), "{text}");
     }
-    let lines = page.matches("<td>cpu-twin</td>").count();
+    let lines = page.matches("<td>CPU twin</td>").count();
     let twins = rows(&found).iter().filter(|row| row["path"] == "cpu-twin");
     assert_eq!(lines, twins.count());
     let without_namespace = page.replace("http://www.w3.org/2000/svg", "");

@@ -61,7 +61,7 @@ fn bash_runs_its_script() {
         let word = typed.rsplit(' ').next().unwrap();
         let ask = format!(
             "source '{}'; COMP_WORDS=(wgpu-optim {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
-             _wgpu-optim wgpu-optim {word} {before}; echo \"${{COMPREPLY[*]}}\"",
+             _wgpu__optim wgpu-optim {word} {before}; echo \"${{COMPREPLY[*]}}\"",
             script.display()
         );
         let Ok(bash) = Process::new("bash").args(["-c", &ask]).output() else {

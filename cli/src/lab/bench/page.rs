@@ -73,18 +73,18 @@ fn devices(report: &Report) -> String {
 }
 
 fn table(rows: &[Row]) -> Markup {
-    let is_number = |column: usize| column >= WORDS;
+    let class = |column: usize| (column >= WORDS).then_some("number");
     html! {
         table {
             tr {
                 @for (column, head) in COLUMNS.iter().enumerate() {
-                    th.number[is_number(column)] { (head) }
+                    th class=[class(column)] { (head) }
                 }
             }
             @for row in rows {
                 tr {
                     @for (column, cell) in row.cells().iter().enumerate() {
-                        td.number[is_number(column)] { (cell) }
+                        td class=[class(column)] { (cell) }
                     }
                 }
             }
