@@ -1,6 +1,6 @@
 //! The header of a safetensors file: names, dtypes, shapes, places, and metadata in their order.
 
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::iter;
 use std::ops::Range;
 
@@ -336,7 +336,7 @@ impl<'c> Contents<'c> {
         })
     }
 
-    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let tensors = self.tensors.iter().map(|(_, _, _, bytes)| *bytes);
         iter::once(&*self.header).chain(tensors)
     }
@@ -344,11 +344,6 @@ impl<'c> Contents<'c> {
     /// All of it, in memory.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         self.parts().collect::<Vec<_>>().concat()
-    }
-
-    /// Writes all of it.
-    pub(crate) fn write_to(&self, writer: &mut impl Write) -> io::Result<()> {
-        self.parts().try_for_each(|part| writer.write_all(part))
     }
 }
 

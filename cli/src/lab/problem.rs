@@ -63,7 +63,7 @@ pub fn at_a_gentle_lr(rule: &AnyRule) -> Result<AnyRule, ConfigError> {
 const CHUNK: usize = 1 << 16;
 
 /// Bytes that the oracle takes for an element, about.
-const ORACLE_BYTES: u64 = 160;
+const ORACLE_BYTES: u64 = 264;
 
 /// Bytes that a tensor takes on the host beside its values, about: its name, its entries in lists, its objects on a device.
 const TENSOR_BYTES: u64 = 1 << 10;

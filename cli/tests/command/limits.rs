@@ -191,7 +191,7 @@ fn an_allocation_that_would_fail_is_not_tried() {
     }
 
     let report = json(&with_memory(
-        base + (21 << 10),
+        base + (34 << 10),
         &["accuracy", "--numel", "256K"],
     ));
     let names = |of: &Value| -> Vec<String> {

@@ -228,7 +228,9 @@ fn replace(path: &Path, contents: &Contents<'_>) -> io::Result<()> {
     }
     let temporary = builder.tempfile_in(directory)?;
     let mut writer = BufWriter::new(temporary.as_file());
-    contents.write_to(&mut writer)?;
+    for part in contents.parts() {
+        writer.write_all(part)?;
+    }
     writer.flush()?;
     drop(writer);
     if let Some(existing) = existing {
