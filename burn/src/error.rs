@@ -68,11 +68,11 @@ pub enum StepError {
         group: String,
         /// Path of a parameter.
         param: String,
-        /// Its learning rate.
+        /// The learning rate of that parameter.
         actual: f64,
         /// Path of the group's first parameter.
         first: String,
-        /// Its learning rate.
+        /// The learning rate of the group's first parameter.
         expected: f64,
     },
     /// A gradient of another shape than its parameter.
@@ -124,7 +124,7 @@ pub enum StepError {
     #[cfg(feature = "train")]
     #[error("the optimizer's state in the checkpoint: {message}")]
     Checkpoint {
-        /// What is wrong with it.
+        /// The reason why the state cannot be read or written.
         message: String,
     },
     /// State that could not be moved off the device.

@@ -102,7 +102,7 @@ impl<M: Module, R: Recorded> LearnerModule<M, R> {
         }
     }
 
-    /// The same steps to another module.
+    /// Returns another module that this module's optimizer steps.
     fn of(&self, module: M) -> Self {
         Self {
             module: Arc::new(Mutex::new(Some(module))),

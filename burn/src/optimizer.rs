@@ -66,8 +66,8 @@ impl<R: Rule> ModuleOptimizer<R> {
     }
 
     /// Updates the parameters that have gradients, by a learning rate or by burn's [`ModuleLearningRate`], which has several.
-    /// Where there are parameter groups, their learning rates keep their ratios to the default group's: a group's is the
-    /// one that its parameters have in `lr`, times that ratio.
+    /// Learning rates of parameter groups keep their ratios to the default group's: a group's is the one that its
+    /// parameters have in `lr`, times that ratio.
     ///
     /// Submits what burn has queued, and then the step. Does not wait for the GPU, but for burn's threads to have
     /// recorded what was queued.
@@ -85,7 +85,7 @@ impl<R: Rule> ModuleOptimizer<R> {
         stepped.map(|()| module)
     }
 
-    /// As [`step`](Self::step). Where nothing has been stepped, the module is as it was.
+    /// [`StepError`] as of [`step`](Self::step); then nothing has been stepped, and the module is as it was.
     pub(crate) fn try_step<M: Module>(
         &self,
         lr: &ModuleLearningRate,
@@ -135,7 +135,7 @@ impl<R: Rule> ModuleOptimizer<R> {
         self.engine().optimizer().map_or(0, |o| o.dispatches())
     }
 
-    /// The same optimizer, for those who share it.
+    /// Another handle to this optimizer, whose state both share.
     #[cfg(feature = "train")]
     pub(crate) fn handle(&self) -> Self {
         Self {

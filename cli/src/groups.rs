@@ -19,7 +19,7 @@ use crate::rule::{self, FieldArgs, Resumed};
 /// The metadata of a state's files that hold its groups.
 const KEY: &str = "groups";
 
-/// What a group says beside fields of the rule.
+/// The key of a group that is no field of its rule: globs of the names of its tensors.
 const MATCH: &str = "match";
 
 /// Names that an error lists.
@@ -60,7 +60,7 @@ pub struct Groups {
 #[derive(Debug)]
 pub struct Group {
     globs: Vec<Pattern>,
-    /// As it was typed.
+    /// The group as the user has typed it, for reports and errors.
     name: String,
     pub config: AnyRule,
     /// The slots that its rule keeps.
@@ -132,7 +132,7 @@ impl GroupSpec {
         ))
     }
 
-    /// As it is typed.
+    /// The group as a user would type it.
     fn to_text(&self) -> String {
         let globs = self.globs.iter().map(|glob| format!("{MATCH}={glob}"));
         let fields = self.fields.iter().map(|(field, value)| match value {

@@ -26,7 +26,7 @@ impl Factors {
         (self.unscale, self.clip, self.clip_value) == (1.0, 1.0, f32::INFINITY)
     }
 
-    /// Twin of `gradient` in `shaders/frame/controlled.wgsl`.
+    /// Twin of `wo_gradient` in `shaders/frame/rule.wgsl`.
     #[inline(always)]
     pub(crate) fn apply(&self, grad: f32) -> f32 {
         let grad = grad * self.unscale * self.clip;

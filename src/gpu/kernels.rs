@@ -215,20 +215,6 @@ impl Kernels {
         &self.inner.chunks_layouts[usize::from(is_controlled)][behind as usize]
     }
 
-    /// Makes sure that the device binds enough storage buffers for rules that take sums, under a control or not.
-    pub(crate) fn check_sums(&self, is_controlled: bool) -> Result<(), KernelError> {
-        let actual = self.inner.device.limits();
-        let actual = actual.max_storage_buffers_per_shader_stage;
-        let required = 5 + u32::from(is_controlled);
-        (actual >= required)
-            .then_some(())
-            .ok_or(KernelError::LimitTooLow {
-                limit: "max_storage_buffers_per_shader_stage",
-                required: required.into(),
-                actual: actual.into(),
-            })
-    }
-
     /// Whether the device binds enough storage buffers for kernels in chunks.
     pub(crate) const fn can_chunk(&self) -> bool {
         self.limits.max_storage_buffers >= 5

@@ -16,6 +16,10 @@ use crate::wgsl::{KernelVariant, SUM_PARTS};
 const PARTIAL_BYTES: u64 = 16;
 const TOTAL_BYTES: u64 = 32;
 
+/// Storage buffers that a pass of a rule with sums binds: parameters, gradients, state, chunks and sums; under a control its
+/// blocks, too.
+pub(super) const SUMS_BINDINGS: usize = 5;
+
 /// Words of the header and of an entry in `shaders/frame/totals.wgsl`.
 const ENTRY_WORDS: usize = 4;
 

@@ -17,7 +17,7 @@ fn control(control: StepControl) -> Control {
     Control::new(&gpu().1, control).unwrap()
 }
 
-/// What has come of all steps so far.
+/// The records of all steps so far.
 fn outcomes(control: &Control) -> Vec<ControlRecord> {
     gpu().0.sync().unwrap();
     let mut records = control.read();

@@ -186,7 +186,7 @@ fn ours(folder: &Path, epochs: usize, checkpoint: Option<usize>) -> LearningResu
     })
 }
 
-/// The same training by a loop of one's own.
+/// Trains as the learner does, in a loop of one's own, and returns the parameters.
 fn own_loop() -> [Vec<f32>; 4] {
     let mut network = Network::new(&gpu().0);
     let (mut optimizer, mut schedule) = (optimizer(), schedule().init().unwrap());

@@ -21,6 +21,7 @@ use crate::gpu::pass::{self, Call, Decision};
 use crate::gpu::rules::GroupRules;
 use crate::gpu::staged::Staged;
 use crate::gpu::submission::Submission;
+use crate::gpu::sums::SUMS_BINDINGS;
 use crate::plan::{Chunked, Plan};
 use crate::rules::Rule;
 use crate::state::Tensor;
@@ -378,7 +379,7 @@ impl UnderControl {
         let controlled = |variant: KernelVariant| variant.controlled(clips_values);
         let mut pipelines = Pipelines::new(kernels, rules, plan, controlled)?;
         if plan.has_sums() {
-            kernels.check_sums(true)?;
+            kernels.check_storage_buffers(SUMS_BINDINGS + 1)?;
         }
         let table = || ChunkTable::new(kernels, rules, plan, &mut pipelines, controlled);
         let can_chunk = plan.max_chunks() > 0 && kernels.can_chunk();

@@ -18,6 +18,7 @@ use crate::gpu::pass::{self, Call, Decision};
 use crate::gpu::rules::GroupRules;
 use crate::gpu::scalars::UniformRing;
 use crate::gpu::submission::{Fate, Submission, Submissions};
+use crate::gpu::sums::SUMS_BINDINGS;
 use crate::plan::{Chunked, Dispatch, Plan, Target};
 use crate::rules::Scalars;
 use crate::state::{Section, Tensor, Tensors};
@@ -127,7 +128,7 @@ impl Recorder {
         let plan = Plan::new(&layouts, kernels.device_limits());
         let plan = plan.map_err(|error| error.named(|index| tensors.name_of(index)))?;
         if plan.has_sums() {
-            kernels.check_sums(false)?;
+            kernels.check_storage_buffers(SUMS_BINDINGS)?;
         }
         let all: Vec<_> = (0..plan.pieces.len()).collect();
         let state = allocate_state(kernels, &plan, rules, &all)?;

@@ -1,6 +1,6 @@
 //! Rules that take sums over tensors, on a device.
 
-use wgpu_optim::oracle::Roundoff;
+use wgpu_optim::oracle::{Oracle, Roundoff};
 use wgpu_optim::rules::{Scalars, Twin};
 use wgpu_optim::wgsl::KernelError;
 use wgpu_optim::{
@@ -204,6 +204,70 @@ async fn a_rule_of_ones_own_takes_sums() {
                         "tensor {tensor}: {actual} {exact}"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Encoders that are dropped, tensors that move, leave and come back, and controls between plain steps: every step has the sums
+/// of the tensors that it updates, as they are then.
+#[gpu_test]
+async fn sums_follow_what_happens_between_steps() {
+    let config = AnyRule::from(LambConfig::timm(0.05).always_adapt(true).build().unwrap());
+    let numels = [1001, 64, 5003];
+    for bench in Bench::both().await {
+        let grads = numels.map(|numel| values(3 + numel as u64, numel));
+        let starts = numels.map(|numel| values(numel as u64, numel));
+        let mut oracles = starts
+            .each_ref()
+            .map(|start| Oracle::new(start, Roundoff::WGSL));
+        // Two places for each tensor.
+        let grads_buffers = grads.each_ref().map(|grads| bench.buffer_of(grads));
+        let places = [0, 1].map(|_| starts.each_ref().map(|start| bench.buffer_of(start)));
+        let bindings = |place: usize, tensors: &[usize]| -> Vec<_> {
+            let tensors = tensors.iter();
+            let of = |tensor: &usize| {
+                let name = ["a", "b", "c"][*tensor];
+                whole(name, &places[place][*tensor], &grads_buffers[*tensor])
+            };
+            tensors.map(of).collect()
+        };
+        let all = bindings(0, &[0, 1, 2]);
+        let mut optimizer = GpuOptimizer::new(&bench.kernels, config.clone(), &all).unwrap();
+        let control = StepControl::builder().build().unwrap();
+        let mut control = GpuControl::new(&bench.kernels, control).unwrap();
+        let mut place = 0;
+        for step in 0..8 {
+            let present: &[usize] = if step == 4 { &[0, 2] } else { &[0, 1, 2] };
+            let mut encoder = bench.encoder();
+            if [2, 4, 5].contains(&step) {
+                let to = 1 - place;
+                for (from, to) in places[place].iter().zip(&places[to]) {
+                    encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size());
+                }
+                place = to;
+                let bindings = bindings(place, present);
+                optimizer.rebind(&mut encoder, &bindings).unwrap();
+            }
+            match step {
+                3 | 6 => optimizer.step_with(&mut encoder, &mut control).unwrap(),
+                _ => optimizer.step(&mut encoder).unwrap(),
+            }
+            if step == 1 {
+                drop(encoder);
+                continue;
+            }
+            bench.queue.submit([encoder.finish()]);
+            // A plain step behind a controlled one needs its counts.
+            bench.wait(optimizer.state()).await.unwrap();
+            for tensor in present {
+                oracles[*tensor].step(&config, &grads[*tensor]);
+            }
+            for (tensor, oracle) in oracles.iter().enumerate() {
+                let params = bench.download(&places[place][tensor]).await;
+                oracle
+                    .check_params(&params)
+                    .unwrap_or_else(|e| panic!("step {step}, tensor {tensor}: {e}"));
             }
         }
     }
