@@ -234,7 +234,9 @@ impl<'a> Setup<'a> {
         let (problem, lr) = (self.problem, self.problem.config().lr());
         let path = |kind| self.path(kind, "CPU", problem.bytes_per_elem());
         let mut twin = path(Kind::CpuTwin);
-        let mut stream = path(Kind::Stream);
+        // What is copied is read once, whatever a rule's sums read before.
+        let of_copy = problem.storage().bytes_per_elem();
+        let mut stream = self.path(Kind::Stream, "CPU", of_copy);
         let of_norm = problem.storage().grads.bytes();
         let clipped = problem.bytes_per_elem() + of_norm;
         let mut clipped = self.path(Kind::ControlledTwin, "CPU", clipped);
@@ -302,7 +304,7 @@ impl<'a> Setup<'a> {
         let path = |kind, bytes_per_elem| self.path(kind, &open.name(), bytes_per_elem);
         let mut fused = path(Kind::Fused, of_rule);
         let mut clipped = path(Kind::Controlled, of_rule + storage.grads.bytes());
-        let mut copy = path(Kind::Copy, of_rule);
+        let mut copy = path(Kind::Copy, storage.bytes_per_elem());
         let mut unfused = path(Kind::Unfused, 0);
         let mut upload = path(Kind::UploadGrads, storage.grads.bytes());
         let mut download = path(Kind::DownloadParams, storage.params.bytes());
